@@ -1,0 +1,1 @@
+//! Benchmarks: stages and whole jobs beside their peers.

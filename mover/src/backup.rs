@@ -1,0 +1,323 @@
+//! A snapshot session becomes a recovery point.
+
+mod disk;
+mod repair;
+
+use crate::map::stream_map;
+use crate::{
+    Attachment, Begin, Commit, Consistency, DiskId, DiskRecord, Error, MachineId, Manifest, MapReader,
+    Name, NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence,
+    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish, Verification, World,
+    WriteSession, with_sealer,
+};
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
+use disk::DiskPass;
+use std::collections::BTreeMap;
+
+/// What to make of a source.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// The machine's name.
+    pub machine_name: Name,
+    /// The machine's identity where the hypervisor tells one; otherwise that of the newest point of this name.
+    pub machine: Option<MachineId>,
+    /// The id of the point to be made: the key that makes trying again harmless. Random when none.
+    pub point: Option<PointId>,
+    /// How changes may be found.
+    pub wish: TrackingWish,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// How the repository checks what it gets.
+    pub verification: Verification,
+    /// What the snapshot amounts to.
+    pub consistency: Consistency,
+    /// Words to find the point by.
+    pub tags: Vec<String>,
+    /// What else belongs to the machine.
+    pub attachments: Vec<NewAttachment>,
+    /// Most bytes to read from the source in a second.
+    pub rate: Option<u64>,
+}
+
+/// A file that travels with the machine.
+#[derive(Debug, Clone)]
+pub struct NewAttachment {
+    /// What it is: domain, nvram, tpm.
+    pub kind: Name,
+    /// Its file name.
+    pub name: String,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
+/// What a backup did.
+#[derive(Debug, Clone)]
+pub struct BackupReport {
+    /// The point.
+    pub point: RecoveryPoint,
+    /// Its parent.
+    pub parent: Option<PointId>,
+    /// What it amounts to.
+    pub consistency: Consistency,
+    /// Each disk.
+    pub disks: Vec<DiskReport>,
+    /// Distinct chunks the repository did not have.
+    pub chunks_new: u64,
+    /// Their plain bytes.
+    pub bytes_new: u64,
+    /// Their blobs, as they went to the repository.
+    pub bytes_sent: u64,
+    /// All that was added to the repository's packs, pages and manifest too.
+    pub bytes_stored: u64,
+    /// What the administrator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a backup did with one disk.
+#[derive(Debug, Clone)]
+pub struct DiskReport {
+    /// The disk.
+    pub name: Name,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How changes were found, why, and the counts.
+    pub tracking: TrackingRecord,
+}
+
+/// Backs `source` up into `repository` as one point, against the newest point of the same machine. The source's session
+/// is ended on every path; the point is durable and visible when this returns `Ok`, and there is none otherwise.
+///
+/// # Errors
+/// Those of source and repository, unmixed; nothing that was stored is lost for the next try.
+pub async fn backup<R: Repository, S: Source>(
+    repository: &R,
+    source: S,
+    options: &BackupOptions,
+    pool: &Pool,
+    world: &World,
+    progress: &Progress,
+) -> Result<BackupReport> {
+    let made = run(repository, &source, options, pool, world, progress).await;
+    let outcome = if made.is_ok() { Outcome::Committed } else { Outcome::Abandoned };
+    let finished = source.finish(outcome).await;
+    progress.enter(Phase::Done);
+    match (made, finished) {
+        (Ok(mut report), Err(error)) => {
+            // The point is there; what could not be tidied is settled by the next run.
+            report.warnings.push(format!("the source could not be released cleanly: {error}"));
+            Ok(report)
+        }
+        (Ok(report), Ok(())) => Ok(report),
+        (Err(error), finished) => {
+            if let Err(second) = finished {
+                tracing::warn!(error = %second, "the source could not be released cleanly after a failed backup");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn run<R: Repository, S: Source>(
+    repository: &R,
+    source: &S,
+    options: &BackupOptions,
+    pool: &Pool,
+    world: &World,
+    progress: &Progress,
+) -> Result<BackupReport> {
+    let begin_time = world.now();
+    let (machine, parent) = lineage(repository, options, world).await?;
+    let point = options.point.unwrap_or_else(|| PointId::random(world));
+    let begin = Begin {
+        point,
+        parents: parent.iter().map(|parent| parent.id).collect(),
+        owner: OwnerId::default(),
+        verification: options.verification,
+    };
+    let (session, begun) = repository.begin(begin).await?;
+    let prints = Fingerprinter::new(&repository.config().domain);
+    let parent = match &parent {
+        Some(parent) => Some(session.manifest(parent.id).await?),
+        None => None,
+    };
+    let job = Job { repository, session: &session, source, options, pool, prints: &prints, progress };
+    let made = job.run(machine, point, begin_time, parent.as_ref(), &begun.suspects, world).await;
+    if made.is_err() {
+        // The error that counts is the first; a session that cannot be closed is fenced later.
+        if let Err(error) = session.abandon().await {
+            tracing::debug!(%error, "session not closed after a failed backup");
+        }
+    }
+    made
+}
+
+/// The machine's id and its newest point.
+async fn lineage<R: Repository>(
+    repository: &R,
+    options: &BackupOptions,
+    world: &World,
+) -> Result<(MachineId, Option<RecoveryPoint>)> {
+    let machine = options.machine.is_none().then(|| options.machine_name.clone());
+    let points = repository.list(&PointFilter { machine, forgotten: false }).await?;
+    let id = options.machine.or(points.last().map(|point| point.machine)).unwrap_or_else(|| MachineId::random(world));
+    Ok((id, points.into_iter().rfind(|point| point.machine == id)))
+}
+
+/// Everything the steps of one backup share.
+struct Job<'a, R: Repository, S> {
+    repository: &'a R,
+    session: &'a R::Session,
+    source: &'a S,
+    options: &'a BackupOptions,
+    pool: &'a Pool,
+    prints: &'a Fingerprinter,
+    progress: &'a Progress,
+}
+
+impl<R: Repository, S: Source> Job<'_, R, S> {
+    async fn run(
+        &self,
+        machine: MachineId,
+        point: PointId,
+        begin_time: Timestamp,
+        parent: Option<&Manifest>,
+        suspects: &[crate::Suspect],
+        world: &World,
+    ) -> Result<BackupReport> {
+        let reader = MapReader::new(self.session, self.prints);
+        let repository = self.repository.config().id;
+        let mut warnings = Vec::new();
+        let mut disks = Vec::new();
+        self.progress.enter(Phase::Move);
+        for (index, description) in self.source.disks().iter().enumerate() {
+            let before = parent.and_then(|parent| parent.disk(&description.name));
+            let id = before.map_or_else(|| DiskId::random(world), |disk| disk.id);
+            let wish = self.options.wish;
+            let parent = before.map(|record| ParentDisk { repository, record });
+            let changed = self.source.changed(index, parent, wish).await?;
+            let suspects = suspects.iter().filter(|suspect| suspect.disk == id).map(|it| it.offset).collect();
+            let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects };
+            let (root, tracking) =
+                pass.run(changed).await.map_err(|error| error.context(format_args!("disk {}", description.name)))?;
+            warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
+            disks.push(DiskRecord {
+                id,
+                name: description.name.clone(),
+                size: description.size,
+                grid: GRID_BYTES,
+                root,
+                logical_sector_bytes: description.logical_sector_bytes,
+                physical_sector_bytes: description.physical_sector_bytes,
+                discard_bytes: description.discard_bytes,
+                boot_order: 0,
+                bus: String::new(),
+                serial: String::new(),
+                format: description.format.clone(),
+                format_options: description.format_options.clone(),
+                chain: description.chain.clone(),
+                tracking,
+            });
+        }
+        let mut attachments = Vec::new();
+        for attachment in &self.options.attachments {
+            attachments.push(self.attach(attachment).await?);
+        }
+        let end_time = world.now();
+        self.progress.enter(Phase::Commit);
+        let flushed = self.session.flush().await?;
+        self.source.check().await?;
+        let manifest = Manifest {
+            point,
+            machine,
+            machine_name: self.options.machine_name.clone(),
+            parent: parent.map(|parent| parent.point),
+            group: None,
+            snapshot_time: self.source.snapshot_time(),
+            begin_time,
+            end_time,
+            guest_clock_offset_ns: None,
+            consistency: self.options.consistency,
+            tags: self.options.tags.clone(),
+            labels: BTreeMap::new(),
+            producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
+            disks,
+            attachments,
+            bytes_new: flushed.bytes_plain,
+        };
+        let point = self.commit(&manifest).await?;
+        let flushed = self.session.flush().await?;
+        let report = |disk: DiskRecord| DiskReport { name: disk.name, size: disk.size, tracking: disk.tracking };
+        Ok(BackupReport {
+            point,
+            parent: manifest.parent,
+            consistency: manifest.consistency,
+            disks: manifest.disks.into_iter().map(report).collect(),
+            chunks_new: flushed.chunks,
+            bytes_new: flushed.bytes_plain,
+            bytes_sent: flushed.bytes_blobs,
+            bytes_stored: flushed.bytes_stored,
+            warnings,
+        })
+    }
+
+    /// Commits, and puts what the repository turns out to lack (R8), a bounded number of times.
+    async fn commit(&self, manifest: &Manifest) -> Result<RecoveryPoint> {
+        let draft = [PointDraft { manifest: manifest.clone(), origin: None::<Origin> }];
+        for _ in 0..COMMIT_TRIES_MAX {
+            match self.session.commit(&draft).await? {
+                Commit::Committed(points) => {
+                    return points.into_iter().next().ok_or_else(|| Error::internal("a commit without its point"));
+                }
+                Commit::Missing(ids) => {
+                    tracing::warn!(chunks = ids.len(), "the repository lost chunks since they were asked for");
+                    self.repair(manifest, ids).await?;
+                    self.session.flush().await?;
+                }
+            }
+        }
+        Err(Error::store_io("the repository keeps losing chunks that were just stored").hint("run `windlass verify`"))
+    }
+
+    async fn attach(&self, attachment: &NewAttachment) -> Result<Attachment> {
+        let mut cutter = StreamCutter::default();
+        let mut chunks = cutter.push(&attachment.bytes);
+        chunks.extend(cutter.finish());
+        let mut entries = Vec::new();
+        for plain in chunks {
+            let id = self.prints.id(ChunkKind::Attachment, &plain);
+            entries.push((id, plain.len() as u64));
+            self.store(ChunkKind::Attachment, vec![(id, plain)]).await?;
+        }
+        let (root, pages) = stream_map(self.prints, &entries)?;
+        self.store_pages(pages).await?;
+        let bytes = attachment.bytes.len() as u64;
+        Ok(Attachment { kind: attachment.kind.clone(), name: attachment.name.clone(), bytes, root })
+    }
+
+    async fn store_pages(&self, pages: Vec<NewPage>) -> Result<()> {
+        self.store(ChunkKind::Page, pages.into_iter().map(|page| (page.id, page.plain)).collect()).await
+    }
+
+    /// Puts those of `chunks` that the repository lacks.
+    async fn store(&self, kind: ChunkKind, chunks: Vec<(ChunkId, Vec<u8>)>) -> Result<()> {
+        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let present = self.session.missing(kind, &ids).await?;
+        let missing = chunks.into_iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
+        let missing: Vec<_> = missing.map(|(chunk, _)| chunk).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let compression = self.options.compression;
+        let seal = move |(id, plain): (ChunkId, Vec<u8>)| -> (ChunkId, Blob) {
+            (id, with_sealer(compression, |sealer| sealer.seal(kind, &plain)))
+        };
+        let blobs = self.pool.run(move || missing.into_iter().map(seal).collect()).await;
+        self.session.put(blobs).await
+    }
+}
+
+const COMMIT_TRIES_MAX: u32 = 4;

@@ -1,0 +1,252 @@
+//! One disk of a backup: what may have changed is read, cut, compared and stored; the map follows.
+
+use super::Job;
+use crate::{
+    ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, PAGE_ENTRIES, Page,
+    PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of, with_sealer,
+};
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+pub(super) struct DiskPass<'a, R: Repository, S> {
+    pub job: &'a Job<'a, R, S>,
+    pub index: usize,
+    pub description: &'a DiskDescription,
+    /// The disk in the parent point.
+    pub before: Option<&'a DiskRecord>,
+    pub reader: &'a MapReader<'a, R::Session>,
+    /// Offsets of blocks whose chunk in the parent is suspect (R16).
+    pub suspects: BTreeSet<u64>,
+}
+
+/// A run of blocks inside one leaf page.
+struct Piece {
+    extent: Extent,
+    /// True when allocation says that it reads as zeros.
+    zero: bool,
+}
+
+/// What became of a piece.
+struct Done {
+    refs: Vec<(u64, PageRef)>,
+    bytes_read: u64,
+    bytes_changed: u64,
+}
+
+impl<R: Repository, S: Source> DiskPass<'_, R, S> {
+    pub async fn run(mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
+        let size = self.description.size;
+        if changed.mode == ChangeTracking::Bitmap
+            && let Some(lie) = self.lie(&changed).await?
+        {
+            if self.job.options.wish == TrackingWish::Bitmap {
+                return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
+            }
+            tracing::warn!(disk = %self.description.name, reason = lie, "change tracking cannot be trusted");
+            changed.mode = ChangeTracking::Fingerprint;
+            changed.reason = lie;
+        }
+        if changed.mode == ChangeTracking::Full {
+            self.before = None;
+        }
+        let grid = u64::from(GRID_BYTES);
+        let mut candidates = match changed.mode {
+            ChangeTracking::Bitmap => changed.dirty.align(grid, size),
+            ChangeTracking::Fingerprint | ChangeTracking::Full => ExtentSet::whole(size),
+        };
+        let suspects: ExtentSet =
+            self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect();
+        candidates = candidates.union(&suspects);
+        let zeroes = whole_blocks(&changed.zeroes, size);
+        let (read, zero) = (candidates.subtract(&zeroes), candidates.intersect(&zeroes));
+        self.job.progress.expect(read.bytes());
+
+        let patched = self.before.filter(|_| changed.mode == ChangeTracking::Bitmap);
+        let base = patched.map(|record| (record.root, self.reader));
+        let mut builder = MapBuilder::new(size, base, self.job.prints);
+        // Zeros need no entry in a map that is built from nothing.
+        let zero = if patched.is_some() { zero } else { ExtentSet::new() };
+        let pacer = Pacer::new(self.job.options.rate);
+        let done = stream::iter(pieces(&read, &zero)).map(|piece| self.piece(piece, &pacer)).buffered(PIECES_MAX);
+        futures::pin_mut!(done);
+        let mut tracking = TrackingRecord {
+            mode: changed.mode,
+            reason: changed.reason,
+            checkpoint: changed.checkpoint.map(|(id, _)| id),
+            granularity: changed.checkpoint.map_or(0, |(_, granularity)| granularity),
+            bytes_read: 0,
+            bytes_changed: 0,
+            bytes_audited: 0,
+        };
+        while let Some(done) = done.try_next().await? {
+            for (block, entry) in done.refs {
+                builder.set(block, entry).await?;
+            }
+            self.job.store_pages(builder.take_pages()).await?;
+            tracking.bytes_read += done.bytes_read;
+            tracking.bytes_changed += done.bytes_changed;
+        }
+        let (root, pages) = builder.finish();
+        self.job.store_pages(pages).await?;
+        Ok((root, tracking))
+    }
+
+    /// Where allocation says zero, the bitmap says clean and the parent has a chunk, the tracking has lied (T3): a
+    /// discarded or cut-off range was not reported. Gives the reason, or none when all is well.
+    async fn lie(&self, changed: &Changed) -> Result<Option<String>> {
+        let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
+        let Some(before) = self.before else { return Ok(Some("the bitmap has no parent".into())) };
+        if before.size != size || before.root.level != level_of(size) {
+            return Ok(Some(format!("the disk had {} bytes in the parent", before.size)));
+        }
+        let clean_zeroes = whole_blocks(&changed.zeroes, size).subtract(&changed.dirty.align(grid, size));
+        let leaf_bytes = PAGE_ENTRIES * grid;
+        for piece in clean_zeroes.split(leaf_bytes) {
+            let Some(page) = self.reader.leaf(before.root, piece.offset / leaf_bytes).await? else { continue };
+            let mut blocks = grid_blocks(piece, size);
+            let bad = blocks.find(|block| page.entry(block.offset / grid % PAGE_ENTRIES) != PageRef::Absent);
+            if let Some(block) = bad {
+                let at = block.offset;
+                return Ok(Some(format!("the bitmap calls offset {at} unchanged, but it reads as zeros now and did not")));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn piece(&self, piece: Piece, pacer: &Pacer) -> Result<Done> {
+        let (extent, size) = (piece.extent, self.description.size);
+        let before = self.leaf_before(extent).await?;
+        if piece.zero {
+            let blocks = grid_blocks(extent, size);
+            let refs: Vec<_> = blocks.map(|it| (it.offset / u64::from(GRID_BYTES), PageRef::Absent)).collect();
+            let was = |block: u64| before.as_ref().is_some_and(|page| page.entry(block % PAGE_ENTRIES) != PageRef::Absent);
+            let bytes_changed = refs.iter().filter(|(block, _)| was(*block)).count() as u64 * u64::from(GRID_BYTES);
+            return Ok(Done { refs, bytes_read: 0, bytes_changed });
+        }
+        pacer.wait(extent.length).await;
+        let bytes = self.job.source.read(self.index, extent).await?;
+        if bytes.len() as u64 != extent.length {
+            return Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)));
+        }
+        let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();
+        let prints = self.job.prints.clone();
+        let cut = self.job.pool.run(move || cut(&prints, &bytes, extent, size, before.as_deref(), &suspects)).await;
+        self.store(&cut).await?;
+        self.job.progress.advance(extent.length);
+        let bytes_changed = cut.changed.iter().map(|(_, _, bytes)| bytes.len() as u64).sum::<u64>() + cut.bytes_zeroed;
+        Ok(Done { refs: cut.refs, bytes_read: extent.length, bytes_changed })
+    }
+
+    async fn leaf_before(&self, extent: Extent) -> Result<Option<Arc<Page>>> {
+        match self.before {
+            Some(before) => self.reader.leaf(before.root, extent.offset / (PAGE_ENTRIES * u64::from(GRID_BYTES))).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Asks for the changed chunks, seals and puts those that are missing.
+    async fn store(&self, cut: &Cut) -> Result<()> {
+        let ids: Vec<ChunkId> = cut.changed.iter().map(|(_, id, _)| *id).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let present = self.job.session.missing(ChunkKind::Data, &ids).await?;
+        let missing = cut.changed.iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
+        let missing: Vec<(ChunkId, Bytes)> = missing.map(|((_, id, plain), _)| (*id, plain.clone())).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let compression = self.job.options.compression;
+        let seal = move |(id, plain): (ChunkId, Bytes)| -> (ChunkId, Blob) {
+            (id, with_sealer(compression, |sealer| sealer.seal(ChunkKind::Data, &plain)))
+        };
+        let blobs = self.job.pool.run(move || missing.into_iter().map(seal).collect()).await;
+        self.job.session.put(blobs).await
+    }
+}
+
+/// A piece cut into blocks.
+struct Cut {
+    refs: Vec<(u64, PageRef)>,
+    /// Blocks that are not what the parent has there: number, id, plain bytes.
+    changed: Vec<(u64, ChunkId, Bytes)>,
+    /// Bytes that became zero.
+    bytes_zeroed: u64,
+}
+
+/// Blocks are compared by chunk id, never by a weaker checksum (T7); suspect ones always count as changed.
+fn cut(
+    prints: &Fingerprinter,
+    bytes: &Bytes,
+    extent: Extent,
+    size: u64,
+    before: Option<&Page>,
+    suspects: &[u64],
+) -> Cut {
+    let mut made = Cut { refs: Vec::new(), changed: Vec::new(), bytes_zeroed: 0 };
+    for block in grid_blocks(extent, size) {
+        let number = block.offset / u64::from(GRID_BYTES);
+        let from = usize::try_from(block.offset - extent.offset).expect("a piece fits memory");
+        let plain = bytes.slice(from..from + usize::try_from(block.length).expect("a block fits memory"));
+        let was = before.map_or(PageRef::Absent, |page| page.entry(number % PAGE_ENTRIES));
+        let now = if is_zero(&plain) { PageRef::Absent } else { PageRef::Chunk(prints.id(ChunkKind::Data, &plain)) };
+        made.refs.push((number, now));
+        match now {
+            PageRef::Chunk(id) if now != was || suspects.contains(&block.offset) => made.changed.push((number, id, plain)),
+            PageRef::Absent if now != was => made.bytes_zeroed += block.length,
+            _ => {}
+        }
+    }
+    made
+}
+
+/// The grid blocks that lie in `set` entirely.
+fn whole_blocks(set: &ExtentSet, size: u64) -> ExtentSet {
+    set.complement(size).align(u64::from(GRID_BYTES), size).complement(size)
+}
+
+/// Both sets in ascending order, cut so that no piece is longer than [`PIECE_BYTES`] (zeros: a leaf) or leaves its leaf.
+fn pieces(read: &ExtentSet, zero: &ExtentSet) -> impl Iterator<Item = Piece> {
+    let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
+    let mut read = read.split(PIECE_BYTES).map(|extent| Piece { extent, zero: false }).peekable();
+    let mut zero = zero.split(leaf_bytes).map(|extent| Piece { extent, zero: true }).peekable();
+    std::iter::from_fn(move || match (read.peek(), zero.peek()) {
+        (Some(a), Some(b)) if b.extent.offset < a.extent.offset => zero.next(),
+        (Some(_), _) => read.next(),
+        (None, _) => zero.next(),
+    })
+}
+
+/// Spreads reads so that no more than a number of bytes is read in a second on average.
+struct Pacer {
+    rate: Option<u64>,
+    next: std::sync::Mutex<Instant>,
+}
+
+impl Pacer {
+    fn new(rate: Option<u64>) -> Self {
+        Self { rate, next: std::sync::Mutex::new(Instant::now()) }
+    }
+
+    async fn wait(&self, bytes: u64) {
+        let Some(rate) = self.rate else { return };
+        let turn = {
+            let mut next = self.next.lock().expect("not poisoned");
+            let turn = (*next).max(Instant::now());
+            *next = turn + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+/// Bytes of one read: a whole number of blocks, a whole part of a leaf.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Pieces on their way at once; with [`PIECE_BYTES`] the bound on plain bytes held.
+const PIECES_MAX: usize = 16;

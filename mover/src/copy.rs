@@ -1,0 +1,151 @@
+//! A recovery point is brought from one repository to another; only what is missing moves, blobs verbatim.
+
+use crate::{
+    Begin, ChunkBatch, Commit, Error, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
+    WriteSession, diff::TreeDiff,
+};
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use futures::{StreamExt, TryStreamExt, stream};
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyReport {
+    /// Points that were copied; those that were there already do not count.
+    pub points: u64,
+    /// Chunks of disks and attachments that moved.
+    pub chunks_moved: u64,
+    /// Bytes of all blobs that moved.
+    pub bytes_moved: u64,
+}
+
+/// Brings `point` from one repository to another of the same dedup domain. Nothing happens when it is there already.
+///
+/// # Errors
+/// `Domain` when chunk ids mean different things; `RolledBack` when the source's log is not the one seen by an earlier
+/// copy; those of both repositories.
+pub async fn copy<A: Repository, B: Repository>(
+    from: &A,
+    to: &B,
+    point: &RecoveryPoint,
+    verification: Verification,
+    progress: &Progress,
+) -> Result<CopyReport> {
+    if from.config().domain != to.config().domain {
+        return Err(Error::domain("the repositories belong to different dedup domains")
+            .hint("create the target with `windlass init --like SOURCE`"));
+    }
+    let there = to.list(&PointFilter::default()).await?;
+    if there.iter().any(|have| have.id == point.id) {
+        return Ok(CopyReport::default());
+    }
+    progress.enter(Phase::Move);
+    let reader = from.read(&[point.id]).await?;
+    let manifest = reader.manifest(point.id).await?;
+    // Pages in common with the newest copy of the same machine need not be walked: the session pins it.
+    let parent = there.iter().rfind(|have| have.machine == point.machine).map(|have| have.id);
+    let begin =
+        Begin { point: point.id, parents: parent.into_iter().collect(), owner: OwnerId::default(), verification };
+    let (session, _) = to.begin(begin).await?;
+    let prints = Fingerprinter::new(&from.config().domain);
+    let seen = Some((from.config().id, from.incarnation().await?));
+    let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, seen };
+    let job = Job { reader: &reader, session: &session, prints: &prints, progress };
+    match job.run(manifest, parent, origin).await {
+        Ok(report) => Ok(report),
+        Err(error) => {
+            if let Err(second) = session.abandon().await {
+                tracing::debug!(error = %second, "session not closed after a failed copy");
+            }
+            Err(error)
+        }
+    }
+}
+
+struct Job<'a, A, B> {
+    reader: &'a A,
+    session: &'a B,
+    prints: &'a Fingerprinter,
+    progress: &'a Progress,
+}
+
+impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
+    async fn run(&self, manifest: Manifest, parent: Option<PointId>, origin: Origin) -> Result<CopyReport> {
+        let parent = match parent {
+            Some(parent) => Some(self.session.manifest(parent).await?),
+            None => None,
+        };
+        for disk in &manifest.disks {
+            let base = parent.as_ref().and_then(|parent| parent.disks.iter().find(|it| it.id == disk.id));
+            self.tree(base.map_or(MapRoot { level: disk.root.level, id: None }, |base| base.root), disk.root)
+                .await
+                .map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+        }
+        for attachment in &manifest.attachments {
+            self.tree(MapRoot { level: attachment.root.level, id: None }, attachment.root).await?;
+        }
+        self.progress.enter(Phase::Commit);
+        let draft = [PointDraft { manifest, origin: Some(origin) }];
+        for _ in 0..COMMIT_TRIES_MAX {
+            self.session.flush().await?;
+            match self.session.commit(&draft).await? {
+                Commit::Committed(_) => {
+                    let flushed = self.session.flush().await?;
+                    let (chunks_moved, bytes_moved) = (flushed.chunks, flushed.bytes_stored);
+                    return Ok(CopyReport { points: 1, chunks_moved, bytes_moved });
+                }
+                Commit::Missing(ids) => self.transfer(ids).await?,
+            }
+        }
+        Err(Error::store_io("the target keeps losing chunks that were just stored").hint("run `windlass verify` there"))
+    }
+
+    /// Brings the pages and chunks below `root` that do not hang on `base`, which the target has and the session pins.
+    async fn tree(&self, base: MapRoot, root: MapRoot) -> Result<()> {
+        let (old, new) = (MapReader::new(self.session, self.prints), MapReader::new(self.reader, self.prints));
+        let steps = stream::try_unfold(TreeDiff::new((base, &old), (root, &new)), |mut walk| async move {
+            Ok::<_, Error>(walk.next().await?.map(|step| (step, walk)))
+        });
+        // Each leaf asks for its chunks while the ones before it are read and put.
+        let moved = steps.map_ok(|step| async move {
+            if let Some(page) = step.new_id {
+                self.ask_and_transfer(ChunkKind::Page, vec![page]).await?;
+            }
+            let Some(leaf) = step.new.as_ref().filter(|_| step.level == 0) else { return Ok(()) };
+            let (kind, ids): (_, Vec<ChunkId>) = match leaf.flavour() {
+                PageFlavour::Disk => (ChunkKind::Data, step.blocks().filter_map(|block| block.new.chunk()).collect()),
+                PageFlavour::Stream => (ChunkKind::Attachment, leaf.chunks().collect()),
+            };
+            self.ask_and_transfer(kind, ids).await
+        });
+        moved.try_buffered(LEAVES_MAX).try_collect().await
+    }
+
+    async fn ask_and_transfer(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let present = self.session.missing(kind, &ids).await?;
+        let missing = ids.into_iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
+        self.transfer(missing.map(|(id, _)| id).collect()).await
+    }
+
+    async fn transfer(&self, ids: Vec<ChunkId>) -> Result<()> {
+        let batches = self.reader.get(ids);
+        futures::pin_mut!(batches);
+        while let Some(batch) = batches.next().await {
+            let blobs = sound(batch)?;
+            self.progress.advance(blobs.iter().map(|(_, blob)| u64::from(blob.header().plain_bytes)).sum());
+            self.session.put(blobs).await?;
+        }
+        Ok(())
+    }
+}
+
+fn sound(batch: ChunkBatch) -> Result<Vec<(ChunkId, Blob)>> {
+    batch.into_iter().map(|(id, blob)| Ok((id, blob?))).collect()
+}
+
+/// Leaves on their way at once: 64 MiB of disk each, of which a few MiB of blobs are held.
+const LEAVES_MAX: usize = 3;
+const COMMIT_TRIES_MAX: u32 = 4;

@@ -1,0 +1,114 @@
+//! The difference of two maps, found by comparing ids from the root down: cost follows what changed.
+
+use crate::{MapReader, MapRoot, PAGE_ENTRIES, Page, PageRef, ReadSession, Result};
+use chunker::ChunkId;
+use std::sync::Arc;
+
+/// Walks the places where two maps differ, parents before children, ascending.
+pub struct TreeDiff<'a, A, B> {
+    old: &'a MapReader<'a, A>,
+    new: &'a MapReader<'a, B>,
+    /// Subtrees still to be compared; the next one last.
+    stack: Vec<Subtrees>,
+}
+
+struct Subtrees {
+    level: u8,
+    index: u64,
+    old: MapRoot,
+    new: MapRoot,
+}
+
+/// A place where two maps differ.
+pub struct Step {
+    /// 0 for leaves.
+    pub level: u8,
+    /// Number of the page in its level: a leaf covers 1,024 blocks from `index` × 1,024.
+    pub index: u64,
+    /// The old map's page; none where everything is zero or the tree ends below.
+    pub old: Option<Arc<Page>>,
+    /// The new map's page.
+    pub new: Option<Arc<Page>>,
+    /// The new map's page's id.
+    pub new_id: Option<ChunkId>,
+}
+
+impl<'a, A: ReadSession, B: ReadSession> TreeDiff<'a, A, B> {
+    /// Compares `old` with `new`; they may be of different heights.
+    pub fn new(old: (MapRoot, &'a MapReader<'a, A>), new: (MapRoot, &'a MapReader<'a, B>)) -> Self {
+        let level = old.0.level.max(new.0.level);
+        Self { old: old.1, new: new.1, stack: vec![Subtrees { level, index: 0, old: old.0, new: new.0 }] }
+    }
+
+    /// The next place, or none at the end.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Step>> {
+        while let Some(at) = self.stack.pop() {
+            if at.old == at.new || (at.old.id.is_none() && at.new.id.is_none()) {
+                continue;
+            }
+            let old = page_at(self.old, at.old, at.level).await?;
+            let new = page_at(self.new, at.new, at.level).await?;
+            if at.level > 0 {
+                self.descend(&at, old.as_deref(), new.as_deref());
+            }
+            let new_id = at.new.id.filter(|_| new.is_some());
+            return Ok(Some(Step { level: at.level, index: at.index, old, new, new_id }));
+        }
+        Ok(None)
+    }
+
+    fn descend(&mut self, at: &Subtrees, old: Option<&Page>, new: Option<&Page>) {
+        let below = |root: MapRoot, page: Option<&Page>, entry: u64| match page {
+            Some(page) => MapRoot { level: at.level - 1, id: page.entry(entry).chunk() },
+            // A lower tree is the first subtree of a higher one.
+            None if root.level < at.level && entry == 0 => root,
+            None => MapRoot { level: at.level - 1, id: None },
+        };
+        let entries = |page: Option<&Page>| page.map_or(1, |page| page.entries().len() as u64);
+        for entry in (0..entries(old).max(entries(new))).rev() {
+            self.stack.push(Subtrees {
+                level: at.level - 1,
+                index: at.index * PAGE_ENTRIES + entry,
+                old: below(at.old, old, entry),
+                new: below(at.new, new, entry),
+            });
+        }
+    }
+}
+
+/// The page of `root` when it stands at this level; none for zeros and for trees that end below.
+async fn page_at<R: ReadSession>(reader: &MapReader<'_, R>, root: MapRoot, level: u8) -> Result<Option<Arc<Page>>> {
+    match root.id {
+        Some(id) if root.level == level => reader.page(id, level).await.map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// One block that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangedBlock {
+    /// Number of the block.
+    pub block: u64,
+    /// Before.
+    pub old: PageRef,
+    /// After.
+    pub new: PageRef,
+}
+
+impl Step {
+    /// The blocks in which two leaves differ, ascending; nothing for a step above the leaves.
+    pub fn blocks(&self) -> impl Iterator<Item = ChangedBlock> + '_ {
+        let entry = |page: &Option<Arc<Page>>, at| page.as_ref().map_or(PageRef::Absent, |page| page.entry(at));
+        let entries = if self.level == 0 { PAGE_ENTRIES } else { 0 };
+        (0..entries)
+            .map(move |at| ChangedBlock {
+                block: self.index * PAGE_ENTRIES + at,
+                old: entry(&self.old, at),
+                new: entry(&self.new, at),
+            })
+            .filter(|it| it.old != it.new)
+    }
+}

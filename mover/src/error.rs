@@ -1,0 +1,253 @@
+//! The error that crosses the traits: what failed, on what, and what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// Result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a failure means to whoever must act on it. Closed: an error of a source is never turned into one of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Usage,
+    /// No such repository, point or disk.
+    NotFound,
+    /// Something else has it; waiting helps.
+    Busy,
+    /// Not allowed.
+    NotAuthorised,
+    /// Stored data is corrupt.
+    Integrity,
+    /// No copy can serve what is wanted.
+    NoCopy,
+    /// The repository has no room.
+    StoreFull,
+    /// The repository's storage failed.
+    StoreIo,
+    /// The repository was rolled back or is not the one it was.
+    RolledBack,
+    /// This session was fenced, or a newer writer took over.
+    Fenced,
+    /// The source could not be read, or changed while it was read.
+    Source,
+    /// The target could not be written.
+    Target,
+    /// The target has no room.
+    TargetFull,
+    /// Quiescing the machine failed.
+    Quiesce,
+    /// Change tracking is invalid and falling back was forbidden.
+    Tracking,
+    /// A group would be incomplete.
+    GroupIncomplete,
+    /// A peer could not be reached or broke the connection or protocol.
+    Transport,
+    /// A format or feature that this version does not know.
+    Version,
+    /// Repositories of different dedup domains.
+    Domain,
+    /// Asked to stop.
+    Cancelled,
+    /// A broken assumption inside this program.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Every kind: tables in tests walk it.
+    pub const ALL: [Self; 21] = [
+        Self::Usage,
+        Self::NotFound,
+        Self::Busy,
+        Self::NotAuthorised,
+        Self::Integrity,
+        Self::NoCopy,
+        Self::StoreFull,
+        Self::StoreIo,
+        Self::RolledBack,
+        Self::Fenced,
+        Self::Source,
+        Self::Target,
+        Self::TargetFull,
+        Self::Quiesce,
+        Self::Tracking,
+        Self::GroupIncomplete,
+        Self::Transport,
+        Self::Version,
+        Self::Domain,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
+    /// The exit code of a program that fails with it; the table of the command line's contract.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::NotFound => 10,
+            Self::Busy => 11,
+            Self::NotAuthorised => 12,
+            Self::Integrity | Self::RolledBack => 13,
+            Self::NoCopy => 14,
+            Self::StoreFull | Self::TargetFull => 15,
+            Self::Quiesce => 16,
+            Self::Tracking => 17,
+            Self::GroupIncomplete => 18,
+            Self::Transport => 20,
+            Self::Cancelled => 130,
+            Self::StoreIo
+            | Self::Fenced
+            | Self::Source
+            | Self::Target
+            | Self::Version
+            | Self::Domain
+            | Self::Internal => 1,
+        }
+    }
+
+    /// The name in `--json` output.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Busy => "busy",
+            Self::NotAuthorised => "not_authorised",
+            Self::Integrity => "integrity",
+            Self::NoCopy => "no_copy",
+            Self::StoreFull => "store_full",
+            Self::StoreIo => "store_io",
+            Self::RolledBack => "rolled_back",
+            Self::Fenced => "fenced",
+            Self::Source => "source",
+            Self::Target => "target",
+            Self::TargetFull => "target_full",
+            Self::Quiesce => "quiesce",
+            Self::Tracking => "tracking",
+            Self::GroupIncomplete => "group_incomplete",
+            Self::Transport => "transport",
+            Self::Version => "version",
+            Self::Domain => "domain",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A failure: kind, one line that names the thing, a remedy where one is known, and the cause.
+pub struct Error(Box<Parts>);
+
+struct Parts {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+macro_rules! constructors {
+    ($($name:ident $kind:ident)*) => { $(
+        #[doc = concat!("An error of kind [`ErrorKind::", stringify!($kind), "`].")]
+        pub fn $name(message: impl Into<String>) -> Self {
+            Self::new(ErrorKind::$kind, message)
+        }
+    )* };
+}
+
+impl Error {
+    /// An error without hint or cause.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Parts { kind, message: message.into(), hint: None, source: None }))
+    }
+
+    constructors! {
+        usage Usage
+        not_found NotFound
+        busy Busy
+        integrity Integrity
+        store_full StoreFull
+        store_io StoreIo
+        rolled_back RolledBack
+        fenced Fenced
+        source Source
+        target Target
+        target_full TargetFull
+        tracking Tracking
+        transport Transport
+        version Version
+        domain Domain
+        internal Internal
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Keeps the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Puts words before the message: on what it happened.
+    #[must_use]
+    pub fn context(mut self, on: impl fmt::Display) -> Self {
+        self.0.message = format!("{on}: {}", self.0.message);
+        self
+    }
+
+    /// What it means.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What failed on what, with its causes, without the remedy.
+    pub fn message(&self) -> String {
+        let mut text = self.0.message.clone();
+        let mut cause = self.0.source.as_deref().map(|it| it as &dyn StdError);
+        while let Some(it) = cause {
+            text = format!("{text}: {it}");
+            cause = it.source();
+        }
+        text
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.0.kind, self.message())
+    }
+}
+
+impl StdError for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kind_is_listed_once_under_its_own_name() {
+        let names: BTreeSet<_> = ErrorKind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(names.len(), ErrorKind::ALL.len());
+        assert!(ErrorKind::ALL.iter().all(|kind| kind.exit_code() != 0));
+    }
+
+    #[test]
+    fn message_tells_on_what_and_why() {
+        let error = Error::source("read failed").because(std::io::Error::other("bad sector")).context("disk sda");
+        assert_eq!(error.message(), "disk sda: read failed: bad sector");
+    }
+}

@@ -1,0 +1,55 @@
+//! Moving: the traits of repositories, sources and targets, the records they exchange, and [`backup()`], [`copy()`]
+//! and [`restore()`] over them.
+//!
+//! Architecture Invariant: nothing here knows a hypervisor, RocksDB, or how a repository stores. `bincode` is used in
+//! `codec` alone. Record layouts are in `FORMAT.md`.
+
+mod backup;
+pub mod codec;
+mod copy;
+mod diff;
+mod error;
+mod failover;
+mod ids;
+mod manifest;
+mod map;
+
+mod name;
+mod page;
+mod pool;
+mod progress;
+mod record;
+mod repository;
+mod restore;
+mod select;
+mod source;
+mod target;
+mod world;
+
+pub use backup::{BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
+pub use copy::{CopyReport, copy};
+pub use diff::{ChangedBlock, Step, TreeDiff};
+pub use error::{Error, ErrorKind, Result};
+pub use failover::Failover;
+pub use ids::{
+    CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest,
+};
+pub use manifest::{
+    Attachment, ChangeTracking, Consistency, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest, TrackingRecord,
+};
+pub use map::{MapBuilder, MapReader, MapRoot, NewPage, STREAM_LEVEL_MAX, level_of, stream_map};
+
+pub use name::Name;
+pub use page::{PAGE_ENTRIES, Page, PageFlavour, PageRef};
+pub use pool::{Pool, blocking, with_opener, with_sealer};
+pub use progress::{Phase, Progress};
+pub use record::{RecordError, RecordReader, RecordWriter};
+pub use repository::{
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,
+};
+pub use restore::{RestoreReport, restore};
+pub use select::{Selector, select};
+pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
+pub use target::Target;
+pub use world::{Clock, Random, SystemClock, SystemRandom, Timestamp, World};

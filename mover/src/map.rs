@@ -1,0 +1,260 @@
+//! The disk map: a Merkle radix tree of pages. Reading it, and building the next one out of the last.
+
+use crate::pool::with_opener;
+use crate::{Error, PAGE_ENTRIES, Page, PageRef, ReadSession, Result};
+use chunker::{ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
+use futures::{StreamExt, pin_mut};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// The root of a disk map or stream map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MapRoot {
+    /// Height: a root of level 0 refers to chunks.
+    pub level: u8,
+    /// The root page; none when everything is zero (or the stream is empty).
+    pub id: Option<ChunkId>,
+}
+
+/// Highest level of a stream map: 2^40 chunks.
+pub const STREAM_LEVEL_MAX: u8 = 3;
+
+/// The height of the map of a disk of `size` bytes.
+pub const fn level_of(size: u64) -> u8 {
+    let mut covered = PAGE_ENTRIES * GRID_BYTES as u64;
+    let mut level = 0;
+    while covered < size {
+        covered = covered.saturating_mul(PAGE_ENTRIES);
+        level += 1;
+    }
+    level
+}
+
+/// Reads and verifies pages through a session, and keeps the last few.
+pub struct MapReader<'a, R> {
+    session: &'a R,
+    prints: &'a Fingerprinter,
+    cache: Mutex<HashMap<ChunkId, Arc<Page>>>,
+}
+
+impl<'a, R: ReadSession> MapReader<'a, R> {
+    /// Reads through `session`.
+    pub fn new(session: &'a R, prints: &'a Fingerprinter) -> Self {
+        Self { session, prints, cache: Mutex::default() }
+    }
+
+    /// The session it reads through.
+    pub const fn session(&self) -> &'a R {
+        self.session
+    }
+
+    /// One page.
+    ///
+    /// # Errors
+    /// `Integrity` when it is missing, damaged or not a page of this level.
+    pub async fn page(&self, id: ChunkId, level: u8) -> Result<Arc<Page>> {
+        if let Some(page) = self.cache.lock().expect("not poisoned").get(&id) {
+            return expect_level(page.clone(), level, id);
+        }
+        let blobs = self.session.get(vec![id]);
+        pin_mut!(blobs);
+        let (_, blob) = blobs
+            .next()
+            .await
+            .and_then(|batch| batch.into_iter().find(|(got, _)| *got == id))
+            .ok_or_else(|| Error::internal("a read session gave nothing for a page"))?;
+        let blob = blob?;
+        let decoded = with_opener(|opener| {
+            let mut plain = Vec::new();
+            opener.open_verified(self.prints, &id, &blob, &mut plain).map(|()| plain)
+        });
+        let plain = decoded.map_err(|error| Error::integrity(format!("page {id}")).because(error))?;
+        if blob.header().kind != ChunkKind::Page {
+            return Err(Error::integrity(format!("chunk {id} is not a page")));
+        }
+        let page = Page::decode(&plain).map_err(|error| Error::from(error).context(format!("page {id}")))?;
+        let page = expect_level(Arc::new(page), level, id)?;
+        let mut cache = self.cache.lock().expect("not poisoned");
+        if cache.len() >= CACHED_PAGES_MAX {
+            cache.clear();
+        }
+        cache.insert(id, page.clone());
+        Ok(page)
+    }
+
+    /// Leaf number `index` (64 MiB of disk each); none when it is all zero.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub async fn leaf(&self, root: MapRoot, index: u64) -> Result<Option<Arc<Page>>> {
+        if level_above(index) > root.level {
+            return Ok(None);
+        }
+        let mut at = root.id;
+        for level in (1..=root.level).rev() {
+            let Some(id) = at else { return Ok(None) };
+            let page = self.page(id, level).await?;
+            at = page.entry(index / PAGE_ENTRIES.pow(u32::from(level) - 1) % PAGE_ENTRIES).chunk();
+        }
+        match at {
+            Some(id) => self.page(id, 0).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+fn expect_level(page: Arc<Page>, level: u8, id: ChunkId) -> Result<Arc<Page>> {
+    if page.level() == level {
+        return Ok(page);
+    }
+    Err(Error::integrity(format!("page {id} has level {} where {level} belongs", page.level())))
+}
+
+/// The lowest level of a root over leaf `index`.
+const fn level_above(index: u64) -> u8 {
+    let mut level = 0;
+    let mut rest = index;
+    while rest > 0 {
+        rest /= PAGE_ENTRIES;
+        level += 1;
+    }
+    level
+}
+
+/// A page that a builder made: to be stored as a chunk of kind page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPage {
+    /// Its id.
+    pub id: ChunkId,
+    /// Its bytes.
+    pub plain: Vec<u8>,
+}
+
+/// Builds a disk map from entries in ascending order, on nothing or on an older map of the same height. Holds one page
+/// of each level; finished pages wait in [`Self::take_pages`].
+pub struct MapBuilder<'a, R> {
+    base: Option<(MapRoot, &'a MapReader<'a, R>)>,
+    prints: &'a Fingerprinter,
+    /// From the leaf up; none where nothing was touched since the last change of place.
+    open: Vec<Option<OpenPage>>,
+    made: Vec<NewPage>,
+    root: Option<ChunkId>,
+}
+
+struct OpenPage {
+    index: u64,
+    page: Page,
+    base: Option<ChunkId>,
+}
+
+impl<'a, R: ReadSession> MapBuilder<'a, R> {
+    /// A builder for a disk of `size` bytes; entries that are not set stay as in `base`.
+    ///
+    /// # Panics
+    /// When `base` is of a different height.
+    pub fn new(size: u64, base: Option<(MapRoot, &'a MapReader<'a, R>)>, prints: &'a Fingerprinter) -> Self {
+        let level = level_of(size);
+        assert!(base.as_ref().is_none_or(|(root, _)| root.level == level), "a base of the same height");
+        let root = base.as_ref().and_then(|(root, _)| root.id);
+        Self { base, prints, open: (0..=level).map(|_| None).collect(), made: Vec::new(), root }
+    }
+
+    /// Sets the reference of `block`; blocks come in ascending order.
+    ///
+    /// # Errors
+    /// When a page of the base cannot be read.
+    pub async fn set(&mut self, block: u64, entry: PageRef) -> Result<()> {
+        self.seek(block / PAGE_ENTRIES).await?;
+        let leaf = self.open[0].as_mut().expect("seek opened it");
+        leaf.page.set(block % PAGE_ENTRIES, entry);
+        Ok(())
+    }
+
+    /// The pages finished since the last call.
+    pub fn take_pages(&mut self) -> Vec<NewPage> {
+        std::mem::take(&mut self.made)
+    }
+
+    /// Closes every page and gives the new root and the last pages.
+    pub fn finish(mut self) -> (MapRoot, Vec<NewPage>) {
+        let level = self.open.len() - 1;
+        (0..=level).for_each(|at| self.close(at));
+        (MapRoot { level: u8::try_from(level).expect("five levels at most"), id: self.root }, self.made)
+    }
+
+    async fn seek(&mut self, leaf: u64) -> Result<()> {
+        let index_at = |level: usize| leaf / PAGE_ENTRIES.pow(u32::try_from(level).expect("five levels at most"));
+        for level in 0..self.open.len() {
+            if self.open[level].as_ref().is_some_and(|open| open.index != index_at(level)) {
+                self.close(level);
+            }
+        }
+        for level in (0..self.open.len()).rev() {
+            if self.open[level].is_some() {
+                continue;
+            }
+            let base = match self.open.get(level + 1) {
+                Some(above) => above.as_ref().expect("opened from the top").page.entry(index_at(level) % PAGE_ENTRIES),
+                None => self.root.map_or(PageRef::Absent, PageRef::Chunk),
+            };
+            let base = base.chunk();
+            let depth = u8::try_from(level).expect("five levels at most");
+            let page = match (base, &self.base) {
+                (Some(id), Some((_, reader))) => Page::clone(&*reader.page(id, depth).await?),
+                (Some(_), None) => unreachable!("without a base every page is opened once: blocks ascend"),
+                (None, _) => Page::disk(depth),
+            };
+            self.open[level] = Some(OpenPage { index: index_at(level), page, base });
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, level: usize) {
+        let Some(open) = self.open[level].take() else { return };
+        let id = (!open.page.is_empty()).then(|| {
+            let plain = open.page.encode();
+            let id = self.prints.id(ChunkKind::Page, &plain);
+            if open.base != Some(id) {
+                self.made.push(NewPage { id, plain });
+            }
+            id
+        });
+        match self.open.get_mut(level + 1) {
+            Some(above) => {
+                let above = above.as_mut().expect("closed from the leaf up");
+                above.page.set(open.index % PAGE_ENTRIES, id.map_or(PageRef::Absent, PageRef::Chunk));
+            }
+            None => self.root = id,
+        }
+    }
+}
+
+/// Builds the map of a byte stream from its chunks in order.
+///
+/// # Errors
+/// `Usage` when the stream has more chunks than a map holds.
+pub fn stream_map(prints: &Fingerprinter, chunks: &[(ChunkId, u64)]) -> Result<(MapRoot, Vec<NewPage>)> {
+    let mut made = Vec::new();
+    let mut entries = chunks.to_vec();
+    for level in 0..=STREAM_LEVEL_MAX {
+        let per_page = usize::try_from(PAGE_ENTRIES).expect("1,024");
+        entries = entries
+            .chunks(per_page)
+            .map(|run| {
+                let plain = Page::stream(level, run).encode();
+                let id = prints.id(ChunkKind::Page, &plain);
+                made.push(NewPage { id, plain });
+                (id, run.iter().map(|(_, length)| length).sum())
+            })
+            .collect();
+        if entries.len() <= 1 {
+            return Ok((MapRoot { level, id: entries.first().map(|(id, _)| *id) }, made));
+        }
+    }
+    Err(Error::usage("the attachment is too long"))
+}
+
+const CACHED_PAGES_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests;

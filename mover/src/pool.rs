@@ -1,0 +1,74 @@
+//! CPU work: a bounded pool of threads, each with its own compression contexts.
+
+use crate::{Error, Result};
+use chunker::{Compression, Opener, Sealer};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Threads for cutting, fingerprints, compression and decoding. Nothing on it waits for I/O of a network.
+#[derive(Clone)]
+pub struct Pool(Arc<rayon::ThreadPool>);
+
+impl Pool {
+    /// A pool of `threads`; 0 means one for each processor.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("cpu-{number}"))
+            .build()
+            .map(|pool| Self(Arc::new(pool)))
+            .map_err(|error| Error::internal("cannot start worker threads").because(error))
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.0.current_num_threads()
+    }
+
+    /// Runs `job` on the pool. A panic of the job is a panic here.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = oneshot::channel();
+        self.0.spawn(move || {
+            // A panic must not end the pool's thread (rayon would abort the process).
+            let _ = done.send(catch_unwind(AssertUnwindSafe(job)));
+        });
+        match result.await.expect("the job sends its result") {
+            Ok(value) => value,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+}
+
+/// Calls `work` with this thread's sealer for `compression`.
+pub fn with_sealer<T>(compression: Compression, work: impl FnOnce(&mut Sealer) -> T) -> T {
+    thread_local!(static SEALER: RefCell<Option<(Compression, Sealer)>> = const { RefCell::new(None) });
+    SEALER.with_borrow_mut(|held| {
+        if held.as_ref().is_none_or(|(have, _)| *have != compression) {
+            *held = Some((compression, Sealer::new(compression)));
+        }
+        work(&mut held.as_mut().expect("just made").1)
+    })
+}
+
+/// Calls `work` with this thread's opener.
+pub fn with_opener<T>(work: impl FnOnce(&mut Opener) -> T) -> T {
+    thread_local!(static OPENER: RefCell<Opener> = RefCell::default());
+    OPENER.with_borrow_mut(work)
+}
+
+/// Runs blocking file or database work on a thread where it may wait. A panic of the work is a panic here.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Only a runtime that is shutting down cancels blocking work, and then nobody polls this.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,57 @@
+//! What a running job has done so far, for whoever shows it.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+/// What a job is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Opening things.
+    Prepare = 0,
+    /// Moving bytes.
+    Move = 1,
+    /// Making what was moved durable and visible.
+    Commit = 2,
+    /// Done.
+    Done = 3,
+}
+
+/// Counters of one job; written by the job, read by a display at any time.
+#[derive(Debug, Default)]
+pub struct Progress {
+    phase: AtomicU8,
+    bytes_total: AtomicU64,
+    bytes_done: AtomicU64,
+}
+
+impl Progress {
+    /// Enters a phase.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Relaxed);
+    }
+
+    /// Adds bytes that are to be done.
+    pub fn expect(&self, bytes: u64) {
+        self.bytes_total.fetch_add(bytes, Relaxed);
+    }
+
+    /// Adds bytes that are done.
+    pub fn advance(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Relaxed);
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::Prepare,
+            1 => Phase::Move,
+            2 => Phase::Commit,
+            _ => Phase::Done,
+        }
+    }
+
+    /// (done, to be done) in bytes.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes_done.load(Relaxed), self.bytes_total.load(Relaxed))
+    }
+}

@@ -1,0 +1,296 @@
+//! Where recovery points are kept.
+
+use crate::{
+    DiskId, Error, GroupId, MachineId, Manifest, Name, OwnerId, PointId, RepositoryId, Result, SessionId, Timestamp,
+};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKey};
+use futures::Stream;
+use std::future::Future;
+
+/// A place that keeps chunks and recovery points. The same promises hold on a directory, across the wire and in memory:
+/// the conformance suite states them as tests.
+pub trait Repository: Send + Sync {
+    /// Its write sessions.
+    type Session: WriteSession;
+    /// Its read sessions.
+    type Reader: ReadSession;
+
+    /// What it is.
+    fn config(&self) -> &RepositoryConfig;
+
+    /// Opens a write session that pins `begin.parents` until it ends. Fails with `NotFound` when a parent is not there.
+    fn begin(&self, begin: Begin) -> impl Future<Output = Result<(Self::Session, Begun)>> + Send;
+
+    /// Opens a read session that pins `points` until it is dropped. Where the repository cannot be written the session
+    /// is not recorded, which a warning tells.
+    fn read(&self, points: &[PointId]) -> impl Future<Output = Result<Self::Reader>> + Send;
+
+    /// The points that `filter` lets through, oldest commit first. Reads the log to its end before.
+    fn list(&self, filter: &PointFilter) -> impl Future<Output = Result<Vec<RecoveryPoint>>> + Send;
+
+    /// Totals.
+    fn stats(&self) -> impl Future<Output = Result<Stats>> + Send;
+
+    /// The last commit as (sequence, hash): what a copy remembers to notice a rollback.
+    fn incarnation(&self) -> impl Future<Output = Result<Incarnation>> + Send;
+}
+
+/// Reads chunks of pinned points.
+pub trait ReadSession: Send + Sync {
+    /// The manifest of a pinned point, verified.
+    fn manifest(&self, point: PointId) -> impl Future<Output = Result<Manifest>> + Send;
+
+    /// The blobs of `ids`, each at least once for each distinct id, in the order that is cheapest to read, in batches
+    /// of bounded size. A blob's checksum was compared; its fingerprint is for the caller to check. A chunk that cannot
+    /// be had is an item, not the end.
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send;
+}
+
+/// Blobs that were read together.
+pub type ChunkBatch = Vec<(ChunkId, Result<Blob, ChunkError>)>;
+
+/// Why one chunk cannot be had from one repository.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ChunkError {
+    /// It is not there.
+    #[error("chunk {chunk} is missing")]
+    Missing {
+        /// Which.
+        chunk: ChunkId,
+    },
+    /// It is there and damaged.
+    #[error("chunk {chunk} in pack {pack} is damaged: {what}")]
+    Damaged {
+        /// Which.
+        chunk: ChunkId,
+        /// The pack's name.
+        pack: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// It could not be read.
+    #[error("chunk {chunk} cannot be read: {what}")]
+    Unreadable {
+        /// Which.
+        chunk: ChunkId,
+        /// What failed.
+        what: String,
+    },
+}
+
+impl From<ChunkError> for Error {
+    fn from(error: ChunkError) -> Self {
+        match error {
+            ChunkError::Unreadable { .. } => Self::store_io(error.to_string()),
+            ChunkError::Missing { .. } | ChunkError::Damaged { .. } => Self::integrity(error.to_string())
+                .hint("run `windlass verify`, and name another copy with --also-from where there is one"),
+        }
+    }
+}
+
+/// Adds chunks and commits points. It can also read what its pinned parents hold.
+///
+/// Methods take `&self`: several batches may be on their way at once. Dropping a session without commit leaves no
+/// point; its chunks stay until a sweep, so that a backup begun again sends nothing twice.
+pub trait WriteSession: ReadSession {
+    /// The lease.
+    fn id(&self) -> SessionId;
+
+    /// For each id whether its chunk must be put. `Have` and `Pending` hold until the session ends: what becomes
+    /// doomed meanwhile is named by [`Self::commit`].
+    fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> impl Future<Output = Result<Vec<Presence>>> + Send;
+
+    /// Takes chunks. Returns when there is room for more, before they are verified or durable; an error of an earlier
+    /// put is told here, by [`Self::flush`] or by [`Self::commit`]. A chunk that is there already is dropped.
+    fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> impl Future<Output = Result<()>> + Send;
+
+    /// Write barrier: on return every chunk put before is verified, durable and in the log.
+    fn flush(&self) -> impl Future<Output = Result<Flushed>> + Send;
+
+    /// Makes the points visible, all of them or none, after a flush, and closes the session. [`Commit::Missing`] names
+    /// chunks that the repository lacks; put them and commit again. Committing a point id that is committed already
+    /// gives that point.
+    fn commit(&self, points: &[PointDraft]) -> impl Future<Output = Result<Commit>> + Send;
+
+    /// Ends the session without a point.
+    fn abandon(self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What a repository is; fixed at its creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryConfig {
+    /// Its id.
+    pub id: RepositoryId,
+    /// The dedup domain's key; equal keys (and cuts) mean that blobs copy verbatim.
+    pub domain: DomainKey,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// What a write session is for.
+#[derive(Debug, Clone)]
+pub struct Begin {
+    /// The point to be committed.
+    pub point: PointId,
+    /// Points whose chunks may be relied on; pinned.
+    pub parents: Vec<PointId>,
+    /// Whose data it is.
+    pub owner: OwnerId,
+    /// How arriving blobs are checked.
+    pub verification: Verification,
+}
+
+/// How arriving blobs are checked before they count as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verification {
+    /// Decoded, and the fingerprint of the plain bytes recomputed.
+    #[default]
+    Decode,
+    /// Only the checksum over header and payload: the sender is trusted.
+    Checksum,
+}
+
+/// Answer to [`Repository::begin`].
+#[derive(Debug, Clone, Default)]
+pub struct Begun {
+    /// Chunks of the parents that are suspect: to be read and put again wherever the source still has them. At most
+    /// [`Begun::SUSPECTS_MAX`]; the next backup gets the rest.
+    pub suspects: Vec<Suspect>,
+}
+
+impl Begun {
+    /// Most suspects in one answer.
+    pub const SUSPECTS_MAX: usize = 65_536;
+}
+
+/// A chunk that was found damaged, and a place in the parent that needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspect {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The disk.
+    pub disk: DiskId,
+    /// Offset of the block in bytes.
+    pub offset: u64,
+}
+
+/// Whether a chunk must be put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Put it.
+    Missing,
+    /// It is durable.
+    Have,
+    /// Another session has put it; the asker's flush waits for it and fails with it.
+    Pending,
+}
+
+/// What a session has stored so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Chunks of disks and attachments.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub bytes_plain: u64,
+    /// Their blobs.
+    pub bytes_blobs: u64,
+    /// All blobs, pages and manifests too.
+    pub bytes_stored: u64,
+}
+
+/// A point to be committed.
+#[derive(Debug, Clone)]
+pub struct PointDraft {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Where it was committed first, for a copy.
+    pub origin: Option<Origin>,
+}
+
+/// Where a copied point comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The repository of the first commit.
+    pub repository: RepositoryId,
+    /// The time of the first commit, by that repository's node.
+    pub commit_time: Timestamp,
+    /// The repository that was read, and what its log ended with: a later copy refuses one that was rolled back.
+    pub seen: Option<(RepositoryId, Incarnation)>,
+}
+
+/// Result of a commit.
+#[derive(Debug, Clone)]
+pub enum Commit {
+    /// The points as they are listed from now on.
+    Committed(Vec<RecoveryPoint>),
+    /// Chunks that are absent, doomed or suspect (a bounded part of them).
+    Missing(Vec<ChunkId>),
+}
+
+/// A committed point, as the log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryPoint {
+    /// The point.
+    pub id: PointId,
+    /// Its manifest's chunk.
+    pub manifest: ChunkId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// The machine.
+    pub machine: MachineId,
+    /// The machine's name.
+    pub machine_name: Name,
+    /// The group it belongs to.
+    pub group: Option<GroupId>,
+    /// The instant that its disks show.
+    pub snapshot_time: Timestamp,
+    /// When this repository committed it, by its node's clock.
+    pub commit_time: Timestamp,
+    /// Where and when it was committed first; this repository unless it is a copy.
+    pub origin: (RepositoryId, Timestamp),
+    /// Neither forgotten nor swept before this time.
+    pub protected_until: Timestamp,
+    /// Sum of the sizes of its disks and attachments.
+    pub bytes_logical: u64,
+    /// Plain bytes it brought.
+    pub bytes_new: u64,
+    /// Kept whatever retention says.
+    pub pinned: bool,
+    /// Forgotten, but not final yet.
+    pub forgotten: bool,
+}
+
+/// Which points to list.
+#[derive(Debug, Clone, Default)]
+pub struct PointFilter {
+    /// Of this machine name.
+    pub machine: Option<Name>,
+    /// The forgotten ones instead of the living.
+    pub forgotten: bool,
+}
+
+/// Totals of a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Points that are not forgotten.
+    pub points: u64,
+    /// Distinct chunks, as the packs' footers count them.
+    pub chunks: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Sum of the points' logical bytes.
+    pub bytes_logical: u64,
+    /// Bytes of all packs.
+    pub bytes_stored: u64,
+    /// Chunks known to be damaged.
+    pub suspects: u64,
+}
+
+/// The end of a commit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Incarnation {
+    /// Number of the last record.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}

@@ -1,0 +1,174 @@
+//! A disk of a recovery point is written to a target.
+
+use crate::{
+    ChunkBatch, ChunkError, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool, Progress,
+    ReadSession, Result, Target, with_opener,
+};
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a restore did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Size of the disk.
+    pub bytes_restored: u64,
+    /// Bytes written to the target, zeros that it made itself not counted.
+    pub bytes_written: u64,
+}
+
+/// Writes `disk` to `target`. No byte reaches the target before the fingerprint of its chunk matched. The target is
+/// finished on success and dropped otherwise.
+///
+/// # Errors
+/// `Integrity` naming disk, offset, chunk and pack; `Target…` when writing fails; `Usage` when the target is smaller.
+pub async fn restore<R: ReadSession, T: Target>(
+    session: &R,
+    prints: &Fingerprinter,
+    disk: &DiskRecord,
+    target: T,
+    pool: &Pool,
+    progress: &Progress,
+) -> Result<RestoreReport> {
+    if target.size() < disk.size {
+        return Err(Error::usage(format!("the target holds {} bytes, disk {} has {}", target.size(), disk.name, disk.size))
+            .hint("restore to a larger target"));
+    }
+    progress.enter(Phase::Move);
+    progress.expect(disk.size);
+    let reader = MapReader::new(session, prints);
+    let job = Job { reader: &reader, prints, disk, target: &target, pool, progress };
+    let written = job.run().await.map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+    progress.enter(Phase::Commit);
+    target.finish().await?;
+    Ok(RestoreReport { bytes_restored: disk.size, bytes_written: written })
+}
+
+struct Job<'a, R, T> {
+    reader: &'a MapReader<'a, R>,
+    prints: &'a Fingerprinter,
+    disk: &'a DiskRecord,
+    target: &'a T,
+    pool: &'a Pool,
+    progress: &'a Progress,
+}
+
+/// Some leaves of the disk: which blocks each chunk belongs to.
+struct Window {
+    places: HashMap<ChunkId, Vec<u64>>,
+    bytes: u64,
+}
+
+impl<R: ReadSession, T: Target> Job<'_, R, T> {
+    async fn run(&self) -> Result<u64> {
+        let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
+        let leaves = self.disk.size.div_ceil(leaf_bytes);
+        let windows = (0..leaves).step_by(WINDOW_LEAVES as usize).map(move |from| from..leaves.min(from + WINDOW_LEAVES));
+        // Windows only bound memory: batches of the next one are fetched while the last of this one are written.
+        let batches = stream::iter(windows)
+            .then(|leaves| self.window(leaves))
+            .map_ok(|window| {
+                let window = Arc::new(window);
+                let ids: Vec<ChunkId> = window.places.keys().copied().collect();
+                self.reader.session().get(ids).map(move |batch| Ok((window.clone(), batch)))
+            })
+            .try_flatten();
+        let written = batches.map_ok(|(window, batch)| self.write(window, batch)).try_buffer_unordered(BATCHES_MAX);
+        futures::pin_mut!(written);
+        let mut total = 0;
+        while let Some(bytes) = written.try_next().await? {
+            total += bytes;
+        }
+        Ok(total)
+    }
+
+    /// Collects the references of some leaves, and writes their zeros.
+    async fn window(&self, leaves: std::ops::Range<u64>) -> Result<Window> {
+        let mut window = Window { places: HashMap::new(), bytes: 0 };
+        let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
+        let mut zeroes = ExtentSet::new();
+        for index in leaves {
+            let extent = Extent::from(index * leaf_bytes..((index + 1) * leaf_bytes).min(self.disk.size));
+            match self.reader.leaf(self.disk.root, index).await? {
+                None => zeroes.insert(extent),
+                Some(page) => self.sort_leaf(&page, extent, &mut window, &mut zeroes)?,
+            }
+        }
+        for extent in zeroes.iter() {
+            self.target.zero(extent).await?;
+            self.progress.advance(extent.length);
+        }
+        Ok(window)
+    }
+
+    fn sort_leaf(&self, page: &Page, extent: Extent, window: &mut Window, zeroes: &mut ExtentSet) -> Result<()> {
+        for block in grid_blocks(extent, self.disk.size) {
+            let number = block.offset / u64::from(GRID_BYTES);
+            match page.entry(number % PAGE_ENTRIES) {
+                PageRef::Absent => zeroes.insert(block),
+                PageRef::Chunk(id) => {
+                    window.places.entry(id).or_default().push(number);
+                    window.bytes += block.length;
+                }
+                PageRef::Unreadable => {
+                    return Err(Error::integrity(format!("offset {} could not be read when it was backed up", block.offset)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it.
+    async fn write(&self, window: Arc<Window>, batch: ChunkBatch) -> Result<u64> {
+        let (prints, size) = (self.prints.clone(), self.disk.size);
+        let runs = self.pool.run(move || decode(&prints, size, &window, batch)).await?;
+        let mut written = 0;
+        for (offset, bytes) in runs {
+            let length = bytes.len() as u64;
+            self.target.write(offset, bytes).await?;
+            self.progress.advance(length);
+            written += length;
+        }
+        Ok(written)
+    }
+}
+
+fn decode(prints: &Fingerprinter, size: u64, window: &Window, batch: ChunkBatch) -> Result<Vec<(u64, Bytes)>> {
+    let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(batch.len());
+    for (id, blob) in batch {
+        let places = window.places.get(&id).ok_or_else(|| Error::internal("a chunk that was not asked for"))?;
+        let blob = blob.map_err(|error: ChunkError| {
+            Error::from(error).context(format_args!("offset {}", places[0] * u64::from(GRID_BYTES)))
+        })?;
+        blocks.extend(places.iter().map(|place| (*place, id, blob.clone())));
+    }
+    blocks.sort_unstable_by_key(|(block, _, _)| *block);
+    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+    for (block, id, blob) in blocks {
+        let offset = block * u64::from(GRID_BYTES);
+        let follows = runs.last().is_some_and(|(start, bytes)| start + bytes.len() as u64 == offset);
+        if !follows || runs.last().is_some_and(|(_, bytes)| bytes.len() >= RUN_BYTES_MAX) {
+            runs.push((offset, Vec::new()));
+        }
+        let run = &mut runs.last_mut().expect("just pushed").1;
+        let before = run.len();
+        with_opener(|opener| opener.open_verified(prints, &id, &blob, run))
+            .map_err(|error| Error::integrity(format!("offset {offset}, chunk {id}")).because(error))?;
+        let length = (run.len() - before) as u64;
+        if blob.header().kind != ChunkKind::Data || length != u64::from(GRID_BYTES).min(size - offset) {
+            return Err(Error::integrity(format!("offset {offset}: chunk {id} has {length} bytes")));
+        }
+    }
+    Ok(runs.into_iter().map(|(offset, bytes)| (offset, bytes.into())).collect())
+}
+
+/// Leaves looked at together: a GiB of disk, about a megabyte of places.
+const WINDOW_LEAVES: u64 = 16;
+
+/// Batches decoded and written at once.
+const BATCHES_MAX: usize = 8;
+
+/// Longest write.
+const RUN_BYTES_MAX: usize = 4 << 20;

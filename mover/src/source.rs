@@ -1,0 +1,114 @@
+//! Where disks are read from.
+
+use crate::{CheckpointId, DiskRecord, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking};
+use bytes::Bytes;
+use chunker::{Extent, ExtentSet};
+use std::future::Future;
+
+/// A consistent state of a machine's disks, open for reading: a snapshot session.
+///
+/// Every method may be called for several disks and ranges at once. Bytes of one session all belong to one moment;
+/// a source that cannot promise that finds out at the latest in [`Self::check`]. Errors are of kind
+/// [`ErrorKind::Source`](crate::ErrorKind::Source), [`Busy`](crate::ErrorKind::Busy),
+/// [`Tracking`](crate::ErrorKind::Tracking), [`Transport`](crate::ErrorKind::Transport) or
+/// [`Usage`](crate::ErrorKind::Usage), never one of a store.
+pub trait Source: Send + Sync {
+    /// The disks, in a stable order. Other methods name a disk by its place here.
+    fn disks(&self) -> &[DiskDescription];
+
+    /// The instant that the disks show.
+    fn snapshot_time(&self) -> Timestamp;
+
+    /// What may have changed on `disk` since `parent`, as `wish` allows. Asked once for each disk, before reads.
+    ///
+    /// Where the tracking cannot be proven the answer is a fingerprint pass (with a parent) or a full one, and the
+    /// reason; with [`TrackingWish::Bitmap`] it is an error of kind `Tracking` instead.
+    fn changed(
+        &self,
+        disk: usize,
+        parent: Option<ParentDisk<'_>>,
+        wish: TrackingWish,
+    ) -> impl Future<Output = Result<Changed>> + Send;
+
+    /// The bytes of `extent`, which lies inside the disk: exactly `extent.length` of them. Never anything but what
+    /// the disk holds: what cannot be read is an error.
+    fn read(&self, disk: usize, extent: Extent) -> impl Future<Output = Result<Bytes>> + Send;
+
+    /// Fails when what was read so far may not be of one moment (a raw file changed meanwhile). Called before commit.
+    fn check(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends the session. `Committed`: the new checkpoint is the base of the next backup, older ones are removed;
+    /// `Abandoned`: the old checkpoint stays provable and the new one goes. Failing leaves things for the next run to
+    /// settle and is a warning to the caller, not a failed backup.
+    fn finish(self, outcome: Outcome) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What a source tells of a disk before it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskDescription {
+    /// Its name in the machine.
+    pub name: Name,
+    /// Exact size in bytes.
+    pub size: u64,
+    /// Logical sector size, 0 when unknown.
+    pub logical_sector_bytes: u32,
+    /// Physical sector size, 0 when unknown.
+    pub physical_sector_bytes: u32,
+    /// Discard granularity, 0 when unknown.
+    pub discard_bytes: u32,
+    /// raw, qcow2 or nbd.
+    pub format: String,
+    /// Options of that format, as text.
+    pub format_options: String,
+    /// The image and its backing files, top first, as they were when the session was opened.
+    pub chain: Vec<LayerIdentity>,
+    /// Something the administrator should know, such as that one moment cannot be promised.
+    pub warning: Option<String>,
+}
+
+/// A disk as the parent point has it, and where that point lies.
+#[derive(Debug, Clone, Copy)]
+pub struct ParentDisk<'a> {
+    /// The repository of the backup.
+    pub repository: RepositoryId,
+    /// The parent's record of the disk.
+    pub record: &'a DiskRecord,
+}
+
+/// What the administrator asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrackingWish {
+    /// The cheapest that is proven right.
+    #[default]
+    Auto,
+    /// A proven bitmap or an error.
+    Bitmap,
+    /// Read everything allocated, compare with the parent; write nothing into the image.
+    Fingerprint,
+    /// Read everything, compare with nothing.
+    Full,
+}
+
+/// What may have changed, and how that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// How.
+    pub mode: ChangeTracking,
+    /// Why that way, for people.
+    pub reason: String,
+    /// With [`ChangeTracking::Bitmap`]: bytes that may differ from the parent. Otherwise ignored: everything may.
+    pub dirty: ExtentSet,
+    /// Bytes that are zero by allocation, now; they need not be read. May be incomplete, never wrong.
+    pub zeroes: ExtentSet,
+    /// The checkpoint begun with this session and its granularity, when one was.
+    pub checkpoint: Option<(CheckpointId, u32)>,
+}
+
+/// How a snapshot session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The point is durable.
+    Committed,
+    /// There is no point.
+    Abandoned,
+}

@@ -1,0 +1,25 @@
+//! Where disks are restored to.
+
+use crate::Result;
+use bytes::Bytes;
+use chunker::Extent;
+use std::future::Future;
+
+/// One disk that is being written.
+///
+/// Calls may overlap and come in any order, but never twice for one byte. Errors are of kind
+/// [`ErrorKind::Target`](crate::ErrorKind::Target), [`TargetFull`](crate::ErrorKind::TargetFull),
+/// [`Transport`](crate::ErrorKind::Transport) or [`Usage`](crate::ErrorKind::Usage).
+pub trait Target: Send + Sync {
+    /// Bytes it can hold.
+    fn size(&self) -> u64;
+
+    /// Writes `bytes` at `offset`.
+    fn write(&self, offset: u64, bytes: Bytes) -> impl Future<Output = Result<()>> + Send;
+
+    /// Makes a range read as zeros, without storing them where it can be helped.
+    fn zero(&self, extent: Extent) -> impl Future<Output = Result<()>> + Send;
+
+    /// Makes everything durable under its final name. A target that is dropped without it removes what it created.
+    fn finish(self) -> impl Future<Output = Result<()>> + Send;
+}

@@ -1,0 +1,1 @@
+//! Hypervisor side: NBD, sources and targets of disks.

@@ -1,0 +1,1 @@
+//! Keeping: a repository as packs, commit log and index on a directory.

@@ -1,0 +1,1 @@
+//! Tests across crates: protocol model, conformance, end to end.

@@ -1,0 +1,1 @@
+//! The windlass command line and developer commands.
