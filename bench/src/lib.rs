@@ -1,1 +1,12 @@
-//! Benchmarks: stages and whole jobs beside their peers.
+//! Benchmarks: whole jobs beside their peers ([`e2e()`]), and stages on one core beside what limits them ([`stages()`]).
+//!
+//! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
+
+mod e2e;
+mod measure;
+mod report;
+mod stages;
+mod tools;
+
+pub use e2e::{E2eOptions, e2e};
+pub use stages::stages;

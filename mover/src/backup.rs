@@ -3,12 +3,13 @@
 mod disk;
 mod repair;
 
+use crate::closure::Repairs;
 use crate::map::stream_map;
 use crate::{
-    Attachment, Begin, Commit, Consistency, DiskId, DiskRecord, Error, MachineId, Manifest, MapReader,
-    Name, NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish, Verification, World,
-    WriteSession, with_sealer,
+    Attachment, Begin, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest, MapReader, Name,
+    NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
+    ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish,
+    Verification, World, WriteSession, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
@@ -137,12 +138,9 @@ async fn run<R: Repository, S: Source>(
     };
     let (session, begun) = repository.begin(begin).await?;
     let prints = Fingerprinter::new(&repository.config().domain);
-    let parent = match &parent {
-        Some(parent) => Some(session.manifest(parent.id).await?),
-        None => None,
-    };
     let job = Job { repository, session: &session, source, options, pool, prints: &prints, progress };
-    let made = job.run(machine, point, begin_time, parent.as_ref(), &begun.suspects, world).await;
+    let lineage = Lineage { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
+    let made = job.run(lineage, begin_time, world).await;
     if made.is_err() {
         // The error that counts is the first; a session that cannot be closed is fenced later.
         if let Err(error) = session.abandon().await {
@@ -164,6 +162,14 @@ async fn lineage<R: Repository>(
     Ok((id, points.into_iter().rfind(|point| point.machine == id)))
 }
 
+/// Where the new point belongs.
+struct Lineage {
+    machine: MachineId,
+    point: PointId,
+    parent: Option<PointId>,
+    suspects: Vec<Suspect>,
+}
+
 /// Everything the steps of one backup share.
 struct Job<'a, R: Repository, S> {
     repository: &'a R,
@@ -176,30 +182,24 @@ struct Job<'a, R: Repository, S> {
 }
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
-    async fn run(
-        &self,
-        machine: MachineId,
-        point: PointId,
-        begin_time: Timestamp,
-        parent: Option<&Manifest>,
-        suspects: &[crate::Suspect],
-        world: &World,
-    ) -> Result<BackupReport> {
+    async fn run(&self, lineage: Lineage, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
         let reader = MapReader::new(self.session, self.prints);
         let repository = self.repository.config().id;
         let mut warnings = Vec::new();
+        let parent = self.parent(lineage.parent, &mut warnings).await?;
+        let parent = parent.as_ref();
         let mut disks = Vec::new();
         self.progress.enter(Phase::Move);
         for (index, description) in self.source.disks().iter().enumerate() {
             let before = parent.and_then(|parent| parent.disk(&description.name));
             let id = before.map_or_else(|| DiskId::random(world), |disk| disk.id);
             let wish = self.options.wish;
-            let parent = before.map(|record| ParentDisk { repository, record });
-            let changed = self.source.changed(index, parent, wish).await?;
-            let suspects = suspects.iter().filter(|suspect| suspect.disk == id).map(|it| it.offset).collect();
+            let of_disk = |changed: Error| changed.context(format_args!("disk {}", description.name));
+            let base = before.map(|record| ParentDisk { repository, record });
+            let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
+            let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects };
-            let (root, tracking) =
-                pass.run(changed).await.map_err(|error| error.context(format_args!("disk {}", description.name)))?;
+            let (root, tracking) = pass.run(changed, &mut warnings).await.map_err(of_disk)?;
             warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
             disks.push(DiskRecord {
                 id,
@@ -221,15 +221,15 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
         let mut attachments = Vec::new();
         for attachment in &self.options.attachments {
-            attachments.push(self.attach(attachment).await?);
+            attachments.push(self.attach(attachment).await?.0);
         }
         let end_time = world.now();
         self.progress.enter(Phase::Commit);
         let flushed = self.session.flush().await?;
         self.source.check().await?;
         let manifest = Manifest {
-            point,
-            machine,
+            point: lineage.point,
+            machine: lineage.machine,
             machine_name: self.options.machine_name.clone(),
             parent: parent.map(|parent| parent.point),
             group: None,
@@ -245,8 +245,9 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             attachments,
             bytes_new: flushed.bytes_plain,
         };
-        let point = self.commit(&manifest).await?;
-        let flushed = self.session.flush().await?;
+        let point = self.commit(&manifest, &mut warnings).await?;
+        // The point is there: counts that cannot be had now are no reason to call the backup failed.
+        let flushed = self.session.flush().await.unwrap_or(flushed);
         let report = |disk: DiskRecord| DiskReport { name: disk.name, size: disk.size, tracking: disk.tracking };
         Ok(BackupReport {
             point,
@@ -261,25 +262,55 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         })
     }
 
-    /// Commits, and puts what the repository turns out to lack (R8), a bounded number of times.
-    async fn commit(&self, manifest: &Manifest) -> Result<RecoveryPoint> {
+    /// The parent's manifest. One that is damaged must not end the machine's backups: there is no parent then.
+    async fn parent(&self, parent: Option<PointId>, warnings: &mut Vec<String>) -> Result<Option<Manifest>> {
+        let Some(parent) = parent else { return Ok(None) };
+        match self.session.manifest(parent).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if self.may_read_all(&error) => {
+                tracing::warn!(%error, "the parent cannot be read; everything is read instead");
+                warnings.push(format!("everything was read, because the parent cannot be: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether reading everything is the way out of damage in the parent.
+    fn may_read_all(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Integrity && self.options.wish != TrackingWish::Bitmap
+    }
+
+    /// Commits, and puts what the repository turns out to lack (R8) as long as that brings it forward.
+    async fn commit(&self, manifest: &Manifest, warnings: &mut Vec<String>) -> Result<RecoveryPoint> {
         let draft = [PointDraft { manifest: manifest.clone(), origin: None::<Origin> }];
-        for _ in 0..COMMIT_TRIES_MAX {
-            match self.session.commit(&draft).await? {
-                Commit::Committed(points) => {
+        let mut repairs = Repairs::default();
+        loop {
+            match self.session.commit(&draft).await {
+                Ok(Commit::Committed(points)) => {
                     return points.into_iter().next().ok_or_else(|| Error::internal("a commit without its point"));
                 }
-                Commit::Missing(ids) => {
+                Ok(Commit::Missing(ids)) => {
                     tracing::warn!(chunks = ids.len(), "the repository lost chunks since they were asked for");
+                    repairs.begin(&ids)?;
                     self.repair(manifest, ids).await?;
                     self.session.flush().await?;
                 }
+                // The answer may be lost and the point there: then the source must not go back behind it.
+                Err(error) => {
+                    let there = self.repository.list(&PointFilter::default()).await.unwrap_or_default();
+                    let Some(point) = there.into_iter().find(|point| point.id == manifest.point) else {
+                        return Err(error);
+                    };
+                    warnings.push(format!("the point is committed, but its commit seemed to fail: {error}"));
+                    return Ok(point);
+                }
             }
         }
-        Err(Error::store_io("the repository keeps losing chunks that were just stored").hint("run `windlass verify`"))
     }
 
-    async fn attach(&self, attachment: &NewAttachment) -> Result<Attachment> {
+    /// Stores an attachment; gives the ids of its chunks and pages too.
+    async fn attach(&self, attachment: &NewAttachment) -> Result<(Attachment, Vec<ChunkId>)> {
         let mut cutter = StreamCutter::default();
         let mut chunks = cutter.push(&attachment.bytes);
         chunks.extend(cutter.finish());
@@ -290,9 +321,10 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             self.store(ChunkKind::Attachment, vec![(id, plain)]).await?;
         }
         let (root, pages) = stream_map(self.prints, &entries)?;
+        let ids = entries.into_iter().map(|(id, _)| id).chain(pages.iter().map(|page| page.id)).collect();
         self.store_pages(pages).await?;
         let bytes = attachment.bytes.len() as u64;
-        Ok(Attachment { kind: attachment.kind.clone(), name: attachment.name.clone(), bytes, root })
+        Ok((Attachment { kind: attachment.kind.clone(), name: attachment.name.clone(), bytes, root }, ids))
     }
 
     async fn store_pages(&self, pages: Vec<NewPage>) -> Result<()> {
@@ -319,5 +351,3 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         self.session.put(blobs).await
     }
 }
-
-const COMMIT_TRIES_MAX: u32 = 4;

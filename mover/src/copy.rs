@@ -1,8 +1,9 @@
 //! A recovery point is brought from one repository to another; only what is missing moves, blobs verbatim.
 
+use crate::closure::Repairs;
 use crate::{
-    Begin, ChunkBatch, Commit, Error, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
+    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase,
+    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
     WriteSession, diff::TreeDiff,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -72,12 +73,12 @@ struct Job<'a, A, B> {
 impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
     async fn run(&self, manifest: Manifest, parent: Option<PointId>, origin: Origin) -> Result<CopyReport> {
         let parent = match parent {
-            Some(parent) => Some(self.session.manifest(parent).await?),
+            Some(parent) => unless_damaged(self.session.manifest(parent).await)?,
             None => None,
         };
         for disk in &manifest.disks {
             let base = parent.as_ref().and_then(|parent| parent.disks.iter().find(|it| it.id == disk.id));
-            self.tree(base.map_or(MapRoot { level: disk.root.level, id: None }, |base| base.root), disk.root)
+            self.disk(base.map(|base| base.root), disk.root)
                 .await
                 .map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
         }
@@ -86,18 +87,32 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         }
         self.progress.enter(Phase::Commit);
         let draft = [PointDraft { manifest, origin: Some(origin) }];
-        for _ in 0..COMMIT_TRIES_MAX {
-            self.session.flush().await?;
+        let mut repairs = Repairs::default();
+        loop {
+            let flushed = self.session.flush().await?;
             match self.session.commit(&draft).await? {
                 Commit::Committed(_) => {
-                    let flushed = self.session.flush().await?;
+                    let flushed = self.session.flush().await.unwrap_or(flushed);
                     let (chunks_moved, bytes_moved) = (flushed.chunks, flushed.bytes_stored);
                     return Ok(CopyReport { points: 1, chunks_moved, bytes_moved });
                 }
-                Commit::Missing(ids) => self.transfer(ids).await?,
+                Commit::Missing(ids) => {
+                    repairs.begin(&ids)?;
+                    self.transfer(ids).await?;
+                }
             }
         }
-        Err(Error::store_io("the target keeps losing chunks that were just stored").hint("run `windlass verify` there"))
+    }
+
+    async fn disk(&self, base: Option<MapRoot>, root: MapRoot) -> Result<()> {
+        let nothing = MapRoot { level: root.level, id: None };
+        if let Some(base) = base {
+            // Damage in the target's last copy must not end the copying: all of the map is walked then.
+            if unless_damaged(self.tree(base, root).await)?.is_some() {
+                return Ok(());
+            }
+        }
+        self.tree(nothing, root).await
     }
 
     /// Brings the pages and chunks below `root` that do not hang on `base`, which the target has and the session pins.
@@ -121,7 +136,9 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         moved.try_buffered(LEAVES_MAX).try_collect().await
     }
 
-    async fn ask_and_transfer(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<()> {
+    async fn ask_and_transfer(&self, kind: ChunkKind, mut ids: Vec<ChunkId>) -> Result<()> {
+        ids.sort_unstable();
+        ids.dedup();
         if ids.is_empty() {
             return Ok(());
         }
@@ -142,10 +159,20 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
     }
 }
 
+fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::Integrity => {
+            tracing::warn!(%error, "the target's last copy of the machine cannot be read");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn sound(batch: ChunkBatch) -> Result<Vec<(ChunkId, Blob)>> {
     batch.into_iter().map(|(id, blob)| Ok((id, blob?))).collect()
 }
 
 /// Leaves on their way at once: 64 MiB of disk each, of which a few MiB of blobs are held.
 const LEAVES_MAX: usize = 3;
-const COMMIT_TRIES_MAX: u32 = 4;

@@ -112,3 +112,6 @@ impl Step {
             .filter(|it| it.old != it.new)
     }
 }
+
+#[cfg(test)]
+mod tests;

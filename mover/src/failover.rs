@@ -30,7 +30,7 @@ impl<R: ReadSession> Failover<R> {
     }
 
     /// What the sessions from number `from` on give for one chunk.
-    async fn from_others(&self, from: usize, id: ChunkId, first: ChunkError) -> Result<Blob, ChunkError> {
+    async fn elsewhere(&self, from: usize, id: ChunkId, first: ChunkError) -> Result<Blob, ChunkError> {
         for (at, (address, session)) in self.sessions.iter().enumerate().skip(from) {
             let found = session.get(vec![id]);
             futures::pin_mut!(found);
@@ -68,7 +68,7 @@ impl<R: ReadSession> ReadSession for Failover<R> {
                         self.count(0, &blob);
                         Ok(blob)
                     }
-                    Err(error) => self.from_others(1, id, error).await,
+                    Err(error) => self.elsewhere(1, id, error).await,
                 };
                 made.push((id, blob));
             }

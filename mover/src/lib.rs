@@ -5,6 +5,7 @@
 //! `codec` alone. Record layouts are in `FORMAT.md`.
 
 mod backup;
+mod closure;
 pub mod codec;
 mod copy;
 mod diff;
@@ -13,7 +14,7 @@ mod failover;
 mod ids;
 mod manifest;
 mod map;
-
+mod mem;
 mod name;
 mod page;
 mod pool;
@@ -24,21 +25,22 @@ mod restore;
 mod select;
 mod source;
 mod target;
+#[cfg(test)]
+mod testing;
 mod world;
 
 pub use backup::{BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
+pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy};
 pub use diff::{ChangedBlock, Step, TreeDiff};
 pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
-pub use ids::{
-    CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest,
-};
+pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};
 pub use manifest::{
     Attachment, ChangeTracking, Consistency, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest, TrackingRecord,
 };
 pub use map::{MapBuilder, MapReader, MapRoot, NewPage, STREAM_LEVEL_MAX, level_of, stream_map};
-
+pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
 pub use name::Name;
 pub use page::{PAGE_ENTRIES, Page, PageFlavour, PageRef};
 pub use pool::{Pool, blocking, with_opener, with_sealer};

@@ -382,4 +382,4 @@ const MANIFEST_MAGIC: &[u8; 4] = b"WLMF";
 const MANIFEST_VERSION: u16 = 1;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ use chunker::ChunkId;
 pub const PAGE_ENTRIES: u64 = 1024;
 
 /// What a page is part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum PageFlavour {
     /// A disk map: entry n of a leaf is block n of its run.

@@ -88,7 +88,7 @@ impl From<ChunkError> for Error {
     }
 }
 
-/// Adds chunks and commits points. It can also read what its pinned parents hold.
+/// Adds chunks and commits points. It can also read what its pinned parents hold and what it has flushed.
 ///
 /// Methods take `&self`: several batches may be on their way at once. Dropping a session without commit leaves no
 /// point; its chunks stay until a sweep, so that a backup begun again sends nothing twice.
@@ -97,14 +97,16 @@ pub trait WriteSession: ReadSession {
     fn id(&self) -> SessionId;
 
     /// For each id whether its chunk must be put. `Have` and `Pending` hold until the session ends: what becomes
-    /// doomed meanwhile is named by [`Self::commit`].
+    /// doomed meanwhile is named by [`Self::commit`]. A chunk that is suspect, or that a read found damaged, is missing:
+    /// putting it again heals it.
     fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> impl Future<Output = Result<Vec<Presence>>> + Send;
 
     /// Takes chunks. Returns when there is room for more, before they are verified or durable; an error of an earlier
     /// put is told here, by [`Self::flush`] or by [`Self::commit`]. A chunk that is there already is dropped.
     fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> impl Future<Output = Result<()>> + Send;
 
-    /// Write barrier: on return every chunk put before is verified, durable and in the log.
+    /// Write barrier: on return every chunk put before is verified, durable and in the log. After a commit it only
+    /// gives the totals.
     fn flush(&self) -> impl Future<Output = Result<Flushed>> + Send;
 
     /// Makes the points visible, all of them or none, after a flush, and closes the session. [`Commit::Missing`] names
@@ -153,7 +155,8 @@ pub enum Verification {
 /// Answer to [`Repository::begin`].
 #[derive(Debug, Clone, Default)]
 pub struct Begun {
-    /// Chunks of the parents that are suspect: to be read and put again wherever the source still has them. At most
+    /// Chunks of the parents' disks that are suspect: to be read and put again wherever the source still has them. A
+    /// page stands with the first block below it: reading the map there finds it out, and all is read then. At most
     /// [`Begun::SUSPECTS_MAX`]; the next backup gets the rest.
     pub suspects: Vec<Suspect>,
 }

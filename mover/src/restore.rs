@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What a restore did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,8 +33,13 @@ pub async fn restore<R: ReadSession, T: Target>(
     progress: &Progress,
 ) -> Result<RestoreReport> {
     if target.size() < disk.size {
-        return Err(Error::usage(format!("the target holds {} bytes, disk {} has {}", target.size(), disk.name, disk.size))
-            .hint("restore to a larger target"));
+        return Err(Error::usage(format!(
+            "the target holds {} bytes, disk {} has {}",
+            target.size(),
+            disk.name,
+            disk.size
+        ))
+        .hint("restore to a larger target"));
     }
     progress.enter(Phase::Move);
     progress.expect(disk.size);
@@ -55,27 +60,33 @@ struct Job<'a, R, T> {
     progress: &'a Progress,
 }
 
-/// Some leaves of the disk: which blocks each chunk belongs to.
+/// Which blocks each chunk belongs to.
+type Places = HashMap<ChunkId, Vec<u64>>;
+
+/// Some leaves of the disk. A chunk's places are taken out when it comes, so that none is written twice.
 struct Window {
-    places: HashMap<ChunkId, Vec<u64>>,
-    bytes: u64,
+    places: Mutex<Places>,
 }
 
 impl<R: ReadSession, T: Target> Job<'_, R, T> {
     async fn run(&self) -> Result<u64> {
         let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
         let leaves = self.disk.size.div_ceil(leaf_bytes);
-        let windows = (0..leaves).step_by(WINDOW_LEAVES as usize).map(move |from| from..leaves.min(from + WINDOW_LEAVES));
+        let windows =
+            (0..leaves).step_by(WINDOW_LEAVES as usize).map(move |from| from..leaves.min(from + WINDOW_LEAVES));
         // Windows only bound memory: batches of the next one are fetched while the last of this one are written.
         let batches = stream::iter(windows)
             .then(|leaves| self.window(leaves))
             .map_ok(|window| {
                 let window = Arc::new(window);
-                let ids: Vec<ChunkId> = window.places.keys().copied().collect();
-                self.reader.session().get(ids).map(move |batch| Ok((window.clone(), batch)))
+                let ids: Vec<ChunkId> = window.places.lock().expect("not poisoned").keys().copied().collect();
+                let batches = self.reader.session().get(ids);
+                let last = window.clone();
+                let given = batches.map(move |batch| window.arrived(batch)).map(Ok);
+                given.chain(stream::iter([()]).filter_map(move |()| std::future::ready(last.left_over().map(Err))))
             })
             .try_flatten();
-        let written = batches.map_ok(|(window, batch)| self.write(window, batch)).try_buffer_unordered(BATCHES_MAX);
+        let written = batches.map_ok(|arrived| self.write(arrived)).try_buffer_unordered(BATCHES_MAX);
         futures::pin_mut!(written);
         let mut total = 0;
         while let Some(bytes) = written.try_next().await? {
@@ -86,34 +97,34 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
 
     /// Collects the references of some leaves, and writes their zeros.
     async fn window(&self, leaves: std::ops::Range<u64>) -> Result<Window> {
-        let mut window = Window { places: HashMap::new(), bytes: 0 };
+        let mut places = HashMap::new();
         let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
         let mut zeroes = ExtentSet::new();
         for index in leaves {
             let extent = Extent::from(index * leaf_bytes..((index + 1) * leaf_bytes).min(self.disk.size));
             match self.reader.leaf(self.disk.root, index).await? {
                 None => zeroes.insert(extent),
-                Some(page) => self.sort_leaf(&page, extent, &mut window, &mut zeroes)?,
+                Some(page) => self.sort_leaf(&page, extent, &mut places, &mut zeroes)?,
             }
         }
         for extent in zeroes.iter() {
             self.target.zero(extent).await?;
             self.progress.advance(extent.length);
         }
-        Ok(window)
+        Ok(Window { places: Mutex::new(places) })
     }
 
-    fn sort_leaf(&self, page: &Page, extent: Extent, window: &mut Window, zeroes: &mut ExtentSet) -> Result<()> {
+    fn sort_leaf(&self, page: &Page, extent: Extent, places: &mut Places, zeroes: &mut ExtentSet) -> Result<()> {
         for block in grid_blocks(extent, self.disk.size) {
             let number = block.offset / u64::from(GRID_BYTES);
             match page.entry(number % PAGE_ENTRIES) {
                 PageRef::Absent => zeroes.insert(block),
-                PageRef::Chunk(id) => {
-                    window.places.entry(id).or_default().push(number);
-                    window.bytes += block.length;
-                }
+                PageRef::Chunk(id) => places.entry(id).or_default().push(number),
                 PageRef::Unreadable => {
-                    return Err(Error::integrity(format!("offset {} could not be read when it was backed up", block.offset)));
+                    return Err(Error::integrity(format!(
+                        "offset {} could not be read when it was backed up",
+                        block.offset
+                    )));
                 }
             }
         }
@@ -121,9 +132,9 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     }
 
     /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it.
-    async fn write(&self, window: Arc<Window>, batch: ChunkBatch) -> Result<u64> {
+    async fn write(&self, arrived: Vec<Arrived>) -> Result<u64> {
         let (prints, size) = (self.prints.clone(), self.disk.size);
-        let runs = self.pool.run(move || decode(&prints, size, &window, batch)).await?;
+        let runs = self.pool.run(move || decode(&prints, size, arrived)).await?;
         let mut written = 0;
         for (offset, bytes) in runs {
             let length = bytes.len() as u64;
@@ -135,10 +146,27 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     }
 }
 
-fn decode(prints: &Fingerprinter, size: u64, window: &Window, batch: ChunkBatch) -> Result<Vec<(u64, Bytes)>> {
-    let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(batch.len());
-    for (id, blob) in batch {
-        let places = window.places.get(&id).ok_or_else(|| Error::internal("a chunk that was not asked for"))?;
+/// A chunk that came, and the blocks it belongs to.
+type Arrived = (ChunkId, Vec<u64>, Result<Blob, ChunkError>);
+
+impl Window {
+    fn arrived(&self, batch: ChunkBatch) -> Vec<Arrived> {
+        let mut places = self.places.lock().expect("not poisoned");
+        batch.into_iter().filter_map(|(id, blob)| places.remove(&id).map(|of| (id, of, blob))).collect()
+    }
+
+    /// What is wrong at the end: a chunk that never came would leave a hole in the target.
+    fn left_over(&self) -> Option<Error> {
+        let places = self.places.lock().expect("not poisoned");
+        let (id, of) = places.iter().next()?;
+        let offset = of.first().copied().unwrap_or_default() * u64::from(GRID_BYTES);
+        Some(Error::integrity(format!("offset {offset}: chunk {id} and {} others never came", places.len() - 1)))
+    }
+}
+
+fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
+    let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(arrived.len());
+    for (id, places, blob) in arrived {
         let blob = blob.map_err(|error: ChunkError| {
             Error::from(error).context(format_args!("offset {}", places[0] * u64::from(GRID_BYTES)))
         })?;

@@ -29,8 +29,9 @@ impl FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            Error::usage(format!("{text:?} does not name a point"))
-                .hint("write MACHINE@latest, MACHINE@latest~2, MACHINE@2026-01-02T03:04:05Z or at least 4 digits of an id")
+            Error::usage(format!("{text:?} does not name a point")).hint(
+                "write MACHINE@latest, MACHINE@latest~2, MACHINE@2026-01-02T03:04:05Z or at least 4 digits of an id",
+            )
         };
         let Some((machine, when)) = text.split_once('@') else {
             let prefix = text.to_ascii_lowercase();
@@ -79,7 +80,9 @@ pub fn select<'a>(points: &'a [RecoveryPoint], selector: &Selector) -> Result<&'
     };
     found.ok_or_else(|| {
         let what = match selector {
-            Selector::Latest { machine, .. } | Selector::At { machine, .. } => format!("machine {machine} has no such point"),
+            Selector::Latest { machine, .. } | Selector::At { machine, .. } => {
+                format!("machine {machine} has no such point")
+            }
             Selector::Prefix(prefix) => format!("there is no point {prefix}"),
         };
         Error::not_found(what).hint("`windlass points` lists what there is")

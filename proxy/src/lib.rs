@@ -1,1 +1,16 @@
 //! Hypervisor side: NBD, sources and targets of disks.
+//!
+//! Architecture Invariant: nothing here knows packs or RocksDB; it meets repositories in the traits of `mover`.
+
+mod address;
+mod lock;
+pub mod nbd;
+pub mod qemu;
+mod source;
+mod target;
+mod tracking;
+
+pub use address::{ImageFormat, NamedSource, SourceAddress, TargetAddress};
+pub use source::{SnapshotSession, SourceOptions};
+pub use target::{DiskTarget, Existing};
+pub use tracking::{TrackedBitmap, list_tracking, remove_tracking};

@@ -1,1 +1,3 @@
 //! Tests across crates: protocol model, conformance, end to end.
+
+pub mod protocol;

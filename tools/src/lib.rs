@@ -1,1 +1,19 @@
-//! The windlass command line and developer commands.
+//! The `windlass` command line and the developer commands: arguments in, calls of the other crates, text out.
+//!
+//! Architecture Invariant: no logic of its own worth a unit test. The command line is a contract; its end-to-end tests
+//! run the programs.
+
+mod address;
+mod cli;
+mod command;
+mod dev;
+mod job;
+mod open;
+mod output;
+mod stop;
+mod text;
+mod wait;
+mod windlass;
+
+pub use dev::windlass_dev;
+pub use windlass::windlass;

@@ -1,2 +1,7 @@
-//! windlass
-fn main() {}
+//! `windlass`: the administrator's program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::windlass()
+}

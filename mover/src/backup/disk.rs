@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -39,7 +39,22 @@ struct Done {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
-    pub async fn run(mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
+    /// Reads, stores and maps the disk. Damage in the parent's map makes it a full pass: pages that are written anew
+    /// heal it, and a machine whose last point is damaged can still be backed up.
+    pub async fn run(mut self, changed: Changed, warnings: &mut Vec<String>) -> Result<(MapRoot, TrackingRecord)> {
+        match self.attempt(changed.clone()).await {
+            Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
+                let name = &self.description.name;
+                tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
+                warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
+                let reason = "the parent's map is damaged".into();
+                self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }).await
+            }
+            made => made,
+        }
+    }
+
+    async fn attempt(&mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
         let size = self.description.size;
         if changed.mode == ChangeTracking::Bitmap
             && let Some(lie) = self.lie(&changed).await?
@@ -69,8 +84,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let patched = self.before.filter(|_| changed.mode == ChangeTracking::Bitmap);
         let base = patched.map(|record| (record.root, self.reader));
         let mut builder = MapBuilder::new(size, base, self.job.prints);
-        // Zeros need no entry in a map that is built from nothing.
-        let zero = if patched.is_some() { zero } else { ExtentSet::new() };
+        // Without a parent there is nothing that zeros could replace.
+        let zero = if self.before.is_some() { zero } else { ExtentSet::new() };
         let pacer = Pacer::new(self.job.options.rate);
         let done = stream::iter(pieces(&read, &zero)).map(|piece| self.piece(piece, &pacer)).buffered(PIECES_MAX);
         futures::pin_mut!(done);
@@ -112,7 +127,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             let bad = blocks.find(|block| page.entry(block.offset / grid % PAGE_ENTRIES) != PageRef::Absent);
             if let Some(block) = bad {
                 let at = block.offset;
-                return Ok(Some(format!("the bitmap calls offset {at} unchanged, but it reads as zeros now and did not")));
+                return Ok(Some(format!(
+                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and did not"
+                )));
             }
         }
         Ok(None)
@@ -122,11 +139,13 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let (extent, size) = (piece.extent, self.description.size);
         let before = self.leaf_before(extent).await?;
         if piece.zero {
-            let blocks = grid_blocks(extent, size);
-            let refs: Vec<_> = blocks.map(|it| (it.offset / u64::from(GRID_BYTES), PageRef::Absent)).collect();
-            let was = |block: u64| before.as_ref().is_some_and(|page| page.entry(block % PAGE_ENTRIES) != PageRef::Absent);
-            let bytes_changed = refs.iter().filter(|(block, _)| was(*block)).count() as u64 * u64::from(GRID_BYTES);
-            return Ok(Done { refs, bytes_read: 0, bytes_changed });
+            let number = |block: &Extent| block.offset / u64::from(GRID_BYTES);
+            let was_data = |block: &Extent| {
+                before.as_ref().is_some_and(|page| page.entry(number(block) % PAGE_ENTRIES) != PageRef::Absent)
+            };
+            let gone: Vec<Extent> = grid_blocks(extent, size).filter(was_data).collect();
+            let refs = gone.iter().map(|block| (number(block), PageRef::Absent)).collect();
+            return Ok(Done { refs, bytes_read: 0, bytes_changed: gone.iter().map(|block| block.length).sum() });
         }
         pacer.wait(extent.length).await;
         let bytes = self.job.source.read(self.index, extent).await?;
@@ -156,7 +175,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             return Ok(());
         }
         let present = self.job.session.missing(ChunkKind::Data, &ids).await?;
+        let mut twice = HashSet::new();
         let missing = cut.changed.iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
+        let missing = missing.filter(|((_, id, _), _)| twice.insert(*id));
         let missing: Vec<(ChunkId, Bytes)> = missing.map(|((_, id, plain), _)| (*id, plain.clone())).collect();
         if missing.is_empty() {
             return Ok(());
@@ -197,7 +218,9 @@ fn cut(
         let now = if is_zero(&plain) { PageRef::Absent } else { PageRef::Chunk(prints.id(ChunkKind::Data, &plain)) };
         made.refs.push((number, now));
         match now {
-            PageRef::Chunk(id) if now != was || suspects.contains(&block.offset) => made.changed.push((number, id, plain)),
+            PageRef::Chunk(id) if now != was || suspects.contains(&block.offset) => {
+                made.changed.push((number, id, plain))
+            }
             PageRef::Absent if now != was => made.bytes_zeroed += block.length,
             _ => {}
         }

@@ -3,7 +3,7 @@
 use super::Job;
 use crate::{
     Error, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession, diff::TreeDiff,
-    with_sealer,
+    with_opener, with_sealer,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
@@ -17,12 +17,24 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         let batches = self.session.get(ids);
         futures::pin_mut!(batches);
         while let Some(batch) = batches.next().await {
-            let found: Vec<(ChunkId, Blob)> =
-                batch.into_iter().filter_map(|(id, blob)| blob.ok().map(|blob| (id, blob))).collect();
+            let found: Vec<_> = batch.into_iter().filter_map(|(id, blob)| blob.ok().map(|blob| (id, blob))).collect();
+            // What may be damaged is put again only when it is proven not to be.
+            let prints = self.prints.clone();
+            let proven = move |(id, blob): &(ChunkId, Blob)| {
+                with_opener(|opener| opener.open_verified(&prints, id, blob, &mut Vec::new())).is_ok()
+            };
+            let found: Vec<_> = self.pool.run(move || found.into_iter().filter(proven).collect()).await;
             found.iter().for_each(|(id, _)| {
                 lost.remove(id);
             });
             self.session.put(found).await?;
+        }
+        if !lost.is_empty() {
+            for attachment in &self.options.attachments {
+                for id in self.attach(attachment).await?.1 {
+                    lost.remove(&id);
+                }
+            }
         }
         let reader = MapReader::new(self.session, self.prints);
         for (index, disk) in manifest.disks.iter().enumerate() {

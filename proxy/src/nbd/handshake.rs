@@ -274,8 +274,7 @@ impl Handshake {
                 }
             }
             Some(INFO_BLOCK_SIZE) => {
-                let (Some(min), Some(_preferred), Some(max), []) =
-                    (fields.u32(), fields.u32(), fields.u32(), fields.0)
+                let (Some(min), Some(_preferred), Some(max), []) = (fields.u32(), fields.u32(), fields.u32(), fields.0)
                 else {
                     return Err(NbdError::Protocol("block sizes of a wrong length"));
                 };

@@ -1,2 +1,7 @@
-//! windlass
-fn main() {}
+//! `windlass-dev`: what developers run.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::windlass_dev()
+}

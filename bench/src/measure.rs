@@ -1,0 +1,67 @@
+//! One run of a program: wall, CPU and memory.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+/// What one run took.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    pub wall_s: f64,
+    /// User and system time, of children that were waited for too.
+    pub cpu_s: f64,
+    /// Largest resident set of the program or any child that was waited for.
+    pub peak_bytes: u64,
+}
+
+/// A run with what it printed.
+pub struct Ran {
+    pub sample: Sample,
+    pub stdout: String,
+}
+
+/// Runs `command` once everything before is on disk. GNU time gives what the kernel counted.
+pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
+    ran(Command::new("sync"))?;
+    let counted = scratch.join("time");
+    let mut timed = Command::new("/usr/bin/time");
+    timed.arg("-o").arg(&counted).args(["-f", "%U %S %M"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => timed.env(name, value),
+            None => timed.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        timed.current_dir(directory);
+    }
+    let began = Instant::now();
+    let stdout = ran(timed)?;
+    let wall_s = began.elapsed().as_secs_f64();
+    let counted = std::fs::read_to_string(counted)?;
+    let numbers: Vec<f64> = counted.split_whitespace().filter_map(|it| it.parse().ok()).collect();
+    let [user, system, kib] = numbers[..] else { bail!("cannot read what time printed: {counted:?}") };
+    Ok(Ran { sample: Sample { wall_s, cpu_s: user + system, peak_bytes: kib as u64 * 1024 }, stdout })
+}
+
+/// Runs `command` to its successful end and gives what it printed.
+pub fn ran(mut command: Command) -> Result<String> {
+    let ended = command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    if !ended.status.success() {
+        let (stdout, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        bail!("{command:?}: {}\n{stdout}{stderr}", ended.status);
+    }
+    Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
+}
+
+/// Bytes of all files below `path`.
+pub fn bytes_below(path: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        sum += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.len() };
+    }
+    Ok(sum)
+}

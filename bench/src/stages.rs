@@ -1,0 +1,215 @@
+//! Stages of a backup and a restore on one core, each beside what limits it, all in one run on the same real data.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use chunker::{
+    Blob, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter, GRID_BYTES, Opener, Sealer, StreamCutter, is_zero,
+};
+use futures::{StreamExt, future::ready};
+use mover::{Begin, OwnerId, PointId, Pool, ReadSession, Repository, Verification, World, WriteSession};
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use store::{Access, Local};
+
+/// Measures every stage on blocks of `data/day1.raw` and prints GB/s of plain bytes beside the limit.
+///
+/// # Errors
+/// When the data cannot be read or a stage fails.
+pub fn stages(data: &Path) -> Result<()> {
+    let path = data.join("day1.raw");
+    let sample = sample(&path).with_context(|| path.display().to_string())?;
+    let large = sample.concat();
+    println!("{} blocks of 64 KiB that are not zero, from all over the disk; GB/s of plain bytes\n", sample.len());
+    println!("{:<34} {:>8} {:>8}  limit", "stage", "GB/s", "limit");
+
+    let mut copy = vec![0; large.len()];
+    let memcpy = rate(large.len(), || black_box(&mut copy).copy_from_slice(black_box(&large)));
+    let read = read_file(&path)?;
+    row("read, page cache", read, memcpy, "memcpy");
+
+    let zeros = vec![0; large.len()];
+    row("zero scan of zeros", rate(zeros.len(), || assert!(is_zero(black_box(&zeros)))), memcpy, "memcpy");
+
+    let b3 = rate(large.len(), || {
+        black_box(blake3::hash(black_box(&large)));
+    });
+    let prints = Fingerprinter::new(&DomainKey([7; 32]));
+    let fingerprint = rate(large.len(), || {
+        for block in &sample {
+            black_box(prints.id(ChunkKind::Data, black_box(block)));
+        }
+    });
+    row("fingerprint", fingerprint, b3, "BLAKE3 of everything at once");
+
+    let cut = rate(large.len(), || {
+        let mut cutter = StreamCutter::default();
+        let mut chunks = 0;
+        for piece in large.chunks(1 << 20) {
+            chunks += cutter.push(black_box(piece)).len();
+        }
+        black_box(chunks + cutter.finish().len());
+    });
+    row("cut a stream", cut, memcpy, "memcpy");
+
+    let mut blobs = Vec::new();
+    for level in 1..=3 {
+        let mut sealer = Sealer::new(Compression::Zstd(level));
+        let small = rate(large.len(), || {
+            blobs = sample.iter().map(|block| sealer.seal(ChunkKind::Data, black_box(block))).collect();
+        });
+        let big = rate(large.len(), || {
+            large.chunks(4 << 20).for_each(|piece| drop(black_box(sealer.seal(ChunkKind::Data, piece))));
+        });
+        let stored: usize = blobs.iter().map(|blob| blob.bytes().len()).sum();
+        let name = format!("compress, zstd-{level} ({:.3})", stored as f64 / large.len() as f64);
+        row(&name, small, big, "the same in pieces of 4 MiB");
+    }
+    let ids: Vec<ChunkId> = sample.iter().map(|block| prints.id(ChunkKind::Data, block)).collect();
+    decode(&prints, &ids, &blobs, &large);
+    keep(ids.into_iter().zip(blobs).collect(), large.len())
+}
+
+fn decode(prints: &Fingerprinter, ids: &[ChunkId], blobs: &[Blob], large: &[u8]) {
+    let mut opener = Opener::default();
+    let mut plain = Vec::with_capacity(large.len());
+    let verified = rate(large.len(), || {
+        plain.clear();
+        for (id, blob) in ids.iter().zip(blobs) {
+            opener.open_verified(prints, id, black_box(blob), &mut plain).expect("sound blobs");
+        }
+    });
+    let alone = rate(large.len(), || {
+        plain.clear();
+        blobs.iter().for_each(|blob| opener.open(black_box(blob), &mut plain).expect("sound blobs"));
+    });
+    row("decode and fingerprint", verified, alone, "decode alone");
+}
+
+/// What the repository does with blobs: not on one core, so the limit is what the file system takes.
+fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
+    let folder = tempfile::tempdir_in(".")?;
+    let stored: usize = chunks.iter().map(|(_, blob)| blob.bytes().len()).sum();
+    let file = File::create(folder.path().join("limit"))?;
+    let began = Instant::now();
+    let mut at = 0;
+    for (_, blob) in &chunks {
+        file.write_all_at(blob.bytes(), at)?;
+        at += blob.bytes().len() as u64;
+    }
+    file.sync_all()?;
+    let limit = gigabytes(plain, began.elapsed());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    println!("\nin the repository, {:.0} MB of blobs, all cores; GB/s of plain bytes\n", stored as f64 / 1e6);
+    runtime.block_on(async {
+        let world = World::system();
+        let path = folder.path().join("repository");
+        Local::init(&path, None, &world)?;
+        let local = Local::open(&path, Access::Write, Pool::new(0)?, world.clone()).await?;
+        let ids: Vec<ChunkId> = chunks.iter().map(|(id, _)| *id).collect();
+        let begin = || Begin {
+            point: PointId::random(&world),
+            parents: Vec::new(),
+            owner: OwnerId::default(),
+            verification: Verification::Checksum,
+        };
+        let (session, _) = local.begin(begin()).await?;
+        let began = Instant::now();
+        for batch in chunks.chunks(BATCH) {
+            session.put(batch.to_vec()).await?;
+        }
+        session.flush().await?;
+        row("append to packs, index", gigabytes(plain, began.elapsed()), limit, "write and sync one file");
+
+        let asked = Instant::now();
+        for batch in ids.chunks(BATCH) {
+            black_box(session.missing(ChunkKind::Data, batch).await?);
+        }
+        row("index, hit", gigabytes(plain, asked.elapsed()), f64::INFINITY, "");
+        let strangers: Vec<ChunkId> = (0..ids.len()).map(|_| ChunkId(world.random_bytes())).collect();
+        let asked = Instant::now();
+        for batch in strangers.chunks(BATCH) {
+            black_box(session.missing(ChunkKind::Data, batch).await?);
+        }
+        row("index, miss", gigabytes(plain, asked.elapsed()), f64::INFINITY, "");
+
+        let began = Instant::now();
+        let sound = |batch: mover::ChunkBatch| batch.iter().filter(|(_, blob)| blob.is_ok()).count();
+        let got = session.get(ids).fold(0, |got, batch| ready(got + sound(batch))).await;
+        if got != chunks.len() {
+            bail!("{got} of {} chunks came back", chunks.len());
+        }
+        row("read from packs, checksums", gigabytes(plain, began.elapsed()), f64::INFINITY, "");
+        let began = Instant::now();
+        local.rebuild_index().await?;
+        row("build the index again", gigabytes(plain, began.elapsed()), f64::INFINITY, "");
+        session.abandon().await?;
+        local.close().await?;
+        Ok(())
+    })
+}
+
+/// Blocks that hold data, spread evenly over the disk.
+fn sample(path: &Path) -> Result<Vec<Bytes>> {
+    let file = File::open(path)?;
+    let grid = u64::from(GRID_BYTES);
+    let blocks = file.metadata()?.len() / grid;
+    let mut sample = Vec::new();
+    let step = (blocks / (4 * SAMPLE_BLOCKS)).max(1);
+    for block in (0..blocks).step_by(usize::try_from(step)?) {
+        let mut bytes = vec![0; GRID_BYTES as usize];
+        file.read_exact_at(&mut bytes, block * grid)?;
+        if !is_zero(&bytes) && (sample.len() as u64) < SAMPLE_BLOCKS {
+            sample.push(bytes.into());
+        }
+    }
+    if sample.is_empty() {
+        bail!("nothing but zeros");
+    }
+    Ok(sample)
+}
+
+fn read_file(path: &Path) -> Result<f64> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len().min(READ_BYTES);
+    let mut buffer = vec![0; 1 << 20];
+    let mut pass = || (0..length >> 20).try_for_each(|at| file.read_exact_at(&mut buffer, at << 20));
+    // Warms the page cache.
+    pass()?;
+    let began = Instant::now();
+    pass()?;
+    Ok(gigabytes(usize::try_from(length >> 20 << 20)?, began.elapsed()))
+}
+
+/// GB/s of `work` over `bytes`, the best of several passes: noise only ever slows down.
+fn rate(bytes: usize, mut work: impl FnMut()) -> f64 {
+    let began = Instant::now();
+    let mut best = Duration::MAX;
+    let mut passes = 0;
+    while passes < 2 || began.elapsed() < TIME_MIN {
+        let pass = Instant::now();
+        work();
+        best = best.min(pass.elapsed());
+        passes += 1;
+    }
+    gigabytes(bytes, best)
+}
+
+fn gigabytes(bytes: usize, took: Duration) -> f64 {
+    bytes as f64 / took.as_secs_f64() / 1e9
+}
+
+fn row(stage: &str, value: f64, limit: f64, name: &str) {
+    if limit.is_finite() {
+        println!("{stage:<34} {value:>8.2} {limit:>8.2}  {name}");
+    } else {
+        println!("{stage:<34} {value:>8.2}");
+    }
+}
+
+const SAMPLE_BLOCKS: u64 = 4096;
+const READ_BYTES: u64 = 1 << 30;
+const BATCH: usize = 256;
+const TIME_MIN: Duration = Duration::from_secs(1);

@@ -1,0 +1,56 @@
+//! How each tool is called: the same work for all, on the same image, each with its usual settings.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Folders of one run.
+pub struct Places {
+    pub work: PathBuf,
+    pub windlass: PathBuf,
+}
+
+impl Places {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.work.join(name)
+    }
+
+    /// The raw image under the one name by which every tool knows it.
+    pub fn image(&self) -> PathBuf {
+        self.work.join("in/disk.raw")
+    }
+
+    pub fn windlass(&self, arguments: &[&str], repository: &str) -> Command {
+        let mut command = Command::new(&self.windlass);
+        command.args(arguments).arg("-r").arg(self.path(repository)).arg("--json").current_dir(&self.work);
+        command
+    }
+
+    pub fn restic(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("restic");
+        command.args(arguments).current_dir(&self.work);
+        command.env("RESTIC_REPOSITORY", self.path(RESTIC)).env("RESTIC_PASSWORD", "x");
+        command.env("RESTIC_CACHE_DIR", self.path("cache.restic"));
+        command
+    }
+
+    pub fn borg(&self, arguments: &[&str], directory: &Path) -> Command {
+        let mut command = Command::new("borg");
+        command.args(arguments).current_dir(directory);
+        command.env("BORG_REPO", self.path(BORG)).env("BORG_PASSPHRASE", "x");
+        for (variable, name) in
+            [("BORG_CACHE_DIR", "cache.borg"), ("BORG_CONFIG_DIR", "conf.borg"), ("BORG_SECURITY_DIR", "sec.borg")]
+        {
+            command.env(variable, self.path(name));
+        }
+        command
+    }
+
+    pub fn qemu_img(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("qemu-img");
+        command.args(arguments).current_dir(&self.work);
+        command
+    }
+}
+
+pub const RESTIC: &str = "restic";
+pub const BORG: &str = "borg";

@@ -1,0 +1,338 @@
+//! A repository in memory, for tests and simulation: it keeps every promise of [`Repository`] and can be hurt.
+
+mod control;
+mod state;
+
+use crate::closure::{Presences, missing_for};
+use crate::{
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, Manifest, OwnerId, PointDraft,
+    PointFilter, PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
+    SessionId, Stats, Verification, World, WriteSession, with_opener, with_sealer,
+};
+use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
+use futures::{Stream, stream};
+use state::State;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::task::yield_now;
+
+/// A repository in memory. A clone is another handle on the same one; what only tests do are inherent methods.
+///
+/// It is as unpleasant as the traits allow: errors of a put are told by a later call, chunks come in another order than
+/// asked for, chunks that are not flushed cannot be read, and every operation gives way to other tasks.
+#[derive(Clone)]
+pub struct Mem(Arc<Shared>);
+
+struct Shared {
+    config: RepositoryConfig,
+    prints: Fingerprinter,
+    world: World,
+    state: Mutex<State>,
+}
+
+/// A planned failure of one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// How many operations go well before it.
+    pub after: u64,
+    /// What happens then.
+    pub effect: FaultEffect,
+}
+
+/// What a fault does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultEffect {
+    /// The operation does nothing and fails with this kind.
+    Fails(ErrorKind),
+    /// The operation is done, but its answer is lost: `Transport`.
+    AnswerLost,
+}
+
+/// A write session on [`Mem`].
+pub struct MemSession {
+    lease: MemReader,
+    verification: Verification,
+}
+
+/// A read session on [`Mem`].
+pub struct MemReader {
+    shared: Arc<Shared>,
+    id: SessionId,
+}
+
+impl Mem {
+    /// An empty repository in a dedup domain of its own.
+    pub fn new(world: &World) -> Self {
+        Self::in_domain(world, DomainKey(world.random_bytes()))
+    }
+
+    /// An empty repository in this dedup domain.
+    pub fn in_domain(world: &World, domain: DomainKey) -> Self {
+        let prints = Fingerprinter::new(&domain);
+        let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
+        Self(Arc::new(Shared { config, prints, world: world.clone(), state: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state()
+    }
+
+    fn reader(&self, pins: &[PointId]) -> Result<MemReader> {
+        let id = SessionId::random(&self.0.world);
+        self.state().open_session(id, pins.to_vec(), OwnerId::default())?;
+        Ok(MemReader { shared: self.0.clone(), id })
+    }
+}
+
+impl Repository for Mem {
+    type Session = MemSession;
+    type Reader = MemReader;
+
+    fn config(&self) -> &RepositoryConfig {
+        &self.0.config
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<(MemSession, Begun)> {
+        let answer = self.0.operation("begin").await?;
+        let id = SessionId::random(&self.0.world);
+        let suspects = self.state().begin(id, &begin, &self.0.prints)?;
+        let lease = MemReader { shared: self.0.clone(), id };
+        answer.given((MemSession { lease, verification: begin.verification }, Begun { suspects }))
+    }
+
+    async fn read(&self, points: &[PointId]) -> Result<MemReader> {
+        let answer = self.0.operation("read").await?;
+        answer.given(self.reader(points)?)
+    }
+
+    async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        let answer = self.0.operation("list").await?;
+        answer.given(self.state().list(filter))
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        let answer = self.0.operation("stats").await?;
+        answer.given(self.state().stats())
+    }
+
+    async fn incarnation(&self) -> Result<Incarnation> {
+        let answer = self.0.operation("incarnation").await?;
+        answer.given(self.state().log)
+    }
+}
+
+impl ReadSession for MemReader {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        let answer = self.shared.operation("manifest").await?;
+        let mut state = self.shared.state();
+        if !state.live(self.id)?.pins.contains(&point) {
+            return Err(Error::not_found(format!("the session does not pin point {point}")));
+        }
+        answer.given(state.manifest(point, &self.shared.prints)?)
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        let ids: BTreeSet<ChunkId> = ids.into_iter().collect();
+        let ids: Vec<ChunkId> = ids.into_iter().collect();
+        stream::unfold(ids, move |mut rest| async move {
+            let batch = rest.split_off(rest.len().saturating_sub(BATCH_CHUNKS));
+            if batch.is_empty() {
+                return None;
+            }
+            let answer = self.shared.operation("get").await.and_then(|answer| answer.given(()));
+            let mut state = self.shared.state();
+            let answer = answer.and_then(|()| state.lease(self.id).map(|_| ()));
+            let one = |id| match &answer {
+                Ok(()) => (id, state.read(id)),
+                Err(error) => (id, Err(crate::ChunkError::Unreadable { chunk: id, what: error.message() })),
+            };
+            Some((batch.into_iter().map(one).collect(), rest))
+        })
+    }
+}
+
+impl Drop for MemReader {
+    fn drop(&mut self) {
+        self.shared.state().sessions.remove(&self.id);
+    }
+}
+
+impl ReadSession for MemSession {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        self.lease.manifest(point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        self.lease.get(ids)
+    }
+}
+
+impl WriteSession for MemSession {
+    fn id(&self) -> SessionId {
+        self.lease.id
+    }
+
+    async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+        let answer = self.shared().operation("missing").await?;
+        let mut state = self.shared().state();
+        state.live(self.id())?;
+        let made: Vec<Presence> = ids.iter().map(|id| state.presence(kind, id)).collect();
+        state.live(self.id())?.shares_open |= made.contains(&Presence::Pending);
+        answer.given(made)
+    }
+
+    async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        let answer = self.shared().operation("put").await;
+        let mut state = self.shared().state();
+        state.live(self.id())?;
+        let taken = answer.and_then(|answer| {
+            for (id, blob) in chunks {
+                self.verify(id, &blob)
+                    .map_err(|error| Error::integrity(format!("refused chunk {id}")).because(error))?;
+                state.put(self.id(), id, blob);
+            }
+            answer.given(())
+        });
+        // As over a network: the next call tells.
+        if let Err(error) = taken {
+            state.fail(self.id(), &error);
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<Flushed> {
+        let answer = self.shared().operation("flush").await;
+        let mut state = self.shared().state();
+        state.lease(self.id())?;
+        state.seal(answer.as_ref().err());
+        let flushed = state.lease(self.id())?.flushed;
+        answer?.given(flushed)
+    }
+
+    async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        let answer = self.shared().operation("commit").await?;
+        let manifests = self.encode(points)?;
+        loop {
+            let (parents, losses) = {
+                let mut state = self.shared().state();
+                let there = state.committed(points);
+                if there.len() == points.len() {
+                    state.end(self.id());
+                    return answer.given(Commit::Committed(there));
+                }
+                state.live(self.id())?;
+                state.seal(None);
+                let pins = state.live(self.id())?.pins.clone();
+                let parents = pins.iter().filter_map(|pin| state.manifest(*pin, &self.shared().prints).ok());
+                (parents.collect::<Vec<_>>(), state.losses)
+            };
+            let mut missing = BTreeSet::new();
+            for draft in points {
+                let prints = &self.shared().prints;
+                missing.extend(missing_for(self, prints, &draft.manifest, &parents, self, MISSING_MAX).await?);
+            }
+            let mut state = self.shared().state();
+            if !missing.is_empty() {
+                return answer.given(Commit::Missing(missing.into_iter().take(MISSING_MAX).collect()));
+            }
+            // What was checked still holds, or it is checked again.
+            if state.losses == losses {
+                let (config, now) = (&self.shared().config, self.shared().world.now());
+                let made = state.commit(self.id(), points, &manifests, config, now)?;
+                return answer.given(Commit::Committed(made));
+            }
+        }
+    }
+
+    async fn abandon(self) -> Result<()> {
+        let answer = self.shared().operation("abandon").await?;
+        self.shared().state().end(self.id());
+        answer.given(())
+    }
+}
+
+impl MemSession {
+    fn shared(&self) -> &Shared {
+        &self.lease.shared
+    }
+
+    fn verify(&self, id: ChunkId, blob: &Blob) -> Result<(), BlobError> {
+        blob.check()?;
+        match self.verification {
+            Verification::Checksum => Ok(()),
+            Verification::Decode => {
+                with_opener(|opener| opener.open_verified(&self.shared().prints, &id, blob, &mut Vec::new()))
+            }
+        }
+    }
+
+    /// The manifests' chunks; what does not read back as it was, or names a point twice, is refused.
+    fn encode(&self, points: &[PointDraft]) -> Result<Vec<(ChunkId, Blob)>> {
+        let ids: HashSet<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
+        if points.is_empty() || ids.len() != points.len() {
+            return Err(Error::usage("a commit of no points, or of one point twice"));
+        }
+        let encode = |draft: &PointDraft| {
+            let plain = draft.manifest.encode();
+            match Manifest::decode(&plain) {
+                Ok(same) if same == draft.manifest => {}
+                Ok(_) => return Err(Error::usage("a manifest whose texts are too long")),
+                Err(error) => return Err(Error::usage("a manifest that makes no sense").because(error)),
+            }
+            let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
+            Ok((self.shared().prints.id(ChunkKind::Manifest, &plain), blob))
+        };
+        points.iter().map(encode).collect()
+    }
+}
+
+impl Presences for MemSession {
+    async fn present(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
+        let state = self.shared().state();
+        Ok(ids.iter().map(|id| state.is_sound(kind, id)).collect())
+    }
+}
+
+/// An operation on its way.
+struct Answer {
+    lost: bool,
+}
+
+impl Answer {
+    fn given<T>(self, value: T) -> Result<T> {
+        if self.lost { Err(Error::transport("the answer was lost")) } else { Ok(value) }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("not poisoned")
+    }
+
+    /// Counts an operation; lets a planned fault strike.
+    async fn operation(&self, name: &'static str) -> Result<Answer> {
+        yield_now().await;
+        let mut state = self.state();
+        *state.operations.entry(name).or_default() += 1;
+        let struck = state.faults.iter().find(|fault| fault.after == 0).map(|fault| fault.effect);
+        state.faults.retain_mut(|fault| {
+            let stays = fault.after > 0;
+            fault.after = fault.after.saturating_sub(1);
+            stays
+        });
+        match struck {
+            Some(FaultEffect::Fails(kind)) => Err(Error::new(kind, format!("{name} failed as planned"))),
+            Some(FaultEffect::AnswerLost) => Ok(Answer { lost: true }),
+            None => Ok(Answer { lost: false }),
+        }
+    }
+}
+
+/// Chunks in one batch.
+const BATCH_CHUNKS: usize = 64;
+
+/// Most ids in one [`Commit::Missing`].
+const MISSING_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests;

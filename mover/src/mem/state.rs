@@ -1,0 +1,302 @@
+//! What a repository in memory holds. Nothing here waits.
+
+use crate::{
+    Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, Manifest, MapRoot, OwnerId, PAGE_ENTRIES, Page,
+    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, Result, SessionId, Stats, Suspect,
+    Timestamp, digest, with_opener,
+};
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Durable chunks.
+    pub chunks: HashMap<ChunkId, Held>,
+    /// Chunks of the open pack, which all sessions share (R18).
+    pub open: HashMap<ChunkId, Blob>,
+    pub packs: u64,
+    pub suspects: BTreeSet<ChunkId>,
+    /// Doomed chunks, each with the sessions that must end before it may be dropped.
+    pub doomed: HashMap<ChunkId, BTreeSet<SessionId>>,
+    /// In the order of their commits.
+    pub points: Vec<RecoveryPoint>,
+    pub sessions: BTreeMap<SessionId, Lease>,
+    pub log: Incarnation,
+    /// Counts what takes chunks away, so that a commit notices when its check is out of date (R1).
+    pub losses: u64,
+    pub operations: BTreeMap<&'static str, u64>,
+    pub faults: Vec<super::Fault>,
+}
+
+pub(super) struct Held {
+    pub blob: Blob,
+    /// The log's sequence when it became durable.
+    pub added: u64,
+}
+
+pub(super) struct Lease {
+    pub opened: u64,
+    pub pins: Vec<PointId>,
+    pub owner: OwnerId,
+    /// Ended by commit or abandon, or fenced.
+    pub ended: bool,
+    /// The first failure; every later operation tells it.
+    pub failed: Option<(ErrorKind, String)>,
+    /// Relies on a chunk of the open pack.
+    pub shares_open: bool,
+    pub flushed: Flushed,
+}
+
+impl State {
+    pub fn open_session(&mut self, id: SessionId, pins: Vec<PointId>, owner: OwnerId) -> Result<()> {
+        if let Some(lost) = pins.iter().find(|pin| self.points.iter().all(|point| point.id != **pin)) {
+            return Err(Error::not_found(format!("there is no point {lost}")));
+        }
+        self.append();
+        let opened = self.log.sequence;
+        let (failed, flushed) = (None, Flushed::default());
+        let lease = Lease { opened, pins, owner, ended: false, failed, shares_open: false, flushed };
+        self.sessions.insert(id, lease);
+        Ok(())
+    }
+
+    pub fn begin(&mut self, id: SessionId, begin: &Begin, prints: &Fingerprinter) -> Result<Vec<Suspect>> {
+        let gone = |pin: &&PointId| self.points.iter().any(|point| point.id == **pin && point.forgotten);
+        if let Some(forgotten) = begin.parents.iter().find(gone) {
+            return Err(Error::not_found(format!("point {forgotten} was forgotten")));
+        }
+        self.open_session(id, begin.parents.clone(), begin.owner)?;
+        let mut suspects = Vec::new();
+        if !self.suspects.is_empty() {
+            for parent in &begin.parents {
+                if let Ok(manifest) = self.manifest(*parent, prints) {
+                    self.suspect_places(&manifest, prints, &mut suspects);
+                }
+            }
+        }
+        suspects.truncate(crate::Begun::SUSPECTS_MAX);
+        Ok(suspects)
+    }
+
+    fn suspect_places(&self, manifest: &Manifest, prints: &Fingerprinter, places: &mut Vec<Suspect>) {
+        for disk in &manifest.disks {
+            self.walk(disk.root, prints, &mut |chunk, block| {
+                if self.suspects.contains(&chunk) {
+                    places.push(Suspect { chunk, disk: disk.id, offset: block * u64::from(GRID_BYTES) });
+                }
+            });
+        }
+    }
+
+    /// Calls `visit` with every id at or below `root` and the number of the first block below it, parents first.
+    /// Subtrees that do not read are passed over.
+    pub fn walk(&self, root: MapRoot, prints: &Fingerprinter, visit: &mut impl FnMut(ChunkId, u64)) {
+        let mut stack: Vec<(ChunkId, u8, u64)> = root.id.map(|id| (id, root.level, 0)).into_iter().collect();
+        while let Some((id, level, index)) = stack.pop() {
+            visit(id, index * PAGE_ENTRIES.pow(u32::from(level) + 1));
+            let Some(page) = self.page(id, prints) else { continue };
+            for (entry, below) in (0..PAGE_ENTRIES).filter_map(|at| page.entry(at).chunk().map(|id| (at, id))) {
+                let index = index * PAGE_ENTRIES + entry;
+                match level.checked_sub(1) {
+                    Some(level) => stack.push((below, level, index)),
+                    None => visit(below, index),
+                }
+            }
+        }
+    }
+
+    fn page(&self, id: ChunkId, prints: &Fingerprinter) -> Option<Page> {
+        let held = self.chunks.get(&id)?;
+        let mut plain = Vec::new();
+        with_opener(|opener| opener.open_verified(prints, &id, &held.blob, &mut plain)).ok()?;
+        Page::decode(&plain).ok()
+    }
+
+    pub fn manifest(&self, point: PointId, prints: &Fingerprinter) -> Result<Manifest> {
+        let found = self.points.iter().find(|it| it.id == point);
+        let id = found.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?.manifest;
+        let bad = |what: String| Error::integrity(format!("manifest {id} of point {point} {what}"));
+        let held = self.chunks.get(&id).ok_or_else(|| bad("is missing".into()))?;
+        let mut plain = Vec::new();
+        held.blob.check().map_err(|error| bad("is damaged".into()).because(error))?;
+        with_opener(|opener| opener.open_verified(prints, &id, &held.blob, &mut plain))
+            .map_err(|error| bad("is damaged".into()).because(error))?;
+        let manifest = Manifest::decode(&plain).map_err(|error| bad("cannot be read".into()).because(error))?;
+        if held.blob.header().kind != ChunkKind::Manifest || manifest.point != point {
+            return Err(bad("is not its manifest".into()));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads a chunk. What is found damaged is suspect from then on.
+    pub fn read(&mut self, id: ChunkId) -> Result<Blob, ChunkError> {
+        let held = self.chunks.get(&id).ok_or(ChunkError::Missing { chunk: id })?;
+        match held.blob.check() {
+            Ok(()) => Ok(held.blob.clone()),
+            Err(error) => {
+                self.losses += u64::from(self.suspects.insert(id));
+                Err(ChunkError::Damaged { chunk: id, pack: "memory".into(), what: error.to_string() })
+            }
+        }
+    }
+
+    pub fn is_sound(&self, kind: ChunkKind, id: &ChunkId) -> bool {
+        self.chunks.get(id).is_some_and(|held| held.blob.header().kind == kind)
+            && !self.suspects.contains(id)
+            && !self.doomed.contains_key(id)
+    }
+
+    pub fn presence(&self, kind: ChunkKind, id: &ChunkId) -> Presence {
+        if self.is_sound(kind, id) {
+            Presence::Have
+        } else if self.open.get(id).is_some_and(|blob| blob.header().kind == kind) {
+            Presence::Pending
+        } else {
+            Presence::Missing
+        }
+    }
+
+    /// The session, unless it has failed.
+    pub fn lease(&mut self, id: SessionId) -> Result<&mut Lease> {
+        let lease = self.sessions.get_mut(&id).ok_or_else(|| Error::fenced("the session is not known any more"))?;
+        match &lease.failed {
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+            None => Ok(lease),
+        }
+    }
+
+    /// The session, unless it has failed or ended.
+    pub fn live(&mut self, id: SessionId) -> Result<&mut Lease> {
+        let lease = self.lease(id)?;
+        if lease.ended { Err(Error::usage("the session has ended")) } else { Ok(lease) }
+    }
+
+    pub fn fail(&mut self, id: SessionId, error: &Error) {
+        if let Some(lease) = self.sessions.get_mut(&id) {
+            lease.failed.get_or_insert((error.kind(), error.message()));
+        }
+    }
+
+    /// Takes a verified chunk into the open pack.
+    pub fn put(&mut self, session: SessionId, id: ChunkId, blob: Blob) {
+        let header = *blob.header();
+        let before = self.presence(header.kind, &id);
+        let Some(lease) = self.sessions.get_mut(&session) else { return };
+        lease.shares_open |= before != Presence::Have;
+        if before != Presence::Missing {
+            return;
+        }
+        lease.flushed.add(&blob);
+        self.open.insert(id, blob);
+    }
+
+    /// Makes the open pack durable, or fails everyone who relies on it.
+    pub fn seal(&mut self, failure: Option<&Error>) {
+        let open = std::mem::take(&mut self.open);
+        if failure.is_none() && !open.is_empty() {
+            self.packs += 1;
+            self.append();
+            for (id, blob) in open {
+                self.suspects.remove(&id);
+                self.doomed.remove(&id);
+                self.chunks.insert(id, Held { blob, added: self.log.sequence });
+            }
+        }
+        for lease in self.sessions.values_mut() {
+            let shared = std::mem::take(&mut lease.shares_open);
+            if let Some(error) = failure.filter(|_| shared) {
+                lease.failed.get_or_insert((error.kind(), error.message()));
+            }
+        }
+    }
+
+    /// The points of `drafts` that are committed already.
+    pub fn committed(&self, drafts: &[PointDraft]) -> Vec<RecoveryPoint> {
+        let of = |draft: &PointDraft| self.points.iter().find(|point| point.id == draft.manifest.point).cloned();
+        drafts.iter().filter_map(of).collect()
+    }
+
+    /// Makes points visible whose chunks have been checked; those that are there already stay as they are.
+    pub fn commit(
+        &mut self,
+        session: SessionId,
+        drafts: &[PointDraft],
+        manifests: &[(ChunkId, Blob)],
+        config: &RepositoryConfig,
+        now: Timestamp,
+    ) -> Result<Vec<RecoveryPoint>> {
+        let owner = self.live(session)?.owner;
+        self.append();
+        let there: HashSet<PointId> = self.points.iter().map(|point| point.id).collect();
+        let new = drafts.iter().zip(manifests).filter(|(draft, _)| !there.contains(&draft.manifest.point));
+        for (draft, (id, blob)) in new {
+            let manifest = &draft.manifest;
+            self.points.push(RecoveryPoint {
+                id: manifest.point,
+                manifest: *id,
+                owner,
+                machine: manifest.machine,
+                machine_name: manifest.machine_name.clone(),
+                group: manifest.group.filter(|group| *group != GroupId::default()),
+                snapshot_time: manifest.snapshot_time,
+                commit_time: now,
+                origin: draft.origin.map_or((config.id, now), |origin| (origin.repository, origin.commit_time)),
+                protected_until: Timestamp::default(),
+                bytes_logical: manifest.bytes_logical(),
+                bytes_new: manifest.bytes_new,
+                pinned: false,
+                forgotten: false,
+            });
+            self.suspects.remove(id);
+            self.doomed.remove(id);
+            if let Some(lease) = self.sessions.get_mut(&session) {
+                lease.flushed.add(blob);
+            }
+            self.chunks.insert(*id, Held { blob: blob.clone(), added: self.log.sequence });
+        }
+        self.end(session);
+        Ok(self.committed(drafts))
+    }
+
+    pub fn end(&mut self, session: SessionId) {
+        if let Some(lease) = self.sessions.get_mut(&session) {
+            lease.ended = true;
+            lease.pins.clear();
+        }
+    }
+
+    pub fn list(&self, filter: &PointFilter) -> Vec<RecoveryPoint> {
+        let named = |point: &&RecoveryPoint| filter.machine.as_ref().is_none_or(|name| *name == point.machine_name);
+        self.points.iter().filter(|point| point.forgotten == filter.forgotten).filter(named).cloned().collect()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let living = || self.points.iter().filter(|point| !point.forgotten);
+        Stats {
+            points: living().count() as u64,
+            chunks: self.chunks.len() as u64,
+            packs: self.packs,
+            bytes_logical: living().map(|point| point.bytes_logical).sum(),
+            bytes_stored: self.chunks.values().map(|held| held.blob.bytes().len() as u64).sum(),
+            suspects: self.suspects.len() as u64,
+        }
+    }
+
+    pub fn append(&mut self) {
+        let Incarnation { sequence, hash } = self.log;
+        let sequence = sequence + 1;
+        self.log = Incarnation { sequence, hash: digest(&[&hash[..], &sequence.to_le_bytes()].concat()) };
+    }
+}
+
+impl Flushed {
+    fn add(&mut self, blob: &Blob) {
+        let (header, bytes) = (blob.header(), blob.bytes().len() as u64);
+        self.bytes_stored += bytes;
+        if !header.kind.is_structure() {
+            self.chunks += 1;
+            self.bytes_plain += u64::from(header.plain_bytes);
+            self.bytes_blobs += bytes;
+        }
+    }
+}

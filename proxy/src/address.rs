@@ -1,0 +1,224 @@
+//! Addresses of disks: where they are read from and restored to.
+
+use crate::nbd::NbdUri;
+use mover::{Error, Name, Result};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A disk to back up and the name it has in its machine: `NAME=SOURCE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSource {
+    /// Its name.
+    pub name: Name,
+    /// Where it is.
+    pub address: SourceAddress,
+}
+
+/// Where a disk is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// A file or block device: `PATH`, with `?bitmap=NAME` or `?format=raw|qcow2` after it.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// The persistent bitmap to use instead of the one Windlass would choose.
+        bitmap: Option<String>,
+        /// Its format, where that must not be told by content.
+        format: Option<ImageFormat>,
+    },
+    /// An NBD export.
+    Nbd(NbdUri),
+}
+
+/// Formats of disk images that can be read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's format, by QEMU's own tools.
+    Qcow2,
+}
+
+/// Where a disk is restored to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetAddress {
+    /// A file to be made, of this format.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Its format.
+        format: ImageFormat,
+    },
+    /// A block device.
+    Device(PathBuf),
+    /// An NBD export that can be written.
+    Nbd(NbdUri),
+}
+
+impl NamedSource {
+    /// A source that came without a name, as the only disk of its machine.
+    pub fn only(address: SourceAddress) -> Self {
+        Self { name: ONLY_DISK.parse().expect("a valid name"), address }
+    }
+}
+
+impl FromStr for NamedSource {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, address) = text.split_once('=').ok_or_else(|| {
+            Error::usage(format!("{text:?} names no disk")).hint("write NAME=SOURCE, for example vda=/images/web.qcow2")
+        })?;
+        Ok(Self { name: name.parse()?, address: address.parse()? })
+    }
+}
+
+impl FromStr for SourceAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if NbdUri::is_meant_by(text) {
+            return text.parse().map(Self::Nbd);
+        }
+        if text.is_empty() {
+            return Err(Error::usage("a disk source without a path"));
+        }
+        if let Some((scheme, _)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) {
+            return Err(Error::usage(format!("{scheme}:// is not a disk source that this version knows"))
+                .hint("name a file, a block device, nbd://host/export or nbd+unix:///export?socket=PATH"));
+        }
+        let (mut bitmap, mut format) = (None, None);
+        let path = match text.rsplit_once('?') {
+            // A '?' may also belong to a file's name: only what reads as parameters is taken for them.
+            Some((path, query)) if query.split('&').all(|pair| pair.contains('=')) && !path.is_empty() => {
+                for pair in query.split('&') {
+                    match pair.split_once('=') {
+                        Some(("bitmap", name)) if !name.is_empty() => bitmap = Some(name.to_owned()),
+                        Some(("format", "raw")) => format = Some(ImageFormat::Raw),
+                        Some(("format", "qcow2")) => format = Some(ImageFormat::Qcow2),
+                        _ => {
+                            return Err(Error::usage(format!("{text:?}: unknown parameter {pair:?}"))
+                                .hint("?bitmap=NAME and ?format=raw|qcow2 are known"));
+                        }
+                    }
+                }
+                path
+            }
+            _ => text,
+        };
+        Ok(Self::File { path: path.into(), bitmap, format })
+    }
+}
+
+impl FromStr for TargetAddress {
+    type Err = Error;
+
+    /// What exists at a path is looked at: a block device is told by what it is, a file's format by its name.
+    fn from_str(text: &str) -> Result<Self> {
+        if NbdUri::is_meant_by(text) {
+            let uri: NbdUri = text.parse()?;
+            if uri.bitmap.is_some() {
+                return Err(Error::usage(format!("{text:?}: a bitmap has no meaning for a target")));
+            }
+            return Ok(Self::Nbd(uri));
+        }
+        let path = PathBuf::from(text);
+        if is_block_device(&path) {
+            return Ok(Self::Device(path));
+        }
+        let format = match path.extension().and_then(|it| it.to_str()) {
+            Some("raw" | "img") => ImageFormat::Raw,
+            Some("qcow2") => ImageFormat::Qcow2,
+            _ => {
+                return Err(Error::usage(format!("{text:?} does not tell what kind of target it is"))
+                    .hint("name PATH.raw, PATH.qcow2, a block device, or an NBD URI"));
+            }
+        };
+        Ok(Self::File { path, format })
+    }
+}
+
+impl fmt::Display for SourceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, .. } => path.display().fmt(f),
+            Self::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for TargetAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, .. } | Self::Device(path) => path.display().fmt(f),
+            Self::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}
+
+impl ImageFormat {
+    /// The name QEMU and manifests have for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|it| it.file_type().is_block_device())
+}
+
+const ONLY_DISK: &str = "disk0";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, bitmap: Option<&str>, format: Option<ImageFormat>) -> SourceAddress {
+        SourceAddress::File { path: path.into(), bitmap: bitmap.map(str::to_owned), format }
+    }
+
+    #[test]
+    fn sources() {
+        for (text, want) in [
+            ("/a/b.qcow2", file("/a/b.qcow2", None, None)),
+            ("b=c.img", file("b=c.img", None, None)),
+            ("/a?bitmap=cp0", file("/a", Some("cp0"), None)),
+            ("/a?format=raw&bitmap=x", file("/a", Some("x"), Some(ImageFormat::Raw))),
+            ("/what?.img", file("/what?.img", None, None)),
+            ("/what?.img?format=qcow2", file("/what?.img", None, Some(ImageFormat::Qcow2))),
+        ] {
+            assert_eq!(text.parse::<SourceAddress>().unwrap(), want, "{text}");
+        }
+        let nbd: SourceAddress = "nbd://h/x?bitmap=b".parse().unwrap();
+        assert!(matches!(nbd, SourceAddress::Nbd(NbdUri { bitmap: Some(_), .. })));
+        for text in ["", "/a?size=1", "/a?format=vmdk", "/a?bitmap=", "http://h/x", "nbds://h/x", "qmp+unix:///m"] {
+            assert!(text.parse::<SourceAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        let named: NamedSource = "vda=/a=b".parse().unwrap();
+        assert_eq!((named.name.as_str(), named.address), ("vda", file("/a=b", None, None)));
+        for text in ["/a", "=/a", "../x=/a", "vda="] {
+            assert!(text.parse::<NamedSource>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn targets() {
+        let raw = TargetAddress::File { path: "/a/x.raw".into(), format: ImageFormat::Raw };
+        assert_eq!("/a/x.raw".parse::<TargetAddress>().unwrap(), raw);
+        let qcow2 = TargetAddress::File { path: "x.qcow2".into(), format: ImageFormat::Qcow2 };
+        assert_eq!("x.qcow2".parse::<TargetAddress>().unwrap(), qcow2);
+        assert!(matches!("nbd://h/x".parse(), Ok(TargetAddress::Nbd(_))));
+        for text in ["", "/a/x", "/a/x.vmdk", "/dev/null", "nbd://h/x?bitmap=b"] {
+            assert!(text.parse::<TargetAddress>().is_err(), "{text}");
+        }
+    }
+}

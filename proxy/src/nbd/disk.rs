@@ -1,0 +1,241 @@
+//! A disk behind an NBD server, over as many connections as the server allows.
+
+use super::connection::Connection;
+use super::error::NbdError;
+use super::handshake::{Export, Framing, Hello};
+use super::session::{Reply, Request, Run};
+use super::uri::NbdServer;
+use super::wire::{ALLOCATION_ZERO, BITMAP_DIRTY};
+use bytes::{Bytes, BytesMut};
+use chunker::{Extent, ExtentSet};
+use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::net::UnixStream;
+
+/// An open export.
+#[derive(Debug)]
+pub struct NbdDisk {
+    connections: Vec<Connection>,
+    next: AtomicUsize,
+}
+
+/// What the contexts of an export say of the whole disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extents {
+    /// Bytes that read as zeros by allocation; empty where the server cannot tell.
+    pub zeroes: ExtentSet,
+    /// For each dirty bitmap that was negotiated, its name and what it marks.
+    pub dirty: Vec<(String, ExtentSet)>,
+}
+
+impl Extents {
+    /// What the bitmap of this name marks.
+    pub fn bitmap(&self, name: &str) -> Option<&ExtentSet> {
+        self.dirty.iter().find(|(known, _)| known == name).map(|(_, dirty)| dirty)
+    }
+}
+
+impl NbdDisk {
+    /// Connects, with `base:allocation` and the dirty bitmaps named: the first connection asks what the server can
+    /// do, others (up to [`CONNECTIONS_MAX`]) follow where it allows several.
+    pub async fn open(server: &NbdServer, export: &str, bitmaps: &[String]) -> Result<Self, NbdError> {
+        let hello = hello(export, bitmaps);
+        let first = Connection::open(server, hello.clone()).await?;
+        let more = if first.export().flags.can_multi_conn() { CONNECTIONS_MAX - 1 } else { 0 };
+        let others = try_join_all((0..more).map(|_| Connection::open(server, hello.clone()))).await?;
+        Self::of(first, others)
+    }
+
+    /// The same on unix sockets that are connected already; those the server does not want are closed.
+    pub async fn over(sockets: Vec<UnixStream>, export: &str, bitmaps: &[String]) -> Result<Self, NbdError> {
+        let hello = hello(export, bitmaps);
+        let mut sockets = sockets.into_iter();
+        let first = sockets.next().ok_or(NbdError::Closed(": no socket"))?;
+        let first = Connection::over_unix(first, hello.clone()).await?;
+        let rest = if first.export().flags.can_multi_conn() { sockets.len() } else { 0 };
+        let rest: Vec<_> = sockets.take(rest).collect();
+        let others = rest.into_iter().map(|socket| Connection::over_unix(socket, hello.clone()));
+        Self::of(first, try_join_all(others).await?)
+    }
+
+    fn of(first: Connection, others: Vec<Connection>) -> Result<Self, NbdError> {
+        if others.iter().any(|other| other.export() != first.export()) {
+            return Err(NbdError::Protocol("connections to one export differ in size or abilities"));
+        }
+        let connections = [first].into_iter().chain(others).collect();
+        Ok(Self { connections, next: AtomicUsize::new(0) })
+    }
+
+    /// What was negotiated, the same on every connection.
+    pub fn export(&self) -> &Export {
+        self.connections[0].export()
+    }
+
+    /// Number of connections.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// True when the server has this dirty bitmap.
+    pub fn has_bitmap(&self, name: &str) -> bool {
+        self.export().contexts.iter().any(|context| context.name.strip_prefix(BITMAP_PREFIX) == Some(name))
+    }
+
+    /// The bytes of `extent`. A read that the server fails is tried [`READ_ATTEMPTS`] times.
+    pub async fn read(&self, extent: Extent) -> Result<Bytes, NbdError> {
+        let piece_bytes_max = u64::from(self.export().payload_bytes_max);
+        if extent.length <= piece_bytes_max {
+            return self.read_piece(extent.offset, extent.length as u32).await;
+        }
+        let mut whole = BytesMut::new();
+        for piece in ExtentSet::from_iter([extent]).split(piece_bytes_max) {
+            whole.extend_from_slice(&self.read_piece(piece.offset, piece.length as u32).await?);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn read_piece(&self, offset: u64, length: u32) -> Result<Bytes, NbdError> {
+        let mut attempt = 1;
+        loop {
+            match self.call(Request::Read { offset, length }).await {
+                Ok(Reply::Read(bytes)) => return Ok(bytes),
+                Ok(_) => return Err(NbdError::Protocol("a reply of another kind")),
+                Err(error) if error.is_request() && attempt < READ_ATTEMPTS => {
+                    tracing::warn!(%error, attempt, "read failed, trying again");
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes `data` at `offset`.
+    pub async fn write(&self, offset: u64, mut data: Bytes) -> Result<(), NbdError> {
+        let piece_bytes_max = self.export().payload_bytes_max as usize;
+        let mut at = offset;
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(piece_bytes_max));
+            let length = piece.len() as u64;
+            self.done(Request::Write { offset: at, data: piece }).await?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// Makes `extent` read as zeros, by a hole where the server can.
+    pub async fn zero(&self, extent: Extent) -> Result<(), NbdError> {
+        let can_zero = self.export().flags.can_zero();
+        let piece_bytes_max = if can_zero { ZERO_BYTES_MAX } else { ZEROES.len() as u64 };
+        for Extent { offset, length } in ExtentSet::from_iter([extent]).split(piece_bytes_max) {
+            if can_zero {
+                self.done(Request::WriteZeroes { offset, length }).await?;
+            } else {
+                self.write(offset, Bytes::from_static(&ZEROES[..length as usize])).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, where the server knows that.
+    pub async fn flush(&self) -> Result<(), NbdError> {
+        if self.export().flags.can_flush() { self.done(Request::Flush).await } else { Ok(()) }
+    }
+
+    /// What the contexts say of the whole disk. Asked in windows, several at once, each from where the server's last
+    /// answer ended.
+    pub async fn extents(&self) -> Result<Extents, NbdError> {
+        let export = self.export();
+        let mut extents = Extents::default();
+        let bitmaps = export.contexts.iter().filter_map(|context| context.name.strip_prefix(BITMAP_PREFIX));
+        extents.dirty = bitmaps.map(|name| (name.to_owned(), ExtentSet::new())).collect();
+        if export.contexts.is_empty() {
+            return Ok(extents);
+        }
+        let window = if export.framing == Framing::Extended { WINDOW_BYTES_EXTENDED } else { WINDOW_BYTES };
+        let windows: Vec<Extent> = ExtentSet::whole(export.size).split(window).collect();
+        let mut answers =
+            stream::iter(windows.into_iter().map(|window| self.window(window))).buffered(WINDOWS_IN_FLIGHT);
+        while let Some(answer) = answers.try_next().await? {
+            for (context, mut at, run) in answer {
+                let name = &export.contexts[context].name;
+                let set = match name.strip_prefix(BITMAP_PREFIX) {
+                    Some(bitmap) if run.flags & BITMAP_DIRTY != 0 => {
+                        extents.dirty.iter_mut().find(|(known, _)| known == bitmap).map(|(_, set)| set)
+                    }
+                    None if run.flags & ALLOCATION_ZERO != 0 => Some(&mut extents.zeroes),
+                    _ => None,
+                };
+                if let Some(set) = set {
+                    set.insert(Extent::new(at, run.length));
+                }
+                at += run.length;
+                debug_assert!(at <= export.size, "runs were cut to their request");
+            }
+        }
+        Ok(extents)
+    }
+
+    /// The runs of one window as (context, offset, run).
+    async fn window(&self, window: Extent) -> Result<Vec<(usize, u64, Run)>, NbdError> {
+        let block = u64::from(self.export().block_bytes_min);
+        let (mut at, mut found) = (window.offset, Vec::new());
+        while at < window.end() {
+            let request = Request::BlockStatus { offset: at, length: window.end() - at };
+            let Reply::BlockStatus(contexts) = self.call(request).await? else {
+                return Err(NbdError::Protocol("a reply of another kind"));
+            };
+            // Contexts may reach differently far: all are taken up to the nearest end, and asked again from there.
+            let covered = contexts.iter().map(|runs| runs.iter().map(|run| run.length).sum::<u64>()).min();
+            let mut end = at + covered.unwrap_or(0);
+            if end < window.end() {
+                end = end / block * block;
+            }
+            if end <= at {
+                return Err(NbdError::Protocol("block status shorter than a block"));
+            }
+            for (context, runs) in contexts.iter().enumerate() {
+                let mut from = at;
+                for run in runs {
+                    let length = run.length.min(end.saturating_sub(from));
+                    if length > 0 {
+                        found.push((context, from, Run { length, flags: run.flags }));
+                    }
+                    from += run.length;
+                }
+            }
+            at = end;
+        }
+        Ok(found)
+    }
+
+    async fn done(&self, request: Request) -> Result<(), NbdError> {
+        match self.call(request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(NbdError::Protocol("a reply of another kind")),
+        }
+    }
+
+    async fn call(&self, request: Request) -> Result<Reply, NbdError> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.connections[next % self.connections.len()].call(request).await
+    }
+}
+
+fn hello(export: &str, bitmaps: &[String]) -> Hello {
+    let bitmaps = bitmaps.iter().map(|name| format!("{BITMAP_PREFIX}{name}"));
+    let contexts = std::iter::once("base:allocation".to_owned()).chain(bitmaps).collect();
+    Hello { export: export.to_owned(), contexts, framing: Framing::Extended }
+}
+
+/// Connections to one export; a local server is one thread, and four keep it busy.
+pub const CONNECTIONS_MAX: usize = 4;
+/// Times that a failing read is tried.
+pub const READ_ATTEMPTS: u32 = 3;
+
+const BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
+const WINDOW_BYTES: u64 = 1 << 30;
+const WINDOW_BYTES_EXTENDED: u64 = 64 << 30;
+const WINDOWS_IN_FLIGHT: usize = 8;
+const ZERO_BYTES_MAX: u64 = 1 << 30;
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];

@@ -1,0 +1,113 @@
+//! Persistent dirty bitmaps of an offline qcow2 image, and the names Windlass gives them.
+
+use super::tool::{Fate, ToolError, run};
+use mover::{CheckpointId, RepositoryId};
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// The name of a bitmap that Windlass keeps: `windlass-<repository 8 hex>-<checkpoint>-<base checkpoint>` (T1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrackingName {
+    /// First four bytes of the id of the repository that it was made for.
+    pub repository: [u8; 4],
+    /// The checkpoint that it records changes since.
+    pub checkpoint: CheckpointId,
+    /// The checkpoint before that one; all zero when there was none.
+    pub base: CheckpointId,
+}
+
+impl TrackingName {
+    /// The name for a checkpoint of a backup into `repository`.
+    pub fn new(repository: RepositoryId, checkpoint: CheckpointId, base: Option<CheckpointId>) -> Self {
+        Self { repository: prefix(repository), checkpoint, base: base.unwrap_or_default() }
+    }
+
+    /// True when a backup into `repository` made it.
+    pub fn is_of(&self, repository: RepositoryId) -> bool {
+        self.repository == prefix(repository)
+    }
+}
+
+impl fmt::Display for TrackingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{:08x}-{}-{}", u32::from_be_bytes(self.repository), self.checkpoint, self.base)
+    }
+}
+
+impl FromStr for TrackingName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const NOT_OURS: &str = "not a name that Windlass gives";
+        let parts: Vec<&str> = text.strip_prefix(PREFIX).ok_or(NOT_OURS)?.split('-').collect();
+        let [repository, checkpoint, base] = parts[..] else { return Err(NOT_OURS) };
+        let number = u32::from_str_radix(repository, 16).map_err(|_| NOT_OURS)?;
+        let name = Self { repository: number.to_be_bytes(), checkpoint: checkpoint.parse()?, base: base.parse()? };
+        // One spelling for one name, so that names can be compared as text.
+        if name.to_string() == text { Ok(name) } else { Err(NOT_OURS) }
+    }
+}
+
+/// Adds a recording bitmap of this granularity in bytes. Not atomic: being killed in the middle may lose other
+/// bitmaps of the image, never falsify them, hence the process is left to its own end whatever becomes of the caller.
+///
+/// # Errors
+/// Those of `qemu-img bitmap --add`.
+pub async fn add_bitmap(path: &Path, name: &str, granularity: u32) -> Result<(), ToolError> {
+    let granularity = granularity.to_string();
+    let arguments = ["bitmap", "--add", "-f", "qcow2", "-g", &granularity].map(OsStr::new);
+    let arguments = arguments.into_iter().chain([path.as_os_str(), OsStr::new(name)]);
+    run("qemu-img", arguments, Fate::Detached).await.map(drop)
+}
+
+/// Removes a bitmap; not atomic either.
+///
+/// # Errors
+/// Those of `qemu-img bitmap --remove`.
+pub async fn remove_bitmap(path: &Path, name: &str) -> Result<(), ToolError> {
+    let arguments = ["bitmap", "--remove", "-f", "qcow2"].map(OsStr::new);
+    let arguments = arguments.into_iter().chain([path.as_os_str(), OsStr::new(name)]);
+    run("qemu-img", arguments, Fate::Detached).await.map(drop)
+}
+
+fn prefix(repository: RepositoryId) -> [u8; 4] {
+    let [a, b, c, d, ..] = repository.0;
+    [a, b, c, d]
+}
+
+const PREFIX: &str = "windlass-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_round_trip() {
+        let name = TrackingName::new(RepositoryId(*b"\x00\xab23456789abcdef"), CheckpointId([7; 16]), None);
+        let text = name.to_string();
+        assert_eq!(text, format!("windlass-00ab3233-{}-{}", "07".repeat(16), "00".repeat(16)));
+        assert_eq!(text.parse(), Ok(name));
+        assert!(name.is_of(RepositoryId(*b"\x00\xab23other repos.")));
+    }
+
+    #[test]
+    fn other_names_are_not_ours() {
+        let id = "07".repeat(16);
+        for text in [
+            String::new(),
+            "windlass-".into(),
+            "cp0".into(),
+            format!("windlass-00ab3233-{id}"),
+            format!("windlass-00ab3233-{id}-{id}-{id}"),
+            format!("windlass-00AB3233-{id}-{id}"),
+            format!("windlass-0ab3233-{id}-{id}"),
+            format!("windlass-+0ab3233-{id}-{id}"),
+            format!("Windlass-00ab3233-{id}-{id}"),
+            format!("windlass-00ab3233-{id}-07"),
+        ] {
+            assert!(text.parse::<TrackingName>().is_err(), "{text}");
+        }
+    }
+}

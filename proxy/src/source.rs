@@ -1,0 +1,232 @@
+//! Where disks are read from: files, block devices, qcow2 images, NBD exports; several as one snapshot session.
+
+mod identity;
+mod nbd;
+mod qcow2;
+mod raw;
+mod settle;
+
+use crate::address::{ImageFormat, NamedSource, SourceAddress};
+use bytes::Bytes;
+use chunker::{Extent, ExtentSet};
+use futures::future::join_all;
+pub(crate) use identity::ImageFile;
+use mover::{
+    ChangeTracking, Changed, CheckpointId, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk,
+    RepositoryId, Result, Source, Timestamp, TrackingWish, World,
+};
+use nbd::NbdExport;
+pub(crate) use nbd::nbd_error;
+use qcow2::Qcow2Disk;
+use raw::RawDisk;
+use std::collections::BTreeSet;
+use std::future::Future;
+
+/// What a snapshot session is opened for.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// The repository of the backup: bitmaps bear its id.
+    pub repository: RepositoryId,
+    /// How changes may be found; with [`TrackingWish::Fingerprint`] nothing is written into any image.
+    pub wish: TrackingWish,
+    /// Clock and randomness.
+    pub world: World,
+}
+
+/// Disks that are open for reading, all of one moment: from [`SnapshotSession::open`] on each is locked against
+/// writers as well as its kind allows.
+#[derive(Debug)]
+pub struct SnapshotSession {
+    disks: Vec<OpenDisk>,
+    descriptions: Vec<DiskDescription>,
+    snapshot_time: Timestamp,
+}
+
+impl SnapshotSession {
+    /// Opens all disks at once. `is_committed` tells whether some point of the repository was begun at a checkpoint:
+    /// it is asked only when an image holds several of the repository's bitmaps, which a broken run leaves behind.
+    ///
+    /// Dropping the session without [`Source::finish`] leaves the images' new bitmaps for the next run to settle.
+    ///
+    /// # Errors
+    /// `Usage` for a disk named twice or something that cannot be backed up, `Busy` for an image that a running
+    /// machine writes to, `Source`, `Transport`. Nothing stays open or changed then.
+    pub async fn open<F, Fut>(sources: Vec<NamedSource>, options: &SourceOptions, is_committed: F) -> Result<Self>
+    where
+        F: Fn(CheckpointId) -> Fut + Sync,
+        Fut: Future<Output = Result<bool>> + Send,
+    {
+        if sources.is_empty() {
+            return Err(Error::usage("no disk to back up").hint("name one: SOURCE or --disk NAME=SOURCE"));
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = sources.iter().find(|source| !names.insert(source.name.clone())) {
+            return Err(Error::usage(format!("disk {} is named twice", twice.name)));
+        }
+        let opened = join_all(sources.into_iter().map(|source| async {
+            let NamedSource { name, address } = source;
+            let opened = OpenDisk::open(address, options, &is_committed).await;
+            opened
+                .map(|(disk, described)| (disk, described.named(name.clone())))
+                .map_err(|error| error.context(format_args!("disk {name}")))
+        }));
+        let (mut disks, mut descriptions, mut failed) = (Vec::new(), Vec::new(), None);
+        for opened in opened.await {
+            match opened {
+                Ok((disk, description)) => {
+                    disks.push(disk);
+                    descriptions.push(description);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        let session = Self { disks, descriptions, snapshot_time: options.world.now() };
+        match failed {
+            None => Ok(session),
+            Some(error) => {
+                if let Err(second) = session.finish(Outcome::Abandoned).await {
+                    tracing::warn!(error = %second, "a disk could not be released cleanly");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Source for SnapshotSession {
+    fn disks(&self) -> &[DiskDescription] {
+        &self.descriptions
+    }
+
+    fn snapshot_time(&self) -> Timestamp {
+        self.snapshot_time
+    }
+
+    async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
+        match &self.disks[disk] {
+            OpenDisk::Raw(raw) => raw.changed(parent, wish).await,
+            OpenDisk::Qcow2(qcow2) => qcow2.changed(parent, wish).await,
+            OpenDisk::Nbd(nbd) => nbd.changed(parent, wish).await,
+        }
+    }
+
+    async fn read(&self, disk: usize, extent: Extent) -> Result<Bytes> {
+        match &self.disks[disk] {
+            OpenDisk::Raw(raw) => raw.read(extent).await,
+            OpenDisk::Qcow2(qcow2) => qcow2.read(extent).await,
+            OpenDisk::Nbd(nbd) => nbd.read(extent).await,
+        }
+    }
+
+    async fn check(&self) -> Result<()> {
+        for (disk, description) in self.disks.iter().zip(&self.descriptions) {
+            let checked = match disk {
+                OpenDisk::Raw(raw) => raw.check().await,
+                OpenDisk::Qcow2(qcow2) => qcow2.check().await,
+                OpenDisk::Nbd(_) => Ok(()),
+            };
+            checked.map_err(|error| error.context(format_args!("disk {}", description.name)))?;
+        }
+        Ok(())
+    }
+
+    async fn finish(self, outcome: Outcome) -> Result<()> {
+        let ended = self.disks.into_iter().map(|disk| async {
+            match disk {
+                OpenDisk::Qcow2(qcow2) => qcow2.finish(outcome).await,
+                OpenDisk::Raw(_) | OpenDisk::Nbd(_) => Ok(()),
+            }
+        });
+        // Every disk is ended, whatever becomes of the others.
+        join_all(ended).await.into_iter().collect()
+    }
+}
+
+#[derive(Debug)]
+enum OpenDisk {
+    Raw(RawDisk),
+    Qcow2(Box<Qcow2Disk>),
+    Nbd(NbdExport),
+}
+
+impl OpenDisk {
+    async fn open<F, Fut>(
+        address: SourceAddress,
+        options: &SourceOptions,
+        is_committed: &F,
+    ) -> Result<(Self, Described)>
+    where
+        F: Fn(CheckpointId) -> Fut + Sync,
+        Fut: Future<Output = Result<bool>> + Send,
+    {
+        let (path, bitmap, format) = match address {
+            SourceAddress::Nbd(uri) => {
+                let (disk, described) = NbdExport::open(uri).await?;
+                return Ok((Self::Nbd(disk), described));
+            }
+            SourceAddress::File { path, bitmap, format } => (path, bitmap, format),
+        };
+        let image = mover::blocking(move || ImageFile::look(&path, format)).await?;
+        let (disk, described) = match image.format {
+            ImageFormat::Qcow2 => {
+                let (disk, described) = Qcow2Disk::open(image, bitmap, options, is_committed).await?;
+                (Self::Qcow2(Box::new(disk)), described)
+            }
+            ImageFormat::Raw if bitmap.is_some() => {
+                return Err(Error::usage(format!("{} is a raw image and has no bitmaps", image.path.display())));
+            }
+            ImageFormat::Raw => {
+                let (disk, described) = RawDisk::open(image, options).await?;
+                (Self::Raw(disk), described)
+            }
+        };
+        if described.size == 0 {
+            return Err(Error::usage("it has no bytes"));
+        }
+        Ok((disk, described))
+    }
+}
+
+/// A [`DiskDescription`] but for the name.
+#[derive(Debug, Clone, Default)]
+struct Described {
+    size: u64,
+    logical_sector_bytes: u32,
+    physical_sector_bytes: u32,
+    format: &'static str,
+    format_options: String,
+    chain: Vec<LayerIdentity>,
+    warning: Option<String>,
+}
+
+impl Described {
+    fn named(self, name: Name) -> DiskDescription {
+        DiskDescription {
+            name,
+            size: self.size,
+            logical_sector_bytes: self.logical_sector_bytes,
+            physical_sector_bytes: self.physical_sector_bytes,
+            discard_bytes: 0,
+            format: self.format.to_owned(),
+            format_options: self.format_options,
+            chain: self.chain,
+            warning: self.warning,
+        }
+    }
+}
+
+/// The answer where nothing is proven: what the wish leaves, and why.
+fn untracked(parent: Option<ParentDisk<'_>>, wish: TrackingWish, why_not: &str) -> Result<Changed> {
+    let (mode, reason) = match (wish, parent) {
+        (TrackingWish::Bitmap, _) => {
+            return Err(Error::tracking(format!("no proven bitmap: {why_not}")).hint(
+                "leave out --change-tracking bitmap: everything is read once, and tracked from then on if possible",
+            ));
+        }
+        (TrackingWish::Full, _) => (ChangeTracking::Full, "asked for".to_owned()),
+        (TrackingWish::Fingerprint, Some(_)) => (ChangeTracking::Fingerprint, "asked for".to_owned()),
+        (TrackingWish::Auto, Some(_)) => (ChangeTracking::Fingerprint, why_not.to_owned()),
+        (_, None) => (ChangeTracking::Full, "the first backup of this disk".to_owned()),
+    };
+    Ok(Changed { mode, reason, dirty: ExtentSet::new(), zeroes: ExtentSet::new(), checkpoint: None })
+}

@@ -1,0 +1,107 @@
+//! An NBD export as source: somebody else's server, perhaps on another host.
+
+use super::Described;
+use super::identity::remote_identity;
+use crate::nbd::{Extents, NbdDisk, NbdError, NbdUri, Refusal};
+use crate::qemu::TrackingName;
+use bytes::Bytes;
+use chunker::Extent;
+use mover::{ChangeTracking, Changed, Error, ErrorKind, ParentDisk, Result, TrackingWish};
+
+/// An open export.
+#[derive(Debug)]
+pub struct NbdExport {
+    disk: NbdDisk,
+    uri: NbdUri,
+}
+
+impl NbdExport {
+    /// Connects.
+    ///
+    /// # Errors
+    /// `Transport` when the server cannot be reached or talks nonsense, `Usage` when it has no such export.
+    pub async fn open(uri: NbdUri) -> Result<(Self, Described)> {
+        let bitmaps: Vec<String> = uri.bitmap.iter().cloned().collect();
+        let disk = NbdDisk::open(&uri.server, &uri.export, &bitmaps).await;
+        let disk = disk.map_err(|error| nbd_error(error, ErrorKind::Source).context(&uri))?;
+        let described = Described {
+            size: disk.export().size,
+            format: "nbd",
+            chain: vec![remote_identity(uri.to_string())],
+            ..Described::default()
+        };
+        Ok((Self { disk, uri }, described))
+    }
+
+    /// What `?bitmap=NAME` marks, when the name proves that it was begun at the parent's checkpoint.
+    ///
+    /// # Errors
+    /// Those of the server; `Tracking`.
+    pub async fn changed(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
+        let extents = self.disk.extents().await.map_err(|error| self.failed(error))?;
+        let mut changed = match self.proven(parent, wish, &extents) {
+            Ok(changed) => changed,
+            Err(why_not) => super::untracked(parent, wish, &why_not)?,
+        };
+        changed.zeroes = extents.zeroes;
+        Ok(changed)
+    }
+
+    fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, String> {
+        if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
+            return Err("asked for".into());
+        }
+        let parent = parent.ok_or("the first backup of this disk")?.record;
+        let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;
+        let name: TrackingName = bitmap.parse().map_err(|_| format!("the name of bitmap {bitmap} proves nothing"))?;
+        let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
+        if parent.tracking.checkpoint != Some(name.checkpoint) {
+            return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint"));
+        }
+        let size = self.disk.export().size;
+        if parent.size != size {
+            return Err(format!("the disk has {size} bytes and had {} in the parent", parent.size));
+        }
+        Ok(Changed {
+            mode: ChangeTracking::Bitmap,
+            reason: format!("bitmap {bitmap} was begun at the parent's checkpoint"),
+            dirty: dirty.clone(),
+            zeroes: chunker::ExtentSet::new(),
+            checkpoint: None,
+        })
+    }
+
+    /// Reads `extent`.
+    ///
+    /// # Errors
+    /// `Source` when the server cannot read it, `Transport` when the connection broke.
+    pub async fn read(&self, extent: Extent) -> Result<Bytes> {
+        self.disk.read(extent).await.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, error: NbdError) -> Error {
+        nbd_error(error, ErrorKind::Source).context(&self.uri)
+    }
+}
+
+/// `error` of a remote server in the terms of a side (`Source` or `Target`).
+pub(crate) fn nbd_error(error: NbdError, side: ErrorKind) -> Error {
+    let text = error.to_string();
+    match error {
+        NbdError::Request { .. } if error.is_no_space() && side == ErrorKind::Target => {
+            Error::new(ErrorKind::TargetFull, text)
+        }
+        NbdError::Request { .. } | NbdError::Unsuitable { .. } => Error::new(side, text),
+        NbdError::Refused { refusal: Refusal::TlsRequired, .. } => {
+            Error::usage(text).hint("this version speaks no TLS; use a unix socket or a tunnel")
+        }
+        NbdError::Refused { refusal: Refusal::UnknownExport, .. } => {
+            Error::usage(text).hint("`nbdinfo --list URI` shows what the server exports")
+        }
+        NbdError::Refused { .. }
+        | NbdError::Protocol(_)
+        | NbdError::Limit { .. }
+        | NbdError::Closed(_)
+        | NbdError::Io(_) => Error::transport(text),
+    }
+}

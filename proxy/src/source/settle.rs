@@ -1,0 +1,55 @@
+//! Bitmaps that earlier runs left in an image: which count, which go.
+
+use crate::qemu::{Bitmap, TrackingName, remove_bitmap};
+use mover::{CheckpointId, RepositoryId, Result};
+use std::future::Future;
+use std::path::Path;
+
+/// What is left after settling.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The repository's own bitmaps that count.
+    pub own: Vec<TrackingName>,
+    /// Why none of them counts, where that is so.
+    pub unusable: Option<String>,
+}
+
+/// Settles the repository's bitmaps of an image (T2). One alone needs nothing. Of several, those whose point was never
+/// committed are of broken runs and are removed; so are those that a committed one took over from. Offline the old
+/// bitmap went on recording all the time, so removing the new one is all there is to abandoning it.
+///
+/// # Errors
+/// Those of `is_committed`.
+pub async fn settle<F, Fut>(
+    path: &Path,
+    bitmaps: &[Bitmap],
+    repository: RepositoryId,
+    is_committed: &F,
+) -> Result<Settled>
+where
+    F: Fn(CheckpointId) -> Fut + Sync,
+    Fut: Future<Output = Result<bool>> + Send,
+{
+    let own = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TrackingName>().ok());
+    let own: Vec<TrackingName> = own.filter(|name| name.is_of(repository)).collect();
+    if own.len() < 2 {
+        return Ok(Settled { own, unusable: None });
+    }
+    let mut committed = Vec::new();
+    for name in &own {
+        if is_committed(name.checkpoint).await? {
+            committed.push(*name);
+        }
+    }
+    let (keep, gone): (Vec<_>, Vec<_>) = own.into_iter().partition(|name| {
+        committed.contains(name) && !committed.iter().any(|other| other.base == name.checkpoint && other != name)
+    });
+    for name in gone {
+        tracing::info!(path = %path.display(), bitmap = %name, "removing a bitmap that an earlier run left");
+        if let Err(error) = remove_bitmap(path, &name.to_string()).await {
+            let unusable = format!("bitmap {name} of an earlier run cannot be removed: {error}");
+            return Ok(Settled { own: keep, unusable: Some(unusable) });
+        }
+    }
+    Ok(Settled { own: keep, unusable: None })
+}

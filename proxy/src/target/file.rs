@@ -1,0 +1,165 @@
+//! A raw file or block device as target.
+
+use super::Existing;
+use super::place::{NewFile, Over, exists, in_use, must_not_exist, target_error};
+use crate::lock::{Locked, Purpose, lock_image};
+use bytes::Bytes;
+use chunker::Extent;
+use mover::{Error, Result, blocking};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An open raw target.
+#[derive(Debug)]
+pub struct FileTarget {
+    file: Arc<File>,
+    path: PathBuf,
+    size: u64,
+    content: Content,
+    /// Where it appears when it is complete; none when it is written in place.
+    new: Option<NewFile>,
+}
+
+/// What is in it before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// Nothing: it reads as zeros.
+    Zero,
+    /// Anything.
+    Old,
+}
+
+impl FileTarget {
+    /// A file of exactly `size` bytes.
+    ///
+    /// # Errors
+    /// `Usage`, `Busy`, `Target`, `TargetFull`.
+    pub async fn file(path: &Path, size: u64, existing: Existing) -> Result<Self> {
+        let path = path.to_owned();
+        blocking(move || {
+            let failed = |error| target_error(error, &path);
+            if existing == Existing::Refuse {
+                must_not_exist(&path)?;
+            }
+            let old = match File::options().read(true).write(true).open(&path) {
+                Ok(_) if existing == Existing::Refuse => return Err(exists(&path)),
+                Ok(file) => Some(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(failed(error)),
+            };
+            let (file, new, content) = match old {
+                None => {
+                    let (new, file) = NewFile::unnamed(&path).map_err(failed)?;
+                    (file, Some(new), Content::Zero)
+                }
+                Some(file) => {
+                    if !file.metadata().map_err(failed)?.is_file() {
+                        return Err(Error::usage(format!("{} is not a file", path.display())));
+                    }
+                    if lock_image(&file, Purpose::Write).map_err(failed)? == Locked::Conflict {
+                        return Err(in_use(&path));
+                    }
+                    if existing == Existing::Replace {
+                        file.set_len(0).map_err(failed)?;
+                    }
+                    (file, None, if existing == Existing::Replace { Content::Zero } else { Content::Old })
+                }
+            };
+            file.set_len(size).map_err(failed)?;
+            Ok(Self { file: Arc::new(file), path, size, content, new })
+        })
+        .await
+    }
+
+    /// A block device, which nobody else may have.
+    ///
+    /// # Errors
+    /// `Busy` when it is mounted or otherwise used, `Target`.
+    pub async fn device(path: &Path) -> Result<Self> {
+        let path = path.to_owned();
+        blocking(move || {
+            let failed = |error| target_error(error, &path);
+            let flags = (OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed();
+            let file = match File::options().read(true).write(true).custom_flags(flags).open(&path) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(in_use(&path)),
+                opened => opened.map_err(failed)?,
+            };
+            if lock_image(&file, Purpose::Write).map_err(failed)? == Locked::Conflict {
+                return Err(in_use(&path));
+            }
+            let size = (&file).seek(io::SeekFrom::End(0)).map_err(failed)?;
+            Ok(Self { file: Arc::new(file), path, size, content: Content::Old, new: None })
+        })
+        .await
+    }
+
+    /// Bytes it can hold.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// `Target`, `TargetFull`.
+    pub async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        let file = self.file.clone();
+        let written = blocking(move || file.write_all_at(&bytes, offset)).await;
+        written.map_err(|error| target_error(error, &self.path))
+    }
+
+    /// Makes `extent` read as zeros: a hole where that can be.
+    ///
+    /// # Errors
+    /// `Target`, `TargetFull`.
+    pub async fn zero(&self, extent: Extent) -> Result<()> {
+        if self.content == Content::Zero {
+            return Ok(());
+        }
+        let file = self.file.clone();
+        blocking(move || zero(&file, extent)).await.map_err(|error| target_error(error, &self.path))
+    }
+
+    /// Makes everything durable, and a new file visible.
+    ///
+    /// # Errors
+    /// `Target`, `TargetFull`; `Usage` when somebody made a file of the name meanwhile.
+    pub async fn finish(self) -> Result<()> {
+        let Self { file, path, new, .. } = self;
+        blocking(move || {
+            let failed = |error: io::Error| match error.kind() {
+                io::ErrorKind::AlreadyExists => exists(&path),
+                _ => target_error(error, &path),
+            };
+            file.sync_all().map_err(failed)?;
+            new.map_or(Ok(()), |new| new.appear(&file, Over::Nothing).map_err(failed))
+        })
+        .await
+    }
+}
+
+fn zero(file: &File, extent: Extent) -> io::Result<()> {
+    let Extent { offset, length } = extent;
+    for how in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+        match fallocate(file, how | FallocateFlags::KEEP_SIZE, offset, length) {
+            Ok(()) => return Ok(()),
+            // Not known there, or not for such odd ranges.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NODEV | Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut at = offset;
+    while at < extent.end() {
+        let piece = (extent.end() - at).min(ZEROES.len() as u64);
+        file.write_all_at(&ZEROES[..piece as usize], at)?;
+        at += piece;
+    }
+    Ok(())
+}
+
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];

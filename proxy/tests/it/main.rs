@@ -1,0 +1,12 @@
+//! The proxy against QEMU's and nbdkit's real programs. Each test works in a temporary folder of its own and ends only
+//! the processes it started.
+
+mod tools;
+
+mod kill;
+mod nbd;
+mod sources;
+mod speed;
+mod targets;
+mod tracking;
+mod walk;

@@ -1,0 +1,245 @@
+//! A repository's objects in a directory: names, create-only creation, reading. What a bucket will do in its own way.
+//!
+//! | object | name | made |
+//! |---|---|---|
+//! | configuration | `config` | once |
+//! | pack | `packs/<2 digits>/<64 digits>` | linked from `incoming/` when complete |
+//! | log record | `log/<sequence / 10000>/<sequence>` | create-only |
+//! | state digest | `state/<sequence>` | create-only |
+//!
+//! Decimal numbers have 20 digits, so that names sort as numbers.
+
+use crate::error::storage;
+use crate::format::pack::PackName;
+use crate::io::Io;
+use mover::{Error, Result, World};
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Result of a create-only creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object is durable under its name.
+    New,
+    /// There was an object of this name.
+    Exists,
+}
+
+/// The directory and the way to its files.
+#[derive(Clone)]
+pub struct Directory {
+    root: PathBuf,
+    io: Arc<dyn Io>,
+    world: World,
+}
+
+impl Directory {
+    /// The directory at `root`, which need not exist.
+    pub fn new(root: &Path, io: Arc<dyn Io>, world: World) -> Self {
+        Self { root: root.to_owned(), io, world }
+    }
+
+    /// Its path.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The seam to files.
+    pub fn io(&self) -> &dyn Io {
+        &*self.io
+    }
+
+    /// Clock and randomness.
+    pub const fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Makes the folders of a new repository.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn make_folders(&self) -> Result<()> {
+        let shards = (0..=255u8).map(|byte| format!("{PACKS}/{byte:02x}"));
+        for name in shards.chain([LOG, STATE, INCOMING].map(str::to_owned)) {
+            let path = self.root.join(name);
+            self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
+        }
+        for name in [PACKS, ""] {
+            self.sync_dir(&self.root.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Creates `name` with `bytes`, durable on return, unless the name is taken by other bytes. Bytes that can be told
+    /// apart (a nonce) make it safe to ask again: finding the own bytes is success, whatever the first answer was (R2).
+    /// An error from the last sync leaves the object visible and its durability unknown: stop writing then.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
+        let target = self.root.join(name);
+        let temporary = self.temporary(INCOMING_OBJECT);
+        let fail = |error| storage("cannot create", &target, error);
+        let file = self.io.create(&temporary).map_err(fail)?;
+        let written = self.io.append(&file, &mut [IoSlice::new(bytes)]).and_then(|()| self.io.sync(&file));
+        let linked = written.map_err(fail).and_then(|()| match self.io.link(&temporary, &target) {
+            Ok(()) => Ok(Created::New),
+            // Taken, or an unclear answer: what is there now decides.
+            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64)? {
+                Some(have) if have == bytes => Ok(Created::New),
+                Some(_) => Ok(Created::Exists),
+                None => Err(fail(error)),
+            },
+        });
+        // What is left under incoming/ is removed when the repository is opened next.
+        self.remove_incoming(&temporary);
+        if linked? == Created::New {
+            self.sync_dir(target.parent().unwrap_or(&self.root))?;
+            return Ok(Created::New);
+        }
+        Ok(Created::Exists)
+    }
+
+    /// A new name under `incoming/` for a pack.
+    pub fn temporary_pack(&self) -> PathBuf {
+        self.temporary(INCOMING_PACK)
+    }
+
+    /// Creates a file under a name of [`Self::temporary_pack`].
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn create_temporary(&self, path: &Path) -> Result<File> {
+        self.io.create(path).map_err(|error| storage("cannot create", path, error))
+    }
+
+    fn temporary(&self, prefix: &str) -> PathBuf {
+        let digits: String = self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        self.root.join(INCOMING).join(format!("{prefix}{digits}"))
+    }
+
+    /// Removes a file under `incoming/` that is not needed any more. Failing is harmless: the next opening tries again.
+    pub fn remove_incoming(&self, path: &Path) {
+        if let Err(error) = self.io.remove(path) {
+            tracing::debug!(path = %path.display(), %error, "left behind");
+        }
+    }
+
+    /// All of an object; none when it is not there.
+    ///
+    /// # Errors
+    /// Of the storage, or when it is longer than `bytes_max`.
+    pub fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let path = self.root.join(name);
+        let fail = |error| storage("cannot read", &path, error);
+        let file = match self.io.open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        };
+        let length = self.io.length(&file).map_err(fail)?;
+        if length > bytes_max {
+            return Err(Error::integrity(format!("{} has {length} bytes, more than can be", path.display())));
+        }
+        let length = usize::try_from(length).map_err(|_| Error::internal("an object over the address space"))?;
+        self.io.read_at(&file, 0, length).map(Some).map_err(fail)
+    }
+
+    /// Opens a pack.
+    ///
+    /// # Errors
+    /// Of the storage, also when it is not there.
+    pub fn open_pack(&self, name: &PackName) -> Result<File> {
+        self.open(&self.root.join(pack_object(name)))
+    }
+
+    /// Opens any file.
+    ///
+    /// # Errors
+    /// Of the storage, also when it is not there.
+    pub fn open(&self, path: &Path) -> Result<File> {
+        self.io.open(path).map_err(|error| storage("cannot open", path, error))
+    }
+
+    /// Gives a complete, synced file under `incoming/` its name as a pack; durable on return.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn publish_pack(&self, incoming: &Path, name: &PackName) -> Result<()> {
+        let target = self.root.join(pack_object(name));
+        match self.io.link(incoming, &target) {
+            // Names are unique (R4), so an existing one was linked by a try whose answer was lost.
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(storage("cannot create", &target, error));
+            }
+            _ => {}
+        }
+        self.sync_dir(target.parent().unwrap_or(&self.root))
+    }
+
+    /// Names in a folder, sorted.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.root.join(folder);
+        self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
+    }
+
+    /// Makes the folder that a log record goes into.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn make_log_folder(&self, sequence: u64) -> Result<()> {
+        if sequence > 1 && !sequence.is_multiple_of(LOG_FOLDER) {
+            return Ok(());
+        }
+        let path = self.root.join(LOG).join(format!("{:020}", sequence / LOG_FOLDER));
+        self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
+        self.sync_dir(&self.root.join(LOG))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        self.io.sync_dir(path).map_err(|error| storage("cannot sync", path, error))
+    }
+}
+
+/// Name of a pack.
+pub fn pack_object(name: &PackName) -> String {
+    format!("{PACKS}/{:02x}/{name}", name.0[0])
+}
+
+/// Name of a log record.
+pub fn log_object(sequence: u64) -> String {
+    format!("{LOG}/{:020}/{sequence:020}", sequence / LOG_FOLDER)
+}
+
+/// Name of a state digest.
+pub fn state_object(sequence: u64) -> String {
+    format!("{STATE}/{sequence:020}")
+}
+
+/// Name of the configuration.
+pub const CONFIG: &str = "config";
+/// Folder of packs.
+pub const PACKS: &str = "packs";
+/// Folder of the log.
+pub const LOG: &str = "log";
+/// Folder of state digests.
+pub const STATE: &str = "state";
+/// Folder of what is being written.
+pub const INCOMING: &str = "incoming";
+/// Prefix of packs that are being written, or that the log does not know yet.
+pub const INCOMING_PACK: &str = "pack-";
+/// Prefix of other objects that are being written.
+pub const INCOMING_OBJECT: &str = "object-";
+/// Folder of the index, which is a cache.
+pub const INDEX: &str = "index";
+/// File that the one writer holds locked.
+pub const LOCK: &str = "lock";
+/// A name that is taken may be taken by a longer object.
+const READ_BACK_MIN: usize = 1 << 30;
+/// Records in one folder of the log.
+const LOG_FOLDER: u64 = 10_000;

@@ -1,0 +1,295 @@
+//! Packs: header, records, footer. A pack without its footer can be scanned; a sealed one is named by its hash.
+
+use chunker::{BLOB_HEADER_BYTES, BlobHeader, ChunkId, ChunkKind};
+use mover::{OwnerId, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId};
+use std::fmt;
+
+/// A pack's name: BLAKE3-256 of all its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PackName(pub [u8; 32]);
+
+impl fmt::Display for PackName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&ChunkId(self.0), f)
+    }
+}
+
+impl fmt::Debug for PackName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&ChunkId(self.0), f)
+    }
+}
+
+/// What a pack holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum PackKind {
+    /// Chunks of disks and attachments.
+    Data = 0,
+    /// Map pages and manifests.
+    Page = 1,
+}
+
+impl PackKind {
+    /// Where chunks of this kind go.
+    pub const fn of(kind: ChunkKind) -> Self {
+        if kind.is_structure() { Self::Page } else { Self::Data }
+    }
+
+    /// The kind with this code.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub const fn from_code(code: u8) -> Result<Self, RecordError> {
+        match code {
+            0 => Ok(Self::Data),
+            1 => Ok(Self::Page),
+            value => Err(RecordError::Value { field: "pack kind", value: value as u64 }),
+        }
+    }
+}
+
+/// The first bytes of a pack. The nonce makes every name unique, so a name never comes back (R4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackHeader {
+    /// What it holds.
+    pub kind: PackKind,
+    /// The repository it was made for.
+    pub repository: RepositoryId,
+    /// Who made it.
+    pub writer: WriterId,
+    /// In which term.
+    pub term: u64,
+    /// Whose data it is.
+    pub owner: OwnerId,
+    /// Fingerprint of the dedup domain's key.
+    pub domain: [u8; 16],
+    /// Random.
+    pub nonce: [u8; 16],
+    /// When it was begun.
+    pub created: Timestamp,
+}
+
+impl PackHeader {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut to = RecordWriter::new();
+        to.bytes(PACK_MAGIC).u16(PACK_VERSION).u8(self.kind as u8).u8(0).u16(super::config::CUT_FORMAT).u16(0);
+        to.bytes(&self.repository.0).bytes(&self.writer.0).u64(self.term).bytes(&self.owner.0);
+        to.bytes(&self.domain).bytes(&self.nonce).i64(self.created.0);
+        let crc = crc32c::crc32c(to.as_slice());
+        to.u32(crc);
+        to.finish()
+    }
+
+    /// Reads the first [`PACK_HEADER_BYTES`] of a pack.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let bytes = bytes.get(..PACK_HEADER_BYTES).ok_or(RecordError::Short { field: "pack header" })?;
+        let mut from = RecordReader::new(bytes);
+        if from.bytes("pack magic", 8)? != PACK_MAGIC {
+            return Err(RecordError::Value { field: "pack magic", value: 0 });
+        }
+        let version = from.u16("pack version")?;
+        if version != PACK_VERSION {
+            return Err(RecordError::Newer { field: "pack version", value: version.into() });
+        }
+        let kind = PackKind::from_code(from.u8("pack kind")?)?;
+        for (field, value, known) in [
+            ("pack cipher", u16::from(from.u8("pack cipher")?), 0),
+            ("pack cut", from.u16("pack cut")?, super::config::CUT_FORMAT),
+            ("pack flags", from.u16("pack flags")?, 0),
+        ] {
+            if value != known {
+                return Err(RecordError::Newer { field, value: value.into() });
+            }
+        }
+        let header = Self {
+            kind,
+            repository: RepositoryId(from.array("pack repository")?),
+            writer: WriterId(from.array("pack writer")?),
+            term: from.u64("pack term")?,
+            owner: OwnerId(from.array("pack owner")?),
+            domain: from.array("pack domain")?,
+            nonce: from.array("pack nonce")?,
+            created: Timestamp(from.i64("pack time")?),
+        };
+        if from.u32("pack header checksum")? != crc32c::crc32c(&bytes[..PACK_HEADER_BYTES - 4]) {
+            return Err(RecordError::Hash { field: "pack header" });
+        }
+        Ok(header)
+    }
+}
+
+/// What stands before each blob in a pack: it says where the blob belongs, so that a misplaced one shows.
+pub fn record_header(nonce: &[u8; 16], ordinal: u32, id: &ChunkId) -> [u8; RECORD_HEADER_BYTES] {
+    let mut to = RecordWriter::new();
+    to.bytes(RECORD_MAGIC).u32(ordinal).bytes(nonce).bytes(id.as_bytes());
+    to.finish().try_into().expect("a fixed layout")
+}
+
+/// Reads and checks what [`record_header`] writes.
+///
+/// # Errors
+/// When it is not a record of this pack.
+pub fn read_record_header(bytes: &[u8], nonce: &[u8; 16]) -> Result<(u32, ChunkId), RecordError> {
+    let mut from = RecordReader::new(bytes);
+    if from.bytes("record magic", 4)? != RECORD_MAGIC {
+        return Err(RecordError::Value { field: "record magic", value: 0 });
+    }
+    let ordinal = from.u32("record ordinal")?;
+    if from.array::<16>("record nonce")? != *nonce {
+        return Err(RecordError::Hash { field: "record nonce" });
+    }
+    Ok((ordinal, ChunkId(from.array("record chunk")?)))
+}
+
+/// One record as the footer has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackEntry {
+    /// The chunk.
+    pub id: ChunkId,
+    /// What it is.
+    pub kind: ChunkKind,
+    /// Offset of the record (its header, not its blob) in the pack.
+    pub offset: u32,
+    /// Length of the blob.
+    pub blob_bytes: u32,
+    /// Length of the plain bytes.
+    pub plain_bytes: u32,
+    /// First 16 bytes of the BLAKE3 of the blob: what a node without keys can verify.
+    pub blob_hash: [u8; 16],
+}
+
+impl PackEntry {
+    /// First byte after the record.
+    pub fn end(&self) -> u64 {
+        u64::from(self.offset) + RECORD_HEADER_BYTES as u64 + u64::from(self.blob_bytes)
+    }
+}
+
+/// First 16 bytes of the BLAKE3 of a blob.
+pub fn blob_hash(blob: &[u8]) -> [u8; 16] {
+    blake3::hash(blob).as_bytes()[..16].try_into().expect("16 of 32 bytes")
+}
+
+/// The bytes after the last record: index of the records, and the trailer that finds it from the end.
+pub fn encode_footer(entries: &[PackEntry]) -> Vec<u8> {
+    let mut to = RecordWriter::new();
+    to.bytes(FOOTER_MAGIC);
+    to.list(entries, |to, entry| {
+        to.bytes(entry.id.as_bytes()).u32(entry.offset).u32(entry.blob_bytes).u32(entry.plain_bytes);
+        to.u8(entry.kind.code()).bytes(&[0; 3]).bytes(&entry.blob_hash);
+    });
+    to.no_extensions();
+    let length = u32::try_from(to.len()).expect("a pack is bounded");
+    let crc = crc32c::crc32c(to.as_slice());
+    to.u32(length).u32(crc).bytes(END_MAGIC);
+    to.finish()
+}
+
+/// Bytes of the footer (trailer included) of a pack that ends with `tail`.
+///
+/// # Errors
+/// When it does not end with a trailer.
+pub fn footer_bytes(tail: &[u8]) -> Result<u64, RecordError> {
+    let trailer = tail.last_chunk::<TRAILER_BYTES>().ok_or(RecordError::Short { field: "pack trailer" })?;
+    let mut from = RecordReader::new(trailer);
+    let (length, _) = (from.u32("footer length")?, from.u32("footer checksum")?);
+    if from.bytes("pack end", 8)? != END_MAGIC {
+        return Err(RecordError::Value { field: "pack end", value: 0 });
+    }
+    Ok(u64::from(length) + TRAILER_BYTES as u64)
+}
+
+/// Reads a footer from the last bytes of a pack of `pack_bytes`; `tail` holds at least [`footer_bytes`].
+///
+/// # Errors
+/// What is wrong: entries must lie in order inside the pack.
+pub fn decode_footer(tail: &[u8], pack_bytes: u64) -> Result<Vec<PackEntry>, RecordError> {
+    let whole = footer_bytes(tail)?;
+    let start = (tail.len() as u64).checked_sub(whole).ok_or(RecordError::Short { field: "footer" })?;
+    let start = usize::try_from(start).map_err(|_| RecordError::Short { field: "footer" })?;
+    let (body, trailer) = tail[start..].split_at(tail.len() - start - TRAILER_BYTES);
+    if trailer[4..8] != crc32c::crc32c(body).to_le_bytes() {
+        return Err(RecordError::Hash { field: "pack footer" });
+    }
+    let mut from = RecordReader::new(body);
+    if from.bytes("footer magic", 8)? != FOOTER_MAGIC {
+        return Err(RecordError::Value { field: "footer magic", value: 0 });
+    }
+    let records_end = pack_bytes.checked_sub(whole).ok_or(RecordError::Short { field: "pack" })?;
+    let mut at = PACK_HEADER_BYTES as u64;
+    let entries = from.list("footer entries", ENTRY_BYTES, |from| {
+        let id = ChunkId(from.array("entry chunk")?);
+        let (offset, blob_bytes) = (from.u32("entry offset")?, from.u32("entry length")?);
+        let plain_bytes = from.u32("entry plain length")?;
+        let code = from.u8("entry kind")?;
+        let kind =
+            ChunkKind::from_code(code).ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
+        from.bytes("entry reserved", 3)?;
+        let entry = PackEntry { id, kind, offset, blob_bytes, plain_bytes, blob_hash: from.array("entry hash")? };
+        if u64::from(offset) != at || (blob_bytes as usize) < BLOB_HEADER_BYTES || entry.end() > records_end {
+            return Err(RecordError::Value { field: "entry offset", value: offset.into() });
+        }
+        at = entry.end();
+        Ok(entry)
+    })?;
+    if at != records_end {
+        return Err(RecordError::Value { field: "records end", value: at });
+    }
+    from.extensions()?;
+    from.end()?;
+    Ok(entries)
+}
+
+/// The complete records at the front of a pack whose footer is missing or damaged: each record that is whole and whose
+/// blob's checksum holds, up to the first that is not. Fingerprints are not looked at.
+pub fn scan_records(pack: &[u8], nonce: &[u8; 16]) -> Vec<PackEntry> {
+    let mut entries = Vec::new();
+    let mut at = PACK_HEADER_BYTES;
+    while let Some(entry) = scan_record(pack, at, nonce, entries.len()) {
+        at = usize::try_from(entry.end()).expect("inside a pack in memory");
+        entries.push(entry);
+    }
+    entries
+}
+
+fn scan_record(pack: &[u8], at: usize, nonce: &[u8; 16], ordinal: usize) -> Option<PackEntry> {
+    let (have, id) = read_record_header(pack.get(at..)?, nonce).ok()?;
+    let body = pack.get(at + RECORD_HEADER_BYTES..)?;
+    let header = BlobHeader::parse(body).ok()?;
+    let bytes = body.get(..usize::try_from(header.blob_bytes()).ok()?)?;
+    let blob = chunker::Blob::parse(bytes::Bytes::copy_from_slice(bytes)).ok()?;
+    if usize::try_from(have).ok()? != ordinal || blob.check().is_err() {
+        return None;
+    }
+    Some(PackEntry {
+        id,
+        kind: header.kind,
+        offset: u32::try_from(at).ok()?,
+        blob_bytes: header.blob_bytes(),
+        plain_bytes: header.plain_bytes,
+        blob_hash: blob_hash(bytes),
+    })
+}
+
+/// Bytes before the first record.
+pub const PACK_HEADER_BYTES: usize = 116;
+/// Bytes before each blob.
+pub const RECORD_HEADER_BYTES: usize = 56;
+/// Bytes of each footer entry.
+pub const ENTRY_BYTES: usize = 64;
+/// Largest pack that is read: twice what is written, for packs of single large chunks.
+pub const PACK_BYTES_MAX: u64 = 128 << 20;
+const TRAILER_BYTES: usize = 16;
+const PACK_MAGIC: &[u8; 8] = b"WLPACK\r\n";
+const PACK_VERSION: u16 = 1;
+const RECORD_MAGIC: &[u8; 4] = b"WLRC";
+const FOOTER_MAGIC: &[u8; 8] = b"WLFOOTER";
+const END_MAGIC: &[u8; 8] = b"WLPACKED";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+use super::*;
+use chunker::{Compression, DomainKey, Fingerprinter, Sealer};
+
+fn header() -> PackHeader {
+    PackHeader {
+        kind: PackKind::Data,
+        repository: RepositoryId([1; 16]),
+        writer: WriterId([2; 16]),
+        term: 3,
+        owner: OwnerId::default(),
+        domain: [4; 16],
+        nonce: [5; 16],
+        created: Timestamp(6),
+    }
+}
+
+fn pack(chunks: u8) -> (Vec<u8>, Vec<PackEntry>) {
+    let prints = Fingerprinter::new(&DomainKey([7; 32]));
+    let mut sealer = Sealer::new(Compression::default());
+    let mut bytes = header().encode();
+    let mut entries = Vec::new();
+    for number in 0..chunks {
+        let plain = vec![number; 100 + usize::from(number)];
+        let id = prints.id(ChunkKind::Data, &plain);
+        let blob = sealer.seal(ChunkKind::Data, &plain);
+        entries.push(PackEntry {
+            id,
+            kind: ChunkKind::Data,
+            offset: u32::try_from(bytes.len()).unwrap(),
+            blob_bytes: blob.header().blob_bytes(),
+            plain_bytes: blob.header().plain_bytes,
+            blob_hash: blob_hash(blob.bytes()),
+        });
+        bytes.extend(record_header(&[5; 16], number.into(), &id));
+        bytes.extend_from_slice(blob.bytes());
+    }
+    bytes.extend(encode_footer(&entries));
+    (bytes, entries)
+}
+
+#[test]
+fn footer_and_scan_agree() {
+    for chunks in [0, 1, 5] {
+        let (bytes, entries) = pack(chunks);
+        assert_eq!(PackHeader::decode(&bytes), Ok(header()));
+        assert_eq!(decode_footer(&bytes, bytes.len() as u64), Ok(entries.clone()));
+        assert_eq!(scan_records(&bytes, &[5; 16]), entries);
+    }
+}
+
+#[test]
+fn cut_anywhere_the_whole_records_before_are_found() {
+    let (bytes, entries) = pack(4);
+    for cut in 0..bytes.len() {
+        let found = scan_records(&bytes[..cut], &[5; 16]);
+        let whole = entries.iter().filter(|entry| entry.end() <= cut as u64).count();
+        assert_eq!(found, entries[..whole], "cut at {cut}");
+    }
+}
+
+#[test]
+fn every_flip_in_header_and_footer_is_seen() {
+    let (bytes, entries) = pack(3);
+    let records_end = usize::try_from(entries[2].end()).unwrap();
+    for at in (0..PACK_HEADER_BYTES).chain(records_end..bytes.len()) {
+        let mut bad = bytes.clone();
+        bad[at] ^= 4;
+        let seen = PackHeader::decode(&bad).is_err() || decode_footer(&bad, bad.len() as u64).is_err();
+        assert!(seen, "byte {at}");
+    }
+}
+
+#[test]
+fn a_record_of_another_pack_does_not_count() {
+    let (bytes, _) = pack(3);
+    assert!(scan_records(&bytes, &[6; 16]).is_empty());
+}
+
+#[test]
+fn a_footer_that_lies_about_its_length_is_refused() {
+    let (bytes, _) = pack(2);
+    for length in [0, 1, u32::MAX] {
+        let mut bad = bytes.clone();
+        let at = bad.len() - TRAILER_BYTES;
+        bad[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        assert!(decode_footer(&bad, bad.len() as u64).is_err());
+    }
+    assert!(decode_footer(&bytes[bytes.len() - 40..], bytes.len() as u64).is_err());
+}

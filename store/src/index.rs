@@ -1,0 +1,275 @@
+//! The index: chunk id → places in packs. A view of the log in RocksDB, tagged with the record it has applied; nothing
+//! is lost with it. What is not in RocksDB yet (or cannot be, because another process owns it) stands in memory.
+
+use crate::format::pack::PackEntry;
+use chunker::ChunkId;
+use mover::{Error, Incarnation, RepositoryId, Result, codec};
+use rocksdb::{BlockBasedOptions, Cache, DB, FlushOptions, Options, WriteBatch, WriteOptions};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Where a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The pack's number in the log's order.
+    pub pack: u32,
+    /// Offset of the record in the pack.
+    pub offset: u32,
+    /// Length of the blob.
+    pub blob_bytes: u32,
+}
+
+/// How the index may use the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IndexAccess {
+    /// This process holds the repository's lock.
+    Owner,
+    /// Another process may own the folder: nothing is written there.
+    Guest,
+}
+
+/// The index of one repository in one process.
+pub struct Index {
+    database: Option<DB>,
+    access: IndexAccess,
+    /// Places of packs that are not in the database.
+    overlay: HashMap<ChunkId, Vec<Place>>,
+    /// Packs with a lower number are in the index.
+    next_pack: u32,
+    /// What the database's view of the log ends with.
+    applied: Incarnation,
+    /// Packs put into the database's memory since the last flush.
+    unflushed: u32,
+}
+
+/// What the database says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Tag {
+    version: u16,
+    repository: [u8; 16],
+    sequence: u64,
+    hash: [u8; 32],
+    /// Packs with a lower number are in it.
+    packs: u32,
+}
+
+impl Index {
+    /// Opens the index under `folder`. One that cannot be used, or is of another repository, is dropped and begins
+    /// empty: [`Self::next_pack`] tells what is to be added.
+    ///
+    /// # Errors
+    /// Of the storage, when not even an empty one can be made.
+    pub fn open(folder: &Path, access: IndexAccess, repository: RepositoryId) -> Result<Self> {
+        let fresh = |database| Self {
+            database,
+            access,
+            overlay: HashMap::new(),
+            next_pack: 0,
+            applied: Incarnation::default(),
+            unflushed: 0,
+        };
+        let opened = match access {
+            IndexAccess::Owner => DB::open(&options(), folder),
+            IndexAccess::Guest => open_as_guest(folder),
+        };
+        let tag = opened.map_err(|error| Error::store_io("index").because(error)).and_then(|database| {
+            let tag = database.get(TAG_KEY).map_err(|error| Error::store_io("index").because(error))?;
+            let tag = tag.map(|bytes| codec::decode::<Tag, TAG_BYTES_MAX>(&bytes)).transpose()?;
+            Ok((database, tag))
+        });
+        match (tag, access) {
+            (Ok((database, Some(tag))), _) if tag.version == INDEX_VERSION && tag.repository == repository.0 => {
+                let applied = Incarnation { sequence: tag.sequence, hash: tag.hash };
+                Ok(Self { next_pack: tag.packs, applied, ..fresh(Some(database)) })
+            }
+            (Ok((database, None)), IndexAccess::Owner) => Ok(fresh(Some(database))),
+            (_, IndexAccess::Guest) => Ok(fresh(None)),
+            (unusable, IndexAccess::Owner) => {
+                let why = unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
+                tracing::warn!(why, "the index cannot be used and is built again");
+                Self::remove(folder)?;
+                let fail = |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
+                Ok(fresh(Some(DB::open(&options(), folder).map_err(fail)?)))
+            }
+        }
+    }
+
+    /// Removes the index's files.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn remove(folder: &Path) -> Result<()> {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(crate::error::storage("cannot remove", folder, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets go of the folder.
+    pub fn close(&mut self) {
+        self.database = None;
+    }
+
+    /// Packs with a lower number need not be added.
+    pub const fn next_pack(&self) -> u32 {
+        self.next_pack
+    }
+
+    /// The end of the log as the database saw it last: proof against a rollback (R15).
+    pub const fn applied(&self) -> Incarnation {
+        self.applied
+    }
+
+    /// Adds the records of pack `number`; numbers ascend.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn add(&mut self, number: u32, entries: &[PackEntry]) -> Result<()> {
+        let place = |entry: &PackEntry| Place { pack: number, offset: entry.offset, blob_bytes: entry.blob_bytes };
+        let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
+            entries.iter().for_each(|entry| self.overlay.entry(entry.id).or_default().push(place(entry)));
+            self.next_pack = number + 1;
+            return Ok(());
+        };
+        let mut batch = WriteBatch::default();
+        // A chunk twice in one pack keeps its first record: the second is for repair only.
+        let mut seen: HashMap<ChunkId, Vec<Place>> = HashMap::new();
+        let have = database.multi_get(entries.iter().map(|entry| entry.id.as_bytes()));
+        for (entry, have) in entries.iter().zip(have) {
+            let have = have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
+            let places = seen.entry(entry.id).or_insert(have);
+            if places.iter().all(|it| it.pack != number) {
+                places.push(place(entry));
+                places.sort_unstable();
+                places.truncate(PLACES_MAX);
+                batch.put(entry.id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(places)?);
+            }
+        }
+        database.write_opt(batch, &without_log()).map_err(failed)?;
+        self.next_pack = number + 1;
+        self.unflushed += 1;
+        Ok(())
+    }
+
+    /// Notes that everything up to `end` is in the index, and makes it last when enough has come together.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn tag(&mut self, repository: RepositoryId, end: Incarnation) -> Result<()> {
+        self.write_tag(repository, end)?;
+        if self.unflushed >= FLUSH_PACKS { self.flush() } else { Ok(()) }
+    }
+
+    fn write_tag(&mut self, repository: RepositoryId, end: Incarnation) -> Result<()> {
+        let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
+            return Ok(());
+        };
+        let tag = Tag {
+            version: INDEX_VERSION,
+            repository: repository.0,
+            sequence: end.sequence,
+            hash: end.hash,
+            packs: self.next_pack,
+        };
+        let bytes = codec::encode::<_, TAG_BYTES_MAX>(&tag)?;
+        database.put_opt(TAG_KEY, bytes, &without_log()).map_err(failed)?;
+        self.applied = end;
+        Ok(())
+    }
+
+    /// Makes what was added last on disk. Without it the next opening adds it again from the packs' footers.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn flush(&mut self) -> Result<()> {
+        if let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) {
+            let mut options = FlushOptions::default();
+            options.set_wait(true);
+            database.flush_opt(&options).map_err(failed)?;
+            self.unflushed = 0;
+        }
+        Ok(())
+    }
+
+    /// The places of each chunk, earliest pack first; empty where there is none.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn places(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Place>>> {
+        let mut found = match &self.database {
+            Some(database) => {
+                let found = database.multi_get(ids.iter().map(ChunkId::as_bytes));
+                let decode = |bytes: std::result::Result<Option<Vec<u8>>, rocksdb::Error>| match bytes {
+                    Ok(Some(bytes)) => decode_places(&bytes),
+                    Ok(None) => Ok(Vec::new()),
+                    Err(error) => Err(failed(error)),
+                };
+                found.into_iter().map(decode).collect::<Result<Vec<_>>>()?
+            }
+            None => vec![Vec::new(); ids.len()],
+        };
+        if !self.overlay.is_empty() {
+            for (id, places) in ids.iter().zip(&mut found) {
+                places.extend(self.overlay.get(id).into_iter().flatten());
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
+    // A secondary instance reads beside the owner; its own log goes to a folder that is gone with the process's end.
+    let scratch = std::env::temp_dir().join(format!("windlass-index-{}", std::process::id()));
+    let mut options = options();
+    options.create_if_missing(false);
+    options.set_max_open_files(-1);
+    let opened = DB::open_as_secondary(&options, folder, &scratch);
+    let _ = std::fs::remove_dir_all(&scratch);
+    opened
+}
+
+fn options() -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_bloom_filter(10.0, false);
+    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_block_based_table_factory(&table);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_open_files(256);
+    options.set_keep_log_file_num(1);
+    options.set_max_background_jobs(2);
+    options.set_compression_type(rocksdb::DBCompressionType::None);
+    options.set_skip_stats_update_on_db_open(true);
+    options
+}
+
+/// Losing what is in memory only means adding it again, so RocksDB's own log would be written for nothing.
+fn without_log() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
+}
+
+fn decode_places(bytes: &[u8]) -> Result<Vec<Place>> {
+    codec::decode::<_, PLACES_BYTES_MAX>(bytes)
+}
+
+fn failed(error: rocksdb::Error) -> Error {
+    Error::store_io("the index failed").because(error).hint("run `windlass rebuild-index`; nothing is lost with it")
+}
+
+const INDEX_VERSION: u16 = 1;
+/// Not a chunk id: those have 32 bytes.
+const TAG_KEY: &[u8] = b"tag";
+const TAG_BYTES_MAX: usize = 128;
+/// Places kept for one chunk; more only waste space.
+const PLACES_MAX: usize = 64;
+const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 12;
+const BLOCK_CACHE_BYTES: usize = 32 << 20;
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// Packs whose records may have to be added again after a crash: reading so many footers takes well under a second.
+const FLUSH_PACKS: u32 = 64;

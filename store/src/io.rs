@@ -1,0 +1,123 @@
+//! The seam to files: every byte of a repository goes through here (RocksDB's apart, which is disposable), so that a
+//! test can fail or cut the n-th operation.
+
+mod fault;
+
+pub use fault::{Fault, FaultIo};
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// File operations, blocking. Each method is one operation that can fail.
+pub trait Io: Send + Sync {
+    /// Creates a file that must not exist, for writing and reading back.
+    fn create(&self, path: &Path) -> io::Result<File>;
+
+    /// Appends all of `parts` to `file`.
+    fn append(&self, file: &File, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
+
+    /// Makes a file's content durable. After an error nothing may be assumed about it, and it is not tried again.
+    fn sync(&self, file: &File) -> io::Result<()>;
+
+    /// Gives a file a second name. Fails with `AlreadyExists` when there is one: of many that race, one wins.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a name.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes a directory, and its parents; an existing one is fine.
+    fn make_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, sorted. A directory that is not there is an error, never an empty list.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Opens a file for reading.
+    fn open(&self, path: &Path) -> io::Result<File>;
+
+    /// Length of an open file.
+    fn length(&self, file: &File) -> io::Result<u64>;
+
+    /// Exactly `length` bytes from `offset`.
+    fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+}
+
+/// The real file system.
+pub struct DiskIo;
+
+impl Io for DiskIo {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    }
+
+    fn append(&self, mut file: &File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match file.write_vectored(&parts[..parts.len().min(VECTORS_MAX)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn make_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let name: PathBuf = entry?.file_name().into();
+            names.push(name.to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
+    fn length(&self, file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.len())
+    }
+
+    fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        if offset == 0 && length as u64 == file.metadata()?.len() {
+            let mut bytes = Vec::with_capacity(length + 1);
+            let mut whole: &File = file;
+            io::Seek::rewind(&mut whole)?;
+            whole.take(length as u64).read_to_end(&mut bytes)?;
+            return if bytes.len() == length { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+}
+
+/// Linux takes 1,024 buffers in one call.
+const VECTORS_MAX: usize = 1024;

@@ -1,0 +1,387 @@
+//! A repository in a directory, opened by this process.
+
+use crate::directory::Directory;
+use crate::format::config::ConfigFile;
+use crate::format::event::{Event, SessionOpened};
+use crate::format::pack::PackName;
+use crate::index::{Index, Place};
+use crate::log::{Author, CommitLog};
+use crate::packer::{Packer, Pending, lock};
+use crate::reader::Reader;
+use crate::session::Session;
+use crate::state::State;
+use chunker::{ChunkId, Fingerprinter};
+use mover::{
+    Begin, Begun, DiskId, Error, Incarnation, Manifest, MapReader, MapRoot, OwnerId, PointFilter, PointId, Pool,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, Suspect, TreeDiff, World,
+    blocking,
+};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, RwLock};
+
+/// How a repository is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// As the one process that adds packs.
+    Write,
+    /// To read, beside whoever writes. Only its sessions are written to the log.
+    Read,
+}
+
+/// A repository in a directory. Cloning gives another handle to the same one.
+#[derive(Clone)]
+pub struct Local {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub directory: Directory,
+    pub config: ConfigFile,
+    pub prints: Fingerprinter,
+    pub pool: Pool,
+    pub world: World,
+    pub author: Author,
+    /// The log has one owner at a time; what it says is read from `view` without waiting for a sync.
+    log: Mutex<CommitLog>,
+    view: RwLock<Arc<State>>,
+    pub index: RwLock<Index>,
+    pub pending: Arc<Mutex<Pending>>,
+    packer: Mutex<Option<Arc<Packer>>>,
+    /// Open packs, a few at most, for readers.
+    pub files: Mutex<HashMap<PackName, Arc<PackFile>>>,
+    /// The term's first record is the first that needs it.
+    term_begun: AtomicBool,
+    /// Held until the process ends or the repository is closed.
+    _lock: Option<File>,
+}
+
+/// A pack open for reading.
+pub(crate) struct PackFile {
+    pub file: File,
+    pub nonce: [u8; 16],
+}
+
+impl Inner {
+    pub fn new(
+        parts: (Directory, ConfigFile, Pool, World),
+        author: Author,
+        log: CommitLog,
+        index: Index,
+        lock: Option<File>,
+    ) -> Self {
+        let (directory, config, pool, world) = parts;
+        let view = RwLock::new(log.state().clone());
+        Self {
+            prints: Fingerprinter::new(&config.config.domain),
+            directory,
+            config,
+            pool,
+            world,
+            author,
+            log: Mutex::new(log),
+            view,
+            index: RwLock::new(index),
+            pending: Arc::default(),
+            packer: Mutex::default(),
+            files: Mutex::default(),
+            term_begun: AtomicBool::new(false),
+            _lock: lock,
+        }
+    }
+
+    /// The state as of the last record this process has read or written.
+    pub fn state(&self) -> Arc<State> {
+        self.view.read().expect("no holder panics").clone()
+    }
+
+    /// The packer of a repository opened for writing.
+    ///
+    /// # Errors
+    /// When it was opened for reading, or is closed.
+    pub fn packer(&self) -> Result<Arc<Packer>> {
+        let packer = self.packer.lock().expect("no holder panics").clone();
+        packer.ok_or_else(|| Error::usage("the repository is open for reading only"))
+    }
+
+    pub fn set_packer(&self, packer: Option<Packer>) {
+        *self.packer.lock().expect("no holder panics") = packer.map(Arc::new);
+    }
+
+    /// Reads the log to its end, and adds packs that others added. Blocking.
+    ///
+    /// # Errors
+    /// `Integrity`, `Version`, or of the storage.
+    pub fn catch_up(&self) -> Result<Arc<State>> {
+        let mut log = self.log.lock().expect("no holder panics");
+        log.catch_up()?;
+        let state = self.publish_view(&log);
+        self.index_new_packs(&state)?;
+        Ok(state)
+    }
+
+    fn publish_view(&self, log: &CommitLog) -> Arc<State> {
+        let state = log.state().clone();
+        *self.view.write().expect("no holder panics") = state.clone();
+        state
+    }
+
+    /// Appends the events that `make` gives, together with the packs that became durable since the last record, and
+    /// brings the index up to it. `make` is asked again whenever somebody else was faster. Blocking.
+    ///
+    /// # Errors
+    /// As [`CommitLog::append`]. After an error of the storage all writing has stopped.
+    pub fn append(&self, mut make: impl FnMut(&State) -> Result<Vec<Event>>) -> Result<Arc<State>> {
+        let mut log = self.log.lock().expect("no holder panics");
+        lock(&self.pending).check()?;
+        let begins_term = self.author.term > 0 && !self.term_begun.load(SeqCst);
+        let sealed = lock(&self.pending).sealed();
+        let appended = log.append(self.author, |state| {
+            let made = make(state)?;
+            let mut events = if begins_term { self.term_events(state) } else { Vec::new() };
+            if !sealed.is_empty() {
+                events.push(Event::PacksAdded(sealed.iter().map(|(_, pack)| pack.added.clone()).collect()));
+            }
+            // Nothing is written for a term alone.
+            let wanted = !made.is_empty() || !sealed.is_empty();
+            events.extend(made);
+            Ok(if wanted { events } else { Vec::new() })
+        });
+        let appended = match appended {
+            Ok(appended) => appended,
+            Err(error) => {
+                if matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull) {
+                    lock(&self.pending).fail(&error);
+                }
+                return Err(error);
+            }
+        };
+        let state = self.publish_view(&log);
+        if appended.is_some() {
+            self.term_begun.store(true, SeqCst);
+            let known: HashMap<PackName, _> = sealed.iter().map(|(_, pack)| (pack.added.name, pack.entries.clone())).collect();
+            self.index_packs(&state, |name| known.get(name).cloned())?;
+            for (number, _) in sealed {
+                let incoming = lock(&self.pending).logged(number);
+                if let Some(path) = incoming {
+                    self.directory.remove_incoming(&path);
+                }
+            }
+        }
+        if self.author.term > 0 {
+            log.digest_when_due()?;
+        }
+        Ok(state)
+    }
+
+    /// A new term, and the end of leases that nobody can still hold.
+    fn term_events(&self, state: &State) -> Vec<Event> {
+        let oldest = self.world.now().0.saturating_sub(SESSION_AGE_MAX_NS);
+        let stale = state.sessions().values().filter(|it| it.writer != self.author.writer && it.time.0 < oldest);
+        let fenced = stale.map(|session| Event::SessionFenced(session.opened.session));
+        [Event::WriterTerm].into_iter().chain(fenced).collect()
+    }
+
+    /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
+    /// what is in it counts as missing until it is back.
+    pub fn index_new_packs(&self, state: &State) -> Result<()> {
+        self.index_packs(state, |_| None)
+    }
+
+    fn index_packs(
+        &self,
+        state: &State,
+        known: impl Fn(&PackName) -> Option<Arc<Vec<crate::format::pack::PackEntry>>>,
+    ) -> Result<()> {
+        let mut index = self.index.write().expect("no holder panics");
+        let from = index.next_pack();
+        for (number, pack) in state.packs().range(from..) {
+            let name = &pack.added.name;
+            let entries = match known(name) {
+                Some(entries) => Ok(entries),
+                None => crate::reader::footer(&self.directory, name).map(Arc::new),
+            };
+            match entries {
+                Ok(entries) => index.add(*number, &entries)?,
+                Err(error) => tracing::warn!(pack = %name, %error, "a pack cannot be indexed; run `windlass verify`"),
+            }
+        }
+        index.tag(self.config.config.id, state.end())
+    }
+
+    /// The usable place of each chunk: the earliest pack that holds it, is not doomed, and where it is not suspect
+    /// (R9). Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
+        let places = self.index.read().expect("no holder panics").places(ids)?;
+        let state = self.state();
+        let usable = |id: &ChunkId, place: &Place| state.is_live(place.pack) && !state.is_suspect(id, place.pack);
+        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| usable(id, place))).collect())
+    }
+}
+
+impl Local {
+    /// Runs blocking work on the repository.
+    pub(crate) async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
+        let inner = self.inner.clone();
+        blocking(move || work(&inner)).await
+    }
+
+    /// Ends all writing: what is durable but not in the log is logged, and the index made last. Without it the next
+    /// opening does the same.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub async fn close(self) -> Result<()> {
+        let packer = self.inner.packer().ok();
+        if let Some(packer) = &packer {
+            packer.flush().await?;
+        }
+        self.with(move |inner| {
+            if packer.is_some() {
+                inner.append(|_| Ok(Vec::new()))?;
+                inner.set_packer(None);
+            }
+            inner.index.write().expect("no holder panics").flush()
+        })
+        .await
+    }
+
+    /// The end of the log that this process has seen.
+    pub fn end(&self) -> Incarnation {
+        self.inner.state().end()
+    }
+
+    async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
+        let suspects: BTreeSet<ChunkId> = self.inner.state().suspects().iter().map(|(chunk, _)| *chunk).collect();
+        let mut found = Vec::new();
+        if suspects.is_empty() {
+            return Ok(found);
+        }
+        let reader = MapReader::new(session, &self.inner.prints);
+        for parent in parents {
+            let manifest: Manifest = session.manifest(*parent).await?;
+            for disk in &manifest.disks {
+                let none = MapRoot { level: disk.root.level, id: None };
+                let mut walk = TreeDiff::new((none, &reader), (disk.root, &reader));
+                while let Some(step) = walk.next().await? {
+                    let bad = step.blocks().filter_map(|block| Some((block.block, block.new.chunk()?)));
+                    let bad = bad.filter(|(_, chunk)| suspects.contains(chunk));
+                    found.extend(bad.map(|(block, chunk)| suspect(disk.id, block, chunk)));
+                    if found.len() >= Begun::SUSPECTS_MAX {
+                        found.truncate(Begun::SUSPECTS_MAX);
+                        return Ok(found);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn suspect(disk: DiskId, block: u64, chunk: ChunkId) -> Suspect {
+    Suspect { chunk, disk, offset: block * u64::from(chunker::GRID_BYTES) }
+}
+
+impl Repository for Local {
+    type Session = Session;
+    type Reader = Reader;
+
+    fn config(&self) -> &RepositoryConfig {
+        &self.inner.config.config
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<(Session, Begun)> {
+        let packer = self.inner.packer()?;
+        let session = SessionId::random(&self.inner.world);
+        let opened = SessionOpened {
+            session,
+            writes: true,
+            owner: begin.owner,
+            point: begin.point,
+            pins: begin.parents.clone(),
+        };
+        self.with(move |inner| inner.open_session(&opened)).await?;
+        let session = Session::new(self.clone(), session, packer, &begin);
+        let suspects = self.suspects(&session, &begin.parents).await?;
+        Ok((session, Begun { suspects }))
+    }
+
+    async fn read(&self, points: &[PointId]) -> Result<Reader> {
+        if points.is_empty() {
+            return Ok(Reader::unpinned(self.clone()));
+        }
+        let (session, pins) = (SessionId::random(&self.inner.world), points.to_vec());
+        let (owner, point) = (OwnerId::default(), PointId::default());
+        let opened = SessionOpened { session, writes: false, owner, point, pins };
+        let pinned = self.with(move |inner| inner.open_session(&opened)).await;
+        match pinned {
+            Ok(()) => Ok(Reader::pinned(self.clone(), session)),
+            Err(error) if error.kind() == mover::ErrorKind::StoreIo || error.kind() == mover::ErrorKind::StoreFull => {
+                tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
+                Ok(Reader::unpinned(self.clone()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        let state = self.with(Inner::catch_up).await?;
+        let fits = |point: &RecoveryPoint| {
+            filter.machine.as_ref().is_none_or(|name| point.machine_name == *name) && point.forgotten == filter.forgotten
+        };
+        let mut ids: Vec<_> = state.points().iter().map(|(id, point)| (point.since, *id)).collect();
+        ids.sort_unstable();
+        Ok(ids.into_iter().filter_map(|(_, id)| state.recovery_point(id)).filter(fits).collect())
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        let state = self.with(Inner::catch_up).await?;
+        let points = state.points().values().filter(|point| point.forgotten.is_none());
+        let (mut stats, packs) = (Stats::default(), state.packs().values());
+        for point in points {
+            stats.points += 1;
+            stats.bytes_logical = stats.bytes_logical.saturating_add(point.committed.bytes_logical);
+        }
+        for pack in packs {
+            stats.packs += 1;
+            stats.chunks += u64::from(pack.added.chunks);
+            stats.bytes_stored += pack.added.bytes;
+        }
+        stats.suspects = state.suspects().len() as u64;
+        Ok(stats)
+    }
+
+    async fn incarnation(&self) -> Result<Incarnation> {
+        Ok(self.with(Inner::catch_up).await?.end())
+    }
+}
+
+impl Inner {
+    fn open_session(&self, opened: &SessionOpened) -> Result<()> {
+        self.append(|state| {
+            if let Some(gone) = opened.pins.iter().find(|pin| !state.points().contains_key(*pin)) {
+                return Err(Error::not_found(format!("there is no point {gone}")).hint("`windlass points` lists them"));
+            }
+            Ok(vec![Event::SessionOpened(opened.clone())])
+        })
+        .map(|_| ())
+    }
+
+    /// Ends a lease when its holder is gone. Blocking, a few milliseconds.
+    pub fn close_session(&self, session: SessionId) {
+        let closed = self.append(|state| {
+            let open = state.sessions().contains_key(&session);
+            Ok(if open { vec![Event::SessionClosed(session)] } else { Vec::new() })
+        });
+        if let Err(error) = closed {
+            tracing::debug!(%error, "a session stays open until it is fenced");
+        }
+    }
+}
+
+/// Leases of other processes are fenced after a week.
+const SESSION_AGE_MAX_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;

@@ -1,0 +1,198 @@
+//! The commit log in a directory: following it, and adding to it.
+
+use crate::directory::{Created, Directory, STATE, log_object, state_object};
+use crate::format::event::Event;
+use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
+use crate::state::{DIGEST_BYTES_MAX, Digest, State};
+use mover::{Error, Incarnation, RepositoryId, Result, WriterId};
+use std::sync::Arc;
+
+/// Who appends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Author {
+    /// The writer.
+    pub writer: WriterId,
+    /// Its term; 0 for readers.
+    pub term: u64,
+}
+
+/// A follower of the log, with the state after the last record that it has read. It has one owner.
+pub struct CommitLog {
+    directory: Directory,
+    config: Vec<u8>,
+    state: Arc<State>,
+    /// The newest digest at or below the end of the log, as far as known.
+    digested: u64,
+}
+
+impl CommitLog {
+    /// Opens the log at its newest sound digest and reads it to its end.
+    ///
+    /// # Errors
+    /// `Integrity` when a record does not fit the one before, `Version`, or of the storage.
+    pub fn open(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
+        let mut log = Self { directory, config, state: Arc::new(State::new(repository)), digested: 0 };
+        for sequence in log.digests()?.into_iter().rev() {
+            match log.read_digest(sequence) {
+                Ok(state) => {
+                    log.state = Arc::new(state);
+                    log.digested = sequence;
+                    break;
+                }
+                // The log below it still says everything, unless it was pruned, and then replay says so.
+                Err(error) => tracing::warn!(%sequence, %error, "a state digest cannot be used"),
+            }
+        }
+        log.catch_up()?;
+        Ok(log)
+    }
+
+    /// The state after the last record read.
+    pub const fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// Reads what was added since (R20), then looks whether the log was pruned past this follower: a stale writer can
+    /// create a pruned number again, and its record would fit the one before. The digests decide, so they are listed
+    /// after the last record was read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn catch_up(&mut self) -> Result<()> {
+        loop {
+            while let Some((record, end)) = self.record(self.state.end().sequence + 1)? {
+                self.apply(&record, end)?;
+            }
+            let newest = self.digests()?.into_iter().next_back();
+            match newest.filter(|sequence| *sequence > self.state.end().sequence) {
+                Some(sequence) => {
+                    self.state = Arc::new(self.read_digest(sequence)?);
+                    self.digested = sequence;
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Numbers of the digests, ascending.
+    fn digests(&self) -> Result<Vec<u64>> {
+        Ok(self.directory.list(STATE)?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// One record; none when it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn record(&self, sequence: u64) -> Result<Option<(LogRecord, Incarnation)>> {
+        let name = log_object(sequence);
+        let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
+        let decoded = LogRecord::decode(&bytes);
+        decoded.map(Some).map_err(|error| Error::from(error).context(&name).hint("run `windlass verify`"))
+    }
+
+    fn apply(&mut self, record: &LogRecord, end: Incarnation) -> Result<()> {
+        let voids = Arc::make_mut(&mut self.state)
+            .apply(record, end.hash)
+            .map_err(|error| Error::from(error).context(log_object(record.sequence)))?;
+        for (at, void) in voids {
+            tracing::warn!(sequence = record.sequence, event = record.events[at].code(), %void, "a void event");
+        }
+        Ok(())
+    }
+
+    /// Appends one record of the events that `make` gives for the state at the log's end, and returns that record.
+    ///
+    /// Whoever loses the race for a number reads the winner's record and makes its own again from scratch (R1). Events
+    /// that would be void are refused before anything is created. After an unclear answer the same bytes go to the
+    /// same number until the answer is clear (R2), a few times; then the error is reported and the log must be opened
+    /// again before anything is appended.
+    ///
+    /// # Errors
+    /// That of `make`; `Fenced` when the author's term or session is over; of the storage.
+    pub fn append(
+        &mut self,
+        author: Author,
+        mut make: impl FnMut(&State) -> Result<Vec<Event>>,
+    ) -> Result<Option<LogRecord>> {
+        loop {
+            self.catch_up()?;
+            let events = make(&self.state)?;
+            if events.is_empty() {
+                return Ok(None);
+            }
+            let world = self.directory.world();
+            let record = LogRecord {
+                sequence: self.state.end().sequence + 1,
+                previous: self.state.end().hash,
+                repository: self.state.repository(),
+                writer: author.writer,
+                term: author.term,
+                nonce: world.random_bytes(),
+                time: world.now(),
+                events,
+            };
+            let bytes = record.encode();
+            if bytes.len() > RECORD_BYTES_MAX {
+                return Err(Error::internal(format!("a log record of {} bytes", bytes.len())));
+            }
+            let (_, end) = LogRecord::decode(&bytes)?;
+            let mut after = State::clone(&self.state);
+            if let Some((_, void)) = after.apply(&record, end.hash)?.into_iter().next() {
+                return Err(Error::fenced(format!("the repository refuses: {void}")).hint("run the job again"));
+            }
+            self.directory.make_log_folder(record.sequence)?;
+            if self.directory.create(&log_object(record.sequence), &bytes)? == Created::New {
+                self.state = Arc::new(after);
+                self.check_digests(author)?;
+                return Ok(Some(record));
+            }
+        }
+    }
+
+    /// After a record was created: a digest at or above it must account for it, or the author has been fenced by a
+    /// prune that did not know it (R3).
+    fn check_digests(&mut self, author: Author) -> Result<()> {
+        let end = self.state.end();
+        for sequence in self.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
+            let accounts = self
+                .read_digest(sequence)
+                .is_ok_and(|state| state.writers().get(&author.writer).is_some_and(|it| it.last.sequence >= end.sequence));
+            if !accounts && author.term > 0 {
+                return Err(Error::fenced("the log was pruned past this writer").hint("open the repository again"));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_digest(&self, sequence: u64) -> Result<State> {
+        let name = state_object(sequence);
+        let bytes = self.directory.read(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
+        let Digest { config, state } = Digest::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
+        if config != self.config || state.end().sequence != sequence || state.repository() != self.state.repository() {
+            return Err(Error::integrity(format!("{name} belongs to another repository or record")));
+        }
+        // A digest of a log that went another way since must not be believed.
+        match self.record(sequence)? {
+            Some((_, end)) if end != state.end() => Err(Error::integrity(format!("{name} is of another log"))),
+            _ => Ok(state),
+        }
+    }
+
+    /// Writes a digest of the present state when the last one is long ago.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn digest_when_due(&mut self) -> Result<()> {
+        let end = self.state.end().sequence;
+        if end < self.digested + DIGEST_RECORDS {
+            return Ok(());
+        }
+        let digest = Digest { config: self.config.clone(), state: State::clone(&self.state) };
+        self.directory.create(&state_object(end), &digest.encode())?;
+        self.digested = end;
+        Ok(())
+    }
+}
+
+/// Records between two digests: opening replays at most about so many.
+const DIGEST_RECORDS: u64 = 256;

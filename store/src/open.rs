@@ -1,0 +1,375 @@
+//! Making a repository, opening one, and putting right what the last process left.
+
+use crate::directory::{
+    CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, LOCK, LOG, PACKS, STATE,
+};
+use crate::error::storage;
+use crate::format::config::ConfigFile;
+use crate::format::event::{AddedPack, Event};
+use crate::format::pack::{
+    PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, blob_hash,
+    decode_footer, scan_records,
+};
+use crate::index::{Index, IndexAccess};
+use crate::io::{DiskIo, Io};
+use crate::local::{Access, Inner, Local};
+use crate::log::{Author, CommitLog};
+use crate::packer::{Arrival, PackMaker, Packer, lock};
+use chunker::{Blob, DomainKey};
+use mover::{
+    Error, Incarnation, Pool, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId, blocking, digest,
+    with_opener,
+};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What an index holds after it was built again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexTotals {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Records in them.
+    pub chunks: u64,
+}
+
+impl Local {
+    /// Makes a repository in a new or empty directory. `like`: in the same dedup domain, so that blobs copy verbatim.
+    /// A directory in which an earlier try was broken off is completed.
+    ///
+    /// # Errors
+    /// `Usage` when there is something already; of the storage.
+    pub fn init(path: &Path, like: Option<&RepositoryConfig>, world: &World) -> Result<RepositoryConfig> {
+        Self::init_with(path, like, world, Arc::new(DiskIo))
+    }
+
+    /// As [`Self::init`], through another way to files.
+    ///
+    /// # Errors
+    /// As [`Self::init`].
+    pub fn init_with(
+        path: &Path,
+        like: Option<&RepositoryConfig>,
+        world: &World,
+        io: Arc<dyn Io>,
+    ) -> Result<RepositoryConfig> {
+        let directory = Directory::new(path, io, world.clone());
+        directory.io().make_dir(path).map_err(|error| storage("cannot create", path, error))?;
+        let ours = [PACKS, LOG, STATE, INCOMING];
+        let taken = |why: &str| {
+            Error::usage(format!("{} {why}", path.display())).hint("name a new or empty directory for the repository")
+        };
+        for name in directory.list("")? {
+            match name.as_str() {
+                CONFIG => return Err(taken("holds a repository already")),
+                name if ours.contains(&name) => {}
+                _ => return Err(taken("is not empty")),
+            }
+        }
+        directory.make_folders()?;
+        let domain = like.map_or_else(|| DomainKey(world.random_bytes()), |like| like.domain.clone());
+        let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
+        let file = ConfigFile { config: config.clone(), writer: WriterId::random(world) };
+        match directory.create(CONFIG, &file.encode())? {
+            Created::New => Ok(config),
+            Created::Exists => Err(taken("holds a repository already")),
+        }
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; `Busy` when another process writes; `Version`, `Integrity`, `RolledBack`; of the
+    /// storage.
+    pub async fn open(path: &Path, access: Access, pool: Pool, world: World) -> Result<Self> {
+        Self::open_with(path, access, pool, world, Arc::new(DiskIo)).await
+    }
+
+    /// As [`Self::open`], through another way to files.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_with(path: &Path, access: Access, pool: Pool, world: World, io: Arc<dyn Io>) -> Result<Self> {
+        let directory = Directory::new(path, io, world.clone());
+        let inner = blocking(move || open(directory, access, pool, world)).await?;
+        let local = Self { inner: Arc::new(inner) };
+        if access == Access::Write {
+            local.start_packer();
+            local.adopt_incoming().await?;
+        }
+        Ok(local)
+    }
+
+    /// Drops the index and builds it again from the packs.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub async fn rebuild_index(&self) -> Result<IndexTotals> {
+        self.with(|inner| {
+            inner.packer()?;
+            let folder = inner.directory.root().join(INDEX);
+            {
+                let mut index = inner.index.write().expect("no holder panics");
+                index.close();
+                Index::remove(&folder)?;
+                *index = Index::open(&folder, IndexAccess::Owner, inner.config.config.id)?;
+            }
+            let state = inner.catch_up()?;
+            inner.index.write().expect("no holder panics").flush()?;
+            let chunks = state.packs().values().map(|pack| u64::from(pack.added.chunks)).sum();
+            Ok(IndexTotals { packs: state.packs().len() as u64, chunks })
+        })
+        .await
+    }
+
+    /// Accepts that the log of this directory ends before, or differs from, what its index has seen: an administrator's
+    /// decision after a restore of the repository itself. Points committed after the present end are lost.
+    ///
+    /// # Errors
+    /// `Usage` when nothing was rolled back; as [`Self::open`].
+    pub async fn accept_rollback(path: &Path, pool: Pool, world: World) -> Result<Incarnation> {
+        let directory = Directory::new(path, Arc::new(DiskIo), world.clone());
+        let (inner, seen) = blocking(move || {
+            let (config, lock) = (read_config(&directory)?, take_lock(&directory)?);
+            let log = CommitLog::open(directory.clone(), config.config.id, config.encode())?;
+            let folder = directory.root().join(INDEX);
+            let mut index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
+            let seen = index.applied();
+            if check_rollback(&log, seen).is_ok() {
+                return Err(Error::usage("the repository was not rolled back"));
+            }
+            // The view belongs to the lost end of the log.
+            index.close();
+            Index::remove(&folder)?;
+            let index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
+            let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
+            Ok((Inner::new((directory, config, pool, world), author, log, index, Some(lock)), seen))
+        })
+        .await?;
+        let local = Self { inner: Arc::new(inner) };
+        local.with(move |inner| inner.append(|_| Ok(vec![Event::NewIncarnation(seen)])).map(|_| ())).await?;
+        local.close().await?;
+        Ok(seen)
+    }
+
+    fn start_packer(&self) {
+        let inner = &self.inner;
+        let (directory, config, author) = (inner.directory.clone(), inner.config.config.clone(), inner.author);
+        let weak = Arc::downgrade(inner);
+        let log_sealed = move || {
+            // An error has stopped all writing by now, and every session is told by its next flush.
+            if let Some(inner) = weak.upgrade()
+                && let Err(error) = inner.append(|_| Ok(Vec::new()))
+            {
+                tracing::warn!(%error, "durable packs could not be logged");
+            }
+        };
+        let maker = PackMaker { directory, config, author };
+        inner.set_packer(Some(Packer::start(maker, inner.pending.clone(), log_sealed)));
+    }
+
+    /// Takes over what this directory's writer left under `incoming/` (R5): complete packs are hashed and logged, the
+    /// sound records of others are packed again, so that nothing that was sent must be sent again.
+    async fn adopt_incoming(&self) -> Result<()> {
+        let Found { complete, partial, useless } = self.with(|inner| find_incoming(inner)).await?;
+        if !complete.is_empty() {
+            let added: Vec<AddedPack> = complete.iter().map(|(_, added)| added.clone()).collect();
+            tracing::info!(packs = added.len(), "adopting packs that were durable but not logged");
+            self.with(move |inner| inner.append(|_| Ok(vec![Event::PacksAdded(added.clone())]))).await?;
+        }
+        for path in &partial {
+            self.repack(path.clone()).await?;
+        }
+        self.with(move |inner| {
+            if !partial.is_empty() {
+                inner.append(|_| Ok(Vec::new()))?;
+            }
+            let adopted = complete.into_iter().map(|(path, _)| path);
+            adopted.chain(partial).chain(useless).for_each(|path| inner.directory.remove_incoming(&path));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn repack(&self, path: PathBuf) -> Result<()> {
+        let sound = self.with(move |inner| sound_records(inner, &path)).await?;
+        tracing::info!(chunks = sound.len(), "packing again what an unfinished pack holds");
+        let packer = self.inner.packer()?;
+        for (kind, arrival) in sound {
+            let nobody = SessionId::default();
+            let new = lock(&self.inner.pending).reserve(arrival.id, nobody);
+            if new {
+                packer.append(kind, vec![arrival]).await?;
+            }
+        }
+        packer.flush().await
+    }
+}
+
+fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Result<Inner> {
+    let config = read_config(&directory)?;
+    let lock = match access {
+        Access::Write => Some(take_lock(&directory)?),
+        Access::Read => None,
+    };
+    let id = config.config.id;
+    let index_folder = directory.root().join(INDEX);
+    let index_access = if access == Access::Write { IndexAccess::Owner } else { IndexAccess::Guest };
+    // The two do not depend on each other, and opening the index takes most of the time.
+    let (log, index) = std::thread::scope(|scope| {
+        let index = scope.spawn(|| Index::open(&index_folder, index_access, id));
+        let log = CommitLog::open(directory.clone(), id, config.encode());
+        (log, index.join().expect("opening the index does not panic"))
+    });
+    let (log, index) = (log?, index?);
+    check_rollback(&log, index.applied())?;
+    let author = match access {
+        Access::Write => Author { writer: config.writer, term: log.state().term(config.writer) + 1 },
+        Access::Read => Author { writer: WriterId::random(&world), term: 0 },
+    };
+    let state = log.state().clone();
+    let inner = Inner::new((directory, config, pool, world), author, log, index, lock);
+    inner.index_new_packs(&state)?;
+    Ok(inner)
+}
+
+fn read_config(directory: &Directory) -> Result<ConfigFile> {
+    let root = directory.root().display();
+    let bytes = directory.read(CONFIG, CONFIG_BYTES_MAX)?;
+    let bytes = bytes.ok_or_else(|| {
+        Error::not_found(format!("{root} is not a repository"))
+            .hint(format!("check the path, or make one with `windlass init -r {root}`"))
+    })?;
+    ConfigFile::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("{root}/{CONFIG}")))
+}
+
+/// One process adds packs; the lock goes with the process, so it is never stale.
+fn take_lock(directory: &Directory) -> Result<File> {
+    let path = directory.root().join(LOCK);
+    let fail = |error| storage("cannot open", &path, error);
+    let mut file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            let _ = (&file).take(20).read_to_string(&mut holder);
+            let holder = holder.trim();
+            let by = if holder.is_empty() { String::new() } else { format!(" by process {holder}") };
+            return Err(Error::busy(format!("{} is in use{by}", directory.root().display()))
+                .hint("wait for it to end, or let this command wait with --wait"));
+        }
+        Err(error) => return Err(storage("cannot lock", &path, error.into())),
+    }
+    // For the message above only.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// A valid beginning of a log chains perfectly; only somebody who saw more can tell that the end is gone (R15).
+fn check_rollback(log: &CommitLog, seen: Incarnation) -> Result<()> {
+    let state = log.state();
+    if seen.sequence == 0 || seen == state.end() || state.lost().contains(&seen) {
+        return Ok(());
+    }
+    let same = seen.sequence < state.end().sequence
+        && log.record(seen.sequence)?.is_none_or(|(_, end)| end == seen);
+    if same {
+        return Ok(());
+    }
+    Err(Error::rolled_back(format!(
+        "the log ends at record {}, but record {} has been seen: it was rolled back or replaced",
+        state.end().sequence,
+        seen.sequence
+    ))
+    .hint("bring the newer files back; or, when they are lost, run `windlass doctor --accept-rollback -r ADDR`"))
+}
+
+/// What is under `incoming/`.
+#[derive(Default)]
+struct Found {
+    complete: Vec<(PathBuf, AddedPack)>,
+    partial: Vec<PathBuf>,
+    useless: Vec<PathBuf>,
+}
+
+fn find_incoming(inner: &Inner) -> Result<Found> {
+    let mut found = Found::default();
+    let state = inner.state();
+    for name in inner.directory.list(INCOMING)? {
+        let path = inner.directory.root().join(INCOMING).join(&name);
+        if name.starts_with(INCOMING_OBJECT) {
+            found.useless.push(path);
+            continue;
+        }
+        if !name.starts_with(INCOMING_PACK) {
+            continue;
+        }
+        let bytes = read_incoming(inner, &path)?;
+        let own = PackHeader::decode(&bytes).is_ok_and(|header| {
+            header.repository == inner.config.config.id
+                && header.writer == inner.config.writer
+                && header.term < inner.author.term
+        });
+        if !own {
+            // Not even a header of its own writer: an empty file of a process that died early.
+            if bytes.len() < PACK_HEADER_BYTES {
+                found.useless.push(path);
+            }
+            continue;
+        }
+        match decode_footer(&bytes, bytes.len() as u64) {
+            Ok(entries) => {
+                let pack = PackName(digest(&bytes));
+                if state.pack_number(&pack).is_some() || state.was_dropped(&pack) {
+                    found.useless.push(path);
+                } else {
+                    let file = inner.directory.open(&path)?;
+                    let synced = inner.directory.io().sync(&file);
+                    synced.map_err(|error| storage("cannot sync", &path, error))?;
+                    inner.directory.publish_pack(&path, &pack)?;
+                    found.complete.push((path, added(pack, &bytes, &entries)?));
+                }
+            }
+            Err(_) => found.partial.push(path),
+        }
+    }
+    Ok(found)
+}
+
+fn added(name: PackName, bytes: &[u8], entries: &[PackEntry]) -> Result<AddedPack> {
+    let kind = PackHeader::decode(bytes)?.kind;
+    let chunks = u32::try_from(entries.len()).map_err(|_| Error::integrity("a pack of too many chunks"))?;
+    Ok(AddedPack { name, kind, bytes: bytes.len() as u64, chunks })
+}
+
+fn read_incoming(inner: &Inner, path: &Path) -> Result<Vec<u8>> {
+    let file = inner.directory.open(path)?;
+    let fail = |error| storage("cannot read", path, error);
+    let length = inner.directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
+    inner.directory.io().read_at(&file, 0, usize::try_from(length).expect("bounded")).map_err(fail)
+}
+
+/// The records of an unfinished pack whose chunks are what they say, and that are not stored elsewhere.
+fn sound_records(inner: &Inner, path: &Path) -> Result<Vec<(PackKind, Arrival)>> {
+    let bytes = bytes::Bytes::from(read_incoming(inner, path)?);
+    let header = PackHeader::decode(&bytes)?;
+    let entries = scan_records(&bytes, &header.nonce);
+    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+    let mut plain = Vec::new();
+    let mut sound = Vec::new();
+    for (entry, place) in entries.iter().zip(inner.locate(&ids)?) {
+        let from = usize::try_from(entry.offset).expect("bounded") + RECORD_HEADER_BYTES;
+        let blob = bytes.slice(from..from + usize::try_from(entry.blob_bytes).expect("bounded"));
+        let Ok(blob) = Blob::parse(blob) else { continue };
+        plain.clear();
+        let good = with_opener(|opener| opener.open_verified(&inner.prints, &entry.id, &blob, &mut plain)).is_ok();
+        if good && place.is_none() {
+            let hash = blob_hash(blob.bytes());
+            sound.push((PackKind::of(entry.kind), Arrival { id: entry.id, blob, hash }));
+        }
+    }
+    Ok(sound)
+}
+
+const CONFIG_BYTES_MAX: u64 = 64 << 10;

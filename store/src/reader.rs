@@ -1,0 +1,313 @@
+//! Reading chunks out of packs: places sorted by pack and offset, neighbours read together, several reads ahead.
+
+use crate::directory::{Directory, pack_object};
+use crate::error::storage;
+use crate::format::pack::{
+    PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
+    footer_bytes, read_record_header,
+};
+use crate::index::Place;
+use crate::local::{Inner, Local, PackFile};
+use crate::packer::lock;
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind};
+use futures::{Stream, StreamExt, pin_mut, stream};
+use mover::{ChunkBatch, ChunkError, Error, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A read session; ends when it is dropped.
+pub struct Reader {
+    local: Local,
+    pinned: Option<SessionId>,
+}
+
+impl Reader {
+    pub(crate) const fn pinned(local: Local, session: SessionId) -> Self {
+        Self { local, pinned: Some(session) }
+    }
+
+    pub(crate) const fn unpinned(local: Local) -> Self {
+        Self { local, pinned: None }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(session) = self.pinned {
+            self.local.inner.close_session(session);
+        }
+    }
+}
+
+impl ReadSession for Reader {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        manifest(&self.local, point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        get(self.local.clone(), ids)
+    }
+}
+
+/// A point's manifest, verified.
+///
+/// # Errors
+/// `NotFound`, or `Integrity`.
+pub async fn manifest(local: &Local, point: PointId) -> Result<Manifest> {
+    let listed = local.inner.state().recovery_point(point);
+    let listed = listed.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?;
+    let batches = get(local.clone(), vec![listed.manifest]);
+    pin_mut!(batches);
+    let blob = batches.next().await.and_then(|batch| batch.into_iter().next());
+    let (id, blob) = blob.ok_or_else(|| Error::internal("nothing was read for a manifest"))?;
+    let on = |error: Error| error.context(format_args!("manifest of point {point}"));
+    let blob = blob.map_err(|error| on(error.into()))?;
+    let mut plain = Vec::new();
+    with_opener(|opener| opener.open_verified(&local.inner.prints, &id, &blob, &mut plain))
+        .map_err(|error| on(Error::integrity(error.to_string())))?;
+    if blob.header().kind != ChunkKind::Manifest {
+        return Err(on(Error::integrity("the chunk is not a manifest")));
+    }
+    let manifest = Manifest::decode(&plain).map_err(|error| on(error.into()))?;
+    if manifest.point != point {
+        return Err(on(Error::integrity("it is of another point")));
+    }
+    Ok(manifest)
+}
+
+/// The blobs of `ids` in the order of their places.
+pub fn get(local: Local, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+    let distinct: Vec<ChunkId> = ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let inner = local.inner;
+    let planned = stream::once(async move {
+        let planner = inner.clone();
+        (blocking(move || plan(&planner, distinct)).await, inner)
+    });
+    planned.flat_map(|(runs, inner)| {
+        let read = move |run: Run| {
+            let inner = inner.clone();
+            blocking(move || read_run(&inner, run))
+        };
+        stream::iter(runs).map(read).buffered(RUNS_AHEAD)
+    })
+}
+
+/// Chunks that are read together.
+enum Run {
+    /// Neighbours in one pack, in order.
+    Pack { pack: PackName, chunks: Vec<(ChunkId, u64, u32)> },
+    /// One chunk that the log does not know yet.
+    Pending { chunk: ChunkId, path: PathBuf, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
+    /// Chunks that cannot be had.
+    Failed(ChunkBatch),
+}
+
+fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
+    let mut places = match inner.locate(&ids) {
+        Ok(places) => places,
+        Err(error) => return failed(ids, &error),
+    };
+    if places.contains(&None) {
+        // Somebody else may have added it, or moved it, since the log was read (R10).
+        let again = inner.catch_up().and_then(|_| inner.locate(&ids));
+        match again {
+            Ok(again) => places = again,
+            Err(error) => return failed(ids, &error),
+        }
+    }
+    let mut runs = Vec::new();
+    let mut placed: Vec<(Place, ChunkId)> = Vec::new();
+    for (id, place) in ids.into_iter().zip(places) {
+        match place {
+            Some(place) => placed.push((place, id)),
+            None => runs.push(pending_run(inner, id)),
+        }
+    }
+    placed.sort_unstable();
+    let state = inner.state();
+    let mut last: Option<u32> = None;
+    for (place, id) in placed {
+        let (offset, blob_bytes) = (u64::from(place.offset), place.blob_bytes);
+        if let Some(Run::Pack { chunks, .. }) = runs.last_mut().filter(|_| last == Some(place.pack)) {
+            let (start, end) = (chunks[0].1, chunks.last().map_or(0, |it| it.1 + record_bytes(it.2)));
+            if offset <= end + GAP_BYTES_MAX && offset + record_bytes(blob_bytes) <= start + RUN_BYTES_MAX {
+                chunks.push((id, offset, blob_bytes));
+                continue;
+            }
+        }
+        match state.packs().get(&place.pack) {
+            Some(pack) => {
+                runs.push(Run::Pack { pack: pack.added.name, chunks: vec![(id, offset, blob_bytes)] });
+                last = Some(place.pack);
+            }
+            None => {
+                runs.push(Run::Failed(vec![(id, Err(ChunkError::Missing { chunk: id }))]));
+                last = None;
+            }
+        }
+    }
+    runs
+}
+
+fn pending_run(inner: &Inner, chunk: ChunkId) -> Run {
+    let pending = lock(&inner.pending);
+    let found = pending.chunk(&chunk).and_then(|it| it.place);
+    let found = found.and_then(|(pack, offset, blob_bytes)| Some((pending.pack(pack)?, offset, blob_bytes)));
+    match found {
+        Some((pack, offset, blob_bytes)) => {
+            Run::Pending { chunk, path: pack.path.clone(), nonce: pack.nonce, offset, blob_bytes }
+        }
+        None => Run::Failed(vec![(chunk, Err(ChunkError::Missing { chunk }))]),
+    }
+}
+
+fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
+    let what = error.to_string();
+    let batch = ids.into_iter().map(|chunk| (chunk, Err(ChunkError::Unreadable { chunk, what: what.clone() })));
+    vec![Run::Failed(batch.collect())]
+}
+
+fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
+    match run {
+        Run::Failed(batch) => batch,
+        Run::Pending { chunk, path, nonce, offset, blob_bytes } => {
+            let read = inner.directory.open(&path).and_then(|file| {
+                let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
+                let read = inner.directory.io().read_at(&file, offset.into(), length);
+                read.map_err(|error| storage("cannot read", &path, error))
+            });
+            let blob = match read {
+                Ok(bytes) => record(&bytes.into(), 0, blob_bytes, chunk, &nonce, "incoming"),
+                Err(error) => Err(ChunkError::Unreadable { chunk, what: error.to_string() }),
+            };
+            vec![(chunk, blob)]
+        }
+        Run::Pack { pack, chunks } => read_pack_run(inner, pack, chunks),
+    }
+}
+
+fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>) -> ChunkBatch {
+    let start = chunks.first().map_or(0, |it| it.1);
+    let end = chunks.last().map_or(0, |it| it.1 + record_bytes(it.2));
+    let read = open_pack(inner, &pack).and_then(|file| {
+        let length = usize::try_from(end - start).expect("a run is bounded");
+        let bytes = inner.directory.io().read_at(&file.file, start, length);
+        Ok((file, bytes.map_err(|error| storage("cannot read pack", pack_object(&pack).as_ref(), error))?))
+    });
+    let name = pack.to_string();
+    match read {
+        Ok((file, bytes)) => {
+            let bytes = Bytes::from(bytes);
+            let one = |(id, offset, blob_bytes): (ChunkId, u64, u32)| {
+                (id, record(&bytes, offset - start, blob_bytes, id, &file.nonce, &name))
+            };
+            chunks.into_iter().map(one).collect()
+        }
+        // One bad sector, or a pack cut short, must not take its neighbours along.
+        Err(_) if chunks.len() > 1 => {
+            chunks.into_iter().flat_map(|chunk| read_pack_run(inner, pack, vec![chunk])).collect()
+        }
+        Err(error) => {
+            let what = error.to_string();
+            chunks.into_iter().map(|(chunk, _, _)| (chunk, Err(ChunkError::Unreadable { chunk, what: what.clone() }))).collect()
+        }
+    }
+}
+
+/// The blob of the record at `at`, after checking that it is the record asked for and that its checksum holds.
+fn record(
+    bytes: &Bytes,
+    at: u64,
+    blob_bytes: u32,
+    chunk: ChunkId,
+    nonce: &[u8; 16],
+    pack: &str,
+) -> Result<Blob, ChunkError> {
+    let damaged = |what: String| ChunkError::Damaged { chunk, pack: pack.to_owned(), what };
+    let at = usize::try_from(at).expect("inside a run");
+    let blob_at = at + RECORD_HEADER_BYTES;
+    let (_, id) = read_record_header(&bytes[at..blob_at], nonce).map_err(|error| damaged(error.to_string()))?;
+    if id != chunk {
+        return Err(damaged(format!("chunk {id} is in its place")));
+    }
+    let blob = bytes.slice(blob_at..blob_at + usize::try_from(blob_bytes).expect("a blob is bounded"));
+    let blob = Blob::parse(blob).map_err(|error| damaged(error.to_string()))?;
+    blob.check().map_err(|error| damaged(error.to_string()))?;
+    Ok(blob)
+}
+
+fn open_pack(inner: &Inner, name: &PackName) -> Result<Arc<PackFile>> {
+    let held = inner.files.lock().expect("no holder panics").get(name).cloned();
+    if let Some(file) = held {
+        return Ok(file);
+    }
+    let file = inner.directory.open_pack(name)?;
+    let header = read_header(&inner.directory, &file, name)?;
+    let file = Arc::new(PackFile { file, nonce: header.nonce });
+    let mut files = inner.files.lock().expect("no holder panics");
+    if files.len() >= FILES_MAX {
+        files.clear();
+    }
+    files.insert(*name, file.clone());
+    Ok(file)
+}
+
+/// A pack's header.
+///
+/// # Errors
+/// `Integrity`, or of the storage.
+pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName) -> Result<PackHeader> {
+    let bytes = directory.io().read_at(file, 0, PACK_HEADER_BYTES);
+    let bytes = bytes.map_err(|error| storage("cannot read pack", pack_object(name).as_ref(), error))?;
+    PackHeader::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("pack {name}")))
+}
+
+/// The records of a pack, from its footer; from the records themselves where the footer is damaged.
+///
+/// # Errors
+/// `Integrity`, or of the storage.
+pub fn footer(directory: &Directory, name: &PackName) -> Result<Vec<PackEntry>> {
+    let file = directory.open_pack(name)?;
+    let fail = |error| storage("cannot read pack", pack_object(name).as_ref(), error);
+    let length = directory.io().length(&file).map_err(fail)?;
+    if length > PACK_BYTES_MAX {
+        return Err(Error::integrity(format!("pack {name} has {length} bytes, more than can be")));
+    }
+    let read = |bytes: u64| {
+        let bytes = bytes.min(length);
+        let size = usize::try_from(bytes).expect("a pack fits memory");
+        directory.io().read_at(&file, length - bytes, size).map_err(fail)
+    };
+    let mut tail = read(FOOTER_GUESS)?;
+    let decoded = match footer_bytes(&tail) {
+        Ok(whole) if whole > tail.len() as u64 && whole <= length => {
+            tail = read(whole)?;
+            decode_footer(&tail, length)
+        }
+        Ok(_) => decode_footer(&tail, length),
+        Err(error) => Err(error),
+    };
+    decoded.or_else(|error| {
+        tracing::warn!(pack = %name, %error, "a pack's footer is damaged; its records are read instead");
+        let header = read_header(directory, &file, name)?;
+        Ok(crate::format::pack::scan_records(&read(length)?, &header.nonce))
+    })
+}
+
+fn record_bytes(blob_bytes: u32) -> u64 {
+    RECORD_HEADER_BYTES as u64 + u64::from(blob_bytes)
+}
+
+
+/// Longest read.
+const RUN_BYTES_MAX: u64 = 1 << 20;
+/// Bytes between two chunks that are rather read than skipped.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+/// Reads on their way at once.
+const RUNS_AHEAD: usize = 4;
+/// Packs kept open.
+const FILES_MAX: usize = 64;
+/// Most footers are shorter: read in one go.
+const FOOTER_GUESS: u64 = 256 << 10;

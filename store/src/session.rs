@@ -1,0 +1,319 @@
+//! A write session on a local repository.
+
+use crate::format::event::{CommittedPoint, Event};
+use crate::format::pack::{PackKind, blob_hash};
+use crate::local::{Inner, Local};
+use crate::packer::{Arrival, Packer, lock};
+use crate::reader;
+use crate::state::State;
+use chunker::{Blob, ChunkId, ChunkKind};
+use futures::Stream;
+use mover::{
+    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
+    ReadSession, Result, SessionId, Timestamp, Verification, WriteSession, missing_for, with_opener, with_sealer,
+};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+/// A write session; ends when it is dropped.
+pub struct Session {
+    local: Local,
+    id: SessionId,
+    packer: Arc<Packer>,
+    parents: Vec<PointId>,
+    owner: OwnerId,
+    verification: Verification,
+    /// Where chunks are that this session was told it need not put; so that a commit asks the index only about others.
+    told: Mutex<HashMap<ChunkId, Told>>,
+    stored: Mutex<Flushed>,
+}
+
+/// Why a chunk is known to be there.
+#[derive(Clone, Copy)]
+enum Told {
+    /// It was in this pack.
+    Pack(u32),
+    /// It came in this session, so its pack is too young to be doomed (R6).
+    Own,
+}
+
+impl Session {
+    pub(crate) fn new(local: Local, id: SessionId, packer: Arc<Packer>, begin: &Begin) -> Self {
+        Self {
+            local,
+            id,
+            packer,
+            parents: begin.parents.clone(),
+            owner: begin.owner,
+            verification: begin.verification,
+            told: Mutex::default(),
+            stored: Mutex::default(),
+        }
+    }
+
+    fn tell(&self, told: impl IntoIterator<Item = (ChunkId, Told)>) {
+        let mut known = self.told.lock().expect("no holder panics");
+        for (id, told) in told {
+            if known.len() < TOLD_MAX {
+                known.insert(id, told);
+            }
+        }
+    }
+
+    /// What is durable by now, or will be with the next flush.
+    async fn presence(&self, ids: &[ChunkId]) -> Result<Vec<(Presence, Option<Told>)>> {
+        let (session, ids) = (self.id, ids.to_vec());
+        self.local
+            .with(move |inner| {
+                let mut found: Vec<_> = {
+                    let pending = lock(&inner.pending);
+                    pending.check()?;
+                    let chunk = |id| pending.chunk(id).map(|chunk| if chunk.session == session { Presence::Have } else { Presence::Pending });
+                    ids.iter().map(|id| (chunk(id).unwrap_or(Presence::Missing), None)).collect()
+                };
+                let asked: Vec<usize> = (0..ids.len()).filter(|at| found[*at].0 == Presence::Missing).collect();
+                let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
+                for (at, place) in asked.into_iter().zip(inner.locate(&unknown)?) {
+                    if let Some(place) = place {
+                        found[at] = (Presence::Have, Some(Told::Pack(place.pack)));
+                    }
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Checks blobs against ids, and drops those that are there already.
+    async fn verify(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<Vec<Arrival>> {
+        let (inner, verification) = (self.local.inner.clone(), self.verification);
+        let verified = move || {
+            let mut plain = Vec::new();
+            let one = |(id, blob)| verify_one(&inner.prints, verification, id, blob, &mut plain);
+            chunks.into_iter().map(one).collect::<Result<_>>()
+        };
+        let arrivals: Vec<Arrival> = self.local.inner.pool.run(verified).await?;
+        let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
+        let present = self.presence(&ids).await?;
+        let mut pending = lock(&self.local.inner.pending);
+        let absent = arrivals.into_iter().zip(present).filter(|(_, (presence, _))| *presence == Presence::Missing);
+        Ok(absent.map(|(arrival, _)| arrival).filter(|arrival| pending.reserve(arrival.id, self.id)).collect())
+    }
+
+    async fn store(&self, kind: PackKind, arrivals: Vec<Arrival>) -> Result<()> {
+        if arrivals.is_empty() {
+            return Ok(());
+        }
+        self.tell(arrivals.iter().map(|arrival| (arrival.id, Told::Own)));
+        let mut more = Flushed::default();
+        for header in arrivals.iter().map(|arrival| arrival.blob.header()) {
+            more.bytes_stored += u64::from(header.blob_bytes());
+            if kind == PackKind::Data {
+                more.chunks += 1;
+                more.bytes_plain += u64::from(header.plain_bytes);
+                more.bytes_blobs += u64::from(header.blob_bytes());
+            }
+        }
+        self.packer.append(kind, arrivals).await?;
+        let mut stored = self.stored.lock().expect("no holder panics");
+        stored.chunks += more.chunks;
+        stored.bytes_plain += more.bytes_plain;
+        stored.bytes_blobs += more.bytes_blobs;
+        stored.bytes_stored += more.bytes_stored;
+        Ok(())
+    }
+
+    /// Stores a manifest and gives its chunk.
+    async fn put_manifest(&self, manifest: &Manifest) -> Result<ChunkId> {
+        let plain = manifest.encode();
+        Manifest::decode(&plain).map_err(|error| Error::internal("a manifest that cannot be read back").because(error))?;
+        let id = self.local.inner.prints.id(ChunkKind::Manifest, &plain);
+        let blob = with_sealer(chunker::Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
+        self.put(vec![(id, blob)]).await?;
+        Ok(id)
+    }
+
+    /// The points when all of them are committed already.
+    fn committed(&self, state: &State, drafts: &[PointDraft]) -> Option<Commit> {
+        let points = drafts.iter().map(|draft| state.recovery_point(draft.manifest.point));
+        points.collect::<Option<Vec<_>>>().map(Commit::Committed)
+    }
+
+    fn event(&self, draft: &PointDraft, manifest: ChunkId) -> Event {
+        let it = &draft.manifest;
+        Event::PointCommitted(CommittedPoint {
+            session: self.id,
+            point: it.point,
+            manifest,
+            owner: self.owner,
+            machine: it.machine,
+            machine_name: it.machine_name.clone(),
+            group: it.group,
+            snapshot_time: it.snapshot_time,
+            origin: draft.origin.map(|origin| (origin.repository, origin.commit_time)),
+            protected_until: Timestamp::default(),
+            bytes_logical: it.bytes_logical(),
+            bytes_new: it.bytes_new,
+        })
+    }
+
+    /// Packs in which chunks were that this session was told to be there.
+    fn packs_relied_on(&self) -> BTreeSet<u32> {
+        let told = self.told.lock().expect("no holder panics");
+        let packs = told.values().filter_map(|told| match told {
+            Told::Pack(number) => Some(*number),
+            Told::Own => None,
+        });
+        packs.collect()
+    }
+
+    /// Chunks that the points need and the repository lacks.
+    async fn missing_from(&self, points: &[PointDraft]) -> Result<Vec<ChunkId>> {
+        let mut parents = Vec::new();
+        for parent in &self.parents {
+            parents.push(self.manifest(*parent).await?);
+        }
+        let mut missing = Vec::new();
+        for draft in points {
+            let prints = &self.local.inner.prints;
+            missing.extend(missing_for(self, prints, &draft.manifest, &parents, self, MISSING_MAX).await?);
+        }
+        Ok(missing)
+    }
+}
+
+impl Presences for Session {
+    async fn present(&self, _kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
+        let state = self.local.inner.state();
+        let mut present: Vec<bool> = {
+            let told = self.told.lock().expect("no holder panics");
+            let known = |id: &ChunkId| match told.get(id) {
+                Some(Told::Own) => state.suspects().is_empty(),
+                Some(Told::Pack(number)) => state.is_live(*number) && !state.is_suspect(id, *number),
+                None => false,
+            };
+            ids.iter().map(known).collect()
+        };
+        let asked: Vec<usize> = (0..ids.len()).filter(|at| !present[*at]).collect();
+        let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
+        let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown).await? };
+        self.tell(unknown.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
+        for (at, (presence, _)) in asked.into_iter().zip(found) {
+            present[at] = presence != Presence::Missing;
+        }
+        Ok(present)
+    }
+}
+
+fn verify_one(
+    prints: &chunker::Fingerprinter,
+    verification: Verification,
+    id: ChunkId,
+    blob: Blob,
+    plain: &mut Vec<u8>,
+) -> Result<Arrival> {
+    plain.clear();
+    match verification {
+        Verification::Decode => with_opener(|opener| opener.open_verified(prints, &id, &blob, plain)),
+        Verification::Checksum => blob.check(),
+    }
+    .map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
+    let hash = blob_hash(blob.bytes());
+    Ok(Arrival { id, blob, hash })
+}
+
+impl ReadSession for Session {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        reader::manifest(&self.local, point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        reader::get(self.local.clone(), ids)
+    }
+}
+
+impl WriteSession for Session {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+        let found = self.presence(ids).await?;
+        self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
+        Ok(found.into_iter().map(|(presence, _)| presence).collect())
+    }
+
+    async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        let (structure, data): (Vec<_>, Vec<_>) =
+            self.verify(chunks).await?.into_iter().partition(|it| it.blob.header().kind.is_structure());
+        self.store(PackKind::Data, data).await?;
+        self.store(PackKind::Page, structure).await
+    }
+
+    async fn flush(&self) -> Result<Flushed> {
+        self.packer.flush().await?;
+        Ok(*self.stored.lock().expect("no holder panics"))
+    }
+
+    async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        let state = self.local.with(Inner::catch_up).await?;
+        if let Some(done) = self.committed(&state, points) {
+            return Ok(done);
+        }
+        let mut events = Vec::new();
+        for draft in points {
+            let manifest = self.put_manifest(&draft.manifest).await?;
+            events.push(self.event(draft, manifest));
+            let seen = draft.origin.and_then(|origin| origin.seen);
+            events.extend(seen.map(|(repository, seen)| Event::PeerSeen(repository, seen)));
+        }
+        events.push(Event::SessionClosed(self.id));
+        self.packer.flush().await?;
+        loop {
+            let missing = self.missing_from(points).await?;
+            if !missing.is_empty() {
+                return Ok(Commit::Missing(missing));
+            }
+            let (session, wanted, relied) = (self.id, events.clone(), self.packs_relied_on());
+            let ids: Vec<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
+            let append = move |inner: &Inner| {
+                inner.append(|state| {
+                    // A record whose answer was lost may be the one that committed them.
+                    if ids.iter().all(|id| state.points().contains_key(id)) {
+                        return Ok(Vec::new());
+                    }
+                    if !state.sessions().contains_key(&session) {
+                        return Err(Error::fenced("this session was ended by somebody else").hint("run the job again"));
+                    }
+                    // What this session relies on may become doomed until the very record before its own (R1): then
+                    // nothing is written, and the difference is walked again.
+                    let live = relied.iter().all(|number| state.is_live(*number));
+                    Ok(if live { wanted.clone() } else { Vec::new() })
+                })
+            };
+            let appended = self.local.with(append).await?;
+            if let Some(done) = self.committed(&appended, points) {
+                return Ok(done);
+            }
+        }
+    }
+
+    async fn abandon(self) -> Result<()> {
+        let id = self.id;
+        self.local.with(move |inner| inner.close_session(id)).await;
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // One small record; a session that was committed or abandoned has ended already and costs nothing here.
+        if self.local.inner.state().sessions().contains_key(&self.id) {
+            self.local.inner.close_session(self.id);
+        }
+    }
+}
+
+/// Chunks that a session remembers having asked for: about 64 MiB. Beyond that a commit asks the index again.
+const TOLD_MAX: usize = 1 << 20;
+/// Missing chunks named by one refused commit.
+const MISSING_MAX: usize = 65_536;

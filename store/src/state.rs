@@ -1,0 +1,348 @@
+//! What the log says: a pure fold over its records. Everybody who reads the same log has the same state, down to which
+//! events are void.
+//!
+//! Architecture Invariant: no I/O, no clock, no randomness here; nothing depends on RocksDB or on what files exist.
+
+mod digest;
+mod validate;
+
+use crate::format::event::{AddedPack, CommittedPoint, Event, SessionOpened};
+use crate::format::pack::PackName;
+use crate::format::record::LogRecord;
+use chunker::ChunkId;
+use mover::{Incarnation, PointId, RecordError, RecoveryPoint, RepositoryId, SessionId, Timestamp, WriterId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+pub use digest::{DIGEST_BYTES_MAX, Digest};
+pub use validate::Void;
+
+/// The state after some record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    repository: RepositoryId,
+    end: Incarnation,
+    writers: BTreeMap<WriterId, Writer>,
+    sessions: BTreeMap<SessionId, Session>,
+    /// By number, in the order in which they were added; numbers are never used again.
+    packs: BTreeMap<u32, Pack>,
+    numbers: HashMap<PackName, u32>,
+    next_pack: u32,
+    /// Names of dropped packs: never to be added again (R4).
+    dropped: BTreeSet<PackName>,
+    points: BTreeMap<PointId, Point>,
+    suspects: BTreeSet<(ChunkId, PackName)>,
+    sweep: Option<[u8; 16]>,
+    role: u8,
+    settings: BTreeMap<String, String>,
+    peers: BTreeMap<RepositoryId, Incarnation>,
+    /// Ends of the log that an administrator gave up.
+    lost: Vec<Incarnation>,
+}
+
+/// A process that appends records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// Its present term; 0 for a reader.
+    pub term: u64,
+    /// Its last record.
+    pub last: Incarnation,
+}
+
+/// An open lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    /// What it is for.
+    pub opened: SessionOpened,
+    /// Who holds it.
+    pub writer: WriterId,
+    /// In which term.
+    pub term: u64,
+    /// The record that opened it.
+    pub since: u64,
+    /// By the holder's clock.
+    pub time: Timestamp,
+}
+
+/// A pack that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pack {
+    /// What the log says of it.
+    pub added: AddedPack,
+    /// The record that added it.
+    pub since: u64,
+    /// The record that doomed it.
+    pub doomed: Option<u64>,
+}
+
+/// A point that exists, forgotten or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Point {
+    /// What the log says of it.
+    pub committed: CommittedPoint,
+    /// The record that committed it.
+    pub since: u64,
+    /// The record that made it a root last: its commit, or when it was unforgotten.
+    pub rooted: u64,
+    /// By the clock of the committing record.
+    pub time: Timestamp,
+    /// Kept whatever retention says.
+    pub pinned: bool,
+    /// The record that forgot it.
+    pub forgotten: Option<u64>,
+    /// Labels set after the commit.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl State {
+    /// The state of an empty log.
+    pub fn new(repository: RepositoryId) -> Self {
+        Self {
+            repository,
+            end: Incarnation::default(),
+            writers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            packs: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next_pack: 0,
+            dropped: BTreeSet::new(),
+            points: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            sweep: None,
+            role: 0,
+            settings: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            lost: Vec::new(),
+        }
+    }
+
+    /// The last record applied.
+    pub const fn end(&self) -> Incarnation {
+        self.end
+    }
+
+    /// The repository.
+    pub const fn repository(&self) -> RepositoryId {
+        self.repository
+    }
+
+    /// The present term of a writer; 0 when it never had one.
+    pub fn term(&self, writer: WriterId) -> u64 {
+        self.writers.get(&writer).map_or(0, |it| it.term)
+    }
+
+    /// Writers that matter: with a term, or with open sessions.
+    pub const fn writers(&self) -> &BTreeMap<WriterId, Writer> {
+        &self.writers
+    }
+
+    /// Open sessions.
+    pub const fn sessions(&self) -> &BTreeMap<SessionId, Session> {
+        &self.sessions
+    }
+
+    /// Packs by number.
+    pub const fn packs(&self) -> &BTreeMap<u32, Pack> {
+        &self.packs
+    }
+
+    /// A pack's number.
+    pub fn pack_number(&self, name: &PackName) -> Option<u32> {
+        self.numbers.get(name).copied()
+    }
+
+    /// True for a name that must not come back.
+    pub fn was_dropped(&self, name: &PackName) -> bool {
+        self.dropped.contains(name)
+    }
+
+    /// True for a pack that "have" may refer to.
+    pub fn is_live(&self, number: u32) -> bool {
+        self.packs.get(&number).is_some_and(|pack| pack.doomed.is_none())
+    }
+
+    /// Points that are not finally forgotten, by id.
+    pub const fn points(&self) -> &BTreeMap<PointId, Point> {
+        &self.points
+    }
+
+    /// Damaged chunks and where.
+    pub const fn suspects(&self) -> &BTreeSet<(ChunkId, PackName)> {
+        &self.suspects
+    }
+
+    /// True when the chunk is known to be damaged in this pack.
+    pub fn is_suspect(&self, chunk: &ChunkId, number: u32) -> bool {
+        !self.suspects.is_empty()
+            && self.packs.get(&number).is_some_and(|pack| self.suspects.contains(&(*chunk, pack.added.name)))
+    }
+
+    /// What was last seen of another repository.
+    pub fn peer(&self, repository: RepositoryId) -> Option<Incarnation> {
+        self.peers.get(&repository).copied()
+    }
+
+    /// Ends of the log that were given up: views and peers that remember them are right to.
+    pub fn lost(&self) -> &[Incarnation] {
+        &self.lost
+    }
+
+    /// The point as it is listed.
+    pub fn recovery_point(&self, id: PointId) -> Option<RecoveryPoint> {
+        let point = self.points.get(&id)?;
+        let it = &point.committed;
+        Some(RecoveryPoint {
+            id,
+            manifest: it.manifest,
+            owner: it.owner,
+            machine: it.machine,
+            machine_name: it.machine_name.clone(),
+            group: it.group,
+            snapshot_time: it.snapshot_time,
+            commit_time: point.time,
+            origin: it.origin.unwrap_or((self.repository, point.time)),
+            protected_until: it.protected_until,
+            bytes_logical: it.bytes_logical,
+            bytes_new: it.bytes_new,
+            pinned: point.pinned,
+            forgotten: point.forgotten.is_some(),
+        })
+    }
+
+    /// Applies the next record. Events that are not valid in this state are void, for every reader alike (R1); they are
+    /// returned with the reason, in order.
+    ///
+    /// # Errors
+    /// When the record is not the next one of this log.
+    pub fn apply(&mut self, record: &LogRecord, hash: [u8; 32]) -> Result<Vec<(usize, Void)>, RecordError> {
+        if record.repository != self.repository {
+            return Err(RecordError::Hash { field: "log repository" });
+        }
+        if record.sequence != self.end.sequence + 1 {
+            return Err(RecordError::Value { field: "log sequence", value: record.sequence });
+        }
+        if record.previous != self.end.hash {
+            return Err(RecordError::Hash { field: "log previous" });
+        }
+        self.end = Incarnation { sequence: record.sequence, hash };
+        let mut voids = Vec::new();
+        for (at, event) in record.events.iter().enumerate() {
+            match self.check(record, event) {
+                Ok(()) => self.apply_event(record, event),
+                Err(void) => voids.push((at, void)),
+            }
+        }
+        self.note_writer(record);
+        Ok(voids)
+    }
+
+    /// Remembers the writer's last record (R3) as long as it has a term or a session.
+    fn note_writer(&mut self, record: &LogRecord) {
+        let current = self.term(record.writer);
+        if record.term < current {
+            return;
+        }
+        if record.term == 0 && !self.sessions.values().any(|session| session.writer == record.writer) {
+            self.writers.remove(&record.writer);
+            return;
+        }
+        self.writers.insert(record.writer, Writer { term: record.term, last: self.end });
+    }
+
+    fn apply_event(&mut self, record: &LogRecord, event: &Event) {
+        let sequence = record.sequence;
+        match event {
+            Event::WriterTerm => {
+                self.sessions.retain(|_, it| it.writer != record.writer || it.term >= record.term);
+                self.writers.insert(record.writer, Writer { term: record.term, last: self.end });
+            }
+            Event::SessionOpened(opened) => {
+                let (writer, term, time) = (record.writer, record.term, record.time);
+                let session = Session { opened: opened.clone(), writer, term, since: sequence, time };
+                self.sessions.insert(opened.session, session);
+            }
+            Event::SessionClosed(session) | Event::SessionFenced(session) => {
+                self.sessions.remove(session);
+            }
+            Event::PacksAdded(packs) => packs.iter().for_each(|pack| self.add_pack(pack, sequence)),
+            Event::PointCommitted(point) => {
+                let labels = BTreeMap::new();
+                let time = record.time;
+                let (committed, since, rooted) = (point.clone(), sequence, sequence);
+                let point = Point { committed, since, rooted, time, pinned: false, forgotten: None, labels };
+                self.points.insert(point.committed.point, point);
+            }
+            Event::Forgotten(points) => self.each_point(points, |point| point.forgotten = Some(sequence)),
+            Event::Unforgotten(points) => self.each_point(points, |point| {
+                // Once more a root: a mark that was made before does not cover it.
+                if point.forgotten.take().is_some() {
+                    point.rooted = sequence;
+                }
+            }),
+            Event::Pinned(points) => self.each_point(points, |point| point.pinned = true),
+            Event::Unpinned(points) => self.each_point(points, |point| point.pinned = false),
+            Event::Annotated(point, key, value) => self.each_point(&[*point], |point| {
+                if value.is_empty() {
+                    point.labels.remove(key);
+                } else {
+                    point.labels.insert(key.clone(), value.clone());
+                }
+            }),
+            Event::ChunkSuspect(chunk, pack) => {
+                self.suspects.insert((*chunk, *pack));
+            }
+            Event::ChunkHealed(chunk, pack) => {
+                self.suspects.remove(&(*chunk, *pack));
+            }
+            Event::SweepBegun(token) => self.sweep = Some(*token),
+            Event::SweepEnded(_) => self.sweep = None,
+            Event::Doomed(doomed) => {
+                for name in &doomed.packs {
+                    let pack = self.numbers.get(name).and_then(|number| self.packs.get_mut(number));
+                    if let Some(pack) = pack {
+                        pack.doomed = Some(sequence);
+                    }
+                }
+                for point in &doomed.finalised {
+                    self.points.remove(point);
+                }
+            }
+            Event::Dropped(dropped) => {
+                dropped.packs.iter().for_each(|name| self.drop_pack(name));
+                dropped.orphans.iter().for_each(|orphan| self.drop_pack(&orphan.name));
+            }
+            Event::Role(role) => self.role = *role,
+            Event::Configuration(key, value) => {
+                self.settings.insert(key.clone(), value.clone());
+            }
+            Event::PeerSeen(repository, seen) => {
+                self.peers.insert(*repository, *seen);
+            }
+            Event::NewIncarnation(lost) => self.lost.push(*lost),
+            Event::Unknown(_) => {}
+        }
+    }
+
+    fn add_pack(&mut self, pack: &AddedPack, sequence: u64) {
+        let number = self.next_pack;
+        self.next_pack += 1;
+        self.numbers.insert(pack.name, number);
+        self.packs.insert(number, Pack { added: pack.clone(), since: sequence, doomed: None });
+    }
+
+    fn drop_pack(&mut self, name: &PackName) {
+        if let Some(number) = self.numbers.remove(name) {
+            self.packs.remove(&number);
+            self.suspects.retain(|(_, pack)| pack != name);
+        }
+        self.dropped.insert(*name);
+    }
+
+    fn each_point(&mut self, points: &[PointId], mut change: impl FnMut(&mut Point)) {
+        for id in points {
+            if let Some(point) = self.points.get_mut(id) {
+                change(point);
+            }
+        }
+    }
+}
+

@@ -1,0 +1,201 @@
+//! State digests: the state after one record, in canonical bytes, so that opening does not replay history (R3).
+
+use super::{Pack, Point, Session, State, Writer};
+use crate::format::event::{AddedPack, CommittedPoint, SessionOpened};
+use crate::format::pack::{PackKind, PackName};
+use chunker::ChunkId;
+use mover::{
+    Incarnation, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId, SessionId, Timestamp,
+    WriterId, digest,
+};
+use std::collections::HashMap;
+
+/// Longest digest that is read.
+pub const DIGEST_BYTES_MAX: u64 = 1 << 30;
+
+/// A state and the repository's `config`, which is repeated in each digest (R14).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    /// The bytes of `config`.
+    pub config: Vec<u8>,
+    /// The state.
+    pub state: State,
+}
+
+impl Digest {
+    /// The file's bytes: two writers of one number write the same ones.
+    pub fn encode(&self) -> Vec<u8> {
+        let state = &self.state;
+        let mut to = RecordWriter::new();
+        to.bytes(DIGEST_MAGIC).u16(DIGEST_VERSION).u16(0);
+        to.u32(u32::try_from(self.config.len()).expect("a config is short")).bytes(&self.config);
+        to.bytes(&state.repository.0);
+        write_incarnation(&mut to, state.end);
+        to.list(&state.writers.iter().collect::<Vec<_>>(), |to, (id, writer)| {
+            to.bytes(&id.0).u64(writer.term);
+            write_incarnation(to, writer.last);
+        });
+        to.list(&state.sessions.values().collect::<Vec<_>>(), |to, session| {
+            let opened = &session.opened;
+            to.bytes(&opened.session.0).u8(opened.writes.into()).bytes(&opened.owner.0).bytes(&opened.point.0);
+            to.list(&opened.pins, |to, pin| {
+                to.bytes(&pin.0);
+            });
+            to.bytes(&session.writer.0).u64(session.term).u64(session.since).i64(session.time.0);
+        });
+        to.u32(state.next_pack);
+        to.list(&state.packs.iter().collect::<Vec<_>>(), |to, (number, pack)| {
+            let added = &pack.added;
+            to.u32(**number).bytes(&added.name.0).u8(added.kind as u8).u64(added.bytes).u32(added.chunks);
+            to.u64(pack.since).option(pack.doomed, |to, at| {
+                to.u64(at);
+            });
+        });
+        to.list(&state.dropped.iter().collect::<Vec<_>>(), |to, name| {
+            to.bytes(&name.0);
+        });
+        to.list(&state.points.values().collect::<Vec<_>>(), |to, point| {
+            point.committed.write(to);
+            to.u64(point.since).u64(point.rooted).i64(point.time.0).u8(point.pinned.into()).option(point.forgotten, |to, at| {
+                to.u64(at);
+            });
+            write_texts(to, &point.labels.iter().collect::<Vec<_>>());
+        });
+        to.list(&state.suspects.iter().collect::<Vec<_>>(), |to, (chunk, pack)| {
+            to.bytes(chunk.as_bytes()).bytes(&pack.0);
+        });
+        to.option(state.sweep, |to, token| {
+            to.bytes(&token);
+        });
+        to.u8(state.role);
+        write_texts(&mut to, &state.settings.iter().collect::<Vec<_>>());
+        to.list(&state.peers.iter().collect::<Vec<_>>(), |to, (repository, seen)| {
+            to.bytes(&repository.0);
+            write_incarnation(to, **seen);
+        });
+        to.list(&state.lost, |to, lost| write_incarnation(to, *lost));
+        to.no_extensions();
+        let hash = digest(to.as_slice());
+        to.bytes(&hash);
+        to.finish()
+    }
+
+    /// Reads a digest.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (body, hash) = bytes.split_last_chunk::<32>().ok_or(RecordError::Short { field: "digest" })?;
+        let mut from = RecordReader::new(body);
+        if from.bytes("digest magic", 8)? != DIGEST_MAGIC {
+            return Err(RecordError::Value { field: "digest magic", value: 0 });
+        }
+        if *hash != digest(body) {
+            return Err(RecordError::Hash { field: "digest" });
+        }
+        for (field, known) in [("digest version", DIGEST_VERSION), ("digest flags", 0)] {
+            let value = from.u16(field)?;
+            if value != known {
+                return Err(RecordError::Newer { field, value: value.into() });
+            }
+        }
+        let length = usize::try_from(from.u32("config")?).map_err(|_| RecordError::Short { field: "config" })?;
+        let config = from.bytes("config", length)?.to_vec();
+        let mut state = State::new(RepositoryId(from.array("repository")?));
+        state.end = read_incarnation(&mut from)?;
+        state.writers = from.list("writers", 64, read_writer)?.into_iter().collect();
+        let sessions = from.list("sessions", 93, read_session)?;
+        state.sessions = sessions.into_iter().map(|session| (session.opened.session, session)).collect();
+        state.next_pack = from.u32("packs")?;
+        state.packs = from.list("packs", 58, read_pack)?.into_iter().collect();
+        state.numbers = state.packs.iter().map(|(number, pack)| (pack.added.name, *number)).collect::<HashMap<_, _>>();
+        state.dropped = from.list("dropped", 32, |from| from.array("dropped").map(PackName))?.into_iter().collect();
+        let points = from.list("points", 148, read_point)?;
+        state.points = points.into_iter().map(|point| (point.committed.point, point)).collect();
+        let suspect = |from: &mut RecordReader<'_>| Ok((ChunkId(from.array("suspect")?), PackName(from.array("suspect")?)));
+        state.suspects = from.list("suspects", 64, suspect)?.into_iter().collect();
+        state.sweep = from.option("sweep", |from| from.array("sweep"))?;
+        state.role = from.u8("role")?;
+        state.settings = read_texts(&mut from)?.into_iter().collect();
+        let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_incarnation(from)?));
+        state.peers = from.list("peers", 56, peer)?.into_iter().collect();
+        state.lost = from.list("lost", 40, read_incarnation)?;
+        from.extensions()?;
+        from.end()?;
+        Ok(Self { config, state })
+    }
+}
+
+fn write_incarnation(to: &mut RecordWriter, it: Incarnation) {
+    to.u64(it.sequence).bytes(&it.hash);
+}
+
+fn read_incarnation(from: &mut RecordReader<'_>) -> Result<Incarnation, RecordError> {
+    Ok(Incarnation { sequence: from.u64("sequence")?, hash: from.array("hash")? })
+}
+
+fn write_texts(to: &mut RecordWriter, texts: &[(&String, &String)]) {
+    to.list(texts, |to, (key, value)| {
+        to.text(key).text(value);
+    });
+}
+
+fn read_texts(from: &mut RecordReader<'_>) -> Result<Vec<(String, String)>, RecordError> {
+    from.list("labels", 4, |from| Ok((from.text("label")?, from.text("label")?)))
+}
+
+fn read_writer(from: &mut RecordReader<'_>) -> Result<(WriterId, Writer), RecordError> {
+    let id = WriterId(from.array("writer")?);
+    Ok((id, Writer { term: from.u64("term")?, last: read_incarnation(from)? }))
+}
+
+fn read_flag(from: &mut RecordReader<'_>, field: &'static str) -> Result<bool, RecordError> {
+    match from.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(RecordError::Value { field, value: value.into() }),
+    }
+}
+
+fn read_session(from: &mut RecordReader<'_>) -> Result<Session, RecordError> {
+    let opened = SessionOpened {
+        session: SessionId(from.array("session")?),
+        writes: read_flag(from, "session kind")?,
+        owner: OwnerId(from.array("owner")?),
+        point: PointId(from.array("point")?),
+        pins: from.list("pins", 16, |from| from.array("pin").map(PointId))?,
+    };
+    Ok(Session {
+        opened,
+        writer: WriterId(from.array("writer")?),
+        term: from.u64("term")?,
+        since: from.u64("since")?,
+        time: Timestamp(from.i64("time")?),
+    })
+}
+
+fn read_pack(from: &mut RecordReader<'_>) -> Result<(u32, Pack), RecordError> {
+    let number = from.u32("pack number")?;
+    let added = AddedPack {
+        name: PackName(from.array("pack")?),
+        kind: PackKind::from_code(from.u8("pack kind")?)?,
+        bytes: from.u64("pack length")?,
+        chunks: from.u32("pack chunks")?,
+    };
+    Ok((number, Pack { added, since: from.u64("since")?, doomed: from.option("doomed", |from| from.u64("doomed"))? }))
+}
+
+fn read_point(from: &mut RecordReader<'_>) -> Result<Point, RecordError> {
+    Ok(Point {
+        committed: CommittedPoint::read(from)?,
+        since: from.u64("since")?,
+        rooted: from.u64("rooted")?,
+        time: Timestamp(from.i64("time")?),
+        pinned: read_flag(from, "pinned")?,
+        forgotten: from.option("forgotten", |from| from.u64("forgotten"))?,
+        labels: read_texts(from)?.into_iter().collect(),
+    })
+}
+
+const DIGEST_MAGIC: &[u8; 8] = b"WLDIGEST";
+const DIGEST_VERSION: u16 = 1;

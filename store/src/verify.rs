@@ -1,0 +1,484 @@
+//! Verifying a repository: its structure, its stored bytes, or every chunk; and naming what each error costs.
+
+use crate::directory::{STATE, log_object, pack_object, state_object};
+use crate::format::event::Event;
+use crate::format::pack::{
+    PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, blob_hash, decode_footer,
+    footer_bytes, read_record_header, scan_records,
+};
+use crate::local::{Inner, Local};
+use crate::state::{DIGEST_BYTES_MAX, Digest, Pack, State};
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
+use futures::{StreamExt, stream};
+use mover::{
+    Error, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession, Repository, Result, TreeDiff,
+    blocking, digest, with_opener,
+};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Log, digests, pack footers, maps; every reference.
+    Structure,
+    /// Also the stored bytes of so many per cent of the packs against their names.
+    ReadData {
+        /// 1 to 100.
+        percent: u8,
+    },
+    /// Also every chunk, decoded and fingerprinted.
+    Decode,
+}
+
+/// What to verify.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// How deep.
+    pub depth: Depth,
+    /// Only what these points need; everything when empty.
+    pub points: Vec<PointId>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct VerifyReport {
+    /// Points whose maps were walked.
+    pub points: u64,
+    /// Distinct chunks that were looked at.
+    pub chunks: u64,
+    /// Bytes of packs read.
+    pub bytes_read: u64,
+    /// What is wrong, at most [`VerifyReport::ERRORS_MAX`].
+    pub errors: Vec<VerifyError>,
+}
+
+impl VerifyReport {
+    /// Errors told; more are only counted in the log.
+    pub const ERRORS_MAX: usize = 10_000;
+
+    fn add(&mut self, error: VerifyError) {
+        tracing::error!(?error, "verification found damage");
+        if self.errors.len() < Self::ERRORS_MAX {
+            self.errors.push(error);
+        }
+    }
+}
+
+/// One thing that is wrong, and what it costs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyError {
+    /// A point that needs it.
+    pub point: Option<PointId>,
+    /// The disk or attachment.
+    pub disk: Option<Name>,
+    /// Offset in it, in bytes.
+    pub offset: Option<u64>,
+    /// The chunk.
+    pub chunk: Option<ChunkId>,
+    /// The pack.
+    pub pack: Option<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl Local {
+    /// Verifies the repository. Damaged chunks are marked suspect in the log when the repository is open for writing,
+    /// so that the next backup that has them sends them again.
+    ///
+    /// # Errors
+    /// Only when it cannot go on; damage is in the report.
+    pub async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        let state = self.with(Inner::catch_up).await?;
+        progress.enter(Phase::Move);
+        let mut report = VerifyReport::default();
+        for what in self.with(check_history).await {
+            report.add(VerifyError { what, ..VerifyError::default() });
+        }
+        let packs = self.packs_to_check(&state, &options).await?;
+        let depth = options.depth;
+        progress.expect(packs.iter().map(|(_, pack, deep)| if *deep { pack.added.bytes } else { 0 }).sum());
+        let checks = packs.into_iter().map(|(_, pack, deep)| {
+            let (inner, progress) = (self.inner.clone(), progress.clone());
+            let depth = if deep { depth } else { Depth::Structure };
+            async move {
+                let checked = check_pack(inner, &pack, depth).await;
+                progress.advance(if deep { pack.added.bytes } else { 0 });
+                (pack.added.name, checked)
+            }
+        });
+        let mut checks = stream::iter(checks).buffered(PACKS_AHEAD);
+        let mut bad: HashMap<ChunkId, (PackName, String)> = HashMap::new();
+        while let Some((name, checked)) = checks.next().await {
+            report.bytes_read += checked.bytes_read;
+            report.chunks += checked.chunks;
+            bad.extend(checked.bad.into_iter().map(|(id, what)| (id, (name, what))));
+            for what in checked.errors {
+                report.add(VerifyError { pack: Some(name.to_string()), what, ..VerifyError::default() });
+            }
+        }
+        drop(checks);
+        self.walk_points(&state, &options.points, bad, &mut report).await?;
+        progress.enter(Phase::Done);
+        Ok(report)
+    }
+
+    /// The packs to look at, and whether deep: pages always, data as the options say.
+    async fn packs_to_check(&self, state: &State, options: &VerifyOptions) -> Result<Vec<(u32, Pack, bool)>> {
+        let needed = if options.points.is_empty() { None } else { Some(self.packs_of(&options.points).await?) };
+        let packs = state.packs().iter().filter(|(number, _)| needed.as_ref().is_none_or(|them| them.contains(number)));
+        let sampled = |number: u32| match options.depth {
+            Depth::Structure => false,
+            Depth::Decode => true,
+            // Spread evenly: pack n is read when n × percent passes the next hundred.
+            Depth::ReadData { percent } => {
+                let at = |number: u64| number * u64::from(percent.min(100)) / 100;
+                at(u64::from(number) + 1) > at(u64::from(number))
+            }
+        };
+        Ok(packs.map(|(number, pack)| (*number, pack.clone(), sampled(*number))).collect())
+    }
+
+    async fn packs_of(&self, points: &[PointId]) -> Result<HashSet<u32>> {
+        let session = self.read(&[]).await?;
+        let reader = MapReader::new(&session, &self.inner.prints);
+        let mut packs = HashSet::new();
+        for point in points {
+            let listed = self.inner.state().recovery_point(*point);
+            let listed = listed.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?;
+            let mut ids = vec![listed.manifest];
+            for root in session.manifest(*point).await?.roots() {
+                let mut walk = TreeDiff::new((MapRoot { level: root.level, id: None }, &reader), (root, &reader));
+                while let Some(step) = walk.next().await? {
+                    ids.extend(step.new_id);
+                    ids.extend(step.new.iter().filter(|_| step.level == 0).flat_map(|leaf| leaf.chunks()));
+                }
+            }
+            let found = self.with(move |inner| inner.locate(&ids)).await?;
+            packs.extend(found.into_iter().flatten().map(|place| place.pack));
+        }
+        Ok(packs)
+    }
+
+    /// Walks every map: every reference must lead to a chunk that is there; bad chunks get a point, disk and offset.
+    async fn walk_points(
+        &self,
+        state: &State,
+        points: &[PointId],
+        bad: HashMap<ChunkId, (PackName, String)>,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        let session = self.read(&[]).await?;
+        let reader = MapReader::new(&session, &self.inner.prints);
+        let mut walk = Walk { local: self, session: &session, reader: &reader, bad: &bad, named: BTreeSet::new(), walked: HashSet::new() };
+        for id in state.points().keys().filter(|id| points.is_empty() || points.contains(id)) {
+            walk.point(*id, report).await?;
+        }
+        let named = walk.named;
+        for (id, (pack, what)) in bad.iter().filter(|(id, _)| !named.contains(*id)) {
+            let (chunk, pack, what) = (Some(*id), Some(pack.to_string()), what.clone());
+            report.add(VerifyError { chunk, pack, what, ..VerifyError::default() });
+        }
+        let suspects: Vec<Event> =
+            bad.iter().take(SUSPECTS_MAX).map(|(chunk, (pack, _))| Event::ChunkSuspect(*chunk, *pack)).collect();
+        if !suspects.is_empty() && self.inner.author.term > 0 {
+            let mark = move |inner: &Inner| {
+                inner.append(|state| {
+                    let new = |event: &&Event| match event {
+                        Event::ChunkSuspect(chunk, pack) => {
+                            state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
+                        }
+                        _ => false,
+                    };
+                    Ok(suspects.iter().filter(new).cloned().collect())
+                })
+            };
+            self.with(mark).await?;
+        }
+        Ok(())
+    }
+}
+
+struct Walk<'a, R> {
+    local: &'a Local,
+    session: &'a R,
+    reader: &'a MapReader<'a, R>,
+    bad: &'a HashMap<ChunkId, (PackName, String)>,
+    /// Bad chunks for which a place was told.
+    named: BTreeSet<ChunkId>,
+    /// Pages found whole: shared pages are walked once.
+    walked: HashSet<ChunkId>,
+}
+
+impl<R: ReadSession> Walk<'_, R> {
+    async fn point(&mut self, id: PointId, report: &mut VerifyReport) -> Result<()> {
+        report.points += 1;
+        let manifest = match self.session.manifest(id).await {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                report.add(VerifyError { point: Some(id), what: error.to_string(), ..VerifyError::default() });
+                return Ok(());
+            }
+        };
+        let disks = manifest.disks.iter().map(|disk| (&disk.name, disk.root));
+        for (name, root) in disks.chain(manifest.attachments.iter().map(|it| (&it.kind, it.root))) {
+            let errors = self.tree(root).await?;
+            for (offset, chunk, pack, what) in errors {
+                let (point, disk) = (Some(id), Some(name.clone()));
+                report.add(VerifyError { point, disk, offset, chunk, pack, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Errors below a root: offset, chunk, pack, what. Goes on beside a page that does not read.
+    async fn tree(&mut self, root: MapRoot) -> Result<Vec<(Option<u64>, Option<ChunkId>, Option<String>, String)>> {
+        let mut errors = Vec::new();
+        let mut stack: Vec<(ChunkId, u8, u64)> = root.id.iter().map(|id| (*id, root.level, 0)).collect();
+        while let Some((id, level, index)) = stack.pop() {
+            if self.walked.contains(&id) {
+                continue;
+            }
+            let span = u64::from(GRID_BYTES).saturating_mul(mover::PAGE_ENTRIES.saturating_pow(u32::from(level)));
+            let start = span.saturating_mul(mover::PAGE_ENTRIES).saturating_mul(index);
+            let page = match self.reader.page(id, level).await {
+                Ok(page) => page,
+                Err(error) => {
+                    self.named.insert(id);
+                    let pack = self.bad.get(&id).map(|(pack, _)| pack.to_string());
+                    errors.push((Some(start), Some(id), pack, error.to_string()));
+                    continue;
+                }
+            };
+            let disk = page.flavour() == PageFlavour::Disk;
+            let offset = |at: usize| disk.then(|| start.saturating_add(span.saturating_mul(at as u64)));
+            let entries = page.entries().iter().enumerate().filter_map(|(at, entry)| Some((at, entry.chunk()?)));
+            let before = errors.len();
+            if level > 0 {
+                stack.extend(entries.map(|(at, id)| (id, level - 1, index * mover::PAGE_ENTRIES + at as u64)));
+            } else {
+                let entries: Vec<(usize, ChunkId)> = entries.collect();
+                let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
+                let places = self.local.with(move |inner| inner.locate(&ids)).await?;
+                for ((at, id), place) in entries.into_iter().zip(places) {
+                    let (pack, what) = match (self.bad.get(&id), place) {
+                        (Some((pack, what)), _) => (Some(pack.to_string()), what.clone()),
+                        (None, None) => (None, "the chunk is missing or known to be damaged".to_owned()),
+                        (None, Some(_)) => continue,
+                    };
+                    self.named.insert(id);
+                    errors.push((offset(at), Some(id), pack, what));
+                }
+            }
+            if errors.len() == before && (level == 0 || errors.is_empty()) {
+                self.walked.insert(id);
+            }
+        }
+        Ok(errors)
+    }
+}
+
+/// Log and digests: every record chains, every digest is what the log gives.
+fn check_history(inner: &Inner) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let config = inner.config.encode();
+    let end = inner.state().end().sequence;
+    let digests: Vec<u64> = match inner.directory.list(STATE) {
+        Ok(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
+        Err(error) => return vec![error.to_string()],
+    };
+    let read_digest = |sequence: u64| -> Result<Digest> {
+        let bytes = inner.directory.read(&state_object(sequence), DIGEST_BYTES_MAX)?;
+        let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is gone"))?;
+        Ok(Digest::decode(&bytes)?)
+    };
+    let mut state = State::new(inner.config.config.id);
+    for sequence in 1..=end {
+        let name = log_object(sequence);
+        let read = inner.directory.read(&name, crate::format::record::RECORD_BYTES_MAX as u64);
+        let applied = read.and_then(|bytes| {
+            let Some(bytes) = bytes else { return Ok(false) };
+            let (record, end) = crate::format::record::LogRecord::decode(&bytes)?;
+            state.apply(&record, end.hash)?;
+            Ok(true)
+        });
+        match applied {
+            Ok(true) => {}
+            // Pruned: the history begins with a digest.
+            Ok(false) => match digests.iter().rev().find(|it| **it >= sequence).map(|it| read_digest(*it)) {
+                Some(Ok(digest)) if digest.state.end().sequence >= sequence => state = digest.state,
+                _ => {
+                    wrong.push(format!("{name} is missing"));
+                    return wrong;
+                }
+            },
+            Err(error) => {
+                wrong.push(format!("{name}: {error}"));
+                return wrong;
+            }
+        }
+        if digests.contains(&sequence) && state.end().sequence == sequence {
+            match read_digest(sequence) {
+                Ok(digest) if digest.config == config && digest.state == state => {}
+                Ok(_) => wrong.push(format!("{} is not what the log gives", state_object(sequence))),
+                Err(error) => wrong.push(format!("{}: {error}", state_object(sequence))),
+            }
+        }
+    }
+    wrong
+}
+
+/// What one pack's check found.
+#[derive(Default)]
+struct Checked {
+    chunks: u64,
+    bytes_read: u64,
+    bad: Vec<(ChunkId, String)>,
+    errors: Vec<String>,
+}
+
+async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
+    let added = pack.added.clone();
+    let mut checked = Checked::default();
+    let reader = inner.clone();
+    let whole = depth != Depth::Structure;
+    let read = blocking(move || read_pack(&reader, &added.name, added.bytes, whole)).await;
+    let (bytes, entries) = match read {
+        Ok((bytes, entries)) => (bytes, entries),
+        Err(error) => {
+            checked.errors.push(error.to_string());
+            return checked;
+        }
+    };
+    checked.bytes_read = bytes.len() as u64;
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(what) => {
+            checked.errors.push(what);
+            let nonce = PackHeader::decode(&bytes).map(|header| header.nonce);
+            nonce.map(|nonce| scan_records(&bytes, &nonce)).unwrap_or_default()
+        }
+    };
+    checked.chunks = entries.len() as u64;
+    if u64::from(pack.added.chunks) != checked.chunks {
+        checked.errors.push(format!("the log says {} chunks, the pack has {}", pack.added.chunks, checked.chunks));
+    }
+    if !whole {
+        return checked;
+    }
+    let (name, header) = (pack.added.name, PackHeader::decode(&bytes));
+    let hashed = bytes.clone();
+    // The name and the chunks are independent work: on two threads.
+    let named = inner.pool.run(move || digest(&hashed) == name.0);
+    let records = check_records(&inner, &bytes, entries, header.as_ref().map(|it| it.nonce).unwrap_or_default(), depth);
+    let (named, bad) = futures::join!(named, records);
+    if let Err(error) = header {
+        checked.errors.push(error.to_string());
+    }
+    if !named && bad.is_empty() && checked.errors.is_empty() {
+        checked.errors.push("the pack's bytes do not match its name".into());
+    }
+    checked.bad = bad;
+    checked
+}
+
+async fn check_records(
+    inner: &Arc<Inner>,
+    bytes: &Bytes,
+    entries: Vec<PackEntry>,
+    nonce: [u8; 16],
+    depth: Depth,
+) -> Vec<(ChunkId, String)> {
+    let parts: Vec<(usize, Vec<PackEntry>)> =
+        entries.chunks(RECORDS_TOGETHER).enumerate().map(|(at, part)| (at * RECORDS_TOGETHER, part.to_vec())).collect();
+    let checks = parts.into_iter().map(|(first, part)| {
+        let (inner, bytes, pool) = (inner.clone(), bytes.clone(), inner.pool.clone());
+        async move {
+            let check = move || {
+                let mut plain = Vec::new();
+                let one = |(at, entry): (usize, &PackEntry)| {
+                    let what = check_record(&inner, &bytes, entry, first + at, &nonce, depth, &mut plain).err()?;
+                    Some((entry.id, what))
+                };
+                part.iter().enumerate().filter_map(one).collect::<Vec<_>>()
+            };
+            pool.run(check).await
+        }
+    });
+    stream::iter(checks).buffered(2 * inner.pool.threads()).collect::<Vec<_>>().await.concat()
+}
+
+fn check_record(
+    inner: &Inner,
+    bytes: &Bytes,
+    entry: &PackEntry,
+    ordinal: usize,
+    nonce: &[u8; 16],
+    depth: Depth,
+    plain: &mut Vec<u8>,
+) -> Result<(), String> {
+    let at = usize::try_from(entry.offset).expect("inside a pack");
+    let blob_at = at + RECORD_HEADER_BYTES;
+    let (have, id) = read_record_header(&bytes[at..blob_at], nonce).map_err(|error| error.to_string())?;
+    if id != entry.id || usize::try_from(have) != Ok(ordinal) {
+        return Err("the record in its place is another one".into());
+    }
+    let blob = bytes.slice(blob_at..blob_at + usize::try_from(entry.blob_bytes).expect("inside a pack"));
+    if depth != Depth::Decode && blob_hash(&blob) != entry.blob_hash {
+        return Err("the stored bytes do not match their hash".into());
+    }
+    let blob = Blob::parse(blob).map_err(|error| error.to_string())?;
+    blob.check().map_err(|error| error.to_string())?;
+    if blob.header().kind != entry.kind || blob.header().plain_bytes != entry.plain_bytes {
+        return Err("the footer describes another blob".into());
+    }
+    if depth == Depth::Decode {
+        plain.clear();
+        with_opener(|opener| opener.open_verified(&inner.prints, &entry.id, &blob, plain))
+            .map_err(|error| error.to_string())?;
+        if entry.kind == ChunkKind::Page {
+            mover::Page::decode(plain).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+type Footer = Result<Vec<PackEntry>, String>;
+
+/// All of a pack, or its header and footer; and its records.
+fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> Result<(Bytes, Footer)> {
+    let file = inner.directory.open_pack(name)?;
+    let fail = |error| crate::error::storage("cannot read", pack_object(name).as_ref(), error);
+    let io = inner.directory.io();
+    let length = io.length(&file).map_err(fail)?;
+    if length != logged_bytes || length > PACK_BYTES_MAX {
+        return Err(Error::integrity(format!("it has {length} bytes instead of {logged_bytes}")));
+    }
+    let size = |bytes: u64| usize::try_from(bytes).expect("a pack fits memory");
+    if whole {
+        let bytes = Bytes::from(io.read_at(&file, 0, size(length)).map_err(fail)?);
+        let footer = decode_footer(&bytes, length).map_err(|error| error.to_string());
+        return Ok((bytes, footer));
+    }
+    let header = io.read_at(&file, 0, PACK_HEADER_BYTES.min(size(length))).map_err(fail)?;
+    let header = PackHeader::decode(&header).map_err(|error| error.to_string());
+    let trailer = length.min(16);
+    let tail = io.read_at(&file, length - trailer, size(trailer)).map_err(fail)?;
+    let footer = footer_bytes(&tail).and_then(|bytes| {
+        let bytes = bytes.min(length);
+        Ok(io.read_at(&file, length - bytes, size(bytes)))
+    });
+    let footer = match footer {
+        Ok(read) => decode_footer(&read.map_err(fail)?, length).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    Ok((Bytes::new(), header.and(footer)))
+}
+
+/// Packs checked at once; with the pack limit the bound on memory.
+const PACKS_AHEAD: usize = 2;
+/// Records of one piece of work.
+const RECORDS_TOGETHER: usize = 64;
+/// Chunks marked suspect in one record.
+const SUSPECTS_MAX: usize = 8_192;

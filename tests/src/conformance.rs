@@ -1,0 +1,94 @@
+//! What every repository must do: cases over the traits, run for each implementation by [`conformance!`](crate::conformance).
+
+pub mod commit;
+pub mod copying;
+pub mod dedup;
+pub mod faults;
+mod kit;
+pub mod reading;
+pub mod round_trip;
+pub mod sharing;
+
+pub use kit::{Fixture, Lab};
+
+/// Makes one test of each case for a [`Fixture`]. Called in a module of its own.
+#[macro_export]
+macro_rules! conformance {
+    ($fixture:ty) => {
+        $crate::conformance! { $fixture;
+            round_trip {
+                full_and_increments unaligned_sizes tall_maps all_zero_disk growing_and_shrinking discards attachments
+                tracking_wishes random_histories
+            }
+            dedup {
+                identical_second_backup_stores_nothing second_machine_of_a_template_stores_under_a_percent
+                equal_blocks_are_one_chunk broken_off_at_the_end_stores_nothing_twice
+                broken_off_and_changed_never_mixes_two_moments suspects_are_healed_under_a_bitmap
+            }
+            commit {
+                committing_twice_gives_the_same_point unknown_chunks_are_listed_and_can_be_put
+                absent_pages_are_not_descended_into a_page_does_not_vouch_for_its_subtree
+                refused_commit_is_repaired_by_backup an_abandoned_session_leaves_no_point
+                a_dropped_session_leaves_no_point groups_are_all_or_nothing lying_puts_are_refused
+                checksums_are_compared_even_when_the_sender_is_trusted nonsense_is_not_committed the_point_is_as_drafted
+            }
+            sharing {
+                a_chunk_of_another_session_is_waited_for a_putter_that_goes_away_takes_nobody_along
+                machines_at_the_same_time reads_go_on_during_backups
+            }
+            reading {
+                unknown_points lists_in_order_of_commit_and_by_name every_distinct_id_once_or_more
+                incarnation_moves_with_commits_only reopened_it_is_the_same totals
+            }
+            faults {
+                source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails
+                target_too_small lying_tracking_is_found_out broken_at_every_operation one_rotten_chunk_of_two_copies
+                withheld_and_repeated_chunks
+            }
+            copying {
+                blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
+                other_domains_are_refused pinned_subtrees_are_not_walked a_page_in_the_target_does_not_vouch
+                refused_commit_is_repaired_by_copy newer_point_first origin_survives_a_chain
+            }
+        }
+    };
+    ($fixture:ty; $($group:ident { $($case:ident)* })*) => { $(
+        mod $group {
+            #[allow(unused_imports, reason = "the fixture may be named by a full path")]
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    $crate::conformance::$group::$case($crate::conformance::Lab::<$fixture>::new().await).await;
+                }
+            )*
+        }
+    )* };
+}
+
+#[cfg(test)]
+mod tests {
+    /// A case that nobody runs is worse than none.
+    #[test]
+    fn every_case_is_run() {
+        let list = include_str!("conformance.rs");
+        let groups = [
+            include_str!("conformance/commit.rs"),
+            include_str!("conformance/copying.rs"),
+            include_str!("conformance/dedup.rs"),
+            include_str!("conformance/faults.rs"),
+            include_str!("conformance/reading.rs"),
+            include_str!("conformance/round_trip.rs"),
+            include_str!("conformance/sharing.rs"),
+        ];
+        let mut cases = 0;
+        for line in groups.iter().flat_map(|group| group.lines()) {
+            let Some(rest) = line.strip_prefix("pub async fn ") else { continue };
+            let name = rest.split(['<', '(']).next().expect("a name");
+            assert!(list.split_whitespace().any(|word| word == name), "{name} is not in the list");
+            cases += 1;
+        }
+        assert!(cases > 50, "{cases} cases");
+    }
+}

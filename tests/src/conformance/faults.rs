@@ -1,0 +1,189 @@
+//! When something else fails, the repository stays as it was, and the error keeps its kind.
+
+use super::kit::{BLOCK, Fixture, LEAF, Lab, options};
+use crate::fake::{Machine, Target, Trouble, noise};
+use crate::meddle::{Meddled, Meddling};
+use chunker::{ChunkId, ChunkKind, Extent};
+use mover::{ChangeTracking, Error, ErrorKind, Failover, Outcome, ReadSession, Repository, TrackingWish};
+
+fn machine<F: Fixture>(lab: &Lab<F>) -> Machine {
+    let machine = Machine::new(&lab.world, &[LEAF, 10 * BLOCK]);
+    machine.write(0, 0, &noise(1, 50 * BLOCK));
+    machine.write(1, 0, &noise(2, 10 * BLOCK));
+    machine
+}
+
+/// A backup with this trouble fails like that and leaves nothing; the next one is fine.
+async fn fails<F: Fixture>(lab: Lab<F>, trouble: Trouble) {
+    let machine = machine(&lab);
+    let first = lab.backup("a", &machine).await;
+    let images = machine.images();
+    machine.write(0, 10, &noise(3, 30 * BLOCK));
+    let failed = lab.backup_with(&lab.repository, &options("a"), machine.snapshot_with(trouble)).await;
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::Source, "an error of the source stays one");
+    assert_eq!(machine.outcomes(), [Outcome::Committed, Outcome::Abandoned]);
+    assert_eq!(lab.points().await, [first.point.clone()]);
+    lab.assert_restores(first.point.id, &images).await;
+    let next = lab.backup("a", &machine).await;
+    assert_eq!(next.disks[0].tracking.mode, ChangeTracking::Bitmap);
+    lab.assert_restores(next.point.id, &machine.images()).await;
+}
+
+pub async fn source_vanishes<F: Fixture>(lab: Lab<F>) {
+    fails(lab, Trouble { vanish_after: Some(1), ..Trouble::default() }).await;
+}
+
+pub async fn source_cannot_read<F: Fixture>(lab: Lab<F>) {
+    fails(lab, Trouble { fail_read_after: Some(0), ..Trouble::default() }).await;
+}
+
+pub async fn source_is_torn<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let torn = machine.snapshot_with(Trouble { live: true, ..Trouble::default() });
+    machine.write(0, 0, b"meanwhile");
+    let failed = lab.backup_with(&lab.repository, &options("raw"), torn).await;
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::Source);
+    assert!(lab.points().await.is_empty());
+}
+
+pub async fn source_cannot_be_released<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let clinging = machine.snapshot_with(Trouble { fail_finish: true, ..Trouble::default() });
+    let report = lab.backup_with(&lab.repository, &options("a"), clinging).await.unwrap();
+    assert_eq!(report.warnings.len(), 1, "a warning, not a failed backup");
+    lab.assert_restores(report.point.id, &machine.images()).await;
+}
+
+pub async fn target_is_full_or_fails<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let point = lab.backup("a", &machine).await.point.id;
+    let reader = lab.repository.read(&[point]).await.unwrap();
+    let disk = reader.manifest(point).await.unwrap().disks[0].clone();
+    for (kind, with) in [
+        (ErrorKind::TargetFull, (|what| Error::target_full(what)) as fn(&'static str) -> Error),
+        (ErrorKind::Target, |what| Error::target(what)),
+        (ErrorKind::Transport, |what| Error::transport(what)),
+    ] {
+        for after in [0, 1, 2] {
+            let (target, screen) = Target::failing(disk.size, after, with);
+            let failed = lab.restore(&reader, &disk, (target, screen.clone())).await;
+            assert_eq!(failed.err().expect("it fails").kind(), kind);
+            assert!(screen.image().is_none(), "an unfinished target is never taken for a restored disk");
+        }
+    }
+}
+
+pub async fn target_too_small<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let point = lab.backup("a", &machine).await.point.id;
+    let reader = lab.repository.read(&[point]).await.unwrap();
+    let disk = reader.manifest(point).await.unwrap().disks[1].clone();
+    let small = lab.restore(&reader, &disk, Target::new(disk.size - 1)).await;
+    assert_eq!(small.err().expect("refused").kind(), ErrorKind::Usage);
+    let (target, screen) = Target::new(disk.size + 4096);
+    lab.restore(&reader, &disk, (target, screen.clone())).await.unwrap();
+    assert_eq!(screen.covered().end(), disk.size, "what is past the disk's end is left alone");
+}
+
+pub async fn lying_tracking_is_found_out<F: Fixture>(lab: Lab<F>) {
+    // T3: allocation says zero, the bitmap says clean, and the parent has data there.
+    let machine = machine(&lab);
+    lab.backup("liar", &machine).await;
+    machine.write(0, 0, b"tracked");
+    machine.discard_untracked(0, Extent::new(20 * BLOCK, 2 * BLOCK));
+    let bitmap = mover::BackupOptions { wish: TrackingWish::Bitmap, ..options("liar") };
+    let refused = lab.backup_with(&lab.repository, &bitmap, machine.snapshot()).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Tracking);
+    let report = lab.backup("liar", &machine).await;
+    let tracking = &report.disks[0].tracking;
+    assert_eq!(tracking.mode, ChangeTracking::Fingerprint);
+    assert!(tracking.reason.contains("unchanged"), "the reason is told: {}", tracking.reason);
+    assert_eq!(report.disks[1].tracking.mode, ChangeTracking::Bitmap, "the other disk did not lie");
+    lab.assert_restores(report.point.id, &machine.images()).await;
+    // The same at the disk's very end, where the block is short.
+    machine.resize(1, 10 * BLOCK + 9);
+    machine.write(1, 10 * BLOCK, b"short");
+    lab.backup("liar", &machine).await;
+    machine.discard_untracked(1, Extent::new(10 * BLOCK, 9));
+    let report = lab.backup("liar", &machine).await;
+    assert_eq!(report.disks[1].tracking.mode, ChangeTracking::Fingerprint);
+    lab.assert_restores(report.point.id, &machine.images()).await;
+}
+
+pub async fn broken_at_every_operation<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let first = lab.backup("a", &machine).await;
+    let mut acknowledged = vec![(first.point.id, machine.images())];
+    let repository = Meddled::new(&lab.repository);
+    for after in 0.. {
+        assert!(after < 200, "a backup ends");
+        machine.write(0, after * 1000, &noise(100 + after, 70_000));
+        repository.meddling.reset();
+        repository.meddling.plan().fail_after = Some(after);
+        let made = lab.backup_with(&repository, &options("a"), machine.snapshot()).await;
+        let through = repository.meddling.plan().fail_after.is_some_and(|left| left > 0);
+        if let Ok(report) = &made {
+            acknowledged.push((report.point.id, machine.images()));
+        } else {
+            assert_eq!(made.as_ref().unwrap_err().kind(), ErrorKind::Transport);
+        }
+        let points: Vec<_> = lab.points().await.iter().map(|point| point.id).collect();
+        assert_eq!(points, acknowledged.iter().map(|(id, _)| *id).collect::<Vec<_>>(), "broken after {after}");
+        if through {
+            break;
+        }
+    }
+    assert!(acknowledged.len() >= 2);
+    for (point, images) in &acknowledged {
+        lab.assert_restores(*point, images).await;
+    }
+}
+
+pub async fn one_rotten_chunk_of_two_copies<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab);
+    let point = lab.backup("a", &machine).await.point;
+    let other = lab.sibling().await;
+    lab.copy_to(&other.repository, &point).await.unwrap();
+    let rotten = block(&lab, 7);
+    let (near, far) = (Meddled::new(&lab.repository), Meddled::new(&other.repository));
+    near.meddling.plan().rotten.insert(rotten);
+    let sessions = vec![
+        ("near".to_owned(), near.read(&[point.id]).await.unwrap()),
+        ("far".to_owned(), far.read(&[point.id]).await.unwrap()),
+    ];
+    let both = Failover::new(sessions);
+    lab.assert_reader_restores(&both, point.id, &machine.images()).await;
+    let from = both.bytes_from();
+    assert!(from["near"] > 50 * BLOCK && from["far"] > BLOCK && from["far"] < 2 * BLOCK, "{from:?}");
+    assert_eq!(far.meddling.plan().read, [rotten], "nothing else is asked of the other copy");
+    // Alone, or rotten in both, it is an error that names the place.
+    let disk = both.manifest(point.id).await.unwrap().disks[0].clone();
+    far.meddling.plan().rotten.insert(rotten);
+    let failed = lab.restore(&both, &disk, Target::new(disk.size)).await.err().expect("it fails");
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    let text = failed.to_string();
+    assert!(text.contains("sda") && text.contains(&(7 * BLOCK).to_string()) && text.contains(&rotten.to_string()), "{text}");
+}
+
+pub async fn withheld_and_repeated_chunks<F: Fixture>(lab: Lab<F>) {
+    // A reader that breaks its promise must not leave a hole in the target, nor write a byte twice.
+    let machine = machine(&lab);
+    let point = lab.backup("a", &machine).await.point.id;
+    let repository = Meddled::new(&lab.repository);
+    let reader = repository.read(&[point]).await.unwrap();
+    let disk = reader.manifest(point).await.unwrap().disks[0].clone();
+    let meddling: &Meddling = &repository.meddling;
+    meddling.plan().repeat = true;
+    lab.assert_reader_restores(&reader, point, &machine.images()).await;
+    meddling.plan().withheld.insert(block(&lab, 3));
+    let (target, screen) = Target::new(disk.size);
+    let failed = lab.restore(&reader, &disk, (target, screen.clone())).await.err().expect("it fails");
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    assert!(screen.image().is_none());
+}
+
+/// The chunk of a block of the first disk of [`machine`].
+fn block<F: Fixture>(lab: &Lab<F>, number: usize) -> ChunkId {
+    let bytes = noise(1, 50 * BLOCK);
+    lab.prints.id(ChunkKind::Data, &bytes[number << 16..(number + 1) << 16])
+}

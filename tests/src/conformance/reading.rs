@@ -1,0 +1,108 @@
+//! Lists, reads and totals.
+
+use super::kit::{BLOCK, Fixture, Lab, begin};
+use crate::fake::{Machine, noise};
+use chunker::ChunkId;
+use futures::StreamExt;
+use mover::{
+    ChunkError, ErrorKind, PointFilter, PointId, ReadSession, Repository, Verification,
+};
+use std::collections::BTreeSet;
+
+fn machine<F: Fixture>(lab: &Lab<F>, seed: u64) -> Machine {
+    let machine = Machine::new(&lab.world, &[20 * BLOCK]);
+    machine.write(0, 0, &noise(seed, 10 * BLOCK));
+    machine
+}
+
+pub async fn unknown_points<F: Fixture>(lab: Lab<F>) {
+    let known = lab.backup("a", &machine(&lab, 1)).await.point.id;
+    let unknown = PointId::random(&lab.world);
+    let read = lab.repository.read(&[known, unknown]).await;
+    assert_eq!(read.err().expect("refused").kind(), ErrorKind::NotFound);
+    let begun = lab.repository.begin(begin(unknown, &[unknown], Verification::Decode)).await;
+    assert_eq!(begun.err().expect("refused").kind(), ErrorKind::NotFound);
+    let session = lab.session_of(unknown, &[known]).await;
+    assert_eq!(session.manifest(known).await.unwrap().point, known, "a session reads its parents");
+    assert_eq!(session.manifest(unknown).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+pub async fn lists_in_order_of_commit_and_by_name<F: Fixture>(lab: Lab<F>) {
+    assert!(lab.points().await.is_empty());
+    let machines = [("a", machine(&lab, 1)), ("b", machine(&lab, 2))];
+    let mut made = Vec::new();
+    for round in 0..3 {
+        for (name, machine) in &machines {
+            machine.write(0, 0, &noise(round, 5));
+            made.push(lab.backup(name, machine).await.point);
+        }
+    }
+    let lab = lab.reopened().await;
+    assert_eq!(lab.points().await, made);
+    assert!(made.windows(2).all(|pair| pair[0].commit_time <= pair[1].commit_time));
+    for name in ["a", "b", "c"] {
+        let filter = PointFilter { machine: Some(name.parse().unwrap()), forgotten: false };
+        let want: Vec<_> = made.iter().filter(|point| point.machine_name.as_str() == name).cloned().collect();
+        assert_eq!(lab.repository.list(&filter).await.unwrap(), want);
+    }
+    let forgotten = PointFilter { machine: None, forgotten: true };
+    assert_eq!(lab.repository.list(&forgotten).await.unwrap(), []);
+}
+
+pub async fn every_distinct_id_once_or_more<F: Fixture>(lab: Lab<F>) {
+    let point = lab.backup("a", &machine(&lab, 1)).await.point.id;
+    let blobs = lab.blobs(point).await;
+    assert_eq!(blobs.len(), 11);
+    let reader = lab.repository.read(&[point]).await.unwrap();
+    let unknown = ChunkId([3; 32]);
+    let ids: Vec<ChunkId> = blobs.keys().copied().chain([unknown]).collect();
+    let asked: Vec<ChunkId> = ids.iter().chain(&ids).copied().collect();
+    let mut seen = BTreeSet::new();
+    for (id, blob) in reader.get(asked).concat().await {
+        seen.insert(id);
+        match blob {
+            Ok(blob) => assert_eq!(blob, blobs[&id]),
+            Err(ChunkError::Missing { chunk }) => assert_eq!((chunk, id), (unknown, unknown)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(seen, ids.into_iter().collect());
+    assert!(reader.get(Vec::new()).concat().await.is_empty());
+}
+
+pub async fn incarnation_moves_with_commits_only<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab, 1);
+    lab.backup("a", &machine).await;
+    let first = lab.repository.incarnation().await.unwrap();
+    machine.write(0, 0, b"new");
+    lab.backup("a", &machine).await;
+    let second = lab.repository.incarnation().await.unwrap();
+    assert!(second.sequence > first.sequence && second.hash != first.hash);
+    lab.points().await;
+    lab.repository.stats().await.unwrap();
+    assert_eq!(lab.repository.incarnation().await.unwrap(), second);
+}
+
+pub async fn reopened_it_is_the_same<F: Fixture>(lab: Lab<F>) {
+    let machine = machine(&lab, 1);
+    let report = lab.backup("a", &machine).await;
+    let (config, stats) = (lab.repository.config().clone(), lab.repository.stats().await.unwrap());
+    let (points, seen) = (lab.points().await, lab.repository.incarnation().await.unwrap());
+    let lab = lab.reopened().await;
+    assert_eq!(*lab.repository.config(), config);
+    assert_eq!(lab.repository.stats().await.unwrap(), stats);
+    assert_eq!(lab.points().await, points);
+    assert!(lab.repository.incarnation().await.unwrap().sequence >= seen.sequence);
+    lab.assert_restores(report.point.id, &machine.images()).await;
+    let again = lab.backup("a", &machine).await;
+    assert_eq!((again.chunks_new, again.parent), (0, Some(report.point.id)), "dedup survives");
+}
+
+pub async fn totals<F: Fixture>(lab: Lab<F>) {
+    assert_eq!(lab.repository.stats().await.unwrap().points, 0);
+    let report = lab.backup("a", &machine(&lab, 1)).await;
+    let stats = lab.repository.stats().await.unwrap();
+    assert_eq!((stats.points, stats.chunks, stats.bytes_logical, stats.suspects), (1, 12, 20 * BLOCK, 0));
+    assert!(stats.packs >= 1 && stats.bytes_stored >= report.bytes_stored, "packs hold the blobs and more");
+    assert_eq!((report.point.bytes_new, report.point.bytes_logical), (10 * BLOCK, 20 * BLOCK));
+}

@@ -1,0 +1,104 @@
+//! A target in memory that watches how it is written.
+
+use super::Image;
+use bytes::Bytes;
+use chunker::{Extent, ExtentSet};
+use mover::{Error, Result};
+use std::sync::{Arc, Mutex};
+
+/// A disk being restored. Writing a byte twice, or past the end, is a panic.
+pub struct Target {
+    screen: Screen,
+    size: u64,
+    /// Writes and zeroings that go well, and what comes then.
+    fail_after: Option<(u64, Failure)>,
+}
+
+/// Makes the error that a target fails with.
+pub type Failure = fn(&'static str) -> Error;
+
+/// What became of a target: to be looked at from outside.
+#[derive(Clone, Default)]
+pub struct Screen(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    image: Image,
+    /// Bytes written or made zero.
+    covered: ExtentSet,
+    bytes_written: u64,
+    calls: u64,
+    finished: bool,
+}
+
+impl Target {
+    /// A target that holds `size` bytes.
+    pub fn new(size: u64) -> (Self, Screen) {
+        let screen = Screen::default();
+        screen.0.lock().expect("not poisoned").image = Image::new(size);
+        (Self { screen: screen.clone(), size, fail_after: None }, screen)
+    }
+
+    /// The same, failing after a number of calls.
+    pub fn failing(size: u64, after: u64, with: Failure) -> (Self, Screen) {
+        let (target, screen) = Self::new(size);
+        (Self { fail_after: Some((after, with)), ..target }, screen)
+    }
+
+    fn take(&self, extent: Extent, bytes: Option<&[u8]>) -> Result<()> {
+        let mut seen = self.screen.0.lock().expect("not poisoned");
+        seen.calls += 1;
+        if let Some((after, with)) = self.fail_after
+            && seen.calls > after
+        {
+            return Err(with("the target fails as planned"));
+        }
+        assert!(!seen.covered.intersects(extent), "{extent:?} is written twice");
+        assert!(extent.length > 0 && extent.end() <= self.size, "{extent:?} is not in the target");
+        seen.covered.insert(extent);
+        if let Some(bytes) = bytes {
+            seen.bytes_written += extent.length;
+            seen.image.write(extent.offset, bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Screen {
+    /// The image, when the target was finished.
+    pub fn image(&self) -> Option<Image> {
+        let seen = self.0.lock().expect("not poisoned");
+        seen.finished.then(|| seen.image.clone())
+    }
+
+    /// Bytes written or made zero.
+    pub fn covered(&self) -> ExtentSet {
+        self.0.lock().expect("not poisoned").covered.clone()
+    }
+
+    /// Bytes written, zeros not counted.
+    pub fn bytes_written(&self) -> u64 {
+        self.0.lock().expect("not poisoned").bytes_written
+    }
+}
+
+impl mover::Target for Target {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        tokio::task::yield_now().await;
+        self.take(Extent::new(offset, bytes.len() as u64), Some(&bytes))
+    }
+
+    async fn zero(&self, extent: Extent) -> Result<()> {
+        tokio::task::yield_now().await;
+        self.take(extent, None)
+    }
+
+    async fn finish(self) -> Result<()> {
+        self.screen.0.lock().expect("not poisoned").finished = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! A decorator that stands between a job and any repository: it counts, lies, withholds and fails.
+
+use chunker::{Blob, ChunkId, ChunkKind};
+use futures::{Stream, StreamExt};
+use mover::{
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
+    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, WriteSession,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// A repository, meddled with.
+pub struct Meddled<'a, R> {
+    inner: &'a R,
+    /// What is done to it, and what was seen.
+    pub meddling: Meddling,
+}
+
+/// A session of [`Meddled`].
+pub struct MeddledSession<S> {
+    inner: S,
+    meddling: Meddling,
+}
+
+/// What to do and what was seen; clones share it.
+#[derive(Clone, Default)]
+pub struct Meddling(Arc<Mutex<Plan>>);
+
+/// The state of a [`Meddling`].
+#[derive(Default)]
+pub struct Plan {
+    /// Ids that are said to be there until a commit, whatever the repository says.
+    pub have: BTreeSet<ChunkId>,
+    /// Chunks that come damaged.
+    pub rotten: BTreeSet<ChunkId>,
+    /// Chunks that never come.
+    pub withheld: BTreeSet<ChunkId>,
+    /// Every batch comes twice.
+    pub repeat: bool,
+    /// Operations that go well before one fails with `Transport`.
+    pub fail_after: Option<u64>,
+    /// How often each operation was called.
+    pub operations: BTreeMap<&'static str, u64>,
+    /// Ids that were asked for in `missing`, by kind.
+    pub asked: BTreeMap<ChunkKind, u64>,
+    /// Chunks that were put, in order.
+    pub put: Vec<ChunkId>,
+    /// Chunks that were read, in order.
+    pub read: Vec<ChunkId>,
+}
+
+impl Meddling {
+    /// To look at or to change.
+    pub fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.0.lock().expect("not poisoned")
+    }
+
+    /// Forgets what was seen and stops all meddling.
+    pub fn reset(&self) {
+        *self.plan() = Plan::default();
+    }
+
+    fn operation(&self, name: &'static str) -> Result<()> {
+        let mut plan = self.plan();
+        *plan.operations.entry(name).or_default() += 1;
+        match &mut plan.fail_after {
+            Some(0) => Err(Error::transport(format!("{name} failed as planned"))),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn batch(&self, batch: ChunkBatch) -> ChunkBatch {
+        let failed = self.operation("get").err();
+        let mut plan = self.plan();
+        let mut made = ChunkBatch::new();
+        for (id, blob) in batch.into_iter().filter(|(id, _)| !plan.withheld.contains(id)) {
+            let blob = match &failed {
+                Some(error) => Err(ChunkError::Unreadable { chunk: id, what: error.message() }),
+                None if plan.rotten.contains(&id) => {
+                    Err(ChunkError::Damaged { chunk: id, pack: "none".into(), what: "as planned".into() })
+                }
+                None => blob,
+            };
+            made.push((id, blob));
+        }
+        plan.read.extend(made.iter().map(|(id, _)| *id));
+        if plan.repeat {
+            made.extend_from_within(..);
+        }
+        made
+    }
+}
+
+impl<'a, R> Meddled<'a, R> {
+    /// Stands before `inner` and does nothing yet.
+    pub fn new(inner: &'a R) -> Self {
+        Self { inner, meddling: Meddling::default() }
+    }
+
+    fn session<S>(&self, inner: S) -> MeddledSession<S> {
+        MeddledSession { inner, meddling: self.meddling.clone() }
+    }
+}
+
+impl<R: Repository> Repository for Meddled<'_, R> {
+    type Session = MeddledSession<R::Session>;
+    type Reader = MeddledSession<R::Reader>;
+
+    fn config(&self) -> &RepositoryConfig {
+        self.inner.config()
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<(Self::Session, Begun)> {
+        self.meddling.operation("begin")?;
+        let (session, begun) = self.inner.begin(begin).await?;
+        Ok((self.session(session), begun))
+    }
+
+    async fn read(&self, points: &[PointId]) -> Result<Self::Reader> {
+        self.meddling.operation("read")?;
+        Ok(self.session(self.inner.read(points).await?))
+    }
+
+    async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        self.meddling.operation("list")?;
+        self.inner.list(filter).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        self.inner.stats().await
+    }
+
+    async fn incarnation(&self) -> Result<Incarnation> {
+        self.meddling.operation("incarnation")?;
+        self.inner.incarnation().await
+    }
+}
+
+impl<S: ReadSession> ReadSession for MeddledSession<S> {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        self.meddling.operation("manifest")?;
+        self.inner.manifest(point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        self.inner.get(ids).map(|batch| self.meddling.batch(batch))
+    }
+}
+
+impl<S: WriteSession> WriteSession for MeddledSession<S> {
+    fn id(&self) -> SessionId {
+        self.inner.id()
+    }
+
+    async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+        self.meddling.operation("missing")?;
+        let mut present = self.inner.missing(kind, ids).await?;
+        let mut plan = self.meddling.plan();
+        *plan.asked.entry(kind).or_default() += ids.len() as u64;
+        let lies = ids.iter().zip(&mut present).filter(|(id, _)| plan.have.contains(id));
+        lies.for_each(|(_, presence)| *presence = Presence::Have);
+        Ok(present)
+    }
+
+    async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        self.meddling.operation("put")?;
+        self.meddling.plan().put.extend(chunks.iter().map(|(id, _)| *id));
+        self.inner.put(chunks).await
+    }
+
+    async fn flush(&self) -> Result<Flushed> {
+        self.meddling.operation("flush")?;
+        self.inner.flush().await
+    }
+
+    async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        self.meddling.operation("commit")?;
+        self.meddling.plan().have.clear();
+        self.inner.commit(points).await
+    }
+
+    async fn abandon(self) -> Result<()> {
+        self.meddling.operation("abandon")?;
+        self.inner.abandon().await
+    }
+}

@@ -1,0 +1,428 @@
+//! The arguments of `windlass`.
+
+use crate::address::{Attach, Kept};
+use crate::text::{parse_bytes, parse_compression, parsed};
+use crate::wait::Wait;
+use chunker::Compression;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use mover::{Name, Selector};
+use proxy::{NamedSource, SourceAddress, TargetAddress};
+use std::path::PathBuf;
+
+/// Backs up disks of virtual machines into deduplicating repositories, and gives them back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "windlass",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  windlass init -r /backup/main
+  windlass backup --machine web /images/web.qcow2 -r /backup/main
+  windlass restore web@latest --to /images/web-restored.qcow2 -r /backup/main"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub style: Style,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Style {
+    /// Print JSON: one document for a query, one line for each event of a job, its summary last
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print only errors, warnings and what was asked for
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log more to stderr; twice for still more (or set WINDLASS_LOG)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(Init),
+    Backup(Box<Backup>),
+    Points(Points),
+    Show(Show),
+    Diff(Diff),
+    Restore(Restore),
+    Copy(Copy),
+    Verify(Verify),
+    Tracking(Tracking),
+    Stats(Stats),
+    RebuildIndex(RebuildIndex),
+    Doctor(Doctor),
+    Completion(Completion),
+    Man(Man),
+}
+
+/// Where the repository is, and how patient to be.
+#[derive(Debug, Clone, Args)]
+pub struct Place {
+    /// Repository: /path or file:///path
+    #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
+    pub repository: Kept,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Patience {
+    /// Wait while something is busy, for ever or for as long as this: 30s, 5m, 1h
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "forever")]
+    pub wait: Option<Wait>,
+}
+
+impl Patience {
+    pub fn wait(&self) -> Wait {
+        self.wait.unwrap_or_default()
+    }
+}
+
+/// Create a repository
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass init -r /backup/main
+  windlass init -r /mnt/usb/second --like /backup/main
+  WINDLASS_REPOSITORY=/backup/main windlass init --json")]
+pub struct Init {
+    #[command(flatten)]
+    pub place: Place,
+    /// Make it of the same dedup domain as this repository, so that points can be copied between them
+    #[arg(long, value_name = "ADDR2")]
+    pub like: Option<Kept>,
+}
+
+/// Back a machine's disks up as one recovery point
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass backup --machine web /images/web.qcow2 -r /backup/main
+  windlass backup --machine db --disk a=/images/db.qcow2 --disk b=nbd://host/b -r /backup
+  windlass backup --machine web /images/web.raw --tag before-upgrade --json -r /backup")]
+pub struct Backup {
+    /// The machine's name
+    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
+    pub machine: Name,
+    /// A disk and where to read it: PATH (raw or qcow2), nbd://host/export, nbd+unix:///export?socket=PATH
+    #[arg(long, value_parser = parsed::<NamedSource>, value_name = "NAME=SOURCE")]
+    pub disk: Vec<NamedSource>,
+    /// The only disk; it is called disk0
+    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present = "disk", value_parser = parsed::<SourceAddress>)]
+    pub source: Option<SourceAddress>,
+    #[command(flatten)]
+    pub place: Place,
+    /// How to find what changed since the last point
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub change_tracking: Wish,
+    /// Whether file systems are to be frozen
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub quiesce: Quiesce,
+    /// Run by sh on this host before the disks are opened; sees WINDLASS_PHASE
+    #[arg(long, value_name = "CMD")]
+    pub pre_freeze: Option<String>,
+    /// Run by sh on this host when they are open, and on every failure; sees WINDLASS_PHASE and WINDLASS_STATUS
+    #[arg(long, value_name = "CMD")]
+    pub post_thaw: Option<String>,
+    /// A word to find the point by
+    #[arg(long, value_name = "T")]
+    pub tag: Vec<String>,
+    /// none, zstd or zstd:LEVEL (1 to 22)
+    #[arg(long, value_parser = parse_compression, default_value = "zstd", value_name = "HOW")]
+    pub compression: Compression,
+    /// Read no more than this in a second: 20MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub rate: Option<u64>,
+    /// A file that belongs to the machine (domain, nvram, tpm)
+    #[arg(long, value_name = "KIND=FILE")]
+    pub attach: Vec<Attach>,
+    /// Let the repository check what arrives by checksum only, not by decoding it once more
+    #[arg(long)]
+    pub no_extra_verify: bool,
+    /// Read this share of what the tracking calls unchanged, and compare
+    #[arg(long, value_name = "PERCENT")]
+    pub audit: Option<u8>,
+    /// Let this proxy do it
+    #[arg(long, value_name = "NAME")]
+    pub proxy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Wish {
+    /// The cheapest way that is proven right
+    #[default]
+    Auto,
+    /// A proven bitmap, or fail with exit code 17
+    Bitmap,
+    /// Read what is allocated and compare; writes nothing into the image
+    Fingerprint,
+    /// Read everything, compare with nothing
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Quiesce {
+    /// Where it can be done
+    #[default]
+    Auto,
+    /// Or fail with exit code 16
+    Require,
+    /// Never
+    Off,
+}
+
+/// List recovery points
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass points -r /backup/main
+  windlass points --machine web --json -r /backup/main
+  windlass points --forgotten -r /backup/main")]
+pub struct Points {
+    /// Only of this machine
+    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
+    pub machine: Option<Name>,
+    /// Those that are forgotten but not swept yet
+    #[arg(long)]
+    pub forgotten: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Show a recovery point: disks, sizes, consistency, change tracking and why
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass show web@latest -r /backup/main
+  windlass show web@2026-01-02T03:04:05Z -r /backup/main
+  windlass show 3fa9c1d2 --json -r /backup/main")]
+pub struct Show {
+    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
+    #[arg(value_parser = parsed::<Selector>)]
+    pub point: Selector,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// List the extents that differ between two recovery points
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass diff web@latest~1 web@latest -r /backup/main
+  windlass diff 3fa9c1d2 77b0e4aa --json -r /backup/main
+  windlass diff web@2026-01-01T00:00:00Z web@latest -r /backup/main")]
+pub struct Diff {
+    /// The older point
+    #[arg(value_parser = parsed::<Selector>)]
+    pub from: Selector,
+    /// The newer point
+    #[arg(value_parser = parsed::<Selector>)]
+    pub to: Selector,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Write a disk of a recovery point to a file, device or NBD server
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass restore web@latest --to /images/web.qcow2 -r /backup/main
+  windlass restore db@latest~1 --disk b --to /dev/vg0/b --overwrite -r /backup/main
+  windlass restore web@latest --to web.raw --also-from /mnt/usb/second -r /backup/main")]
+pub struct Restore {
+    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
+    #[arg(value_parser = parsed::<Selector>)]
+    pub point: Selector,
+    /// Which disk; needed where there are several
+    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
+    pub disk: Option<Name>,
+    /// PATH.raw, PATH.qcow2, a block device or an NBD URI
+    #[arg(long, value_parser = parsed::<TargetAddress>, value_name = "TARGET")]
+    pub to: TargetAddress,
+    #[command(flatten)]
+    pub place: Place,
+    /// Another copy, used when and where the first cannot serve
+    #[arg(long, value_name = "ADDR2")]
+    pub also_from: Vec<Kept>,
+    /// Read only this copy
+    #[arg(long, value_name = "ADDR", conflicts_with = "also_from")]
+    pub copy: Option<Kept>,
+    /// Write only what differs from what TARGET holds
+    #[arg(long)]
+    pub delta: bool,
+    /// Write over what is there
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Copy recovery points to another repository; only what is missing there moves
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass copy web@latest -r /backup/main --to /mnt/usb/second
+  windlass copy --machine web -r /backup/main --to /mnt/usb/second
+  windlass copy --all --trust-source -r /backup/main --to /mnt/usb/second")]
+pub struct Copy {
+    /// Points to copy
+    #[arg(value_parser = parsed::<Selector>, required_unless_present_any = ["machine", "all"])]
+    pub point: Vec<Selector>,
+    /// All points of this machine
+    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", conflicts_with = "point")]
+    pub machine: Option<Name>,
+    /// All points
+    #[arg(long, conflicts_with_all = ["point", "machine"])]
+    pub all: bool,
+    #[command(flatten)]
+    pub place: Place,
+    /// The repository to copy to, made with `init --like`
+    #[arg(long, value_name = "ADDR")]
+    pub to: Kept,
+    /// Check what arrives by checksum only: the source is known to be sound
+    #[arg(long)]
+    pub trust_source: bool,
+}
+
+/// Verify a repository or some of its points
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass verify -r /backup/main
+  windlass verify --read-data=10 -r /backup/main
+  windlass verify web@latest --decode --json -r /backup/main")]
+pub struct Verify {
+    /// Only these points
+    #[arg(value_parser = parsed::<Selector>)]
+    pub point: Vec<Selector>,
+    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub read_data: Option<u8>,
+    /// Decode and fingerprint every chunk
+    #[arg(long, conflicts_with = "read_data")]
+    pub decode: bool,
+    /// Replace what is damaged
+    #[arg(long, requires = "also_from")]
+    pub repair: bool,
+    /// The copy to repair from
+    #[arg(long, value_name = "ADDR2", requires = "repair")]
+    pub also_from: Option<Kept>,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// The bitmaps that Windlass keeps in an image
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass tracking list /images/web.qcow2
+  windlass tracking list /images/web.qcow2 --json
+  windlass tracking remove /images/web.qcow2")]
+pub struct Tracking {
+    #[command(subcommand)]
+    pub action: TrackingAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TrackingAction {
+    /// List them
+    #[command(after_help = "\
+Examples:
+  windlass tracking list /images/web.qcow2
+  windlass tracking list /images/web.qcow2 --json
+  for image in /images/*.qcow2; do windlass tracking list $image; done")]
+    List {
+        /// A qcow2 image
+        #[arg(value_parser = parsed::<SourceAddress>)]
+        source: SourceAddress,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Remove them; the next backup reads everything once
+    #[command(after_help = "\
+Examples:
+  windlass tracking remove /images/web.qcow2
+  windlass tracking remove /images/web.qcow2 --wait=1m
+  windlass tracking remove /images/web.qcow2 --json")]
+    Remove {
+        /// A qcow2 image that no machine uses
+        #[arg(value_parser = parsed::<SourceAddress>)]
+        source: SourceAddress,
+        #[command(flatten)]
+        patience: Patience,
+    },
+}
+
+/// Totals of a repository
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass stats -r /backup/main
+  windlass stats --json -r /backup/main
+  WINDLASS_REPOSITORY=/backup/main windlass stats")]
+pub struct Stats {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Make the index again from the log and the packs
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass rebuild-index -r /backup/main
+  windlass rebuild-index --wait=5m -r /backup/main
+  windlass rebuild-index --json -r /backup/main")]
+pub struct RebuildIndex {
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Tell what is installed and usable
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass doctor
+  windlass doctor -r /backup/main
+  windlass doctor --accept-rollback -r /backup/main")]
+pub struct Doctor {
+    /// Also look at this repository: /path or file:///path
+    #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
+    pub repository: Option<Kept>,
+    /// Go on with a repository that was put back to an older state on purpose
+    #[arg(long, requires = "repository")]
+    pub accept_rollback: bool,
+}
+
+/// Print a completion script
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass completion bash > /etc/bash_completion.d/windlass
+  windlass completion zsh > ~/.zfunc/_windlass
+  windlass completion fish > ~/.config/fish/completions/windlass.fish")]
+pub struct Completion {
+    pub shell: clap_complete::Shell,
+}
+
+/// Print the manual page of windlass or of one of its commands
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass man | man -l -
+  windlass man backup > windlass-backup.1
+  windlass man --all /usr/local/share/man/man1")]
+pub struct Man {
+    /// The command
+    #[arg(conflicts_with = "all")]
+    pub command: Option<String>,
+    /// Write every page into this directory
+    #[arg(long, value_name = "DIR")]
+    pub all: Option<PathBuf>,
+}

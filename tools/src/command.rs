@@ -1,0 +1,15 @@
+//! One file for each command.
+
+pub mod backup;
+pub mod copy;
+pub mod diff;
+pub mod doctor;
+pub mod init;
+pub mod manual;
+pub mod points;
+pub mod rebuild_index;
+pub mod restore;
+pub mod show;
+pub mod stats;
+pub mod tracking;
+pub mod verify;

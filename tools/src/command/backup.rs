@@ -1,0 +1,219 @@
+//! `windlass backup`
+
+mod hooks;
+
+use crate::address::Attach;
+use crate::cli::{Backup, Quiesce, Wish};
+use crate::job::watched;
+use crate::open::{self, DynOpening, Local};
+use crate::output::table;
+use crate::stop::Stoppable;
+use crate::text::{count, escaped, milliseconds, seconds, short, size};
+use crate::windlass::{Context, Exit};
+use hooks::Hooks;
+use mover::{
+    BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result, Source as _,
+    TrackingWish, Verification, backup, blocking,
+};
+use proxy::NamedSource;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Field names are a contract.
+#[derive(Serialize)]
+struct Summary {
+    point: String,
+    machine: String,
+    consistency: &'static str,
+    disks: Vec<Disk>,
+    bytes_new: u64,
+    bytes_sent: u64,
+    bytes_stored: u64,
+    chunks_new: u64,
+    freeze_ms: u64,
+    duration_ms: u64,
+    parent: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Disk {
+    name: String,
+    size: u64,
+    change_tracking: &'static str,
+    reason: String,
+    bytes_read: u64,
+    bytes_changed: u64,
+    bytes_audited: u64,
+}
+
+pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
+    refuse_what_cannot_be_done(arguments)?;
+    let options = options(arguments).await?;
+    let began = Instant::now();
+    let wait = arguments.place.patience.wait();
+    let (report, frozen) =
+        wait.retry(&context.out, &context.stop, async || attempt(context, arguments, &options).await).await?;
+    for warning in &report.warnings {
+        context.out.warn(warning);
+    }
+    let summary = Summary {
+        point: report.point.id.to_string(),
+        machine: report.point.machine_name.to_string(),
+        consistency: report.consistency.as_str(),
+        disks: report.disks.iter().map(disk_fields).collect(),
+        bytes_new: report.bytes_new,
+        bytes_sent: report.bytes_sent,
+        bytes_stored: report.bytes_stored,
+        chunks_new: report.chunks_new,
+        freeze_ms: milliseconds(frozen),
+        duration_ms: milliseconds(began.elapsed()),
+        parent: report.parent.map(|parent| parent.to_string()),
+    };
+    context.out.summary(&summary, || print(context, &report, began.elapsed()));
+    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+}
+
+fn refuse_what_cannot_be_done(arguments: &Backup) -> Result<()> {
+    if arguments.proxy.is_some() {
+        return Err(
+            Error::usage("--proxy: this version has no proxies").hint("run the backup on the host of the disks")
+        );
+    }
+    if arguments.audit.is_some_and(|percent| percent > 0) {
+        return Err(Error::usage("--audit: this version cannot audit change tracking")
+            .hint("--change-tracking fingerprint reads and compares everything"));
+    }
+    if arguments.quiesce == Quiesce::Require {
+        return Err(Error::new(ErrorKind::Quiesce, "a disk image without its machine cannot be quiesced")
+            .hint("leave out --quiesce require, and quiesce with --pre-freeze and --post-thaw where that is needed"));
+    }
+    Ok(())
+}
+
+async fn options(arguments: &Backup) -> Result<BackupOptions> {
+    let attach = arguments.attach.clone();
+    let attachments = blocking(move || attach.iter().map(read_attachment).collect::<Result<_>>()).await?;
+    Ok(BackupOptions {
+        machine_name: arguments.machine.clone(),
+        machine: None,
+        point: None,
+        wish: match arguments.change_tracking {
+            Wish::Auto => TrackingWish::Auto,
+            Wish::Bitmap => TrackingWish::Bitmap,
+            Wish::Fingerprint => TrackingWish::Fingerprint,
+            Wish::Full => TrackingWish::Full,
+        },
+        compression: arguments.compression,
+        verification: if arguments.no_extra_verify { Verification::Checksum } else { Verification::Decode },
+        consistency: Consistency::Crash,
+        tags: arguments.tag.clone(),
+        attachments,
+        rate: arguments.rate,
+    })
+}
+
+fn read_attachment(attach: &Attach) -> Result<NewAttachment> {
+    let path = attach.file.display();
+    let failed = |error: std::io::Error| Error::source(format!("attachment {path} could not be read")).because(error);
+    let length = std::fs::metadata(&attach.file).map_err(failed)?.len();
+    if length > ATTACHMENT_BYTES_MAX {
+        return Err(Error::usage(format!("attachment {path} has {length} bytes, more than {ATTACHMENT_BYTES_MAX}")));
+    }
+    let bytes = std::fs::read(&attach.file).map_err(failed)?;
+    let name = attach.file.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+    Ok(NewAttachment { kind: attach.kind.clone(), name, bytes: bytes.into() })
+}
+
+/// One try: everything that was opened is closed again, whatever happens.
+async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Duration)> {
+    let disks = match &arguments.source {
+        Some(source) => vec![NamedSource::only(source.clone())],
+        None => arguments.disk.clone(),
+    };
+    let hooks = Hooks {
+        machine: &arguments.machine,
+        before: arguments.pre_freeze.as_deref(),
+        after: arguments.post_thaw.as_deref(),
+    };
+    let around = async |opening: DynOpening<'_>| hooks.around(context, opening).await;
+    let address = &arguments.place.repository;
+    let (repository, opened) = open::repository_and_source(context, address, &disks, options.wish, around).await;
+    let (repository, source, frozen) = match (repository, opened) {
+        (Ok(repository), Ok((source, frozen))) => (repository, source, frozen),
+        (Ok(repository), Err(error)) => {
+            close_after_failure(repository).await;
+            return Err(error);
+        }
+        (Err(error), Ok((source, _))) => {
+            if let Err(second) = source.finish(Outcome::Abandoned).await {
+                context.out.warn(&format!("the source could not be released cleanly: {second}"));
+            }
+            return Err(error);
+        }
+        (Err(error), Err(_)) => return Err(error),
+    };
+    let progress = Progress::default();
+    let source = Stoppable { source, stop: context.stop.clone() };
+    let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
+    match watched(&context.out, &progress, job).await {
+        Ok(mut report) => {
+            if let Err(error) = repository.close().await {
+                // The point is durable: what closing failed at is settled when the repository is opened next.
+                report.warnings.push(format!("the repository could not be closed cleanly: {error}"));
+            }
+            Ok((report, frozen))
+        }
+        Err(error) => {
+            close_after_failure(repository).await;
+            Err(error)
+        }
+    }
+}
+
+async fn close_after_failure(repository: Local) {
+    if let Err(error) = repository.close().await {
+        tracing::warn!(%error, "the repository could not be closed cleanly");
+    }
+}
+
+fn disk_fields(disk: &mover::DiskReport) -> Disk {
+    Disk {
+        name: disk.name.to_string(),
+        size: disk.size,
+        change_tracking: disk.tracking.mode.as_str(),
+        reason: disk.tracking.reason.clone(),
+        bytes_read: disk.tracking.bytes_read,
+        bytes_changed: disk.tracking.bytes_changed,
+        bytes_audited: disk.tracking.bytes_audited,
+    }
+}
+
+fn print(context: &Context, report: &BackupReport, duration: Duration) {
+    let out = &context.out;
+    let right = ["SIZE", "READ", "CHANGED"];
+    let mut rows = table(&["DISK", "SIZE", "READ", "CHANGED", "TRACKING", "REASON"], &right);
+    for disk in &report.disks {
+        rows.add_row([
+            disk.name.to_string(),
+            size(disk.size),
+            size(disk.tracking.bytes_read),
+            size(disk.tracking.bytes_changed),
+            disk.tracking.mode.as_str().into(),
+            escaped(&disk.tracking.reason),
+        ]);
+    }
+    out.table(&rows);
+    out.line(&format!(
+        "point {} of {}, {} consistent: {} new in {} chunks, {} stored, {}",
+        short(report.point.id),
+        report.point.machine_name,
+        report.consistency.as_str(),
+        size(report.bytes_new),
+        count(report.chunks_new),
+        size(report.bytes_stored),
+        seconds(duration),
+    ));
+}
+
+/// Domain definitions, NVRAM and TPM state are far smaller; a disk given by mistake must not fill memory.
+const ATTACHMENT_BYTES_MAX: u64 = 64 << 20;

@@ -1,0 +1,116 @@
+//! `windlass copy`
+
+use crate::cli::Copy;
+use crate::job::watched;
+use crate::open::{self, Access, Local};
+use crate::text::{count, milliseconds, seconds, short, size};
+use crate::windlass::{Context, Exit};
+use mover::{
+    CopyReport, Error, ErrorKind, PointFilter, Progress, RecoveryPoint, Repository as _, Result, Verification, copy,
+    select,
+};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Field names are a contract.
+#[derive(Serialize)]
+struct Summary {
+    points: u64,
+    chunks_moved: u64,
+    bytes_moved: u64,
+    points_there_already: u64,
+    points_failed: u64,
+    duration_ms: u64,
+}
+
+pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
+    let began = Instant::now();
+    let patience = &arguments.place.patience;
+    let (from, to) = tokio::join!(
+        open::patiently(context, &arguments.place.repository, Access::Read, patience),
+        open::patiently(context, &arguments.to, Access::Write, patience)
+    );
+    let (made, closed) = match (from, to) {
+        (Ok(from), Ok(to)) => {
+            let made = copy_all(context, arguments, &from, &to).await;
+            let closed = to.close().await;
+            (made, from.close().await.and(closed))
+        }
+        (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), opened.close().await),
+        (Err(error), Err(_)) => (Err(error), Ok(())),
+    };
+    let (report, there, failed) = made?;
+    closed?;
+    let summary = Summary {
+        points: report.points,
+        chunks_moved: report.chunks_moved,
+        bytes_moved: report.bytes_moved,
+        points_there_already: there,
+        points_failed: failed,
+        duration_ms: milliseconds(began.elapsed()),
+    };
+    context.out.summary(&summary, || {
+        context.out.line(&format!(
+            "copied {} points ({} were there already, {} failed): {} in {} chunks, {}",
+            count(report.points),
+            count(there),
+            count(failed),
+            size(report.bytes_moved),
+            count(report.chunks_moved),
+            seconds(began.elapsed()),
+        ));
+    });
+    Ok(if failed > 0 { Exit::SomeFailed } else { Exit::Done })
+}
+
+/// Copies the chosen points, oldest first, so that later ones find what they share. Gives the sum, how many were there
+/// and how many failed.
+async fn copy_all(context: &Context, arguments: &Copy, from: &Local, to: &Local) -> Result<(CopyReport, u64, u64)> {
+    let points = chosen(arguments, from).await?;
+    let verification = if arguments.trust_source { Verification::Checksum } else { Verification::Decode };
+    let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
+    let progress = Progress::default();
+    for point in &points {
+        let job = context.stop.race(copy(from, to, point, verification, &progress));
+        match watched(&context.out, &progress, job).await {
+            Ok(report) => {
+                there += u64::from(report.points == 0);
+                sum.points += report.points;
+                sum.chunks_moved += report.chunks_moved;
+                sum.bytes_moved += report.bytes_moved;
+            }
+            // These would befall every other point as well.
+            Err(error) if points.len() == 1 || fatal(&error) => return Err(error),
+            Err(error) => {
+                failed += 1;
+                context.out.item_failed(&format!("{}@{}", point.machine_name, short(point.id)), &error);
+            }
+        }
+    }
+    Ok((sum, there, failed))
+}
+
+fn fatal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Domain | ErrorKind::StoreFull | ErrorKind::RolledBack)
+}
+
+async fn chosen(arguments: &Copy, from: &Local) -> Result<Vec<RecoveryPoint>> {
+    let filter = PointFilter { machine: arguments.machine.clone(), forgotten: false };
+    let points = from.list(&filter).await?;
+    let mut chosen: Vec<RecoveryPoint> = Vec::new();
+    for selector in &arguments.point {
+        let point = select(&points, selector)?;
+        if !chosen.iter().any(|have| have.id == point.id) {
+            chosen.push(point.clone());
+        }
+    }
+    if arguments.point.is_empty() {
+        if let Some(machine) = arguments.machine.as_ref().filter(|_| points.is_empty()) {
+            return Err(Error::not_found(format!("machine {machine} has no points"))
+                .hint("`windlass points` lists what there is"));
+        }
+        chosen = points;
+    }
+    chosen.sort_by_key(|point| (point.origin.1, point.snapshot_time));
+    Ok(chosen)
+}

@@ -1,0 +1,121 @@
+//! `windlass diff`
+
+use crate::cli::Diff;
+use crate::open::{self, Access, Local};
+use crate::output::table;
+use crate::text::{count, size};
+use crate::windlass::{Context, Exit};
+use chunker::{Extent, ExtentSet, Fingerprinter, GRID_BYTES};
+use mover::{
+    DiskRecord, MapReader, MapRoot, PointFilter, PointId, ReadSession, Repository as _, Result, TreeDiff, select,
+};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Difference {
+    from: String,
+    to: String,
+    disks: Vec<DiskDifference>,
+}
+
+#[derive(Serialize)]
+struct DiskDifference {
+    name: String,
+    /// None where the point has no such disk.
+    size_from: Option<u64>,
+    size_to: Option<u64>,
+    bytes_changed: u64,
+    extents: Vec<Piece>,
+}
+
+#[derive(Serialize)]
+struct Piece {
+    offset: u64,
+    length: u64,
+    /// What the newer point has there: data or zero.
+    kind: &'static str,
+}
+
+pub async fn run(context: &Context, arguments: &Diff) -> Result<Exit> {
+    let repository =
+        open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
+    let found = context.stop.race(differences(&repository, arguments)).await;
+    repository.close().await?;
+    let found = found?;
+    context.out.document(&found);
+    print(context, &found);
+    Ok(Exit::Done)
+}
+
+async fn differences(repository: &Local, arguments: &Diff) -> Result<Difference> {
+    let points = repository.list(&PointFilter::default()).await?;
+    let (from, to) = (select(&points, &arguments.from)?.id, select(&points, &arguments.to)?.id);
+    let pinned: &[PointId] = if from == to { &[from] } else { &[from, to] };
+    let session = repository.read(pinned).await?;
+    let (old, new) = (session.manifest(from).await?, session.manifest(to).await?);
+    let prints = Fingerprinter::new(&repository.config().domain);
+    let mut disks = Vec::new();
+    for disk in &new.disks {
+        disks.push(of_disk(&session, &prints, old.disk(&disk.name), Some(disk)).await?);
+    }
+    for disk in old.disks.iter().filter(|disk| new.disk(&disk.name).is_none()) {
+        disks.push(of_disk(&session, &prints, Some(disk), None).await?);
+    }
+    Ok(Difference { from: from.to_string(), to: to.to_string(), disks })
+}
+
+async fn of_disk<R: ReadSession>(
+    session: &R,
+    prints: &Fingerprinter,
+    old: Option<&DiskRecord>,
+    new: Option<&DiskRecord>,
+) -> Result<DiskDifference> {
+    let reader = MapReader::new(session, prints);
+    let root = |disk: Option<&DiskRecord>| disk.map_or(MapRoot::default(), |disk| disk.root);
+    let size = |disk: Option<&DiskRecord>| disk.map(|disk| disk.size);
+    let end = size(old).max(size(new)).unwrap_or(0);
+    let (mut data, mut zero) = (ExtentSet::new(), ExtentSet::new());
+    let mut walk = TreeDiff::new((root(old), &reader), (root(new), &reader));
+    while let Some(step) = walk.next().await? {
+        for block in step.blocks() {
+            let start = block.block * u64::from(GRID_BYTES);
+            let extent = Extent::from(start..(start + u64::from(GRID_BYTES)).min(end));
+            let side = if block.new == mover::PageRef::Absent { &mut zero } else { &mut data };
+            side.insert(extent);
+        }
+    }
+    let piece = |kind| move |it: Extent| Piece { offset: it.offset, length: it.length, kind };
+    let mut extents: Vec<Piece> = data.iter().map(piece("data")).chain(zero.iter().map(piece("zero"))).collect();
+    extents.sort_by_key(|piece| piece.offset);
+    let name = new.or(old).map_or(String::new(), |disk| disk.name.to_string());
+    let bytes_changed = data.bytes() + zero.bytes();
+    Ok(DiskDifference { name, size_from: size(old), size_to: size(new), bytes_changed, extents })
+}
+
+fn print(context: &Context, found: &Difference) {
+    let shown = |bytes: Option<u64>| bytes.map_or("-".into(), size);
+    let mut rows = table(&["DISK", "FROM", "TO", "CHANGED", "EXTENTS"], &["FROM", "TO", "CHANGED", "EXTENTS"]);
+    for disk in &found.disks {
+        rows.add_row([
+            disk.name.clone(),
+            shown(disk.size_from),
+            shown(disk.size_to),
+            size(disk.bytes_changed),
+            count(disk.extents.len() as u64),
+        ]);
+    }
+    context.out.table(&rows);
+    for disk in found.disks.iter().filter(|disk| !disk.extents.is_empty()) {
+        context.out.line("");
+        let mut rows = table(&["DISK", "OFFSET", "LENGTH", "NOW"], &["OFFSET", "LENGTH"]);
+        for piece in &disk.extents {
+            rows.add_row([
+                disk.name.clone(),
+                piece.offset.to_string(),
+                piece.length.to_string(),
+                piece.kind.to_string(),
+            ]);
+        }
+        context.out.table(&rows);
+    }
+}

@@ -1,0 +1,66 @@
+//! `windlass doctor`
+
+use crate::cli::Doctor;
+use crate::open::{self, Access, Local};
+use crate::output::table;
+use crate::text::{count, escaped};
+use crate::windlass::{Context, Exit};
+use mover::{Repository as _, Result};
+use serde::Serialize;
+use tokio::process::Command;
+
+#[derive(Serialize)]
+struct Finding {
+    subject: String,
+    sound: bool,
+    remark: String,
+}
+
+pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
+    if let Some(address) = arguments.repository.as_ref().filter(|_| arguments.accept_rollback) {
+        Local::accept_rollback(address.path(), context.pool.clone(), context.world.clone()).await?;
+        context.out.document(&serde_json::json!({ "repository": address.to_string(), "rollback_accepted": true }));
+        context.out.line(&format!("{address} is used as it is now"));
+        return Ok(Exit::Done);
+    }
+    let mut findings = Vec::new();
+    for (program, purpose) in PROGRAMS {
+        findings.push(installed(program, purpose).await);
+    }
+    if let Some(address) = &arguments.repository {
+        let (sound, remark) = match totals(context, address).await {
+            Ok(remark) => (true, remark),
+            Err(error) => (false, error.message()),
+        };
+        findings.push(Finding { subject: address.to_string(), sound, remark });
+    }
+    context.out.document(&serde_json::json!({ "findings": findings }));
+    let mut rows = table(&["WHAT", "STATE", "REMARK"], &[]);
+    for finding in &findings {
+        let state = if finding.sound { "ok" } else { "missing" };
+        rows.add_row([escaped(&finding.subject), state.into(), escaped(&finding.remark)]);
+    }
+    context.out.table(&rows);
+    Ok(if findings.iter().all(|finding| finding.sound) { Exit::Done } else { Exit::Warnings })
+}
+
+async fn installed(program: &str, purpose: &str) -> Finding {
+    let version = Command::new(program).arg("--version").output().await;
+    let version = version.ok().filter(|it| it.status.success()).and_then(|it| {
+        let text = String::from_utf8_lossy(&it.stdout).into_owned();
+        text.lines().next().map(str::to_owned)
+    });
+    let sound = version.is_some();
+    let remark = version.unwrap_or_else(|| format!("needed {purpose}: install qemu-utils"));
+    Finding { subject: program.into(), sound, remark }
+}
+
+async fn totals(context: &Context, address: &crate::address::Kept) -> Result<String> {
+    let repository = open::repository(context, address, Access::Read).await?;
+    let stats = repository.stats().await;
+    repository.close().await?;
+    let stats = stats?;
+    Ok(format!("{} points, {} damaged chunks", count(stats.points), count(stats.suspects)))
+}
+
+const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "for qcow2"), ("qemu-nbd", "for qcow2")];

@@ -1,0 +1,172 @@
+//! `windlass restore`
+
+use crate::address::Kept;
+use crate::cli::Restore;
+use crate::job::watched;
+use crate::open::{self, Access, Local};
+use crate::text::{escaped, milliseconds, seconds, size};
+use crate::windlass::{Context, Exit};
+use chunker::Fingerprinter;
+use mover::{
+    DiskRecord, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _, Repository,
+    RestoreReport, Result, restore, select,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Field names are a contract.
+#[derive(Serialize)]
+struct Summary {
+    point: String,
+    machine: String,
+    disk: String,
+    target: String,
+    bytes_restored: u64,
+    bytes_written: u64,
+    bytes_from: BTreeMap<String, u64>,
+    duration_ms: u64,
+}
+
+pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
+    if arguments.delta {
+        return Err(Error::usage("--delta: this version cannot update a target in place")
+            .hint("restore to a new file, or everything with --overwrite"));
+    }
+    let began = Instant::now();
+    let copies = open_copies(context, arguments).await?;
+    let made = from_copies(context, arguments, &copies).await;
+    let many = copies.repositories.len() > 1;
+    for (_, repository) in copies.repositories {
+        if let Err(error) = repository.close().await {
+            tracing::warn!(%error, "a repository could not be closed cleanly");
+        }
+    }
+    let (manifest, disk, report, bytes_from) = made.map_err(|error| match error.kind() {
+        // Each copy was asked for what the one before could not serve.
+        ErrorKind::Integrity if many => {
+            Error::new(ErrorKind::NoCopy, format!("no copy can serve it: {}", error.message()))
+                .hint("`windlass verify` tells what is damaged in a copy")
+        }
+        _ => error,
+    })?;
+    let summary = Summary {
+        point: manifest.point.to_string(),
+        machine: manifest.machine_name.to_string(),
+        disk: disk.name.to_string(),
+        target: arguments.to.to_string(),
+        bytes_restored: report.bytes_restored,
+        bytes_written: report.bytes_written,
+        bytes_from,
+        duration_ms: milliseconds(began.elapsed()),
+    };
+    context.out.summary(&summary, || {
+        let (restored, written) = (size(report.bytes_restored), size(report.bytes_written));
+        let took = seconds(began.elapsed());
+        let target = escaped(&arguments.to.to_string());
+        context.out.line(&format!(
+            "restored {} of {} to {target}: {restored}, {written} written, {took}",
+            disk.name, manifest.machine_name
+        ));
+        for (address, bytes) in summary.bytes_from.iter().filter(|_| many) {
+            context.out.line(&format!("  {} from {}", size(*bytes), escaped(address)));
+        }
+    });
+    Ok(Exit::Done)
+}
+
+/// Repositories that can be read and have the point.
+struct Copies {
+    point: PointId,
+    repositories: Vec<(String, Local)>,
+}
+
+/// Opens the copies in order. The first that knows the selector decides which point is meant; what cannot be opened is
+/// passed over with a warning as long as another one serves.
+async fn open_copies(context: &Context, arguments: &Restore) -> Result<Copies> {
+    let first = arguments.copy.as_ref().unwrap_or(&arguments.place.repository);
+    let mut copies = Copies { point: PointId::default(), repositories: Vec::new() };
+    let mut failed: Vec<Error> = Vec::new();
+    for address in std::iter::once(first).chain(&arguments.also_from) {
+        if let Err(error) = add_copy(context, arguments, address, &mut copies).await {
+            if arguments.also_from.is_empty() {
+                return Err(error);
+            }
+            context.out.warn(&format!("{address} cannot serve: {error}"));
+            failed.push(error);
+        }
+    }
+    if copies.repositories.is_empty() {
+        let why: Vec<_> = failed.iter().map(Error::message).collect();
+        return Err(Error::new(ErrorKind::NoCopy, format!("no copy can serve: {}", why.join("; "))));
+    }
+    Ok(copies)
+}
+
+async fn add_copy(context: &Context, arguments: &Restore, address: &Kept, copies: &mut Copies) -> Result<()> {
+    let repository = open::patiently(context, address, Access::Read, &arguments.place.patience).await?;
+    let found = async {
+        let points = repository.list(&PointFilter::default()).await?;
+        let Some((first_address, first)) = copies.repositories.first() else {
+            return select(&points, &arguments.point).map(|point| point.id);
+        };
+        if first.config().domain != repository.config().domain {
+            return Err(Error::domain(format!("it is not of the same dedup domain as {first_address}")));
+        }
+        let have = points.iter().any(|point| point.id == copies.point);
+        have.then_some(copies.point).ok_or_else(|| Error::not_found(format!("it has no point {}", copies.point)))
+    };
+    match found.await {
+        Ok(point) => {
+            copies.point = point;
+            copies.repositories.push((address.to_string(), repository));
+            Ok(())
+        }
+        Err(error) => {
+            let _ = repository.close().await;
+            Err(error)
+        }
+    }
+}
+
+type Made = (Manifest, DiskRecord, RestoreReport, BTreeMap<String, u64>);
+
+async fn from_copies(context: &Context, arguments: &Restore, copies: &Copies) -> Result<Made> {
+    let mut sessions = Vec::new();
+    for (address, repository) in &copies.repositories {
+        match repository.read(&[copies.point]).await {
+            Ok(session) => sessions.push((address.clone(), session)),
+            Err(error) if copies.repositories.len() > 1 => {
+                context.out.warn(&format!("{address} cannot serve: {error}"))
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let session = Failover::new(sessions);
+    let manifest = session.manifest(copies.point).await?;
+    let disk = choose_disk(&manifest, arguments)?.clone();
+    let prints = Fingerprinter::new(&copies.repositories[0].1.config().domain);
+    let target = arguments
+        .place
+        .patience
+        .wait()
+        .retry(&context.out, &context.stop, async || open::target(&arguments.to, &disk, arguments.overwrite).await);
+    let target = target.await?;
+    let progress = Progress::default();
+    // A target that is dropped tidies up after itself.
+    let job = context.stop.race(restore(&session, &prints, &disk, target, &context.pool, &progress));
+    let report = watched(&context.out, &progress, job).await?;
+    Ok((manifest, disk, report, session.bytes_from()))
+}
+
+fn choose_disk<'a>(manifest: &'a Manifest, arguments: &Restore) -> Result<&'a DiskRecord> {
+    let names = || manifest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (&arguments.disk, manifest.disks.as_slice()) {
+        (Some(name), _) => manifest.disk(name).ok_or_else(|| {
+            Error::not_found(format!("the point has no disk {name}")).hint(format!("it has {}", names()))
+        }),
+        (None, [only]) => Ok(only),
+        (None, []) => Err(Error::not_found("the point has no disks")),
+        (None, _) => Err(Error::usage(format!("the point has the disks {}", names())).hint("name one with --disk")),
+    }
+}

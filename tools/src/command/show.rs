@@ -1,0 +1,145 @@
+//! `windlass show`
+
+use super::points::PointFields;
+use crate::cli::Show;
+use crate::open::{self, Access, Local};
+use crate::output::table;
+use crate::text::{escaped, local_time, size, utc_time};
+use crate::windlass::{Context, Exit};
+use mover::{
+    DiskRecord, Manifest, PointFilter, ReadSession as _, RecoveryPoint, Repository as _, Result, Selector, select,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    point: PointFields,
+    parent: Option<String>,
+    consistency: &'static str,
+    begin_time: String,
+    end_time: String,
+    tags: &'a [String],
+    labels: &'a BTreeMap<String, String>,
+    producer: &'a str,
+    disks: Vec<Disk<'a>>,
+    attachments: Vec<Attached<'a>>,
+}
+
+#[derive(Serialize)]
+struct Disk<'a> {
+    name: &'a str,
+    id: String,
+    size: u64,
+    format: &'a str,
+    format_options: &'a str,
+    change_tracking: &'static str,
+    reason: &'a str,
+    checkpoint: Option<String>,
+    granularity: u32,
+    bytes_read: u64,
+    bytes_changed: u64,
+    bytes_audited: u64,
+    chain: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Attached<'a> {
+    kind: &'a str,
+    name: &'a str,
+    size: u64,
+}
+
+pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
+    let repository =
+        open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
+    let found = find(&repository, &arguments.point).await;
+    repository.close().await?;
+    let (point, manifest) = found?;
+    context.out.document(&Shown {
+        point: (&point).into(),
+        parent: manifest.parent.map(|parent| parent.to_string()),
+        consistency: manifest.consistency.as_str(),
+        begin_time: utc_time(manifest.begin_time),
+        end_time: utc_time(manifest.end_time),
+        tags: &manifest.tags,
+        labels: &manifest.labels,
+        producer: &manifest.producer,
+        disks: manifest.disks.iter().map(disk_fields).collect(),
+        attachments: manifest
+            .attachments
+            .iter()
+            .map(|it| Attached { kind: it.kind.as_str(), name: &it.name, size: it.bytes })
+            .collect(),
+    });
+    print(context, &point, &manifest);
+    Ok(Exit::Done)
+}
+
+async fn find(repository: &Local, selector: &Selector) -> Result<(RecoveryPoint, Manifest)> {
+    let points = repository.list(&PointFilter::default()).await?;
+    let point = select(&points, selector)?.clone();
+    let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
+    Ok((point, manifest))
+}
+
+fn disk_fields(disk: &DiskRecord) -> Disk<'_> {
+    Disk {
+        name: disk.name.as_str(),
+        id: disk.id.to_string(),
+        size: disk.size,
+        format: &disk.format,
+        format_options: &disk.format_options,
+        change_tracking: disk.tracking.mode.as_str(),
+        reason: &disk.tracking.reason,
+        checkpoint: disk.tracking.checkpoint.map(|id| id.to_string()),
+        granularity: disk.tracking.granularity,
+        bytes_read: disk.tracking.bytes_read,
+        bytes_changed: disk.tracking.bytes_changed,
+        bytes_audited: disk.tracking.bytes_audited,
+        chain: disk.chain.iter().map(|layer| layer.path.as_str()).collect(),
+    }
+}
+
+fn print(context: &Context, point: &RecoveryPoint, manifest: &Manifest) {
+    let out = &context.out;
+    let row = |name: &str, value: String| out.line(&format!("{name:<13}{value}"));
+    row("point", manifest.point.to_string());
+    row("machine", format!("{} ({})", manifest.machine_name, manifest.machine));
+    row("time", local_time(manifest.snapshot_time));
+    row("committed", local_time(point.commit_time));
+    row("consistency", manifest.consistency.as_str().into());
+    row("parent", manifest.parent.map_or("none".into(), |parent| parent.to_string()));
+    if !manifest.tags.is_empty() {
+        row("tags", escaped(&manifest.tags.join(", ")));
+    }
+    for (key, value) in &manifest.labels {
+        row("label", escaped(&format!("{key}={value}")));
+    }
+    row("size", format!("{}, {} of it new", size(manifest.bytes_logical()), size(manifest.bytes_new)));
+    row("made by", escaped(&manifest.producer));
+    out.line("");
+    let right = ["SIZE", "READ", "CHANGED"];
+    let mut rows = table(&["DISK", "SIZE", "FORMAT", "READ", "CHANGED", "TRACKING", "REASON"], &right);
+    for disk in &manifest.disks {
+        rows.add_row([
+            disk.name.to_string(),
+            size(disk.size),
+            escaped(&disk.format),
+            size(disk.tracking.bytes_read),
+            size(disk.tracking.bytes_changed),
+            disk.tracking.mode.as_str().into(),
+            escaped(&disk.tracking.reason),
+        ]);
+    }
+    out.table(&rows);
+    if !manifest.attachments.is_empty() {
+        out.line("");
+        let mut rows = table(&["ATTACHED", "NAME", "SIZE"], &["SIZE"]);
+        for it in &manifest.attachments {
+            rows.add_row([it.kind.to_string(), escaped(&it.name), size(it.bytes)]);
+        }
+        out.table(&rows);
+    }
+}

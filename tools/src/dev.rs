@@ -1,0 +1,115 @@
+//! The program `windlass-dev`: what developers run, so that nobody has to remember how.
+
+mod dump;
+mod tidy;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+#[derive(Debug, Parser)]
+#[command(name = "windlass-dev", version, about = "Developer commands of Windlass")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run every test and check, as continuous integration does
+    Ci,
+    /// Run the quick checks: format, lints, file sizes, words and paths that do not belong here
+    Tidy,
+    /// Write the golden files anew; look at the difference before committing it
+    Golden,
+    /// Print a file of a repository: pack, log record, state digest, configuration; or a plain page or manifest
+    Dump {
+        /// The file
+        file: PathBuf,
+        /// Also the pages and manifests in a pack
+        #[arg(long)]
+        decode: bool,
+    },
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Whole jobs beside restic, borg and qemu-img
+    E2e {
+        /// Folder with day1.raw, day2.raw and cbt-64k.json
+        #[arg(long)]
+        data: PathBuf,
+        /// Runs of each; medians are shown
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+        /// Where repositories and images are made; they are removed
+        #[arg(long)]
+        work: Option<PathBuf>,
+    },
+    /// Stages on one core beside what limits them
+    Stages {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+    },
+}
+
+/// Runs the program.
+pub fn windlass_dev() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Ci => shell(&workspace()?, "./check", &[]),
+        Task::Tidy => tidy::run(&workspace()?),
+        Task::Golden => golden(&workspace()?),
+        Task::Dump { file, decode } => dump::run(&file, decode),
+        Task::Bench(Bench::E2e { data, runs, work }) => windlass_bench::e2e(&windlass_bench::E2eOptions {
+            windlass: std::env::current_exe()?.with_file_name("windlass"),
+            work: work.unwrap_or_else(|| data.join("bench")),
+            data,
+            runs,
+        }),
+        Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
+    }
+}
+
+/// Golden tests write their files when this variable is set, instead of comparing.
+fn golden(root: &Path) -> Result<()> {
+    let ended = Command::new("cargo")
+        .args(["test", "--release", "--workspace", "golden"])
+        .env("WINDLASS_WRITE_GOLDEN", "1")
+        .current_dir(root)
+        .status()?;
+    if !ended.success() {
+        bail!("the golden tests failed");
+    }
+    shell(root, "git", &["status", "--short"])
+}
+
+/// The workspace's root: developer commands work on the clone they are called in.
+fn workspace() -> Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let root = here.ancestors().find(|it| it.join("Cargo.lock").is_file() && it.join("mover").is_dir());
+    root.map(Path::to_owned).context("call it inside a clone of Windlass")
+}
+
+fn shell(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+    let ended = Command::new(program).args(arguments).current_dir(root).status();
+    let ended = ended.with_context(|| format!("cannot run {program}"))?;
+    if !ended.success() {
+        bail!("{program} {}: {ended}", arguments.join(" "));
+    }
+    Ok(())
+}

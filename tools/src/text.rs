@@ -1,0 +1,101 @@
+//! Values as people read and write them.
+
+use chunker::Compression;
+use indicatif::BinaryBytes;
+use jiff::tz::TimeZone;
+use mover::{Error, PointId, Timestamp};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// IEC size.
+pub fn size(bytes: u64) -> String {
+    BinaryBytes(bytes).to_string()
+}
+
+/// `1,234,567`.
+pub fn count(number: u64) -> String {
+    indicatif::HumanCount(number).to_string()
+}
+
+pub fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Local time with offset.
+pub fn local_time(time: Timestamp) -> String {
+    jiff_timestamp(time).to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+}
+
+/// RFC 3339, UTC.
+pub fn utc_time(time: Timestamp) -> String {
+    jiff_timestamp(time).to_string()
+}
+
+fn jiff_timestamp(time: Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(time.0.into()).expect("64 bits of nanoseconds are a time")
+}
+
+/// As much of an id as people need.
+pub fn short(point: PointId) -> String {
+    point.to_string()[..8].to_owned()
+}
+
+/// Text from outside, harmless on a terminal.
+pub fn escaped(text: &str) -> String {
+    let mut made = String::with_capacity(text.len());
+    for char in text.chars() {
+        // Beside control characters also those that reorder text or cannot be seen.
+        let harmful = char.is_control()
+            || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if harmful { made.extend(char.escape_unicode()) } else { made.push(char) }
+    }
+    made
+}
+
+/// Reads an argument; its remedy follows the reason in the message, where clap shows nothing else.
+pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: Error| match error.remedy() {
+        Some(remedy) => format!("{error}; {remedy}"),
+        None => error.to_string(),
+    })
+}
+
+/// `20MiB`, `20M` (the same), `20MB` (decimal), also with `/s`.
+pub fn parse_bytes(text: &str) -> Result<u64, Error> {
+    let bad = || Error::usage("write a size such as 20MiB");
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    let digits = number.find(|char: char| !char.is_ascii_digit()).unwrap_or(number.len());
+    let (digits, unit) = number.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(bad()),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)?;
+    if bytes == 0 { Err(bad()) } else { Ok(bytes) }
+}
+
+/// `none`, `zstd`, `zstd:LEVEL`.
+pub fn parse_compression(text: &str) -> Result<Compression, Error> {
+    let bad = || Error::usage("write none, zstd or zstd:LEVEL with a level from 1 to 22");
+    match text.split_once(':') {
+        None if text == "none" => Ok(Compression::None),
+        None if text == "zstd" => Ok(Compression::default()),
+        Some(("zstd", level)) => {
+            let level = level.parse().ok().filter(|level| (1..=22).contains(level)).ok_or_else(bad)?;
+            Ok(Compression::Zstd(level))
+        }
+        _ => Err(bad()),
+    }
+}

@@ -1,0 +1,139 @@
+//! The program `windlass`: arguments, runtime, dispatch, exit code.
+
+use crate::cli::{Cli, Command, Style};
+use crate::output::Output;
+use crate::stop::Stop;
+use crate::{command, output};
+use clap::Parser;
+use clap::error::{ContextKind, ErrorKind as Refusal};
+use mover::{Error, ErrorKind, Pool, Result, World};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// What every command needs.
+pub struct Context {
+    pub out: Output,
+    pub stop: Stop,
+    pub pool: Pool,
+    pub world: World,
+}
+
+/// How a command that did its work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Done = 0,
+    SomeFailed = 3,
+    Warnings = 4,
+    Corrupt = 13,
+}
+
+/// Runs the program.
+pub fn windlass() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => return refused(&refusal),
+    };
+    log_to_stderr(cli.style);
+    let out = Output::new(cli.style);
+    let job = matches!(cli.command, Command::Backup(_) | Command::Restore(_) | Command::Copy(_) | Command::Verify(_));
+    // Few threads: the work is done by the pool; starting many would cost an increment more than they give.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            out.failure(&Error::internal("cannot start threads").because(error), job);
+            return ErrorKind::Internal.exit_code().into();
+        }
+    };
+    let code = runtime.block_on(run(out, cli.command, job));
+    // What is left is idle; closing was awaited where it matters.
+    runtime.shutdown_background();
+    code.into()
+}
+
+async fn run(out: Output, command: Command, job: bool) -> u8 {
+    let parts = || Ok((Stop::listen()?, Pool::new(0)?));
+    let (stop, pool) = match parts() {
+        Ok(parts) => parts,
+        Err(error) => {
+            out.failure(&error, job);
+            return error.kind().exit_code();
+        }
+    };
+    let context = Context { out, stop, pool, world: World::system() };
+    let made = dispatch(&context, command).await;
+    let made = made.and_then(|exit| context.out.finish().map(|()| exit));
+    match made {
+        Ok(exit) => exit as u8,
+        Err(error) => {
+            // A signal reaches the programs that serve the disks as well: what they failed with is only a consequence.
+            let error = match context.stop.check() {
+                Err(stopped) if error.kind() != ErrorKind::Cancelled => stopped.because(error),
+                _ => error,
+            };
+            context.out.failure(&error, job);
+            context.stop.exit_code().unwrap_or(error.kind().exit_code())
+        }
+    }
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
+    match command {
+        Command::Init(arguments) => command::init::run(context, &arguments).await,
+        Command::Backup(arguments) => command::backup::run(context, &arguments).await,
+        Command::Points(arguments) => command::points::run(context, &arguments).await,
+        Command::Show(arguments) => command::show::run(context, &arguments).await,
+        Command::Diff(arguments) => command::diff::run(context, &arguments).await,
+        Command::Restore(arguments) => command::restore::run(context, &arguments).await,
+        Command::Copy(arguments) => command::copy::run(context, &arguments).await,
+        Command::Verify(arguments) => command::verify::run(context, &arguments).await,
+        Command::Tracking(arguments) => command::tracking::run(context, &arguments.action).await,
+        Command::Stats(arguments) => command::stats::run(context, &arguments).await,
+        Command::RebuildIndex(arguments) => command::rebuild_index::run(context, &arguments).await,
+        Command::Doctor(arguments) => command::doctor::run(context, &arguments).await,
+        Command::Completion(arguments) => command::manual::completion(context, &arguments),
+        Command::Man(arguments) => command::manual::pages(context, &arguments),
+    }
+}
+
+/// Prints help, version, or in one line why the arguments are refused.
+fn refused(refusal: &clap::Error) -> ExitCode {
+    if matches!(refusal.kind(), Refusal::DisplayHelp | Refusal::DisplayVersion) {
+        // A reader that went away is no failure.
+        let _ = refusal.print();
+        return ExitCode::SUCCESS;
+    }
+    if refusal.kind() == Refusal::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = refusal.print();
+        return ErrorKind::Usage.exit_code().into();
+    }
+    let text = refusal.render().to_string();
+    let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error:");
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let suggested = refusal.get(ContextKind::SuggestedSubcommand).or(refusal.get(ContextKind::SuggestedArg));
+    let hint = match suggested {
+        Some(suggested) => format!("did you mean {suggested}?"),
+        None => "`windlass --help` lists the commands, `windlass COMMAND --help` what they take".into(),
+    };
+    // The arguments could not be read, so this one is looked for by hand.
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let style = Style { json, ..Style::default() };
+    output::Output::new(style).failure(&Error::usage(message).hint(hint), false);
+    ErrorKind::Usage.exit_code().into()
+}
+
+fn log_to_stderr(style: Style) {
+    let level = match style.verbose {
+        0 if style.quiet => "error",
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colour = Output::new(style).colour();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+}
+
+const RUNTIME_THREADS: usize = 2;
