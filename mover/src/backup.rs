@@ -225,7 +225,6 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
         let end_time = world.now();
         self.progress.enter(Phase::Commit);
-        let flushed = self.session.flush().await?;
         self.source.check().await?;
         let manifest = Manifest {
             point: lineage.point,
@@ -243,21 +242,21 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
             disks,
             attachments,
-            bytes_new: flushed.bytes_plain,
+            bytes_new: self.session.stored().bytes_plain,
+            extensions: Vec::new(),
         };
         let point = self.commit(&manifest, &mut warnings).await?;
-        // The point is there: counts that cannot be had now are no reason to call the backup failed.
-        let flushed = self.session.flush().await.unwrap_or(flushed);
+        let stored = self.session.stored();
         let report = |disk: DiskRecord| DiskReport { name: disk.name, size: disk.size, tracking: disk.tracking };
         Ok(BackupReport {
             point,
             parent: manifest.parent,
             consistency: manifest.consistency,
             disks: manifest.disks.into_iter().map(report).collect(),
-            chunks_new: flushed.chunks,
-            bytes_new: flushed.bytes_plain,
-            bytes_sent: flushed.bytes_blobs,
-            bytes_stored: flushed.bytes_stored,
+            chunks_new: stored.chunks,
+            bytes_new: stored.bytes_plain,
+            bytes_sent: stored.bytes_blobs,
+            bytes_stored: stored.bytes_stored,
             warnings,
         })
     }
@@ -294,7 +293,6 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                     tracing::warn!(chunks = ids.len(), "the repository lost chunks since they were asked for");
                     repairs.begin(&ids)?;
                     self.repair(manifest, ids).await?;
-                    self.session.flush().await?;
                 }
                 // The answer may be lost and the point there: then the source must not go back behind it.
                 Err(error) => {

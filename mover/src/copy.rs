@@ -89,11 +89,10 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         let draft = [PointDraft { manifest, origin: Some(origin) }];
         let mut repairs = Repairs::default();
         loop {
-            let flushed = self.session.flush().await?;
             match self.session.commit(&draft).await? {
                 Commit::Committed(_) => {
-                    let flushed = self.session.flush().await.unwrap_or(flushed);
-                    let (chunks_moved, bytes_moved) = (flushed.chunks, flushed.bytes_stored);
+                    let stored = self.session.stored();
+                    let (chunks_moved, bytes_moved) = (stored.chunks, stored.bytes_stored);
                     return Ok(CopyReport { points: 1, chunks_moved, bytes_moved });
                 }
                 Commit::Missing(ids) => {

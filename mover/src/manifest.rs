@@ -2,7 +2,7 @@
 
 use crate::{
     CheckpointId, DiskId, GroupId, MachineId, MapRoot, Name, PAGE_ENTRIES, PointId, RecordError, RecordReader,
-    RecordWriter, Timestamp, level_of,
+    RecordWriter, STREAM_LEVEL_MAX, Timestamp, level_of,
 };
 use chunker::{ChunkId, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +91,8 @@ pub struct Manifest {
     pub attachments: Vec<Attachment>,
     /// Plain bytes of chunks this point brought (pages and the manifest not counted).
     pub bytes_new: u64,
+    /// Extensions of later versions, as they stand: a copy of a point keeps its manifest byte for byte.
+    pub extensions: Vec<u8>,
 }
 
 /// One disk of a point.
@@ -223,7 +225,7 @@ impl Manifest {
             to.text(it.kind.as_str()).text(&it.name).u64(it.bytes);
             write_root(to, it.root);
         });
-        to.no_extensions();
+        to.extensions(&self.extensions);
         to.finish()
     }
 
@@ -247,7 +249,7 @@ impl Manifest {
             0 => {}
             value => return Err(RecordError::Newer { field: "manifest flags", value: value.into() }),
         }
-        let made = Self {
+        let mut made = Self {
             point: PointId(from.array("point")?),
             machine: MachineId(from.array("machine")?),
             machine_name: read_name(&mut from, "machine name")?,
@@ -264,10 +266,7 @@ impl Manifest {
                 value => return Err(RecordError::Value { field: "consistency", value: value.into() }),
             },
             tags: from.list("tags", 2, |from| from.text("tag"))?,
-            labels: from
-                .list("labels", 4, |from| Ok((from.text("label")?, from.text("label")?)))?
-                .into_iter()
-                .collect(),
+            labels: read_labels(&mut from)?,
             producer: from.text("producer")?,
             bytes_new: from.u64("new bytes")?,
             disks: from.list("disks", 100, read_disk)?,
@@ -276,11 +275,15 @@ impl Manifest {
                     kind: read_name(from, "attachment kind")?,
                     name: from.text("attachment name")?,
                     bytes: from.u64("attachment length")?,
-                    root: read_root(from)?,
+                    root: match read_root(from)? {
+                        root if root.level <= STREAM_LEVEL_MAX => root,
+                        root => return Err(RecordError::Value { field: "map level", value: root.level.into() }),
+                    },
                 })
             })?,
+            extensions: Vec::new(),
         };
-        from.extensions()?;
+        made.extensions = from.extensions()?.to_vec();
         from.end()?;
         let names: BTreeSet<_> = made.disks.iter().map(|disk| &disk.name).collect();
         let ids: BTreeSet<_> = made.disks.iter().map(|disk| disk.id).collect();
@@ -301,6 +304,15 @@ fn read_root(from: &mut RecordReader<'_>) -> Result<MapRoot, RecordError> {
     let level = from.u8("map level")?;
     let id = from.option("map root", |from| from.array("map root").map(ChunkId))?;
     Ok(MapRoot { level, id })
+}
+
+/// Labels stand in the order of their keys, so that decoding and encoding gives the same bytes.
+fn read_labels(from: &mut RecordReader<'_>) -> Result<BTreeMap<String, String>, RecordError> {
+    let labels = from.list("labels", 4, |from| Ok((from.text("label")?, from.text("label")?)))?;
+    if labels.is_sorted_by(|a, b| a.0 < b.0) {
+        return Ok(labels.into_iter().collect());
+    }
+    Err(RecordError::Value { field: "labels", value: labels.len() as u64 })
 }
 
 fn read_name(from: &mut RecordReader<'_>, field: &'static str) -> Result<Name, RecordError> {

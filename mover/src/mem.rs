@@ -209,6 +209,10 @@ impl WriteSession for MemSession {
         answer?.given(flushed)
     }
 
+    fn stored(&self) -> Flushed {
+        self.shared().state().lease(self.id()).map(|lease| lease.flushed).unwrap_or_default()
+    }
+
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
         let answer = self.shared().operation("commit").await?;
         let manifests = self.encode(points)?;

@@ -174,14 +174,15 @@ impl<'a> RecordReader<'a> {
     }
 
     /// Extensions: u32 total length, then {u16 tag, u16 flags, u32 length, bytes}. None is known to this version, so a
-    /// critical one (bit 0 of flags) is refused and the others are skipped.
+    /// critical one (bit 0 of flags) is refused; the others are given as they stand, for who must keep them.
     ///
     /// # Errors
     /// [`RecordError::Newer`] for a critical one, [`RecordError::Short`].
-    pub fn extensions(&mut self) -> Result<(), RecordError> {
+    pub fn extensions(&mut self) -> Result<&'a [u8], RecordError> {
         let length = self.u32("extensions")?;
         let length = usize::try_from(length).map_err(|_| RecordError::Short { field: "extensions" })?;
-        let mut inner = Self::new(self.bytes("extensions", length)?);
+        let all = self.bytes("extensions", length)?;
+        let mut inner = Self::new(all);
         while inner.remaining() > 0 {
             let (tag, flags, length) = (inner.u16("tag")?, inner.u16("tag flags")?, inner.u32("tag length")?);
             if flags & 1 != 0 {
@@ -189,7 +190,7 @@ impl<'a> RecordReader<'a> {
             }
             inner.bytes("tag", usize::try_from(length).map_err(|_| RecordError::Short { field: "tag" })?)?;
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Ends the record.
@@ -267,6 +268,14 @@ impl RecordWriter {
     pub fn text(&mut self, text: &str) -> &mut Self {
         let end = text.floor_char_boundary(usize::from(u16::MAX));
         self.u16(u16::try_from(end).expect("cut to fit")).bytes(&text.as_bytes()[..end])
+    }
+
+    /// Extensions as they were read.
+    ///
+    /// # Panics
+    /// With 2^32 bytes.
+    pub fn extensions(&mut self, raw: &[u8]) -> &mut Self {
+        self.u32(u32::try_from(raw.len()).expect("bounded where it was read")).bytes(raw)
     }
 
     /// No extensions.

@@ -109,7 +109,10 @@ pub trait WriteSession: ReadSession {
     /// gives the totals.
     fn flush(&self) -> impl Future<Output = Result<Flushed>> + Send;
 
-    /// Makes the points visible, all of them or none, after a flush, and closes the session. [`Commit::Missing`] names
+    /// What this session has stored so far, durable or not.
+    fn stored(&self) -> Flushed;
+
+    /// Flushes, makes the points visible, all of them or none, and closes the session. [`Commit::Missing`] names
     /// chunks that the repository lacks; put them and commit again. Committing a point id that is committed already
     /// gives that point.
     fn commit(&self, points: &[PointDraft]) -> impl Future<Output = Result<Commit>> + Send;

@@ -9,7 +9,7 @@
 //!
 //! Decimal numbers have 20 digits, so that names sort as numbers.
 
-use crate::error::storage;
+use crate::error::{reading, storage};
 use crate::format::pack::PackName;
 use crate::io::Io;
 use mover::{Error, Result, World};
@@ -150,9 +150,39 @@ impl Directory {
     /// Opens a pack.
     ///
     /// # Errors
-    /// Of the storage, also when it is not there.
+    /// Of the storage; `Integrity` when it is not there.
     pub fn open_pack(&self, name: &PackName) -> Result<File> {
-        self.open(&self.root.join(pack_object(name)))
+        let path = self.root.join(pack_object(name));
+        self.io.open(&path).map_err(|error| reading(&path, error))
+    }
+
+    /// Makes the name of a log record durable that somebody else created.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn sync_log_folder(&self, sequence: u64) -> Result<()> {
+        let record = self.root.join(log_object(sequence));
+        self.sync_dir(record.parent().unwrap_or(&self.root))
+    }
+
+    /// Removes an object that nobody needs; one that is gone is fine.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        match self.io.remove(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(storage("cannot remove", &path, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the names in a folder durable.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn sync_folder(&self, folder: &str) -> Result<()> {
+        self.sync_dir(&self.root.join(folder))
     }
 
     /// Opens any file.
@@ -242,4 +272,4 @@ pub const LOCK: &str = "lock";
 /// A name that is taken may be taken by a longer object.
 const READ_BACK_MIN: usize = 1 << 30;
 /// Records in one folder of the log.
-const LOG_FOLDER: u64 = 10_000;
+pub const LOG_FOLDER: u64 = 10_000;

@@ -4,10 +4,11 @@
 use crate::format::pack::PackEntry;
 use chunker::ChunkId;
 use mover::{Error, Incarnation, RepositoryId, Result, codec};
-use rocksdb::{BlockBasedOptions, Cache, DB, FlushOptions, Options, WriteBatch, WriteOptions};
+use rocksdb::{BlockBasedOptions, Cache, DB, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Where a chunk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -194,6 +195,24 @@ impl Index {
         Ok(())
     }
 
+    /// All chunks of these packs, for damage reports: it reads the whole index.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn chunks_of(&self, packs: &BTreeSet<u32>) -> Result<Vec<(ChunkId, u32)>> {
+        let mut found = Vec::new();
+        let mut look = |id: ChunkId, places: &[Place]| {
+            found.extend(places.iter().filter(|place| packs.contains(&place.pack)).map(|place| (id, place.pack)));
+        };
+        for read in self.database.iter().flat_map(|database| database.iterator(IteratorMode::Start)) {
+            if let Some((id, places)) = row(read)? {
+                look(id, &places);
+            }
+        }
+        self.overlay.iter().for_each(|(id, places)| look(*id, places));
+        Ok(found)
+    }
+
     /// The places of each chunk, earliest pack first; empty where there is none.
     ///
     /// # Errors
@@ -220,9 +239,20 @@ impl Index {
     }
 }
 
+/// Id and places, unless the key is no chunk's.
+type Row = (ChunkId, Vec<Place>);
+
+fn row(read: std::result::Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>) -> Result<Option<Row>> {
+    let (key, value) = read.map_err(failed)?;
+    let Ok(id) = <[u8; 32]>::try_from(&*key) else { return Ok(None) };
+    Ok(Some((ChunkId(id), decode_places(&value)?)))
+}
+
 fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     // A secondary instance reads beside the owner; its own log goes to a folder that is gone with the process's end.
-    let scratch = std::env::temp_dir().join(format!("windlass-index-{}", std::process::id()));
+    static GUESTS: AtomicU64 = AtomicU64::new(0);
+    let guest = GUESTS.fetch_add(1, Relaxed);
+    let scratch = std::env::temp_dir().join(format!("windlass-index-{}-{guest}", std::process::id()));
     let mut options = options();
     options.create_if_missing(false);
     options.set_max_open_files(-1);

@@ -53,6 +53,10 @@ pub(crate) struct Inner {
     pub files: Mutex<HashMap<PackName, Arc<PackFile>>>,
     /// The term's first record is the first that needs it.
     term_begun: AtomicBool,
+    /// What reads found damaged in which packs, and the log need not know yet; at most [`DAMAGED_MAX`].
+    damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
+    /// A reader that could not write its session does not try again.
+    unwritable: AtomicBool,
     /// Held until the process ends or the repository is closed.
     _lock: Option<File>,
 }
@@ -87,6 +91,8 @@ impl Inner {
             packer: Mutex::default(),
             files: Mutex::default(),
             term_begun: AtomicBool::new(false),
+            damaged: Mutex::default(),
+            unwritable: AtomicBool::new(false),
             _lock: lock,
         }
     }
@@ -111,10 +117,14 @@ impl Inner {
 
     /// Reads the log to its end, and adds packs that others added. Blocking.
     ///
+    /// Once writing has failed it fails too: the last record may be there and not be durable, and nobody may be told of
+    /// a point that a power cut takes back. What is known already can still be read.
+    ///
     /// # Errors
     /// `Integrity`, `Version`, or of the storage.
     pub fn catch_up(&self) -> Result<Arc<State>> {
         let mut log = self.log.lock().expect("no holder panics");
+        lock(&self.pending).check()?;
         log.catch_up()?;
         let state = self.publish_view(&log);
         self.index_new_packs(&state)?;
@@ -143,16 +153,20 @@ impl Inner {
             if !sealed.is_empty() {
                 events.push(Event::PacksAdded(sealed.iter().map(|(_, pack)| pack.added.clone()).collect()));
             }
-            // Nothing is written for a term alone.
+            // Nothing is written for a term alone, nor for damage: that goes with what comes next.
             let wanted = !made.is_empty() || !sealed.is_empty();
             events.extend(made);
+            events.extend(self.suspect_events(state));
             Ok(if wanted { events } else { Vec::new() })
         });
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                if matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull) {
+                let storage = matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull);
+                if storage && self.author.term > 0 {
                     lock(&self.pending).fail(&error);
+                } else if storage {
+                    self.unwritable.store(true, SeqCst);
                 }
                 return Err(error);
             }
@@ -169,10 +183,43 @@ impl Inner {
                 }
             }
         }
-        if self.author.term > 0 {
-            log.digest_when_due()?;
+        if self.author.term > 0
+            && let Err(error) = log.digest_when_due()
+        {
+            // The record is durable all the same; the next one is refused.
+            lock(&self.pending).fail(&error);
         }
         Ok(state)
+    }
+
+    /// What reads found since the last record.
+    fn suspect_events(&self, state: &State) -> Vec<Event> {
+        let damaged = self.damaged.lock().expect("no holder panics");
+        let new = damaged.iter().filter(|(chunk, pack)| {
+            state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
+        });
+        new.take(SUSPECTS_TOGETHER).map(|(chunk, pack)| Event::ChunkSuspect(*chunk, *pack)).collect()
+    }
+
+    /// Notes that a chunk does not read in a pack: from here on its place does not count, and the log is told with the
+    /// next record.
+    pub fn note_damaged(&self, chunk: ChunkId, pack: PackName) {
+        let mut damaged = self.damaged.lock().expect("no holder panics");
+        if damaged.len() < DAMAGED_MAX && damaged.insert((chunk, pack)) {
+            tracing::warn!(%chunk, %pack, "a chunk does not read");
+        }
+    }
+
+    /// True when no read has found damage.
+    pub fn nothing_damaged(&self) -> bool {
+        self.damaged.lock().expect("no holder panics").is_empty()
+    }
+
+    /// True for a place that may be relied on.
+    pub fn is_usable(&self, state: &State, chunk: &ChunkId, pack: u32) -> bool {
+        let Some(it) = state.packs().get(&pack).filter(|it| it.doomed.is_none()) else { return false };
+        let place = (*chunk, it.added.name);
+        !state.suspects().contains(&place) && !self.damaged.lock().expect("no holder panics").contains(&place)
     }
 
     /// A new term, and the end of leases that nobody can still hold.
@@ -184,7 +231,7 @@ impl Inner {
     }
 
     /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
-    /// what is in it counts as missing until it is back.
+    /// what is in it counts as missing until the index is built again.
     pub fn index_new_packs(&self, state: &State) -> Result<()> {
         self.index_packs(state, |_| None)
     }
@@ -200,7 +247,10 @@ impl Inner {
             let name = &pack.added.name;
             let entries = match known(name) {
                 Some(entries) => Ok(entries),
-                None => crate::reader::footer(&self.directory, name).map(Arc::new),
+                // Twice, because one bad moment would have all of the pack sent again.
+                None => crate::reader::footer(&self.directory, name)
+                    .or_else(|_| crate::reader::footer(&self.directory, name))
+                    .map(Arc::new),
             };
             match entries {
                 Ok(entries) => index.add(*number, &entries)?,
@@ -218,8 +268,23 @@ impl Inner {
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
         let places = self.index.read().expect("no holder panics").places(ids)?;
         let state = self.state();
-        let usable = |id: &ChunkId, place: &Place| state.is_live(place.pack) && !state.is_suspect(id, place.pack);
+        let all_sound = state.suspects().is_empty() && self.nothing_damaged();
+        let usable = |id: &ChunkId, place: &Place| match all_sound {
+            true => state.is_live(place.pack),
+            false => self.is_usable(&state, id, place.pack),
+        };
         Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| usable(id, place))).collect())
+    }
+
+    /// Damaged chunks that are nowhere sound. Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn unhealed(&self, state: &State) -> Result<BTreeSet<ChunkId>> {
+        let suspects: BTreeSet<ChunkId> = state.suspects().iter().map(|(chunk, _)| *chunk).collect();
+        let suspects: Vec<ChunkId> = suspects.into_iter().collect();
+        let places = self.locate(&suspects)?;
+        Ok(suspects.into_iter().zip(places).filter(|(_, place)| place.is_none()).map(|(chunk, _)| chunk).collect())
     }
 }
 
@@ -256,7 +321,7 @@ impl Local {
     }
 
     async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
-        let suspects: BTreeSet<ChunkId> = self.inner.state().suspects().iter().map(|(chunk, _)| *chunk).collect();
+        let suspects = self.with(|inner| inner.unhealed(&inner.state())).await?;
         let mut found = Vec::new();
         if suspects.is_empty() {
             return Ok(found);
@@ -317,15 +382,21 @@ impl Repository for Local {
         let (session, pins) = (SessionId::random(&self.inner.world), points.to_vec());
         let (owner, point) = (OwnerId::default(), PointId::default());
         let opened = SessionOpened { session, writes: false, owner, point, pins };
-        let pinned = self.with(move |inner| inner.open_session(&opened)).await;
-        match pinned {
-            Ok(()) => Ok(Reader::pinned(self.clone(), session)),
-            Err(error) if error.kind() == mover::ErrorKind::StoreIo || error.kind() == mover::ErrorKind::StoreFull => {
-                tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
-                Ok(Reader::unpinned(self.clone()))
+        let pinned = self.with(move |inner| {
+            let unpinned = |state: &State| gone(state, &opened).map_or(Ok(false), Err);
+            if inner.unwritable.load(SeqCst) {
+                return unpinned(&*inner.catch_up()?);
             }
-            Err(error) => Err(error),
-        }
+            match inner.open_session(&opened) {
+                Ok(()) => Ok(true),
+                Err(error) if matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull) => {
+                    tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
+                    unpinned(&inner.state())
+                }
+                Err(error) => Err(error),
+            }
+        });
+        Ok(if pinned.await? { Reader::pinned(self.clone(), session) } else { Reader::unpinned(self.clone()) })
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
@@ -351,7 +422,7 @@ impl Repository for Local {
             stats.chunks += u64::from(pack.added.chunks);
             stats.bytes_stored += pack.added.bytes;
         }
-        stats.suspects = state.suspects().len() as u64;
+        stats.suspects = self.with(move |inner| inner.unhealed(&state)).await?.len() as u64;
         Ok(stats)
     }
 
@@ -363,8 +434,8 @@ impl Repository for Local {
 impl Inner {
     fn open_session(&self, opened: &SessionOpened) -> Result<()> {
         self.append(|state| {
-            if let Some(gone) = opened.pins.iter().find(|pin| !state.points().contains_key(*pin)) {
-                return Err(Error::not_found(format!("there is no point {gone}")).hint("`windlass points` lists them"));
+            if let Some(error) = gone(state, opened) {
+                return Err(error);
             }
             Ok(vec![Event::SessionOpened(opened.clone())])
         })
@@ -383,5 +454,19 @@ impl Inner {
     }
 }
 
+/// The error for the first point that the session needs and that is not there. A parent that was forgotten is no parent:
+/// the next doom may make it final.
+fn gone(state: &State, opened: &SessionOpened) -> Option<Error> {
+    let there = |pin: &&PointId| {
+        state.points().get(*pin).is_some_and(|point| !opened.writes || point.forgotten.is_none())
+    };
+    let gone = opened.pins.iter().find(|pin| !there(pin))?;
+    Some(Error::not_found(format!("there is no point {gone}")).hint("`windlass points` lists them"))
+}
+
+/// Damaged chunks that one process remembers; the rest is found again.
+const DAMAGED_MAX: usize = 1 << 20;
+/// Chunks marked suspect in one record, besides its other events: a third of the longest record.
+pub const SUSPECTS_TOGETHER: usize = 4_096;
 /// Leases of other processes are fenced after a week.
 const SESSION_AGE_MAX_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;

@@ -1,10 +1,10 @@
 //! The commit log in a directory: following it, and adding to it.
 
-use crate::directory::{Created, Directory, STATE, log_object, state_object};
+use crate::directory::{Created, Directory, LOG, LOG_FOLDER, STATE, log_object, state_object};
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
-use mover::{Error, Incarnation, RepositoryId, Result, WriterId};
+use mover::{Error, ErrorKind, Incarnation, RepositoryId, Result, WriterId};
 use std::sync::Arc;
 
 /// Who appends.
@@ -31,7 +31,8 @@ impl CommitLog {
     /// # Errors
     /// `Integrity` when a record does not fit the one before, `Version`, or of the storage.
     pub fn open(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
-        let mut log = Self { directory, config, state: Arc::new(State::new(repository)), digested: 0 };
+        let state = Arc::new(State::new(repository, &config));
+        let mut log = Self { directory, config, state, digested: 0 };
         for sequence in log.digests()?.into_iter().rev() {
             match log.read_digest(sequence) {
                 Ok(state) => {
@@ -116,6 +117,10 @@ impl CommitLog {
     ) -> Result<Option<LogRecord>> {
         loop {
             self.catch_up()?;
+            if let Some(code) = self.state.not_understood().first() {
+                return Err(Error::version(format!("the log has events of kind {code}, which this program does not know"))
+                    .hint("use a newer windlass to write; this one can restore"));
+            }
             let events = make(&self.state)?;
             if events.is_empty() {
                 return Ok(None);
@@ -150,18 +155,31 @@ impl CommitLog {
     }
 
     /// After a record was created: a digest at or above it must account for it, or the author has been fenced by a
-    /// prune that did not know it (R3).
-    fn check_digests(&mut self, author: Author) -> Result<()> {
+    /// prune that did not know it (R3). A reader that has closed its last session is not in digests, and loses nothing.
+    fn check_digests(&self, author: Author) -> Result<()> {
         let end = self.state.end();
+        if !self.state.writers().contains_key(&author.writer) {
+            return Ok(());
+        }
         for sequence in self.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
-            let accounts = self
-                .read_digest(sequence)
-                .is_ok_and(|state| state.writers().get(&author.writer).is_some_and(|it| it.last.sequence >= end.sequence));
-            if !accounts && author.term > 0 {
+            if !self.read_digest(sequence).is_ok_and(|state| state.accounts_for(author.writer, author.term, end)) {
                 return Err(Error::fenced("the log was pruned past this writer").hint("open the repository again"));
             }
         }
         Ok(())
+    }
+
+    /// True when the log once ended like that, as far as can be told: what was pruned, or given up by an administrator,
+    /// is believed (R15).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn passed(&self, seen: Incarnation) -> Result<bool> {
+        let end = self.state.end();
+        if seen.sequence == 0 || seen == end || self.state.gave_up(seen) {
+            return Ok(true);
+        }
+        Ok(seen.sequence < end.sequence && self.record(seen.sequence)?.is_none_or(|(_, then)| then == seen))
     }
 
     fn read_digest(&self, sequence: u64) -> Result<State> {
@@ -190,9 +208,55 @@ impl CommitLog {
         let digest = Digest { config: self.config.clone(), state: State::clone(&self.state) };
         self.directory.create(&state_object(end), &digest.encode())?;
         self.digested = end;
-        Ok(())
+        match self.prune(PRUNE_RECORDS) {
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                tracing::warn!(%error, "the log is not pruned");
+                Ok(())
+            }
+            pruned => pruned.map(|_| ()),
+        }
+    }
+
+    /// Deletes the records below the older of the two newest digests, and older digests, when there are more than
+    /// `records_max` (R3). Before that the newer digest is computed from the older one, so that what stays is proven to
+    /// say everything. Returns how many records went.
+    ///
+    /// # Errors
+    /// `Integrity` when the digests do not agree with the log: then nothing is deleted. Of the storage.
+    pub fn prune(&self, records_max: usize) -> Result<usize> {
+        let digests = self.digests()?;
+        let [before @ .., older, newer] = &digests[..] else { return Ok(0) };
+        let mut below = Vec::new();
+        for folder in self.directory.list(LOG)? {
+            if folder.parse::<u64>().is_ok_and(|number| number <= older / LOG_FOLDER) {
+                let names = self.directory.list(&format!("{LOG}/{folder}"))?;
+                below.extend(names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|number| number < older));
+            }
+        }
+        if below.len() <= records_max {
+            return Ok(0);
+        }
+        let mut state = self.read_digest(*older)?;
+        for sequence in older + 1..=*newer {
+            let record = self.record(sequence)?;
+            let (record, end) = record.ok_or_else(|| Error::integrity(format!("record {sequence} is missing")))?;
+            state.apply(&record, end.hash)?;
+        }
+        if state != self.read_digest(*newer)? {
+            return Err(Error::integrity(format!("{} is not what the log gives", state_object(*newer))));
+        }
+        // Both must outlast the records.
+        self.directory.sync_folder(STATE)?;
+        before.iter().try_for_each(|sequence| self.directory.remove(&state_object(*sequence)))?;
+        // In order, so that what is left is always an end of the log.
+        below.sort_unstable();
+        below.iter().try_for_each(|sequence| self.directory.remove(&log_object(*sequence)))?;
+        tracing::info!(records = below.len(), up_to = older, "pruned the log");
+        Ok(below.len())
     }
 }
 
 /// Records between two digests: opening replays at most about so many.
 const DIGEST_RECORDS: u64 = 256;
+/// Records below the older digest that are kept before they are worth deleting.
+const PRUNE_RECORDS: usize = 10_000;

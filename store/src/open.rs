@@ -14,7 +14,7 @@ use crate::index::{Index, IndexAccess};
 use crate::io::{DiskIo, Io};
 use crate::local::{Access, Inner, Local};
 use crate::log::{Author, CommitLog};
-use crate::packer::{Arrival, PackMaker, Packer, lock};
+use crate::packer::{Arrival, PackMaker, Packer};
 use chunker::{Blob, DomainKey};
 use mover::{
     Error, Incarnation, Pool, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId, blocking, digest,
@@ -70,8 +70,8 @@ impl Local {
         directory.make_folders()?;
         let domain = like.map_or_else(|| DomainKey(world.random_bytes()), |like| like.domain.clone());
         let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
-        let file = ConfigFile { config: config.clone(), writer: WriterId::random(world) };
-        match directory.create(CONFIG, &file.encode())? {
+        let file = ConfigFile::new(config.clone(), WriterId::random(world));
+        match directory.create(CONFIG, &file.bytes)? {
             Created::New => Ok(config),
             Created::Exists => Err(taken("holds a repository already")),
         }
@@ -130,26 +130,25 @@ impl Local {
     /// `Usage` when nothing was rolled back; as [`Self::open`].
     pub async fn accept_rollback(path: &Path, pool: Pool, world: World) -> Result<Incarnation> {
         let directory = Directory::new(path, Arc::new(DiskIo), world.clone());
-        let (inner, seen) = blocking(move || {
-            let (config, lock) = (read_config(&directory)?, take_lock(&directory)?);
-            let log = CommitLog::open(directory.clone(), config.config.id, config.encode())?;
+        let accepted = blocking(move || {
+            let (config, _lock) = (read_config(&directory)?, take_lock(&directory)?);
+            let mut log = CommitLog::open(directory.clone(), config.config.id, config.bytes.clone())?;
             let folder = directory.root().join(INDEX);
             let mut index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
             let seen = index.applied();
-            if check_rollback(&log, seen).is_ok() {
+            index.close();
+            if log.passed(seen)? {
                 return Err(Error::usage("the repository was not rolled back"));
             }
-            // The view belongs to the lost end of the log.
-            index.close();
-            Index::remove(&folder)?;
-            let index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
             let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
-            Ok((Inner::new((directory, config, pool, world), author, log, index, Some(lock)), seen))
-        })
-        .await?;
-        let local = Self { inner: Arc::new(inner) };
-        local.with(move |inner| inner.append(|_| Ok(vec![Event::NewIncarnation(seen)])).map(|_| ())).await?;
-        local.close().await?;
+            log.append(author, |_| Ok(vec![Event::WriterTerm, Event::NewIncarnation(seen)]))?;
+            // The view belongs to the lost end of the log. It goes last: it is what knows of the rollback.
+            Index::remove(&folder)?;
+            Ok(seen)
+        });
+        let seen = accepted.await?;
+        // Opening it makes the index again.
+        Self::open(path, Access::Write, pool, world).await?.close().await?;
         Ok(seen)
     }
 
@@ -197,11 +196,7 @@ impl Local {
         tracing::info!(chunks = sound.len(), "packing again what an unfinished pack holds");
         let packer = self.inner.packer()?;
         for (kind, arrival) in sound {
-            let nobody = SessionId::default();
-            let new = lock(&self.inner.pending).reserve(arrival.id, nobody);
-            if new {
-                packer.append(kind, vec![arrival]).await?;
-            }
+            packer.append(SessionId::default(), kind, vec![arrival]).await?;
         }
         packer.flush().await
     }
@@ -219,11 +214,16 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
     // The two do not depend on each other, and opening the index takes most of the time.
     let (log, index) = std::thread::scope(|scope| {
         let index = scope.spawn(|| Index::open(&index_folder, index_access, id));
-        let log = CommitLog::open(directory.clone(), id, config.encode());
+        let log = CommitLog::open(directory.clone(), id, config.bytes.clone());
         (log, index.join().expect("opening the index does not panic"))
     });
     let (log, index) = (log?, index?);
     check_rollback(&log, index.applied())?;
+    if access == Access::Write && log.state().end().sequence > 0 {
+        // The process that created it may have died before its name was durable, and the index must not know more than
+        // a power cut leaves.
+        directory.sync_log_folder(log.state().end().sequence)?;
+    }
     let author = match access {
         Access::Write => Author { writer: config.writer, term: log.state().term(config.writer) + 1 },
         Access::Read => Author { writer: WriterId::random(&world), term: 0 },
@@ -268,18 +268,12 @@ fn take_lock(directory: &Directory) -> Result<File> {
 
 /// A valid beginning of a log chains perfectly; only somebody who saw more can tell that the end is gone (R15).
 fn check_rollback(log: &CommitLog, seen: Incarnation) -> Result<()> {
-    let state = log.state();
-    if seen.sequence == 0 || seen == state.end() || state.lost().contains(&seen) {
-        return Ok(());
-    }
-    let same = seen.sequence < state.end().sequence
-        && log.record(seen.sequence)?.is_none_or(|(_, end)| end == seen);
-    if same {
+    if log.passed(seen)? {
         return Ok(());
     }
     Err(Error::rolled_back(format!(
         "the log ends at record {}, but record {} has been seen: it was rolled back or replaced",
-        state.end().sequence,
+        log.state().end().sequence,
         seen.sequence
     ))
     .hint("bring the newer files back; or, when they are lost, run `windlass doctor --accept-rollback -r ADDR`"))
@@ -319,7 +313,8 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
             continue;
         }
         match decode_footer(&bytes, bytes.len() as u64) {
-            Ok(entries) => {
+            // After a power cut the footer may be there and what lies before it not: the records are looked at too.
+            Ok(entries) if all_records_sound(&bytes, &entries) => {
                 let pack = PackName(digest(&bytes));
                 if state.pack_number(&pack).is_some() || state.was_dropped(&pack) {
                     found.useless.push(path);
@@ -331,10 +326,15 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
                     found.complete.push((path, added(pack, &bytes, &entries)?));
                 }
             }
-            Err(_) => found.partial.push(path),
+            _ => found.partial.push(path),
         }
     }
     Ok(found)
+}
+
+fn all_records_sound(bytes: &[u8], entries: &[PackEntry]) -> bool {
+    let Ok(header) = PackHeader::decode(bytes) else { return false };
+    scan_records(bytes, &header.nonce) == entries
 }
 
 fn added(name: PackName, bytes: &[u8], entries: &[PackEntry]) -> Result<AddedPack> {

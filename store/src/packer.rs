@@ -10,15 +10,15 @@ use crate::format::pack::{
     PACK_HEADER_BYTES, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, encode_footer, record_header,
 };
 use crate::log::Author;
-use chunker::{Blob, ChunkId};
+use chunker::{Blob, BlobHeader, ChunkId};
 use mover::{Error, ErrorKind, OwnerId, RepositoryConfig, Result, SessionId};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::IoSlice;
 use std::path::PathBuf;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
+use std::thread::{self, JoinHandle, ThreadId};
 use tokio::sync::{mpsc, oneshot};
 
 /// A verified chunk on its way into a pack.
@@ -74,13 +74,20 @@ impl Pending {
         self.chunks.get(id).copied()
     }
 
-    /// Takes `id` for `session` unless somebody has put it already.
-    pub fn reserve(&mut self, id: ChunkId, session: SessionId) -> bool {
+    /// Takes `id` for `session` unless somebody has put it already. What is taken must be on its way to the packer when
+    /// the lock is given back: who is told "pending" relies on its own flush coming after.
+    fn reserve(&mut self, id: ChunkId, session: SessionId) -> bool {
         let new = !self.chunks.contains_key(&id);
         if new {
             self.chunks.insert(id, PendingChunk { session, place: None });
         }
         new
+    }
+
+    /// True for a chunk whose pack is durable, so that the next record will name it.
+    pub fn is_sealed(&self, id: &ChunkId) -> bool {
+        let place = self.chunks.get(id).and_then(|chunk| chunk.place);
+        place.and_then(|place| self.packs.get(&place.0)).is_some_and(|pack| pack.sealed.is_some())
     }
 
     /// A pack by its number.
@@ -122,8 +129,10 @@ impl Pending {
 
 /// Handle to the threads that write packs.
 pub struct Packer {
-    sender: mpsc::Sender<Message>,
+    sender: Option<mpsc::Sender<Message>>,
     pending: Arc<Mutex<Pending>>,
+    writer: Option<JoinHandle<()>>,
+    sealer: ThreadId,
 }
 
 enum Message {
@@ -147,22 +156,46 @@ impl Packer {
     /// come together that should be logged.
     pub fn start(maker: PackMaker, pending: Arc<Mutex<Pending>>, sealed_many: impl Fn() + Send + 'static) -> Self {
         let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
-        let writer = Writer { maker, pending: pending.clone(), open: [None, None] };
-        thread::Builder::new()
-            .name("packer".into())
-            .spawn(move || writer.run(receiver, sealed_many))
+        let (full, to_seal) = sync_channel(SEALS_MAX);
+        let (directory, sealing) = (maker.directory.clone(), pending.clone());
+        let sealer = thread::Builder::new()
+            .name("sealer".into())
+            .spawn(move || run_sealer(&directory, &sealing, to_seal, sealed_many))
             .expect("a thread can be started");
-        Self { sender, pending }
+        let id = sealer.thread().id();
+        let writer = Writer { maker, pending: pending.clone(), open: [None, None] };
+        let writer = thread::Builder::new()
+            .name("packer".into())
+            .spawn(move || {
+                writer.run(receiver, full);
+                let _ = sealer.join();
+            })
+            .expect("a thread can be started");
+        Self { sender: Some(sender), pending, writer: Some(writer), sealer: id }
     }
 
-    /// Hands chunks to the packer, which all go into packs of one kind; waits while too many are on their way.
+    /// Hands those of `arrivals` that nobody has put before to the packer, for packs of one kind; waits while too many
+    /// are on their way. Returns what was taken.
     ///
     /// # Errors
     /// When writing has stopped.
-    pub async fn append(&self, kind: PackKind, arrivals: Vec<Arrival>) -> Result<()> {
+    pub async fn append(&self, session: SessionId, kind: PackKind, mut arrivals: Vec<Arrival>) -> Result<Vec<Taken>> {
         self.check()?;
-        let sent = self.sender.send(Message::Append(kind, arrivals)).await;
-        sent.map_err(|_| self.check().err().unwrap_or_else(|| Error::internal("the packer has ended")))
+        let ended = |_| self.check().err().unwrap_or_else(|| Error::internal("the packer has ended"));
+        let permit = self.sender().reserve().await.map_err(ended)?;
+        // From here on nothing waits, so a caller that is cancelled leaves no chunk taken and not sent; and whoever sees
+        // one as pending flushes behind it in the queue (R18).
+        let mut pending = lock(&self.pending);
+        arrivals.retain(|arrival| pending.reserve(arrival.id, session));
+        let taken = arrivals.iter().map(|arrival| Taken { id: arrival.id, header: *arrival.blob.header() }).collect();
+        if !arrivals.is_empty() {
+            permit.send(Message::Append(kind, arrivals));
+        }
+        Ok(taken)
+    }
+
+    fn sender(&self) -> &mpsc::Sender<Message> {
+        self.sender.as_ref().expect("only dropping takes it")
     }
 
     /// Returns when everything handed over before is durable under its name.
@@ -171,7 +204,7 @@ impl Packer {
     /// When writing has stopped.
     pub async fn flush(&self) -> Result<()> {
         let (done, wait) = oneshot::channel();
-        if self.sender.send(Message::Flush(done)).await.is_ok() {
+        if self.sender().send(Message::Flush(done)).await.is_ok() {
             let _ = wait.await;
         }
         self.check()
@@ -180,6 +213,30 @@ impl Packer {
     fn check(&self) -> Result<()> {
         lock(&self.pending).check()
     }
+}
+
+impl Drop for Packer {
+    /// Gives up what is not flushed, and waits for the threads: whoever opens the directory next must not find them still
+    /// writing there.
+    fn drop(&mut self) {
+        lock(&self.pending).fail(&Error::store_io("it was closed"));
+        self.sender = None;
+        if let Some(writer) = self.writer.take() {
+            let this = thread::current().id();
+            if this != self.sealer && this != writer.thread().id() {
+                let _ = writer.join();
+            }
+        }
+    }
+}
+
+/// A chunk that the packer has taken.
+#[derive(Clone, Copy)]
+pub struct Taken {
+    /// Which.
+    pub id: ChunkId,
+    /// Its blob's header.
+    pub header: BlobHeader,
 }
 
 /// Locks what is pending.
@@ -214,24 +271,7 @@ enum Seal {
 }
 
 impl Writer {
-    fn run(mut self, mut receiver: mpsc::Receiver<Message>, sealed_many: impl Fn() + Send + 'static) {
-        let (full, to_seal) = sync_channel(SEALS_MAX);
-        let (directory, pending) = (self.maker.directory.clone(), self.pending.clone());
-        let sealer = thread::Builder::new().name("sealer".into()).spawn(move || {
-            for job in to_seal {
-                match job {
-                    Seal::Pack(pack) => {
-                        if let Err(error) = seal(&directory, &pending, pack) {
-                            lock(&pending).fail(&error);
-                        } else if lock(&pending).sealed().len() >= SEALED_MAX {
-                            sealed_many();
-                        }
-                    }
-                    Seal::Barrier(flushed) => drop(flushed.send(())),
-                }
-            }
-        });
-        let sealer = sealer.expect("a thread can be started");
+    fn run(mut self, mut receiver: mpsc::Receiver<Message>, full: SyncSender<Seal>) {
         while let Some(message) = receiver.blocking_recv() {
             let done = match message {
                 Message::Append(kind, arrivals) => self.append(kind, arrivals, &full),
@@ -245,8 +285,6 @@ impl Writer {
                 lock(&self.pending).fail(&error);
             }
         }
-        drop(full);
-        let _ = sealer.join();
     }
 
     fn append(&mut self, kind: PackKind, arrivals: Vec<Arrival>, full: &SyncSender<Seal>) -> Result<()> {
@@ -351,6 +389,21 @@ impl OpenPack {
         }
         let written = directory.io().append(&self.file, parts);
         written.map_err(|error| crate::error::storage("cannot write", &self.path, error))
+    }
+}
+
+fn run_sealer(directory: &Directory, pending: &Mutex<Pending>, jobs: Receiver<Seal>, sealed_many: impl Fn()) {
+    for job in jobs {
+        match job {
+            Seal::Pack(pack) => {
+                if let Err(error) = seal(directory, pending, pack) {
+                    lock(pending).fail(&error);
+                } else if lock(pending).sealed().len() >= SEALED_MAX {
+                    sealed_many();
+                }
+            }
+            Seal::Barrier(flushed) => drop(flushed.send(())),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading chunks out of packs: places sorted by pack and offset, neighbours read together, several reads ahead.
 
 use crate::directory::{Directory, pack_object};
-use crate::error::storage;
+use crate::error::{reading, storage};
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
     footer_bytes, read_record_header,
@@ -12,7 +12,7 @@ use crate::packer::lock;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt, pin_mut, stream};
-use mover::{ChunkBatch, ChunkError, Error, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener};
+use mover::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -194,14 +194,15 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
     let read = open_pack(inner, &pack).and_then(|file| {
         let length = usize::try_from(end - start).expect("a run is bounded");
         let bytes = inner.directory.io().read_at(&file.file, start, length);
-        Ok((file, bytes.map_err(|error| storage("cannot read pack", pack_object(&pack).as_ref(), error))?))
+        Ok((file, bytes.map_err(|error| reading(pack_object(&pack).as_ref(), error))?))
     });
     let name = pack.to_string();
     match read {
         Ok((file, bytes)) => {
             let bytes = Bytes::from(bytes);
             let one = |(id, offset, blob_bytes): (ChunkId, u64, u32)| {
-                (id, record(&bytes, offset - start, blob_bytes, id, &file.nonce, &name))
+                let blob = record(&bytes, offset - start, blob_bytes, id, &file.nonce, &name);
+                (id, blob.inspect_err(|_| inner.note_damaged(id, pack)))
             };
             chunks.into_iter().map(one).collect()
         }
@@ -211,7 +212,14 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
         }
         Err(error) => {
             let what = error.to_string();
-            chunks.into_iter().map(|(chunk, _, _)| (chunk, Err(ChunkError::Unreadable { chunk, what: what.clone() }))).collect()
+            let one = |(chunk, _, _)| match error.kind() {
+                ErrorKind::Integrity => {
+                    inner.note_damaged(chunk, pack);
+                    (chunk, Err(ChunkError::Damaged { chunk, pack: name.clone(), what: what.clone() }))
+                }
+                _ => (chunk, Err(ChunkError::Unreadable { chunk, what: format!("pack {name}: {what}") })),
+            };
+            chunks.into_iter().map(one).collect()
         }
     }
 }
@@ -260,7 +268,7 @@ fn open_pack(inner: &Inner, name: &PackName) -> Result<Arc<PackFile>> {
 /// `Integrity`, or of the storage.
 pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName) -> Result<PackHeader> {
     let bytes = directory.io().read_at(file, 0, PACK_HEADER_BYTES);
-    let bytes = bytes.map_err(|error| storage("cannot read pack", pack_object(name).as_ref(), error))?;
+    let bytes = bytes.map_err(|error| reading(pack_object(name).as_ref(), error))?;
     PackHeader::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("pack {name}")))
 }
 
@@ -270,7 +278,7 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
 /// `Integrity`, or of the storage.
 pub fn footer(directory: &Directory, name: &PackName) -> Result<Vec<PackEntry>> {
     let file = directory.open_pack(name)?;
-    let fail = |error| storage("cannot read pack", pack_object(name).as_ref(), error);
+    let fail = |error| reading(pack_object(name).as_ref(), error);
     let length = directory.io().length(&file).map_err(fail)?;
     if length > PACK_BYTES_MAX {
         return Err(Error::integrity(format!("pack {name} has {length} bytes, more than can be")));

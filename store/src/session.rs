@@ -14,6 +14,7 @@ use mover::{
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
+use tokio::sync::RwLock;
 
 /// A write session; ends when it is dropped.
 pub struct Session {
@@ -25,7 +26,20 @@ pub struct Session {
     verification: Verification,
     /// Where chunks are that this session was told it need not put; so that a commit asks the index only about others.
     told: Mutex<HashMap<ChunkId, Told>>,
+    /// Packs in which those chunks were: all of them, however many chunks.
+    relied: Mutex<BTreeSet<u32>>,
     stored: Mutex<Flushed>,
+    /// A commit waits for puts that are on their way, and puts for it: what it flushes is all that came.
+    gate: RwLock<()>,
+}
+
+/// Which of the chunks that the log does not know count.
+#[derive(Clone, Copy)]
+enum Unlogged {
+    /// All: the asker's flush makes them durable, or fails.
+    Any,
+    /// Those of durable packs, which the next record names: what a commit may rely on.
+    Sealed,
 }
 
 /// Why a chunk is known to be there.
@@ -47,29 +61,40 @@ impl Session {
             owner: begin.owner,
             verification: begin.verification,
             told: Mutex::default(),
+            relied: Mutex::default(),
             stored: Mutex::default(),
+            gate: RwLock::default(),
         }
     }
 
     fn tell(&self, told: impl IntoIterator<Item = (ChunkId, Told)>) {
         let mut known = self.told.lock().expect("no holder panics");
+        let mut relied = self.relied.lock().expect("no holder panics");
         for (id, told) in told {
+            if let Told::Pack(number) = told {
+                relied.insert(number);
+            }
             if known.len() < TOLD_MAX {
                 known.insert(id, told);
             }
         }
     }
 
-    /// What is durable by now, or will be with the next flush.
-    async fn presence(&self, ids: &[ChunkId]) -> Result<Vec<(Presence, Option<Told>)>> {
+    /// What is there, in the log or on its way.
+    async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<(Presence, Option<Told>)>> {
         let (session, ids) = (self.id, ids.to_vec());
         self.local
             .with(move |inner| {
                 let mut found: Vec<_> = {
-                    let pending = lock(&inner.pending);
-                    pending.check()?;
-                    let chunk = |id| pending.chunk(id).map(|chunk| if chunk.session == session { Presence::Have } else { Presence::Pending });
-                    ids.iter().map(|id| (chunk(id).unwrap_or(Presence::Missing), None)).collect()
+                    let unlogged = lock(&inner.pending);
+                    unlogged.check()?;
+                    let one = |id: &ChunkId| match (unlogged.chunk(id), pending) {
+                        (None, _) => Presence::Missing,
+                        (Some(_), Unlogged::Sealed) if !unlogged.is_sealed(id) => Presence::Missing,
+                        (Some(chunk), _) if chunk.session == session => Presence::Have,
+                        (Some(_), _) => Presence::Pending,
+                    };
+                    ids.iter().map(|id| (one(id), None)).collect()
                 };
                 let asked: Vec<usize> = (0..ids.len()).filter(|at| found[*at].0 == Presence::Missing).collect();
                 let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
@@ -93,19 +118,26 @@ impl Session {
         };
         let arrivals: Vec<Arrival> = self.local.inner.pool.run(verified).await?;
         let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
-        let present = self.presence(&ids).await?;
-        let mut pending = lock(&self.local.inner.pending);
+        let present = self.presence(&ids, Unlogged::Any).await?;
         let absent = arrivals.into_iter().zip(present).filter(|(_, (presence, _))| *presence == Presence::Missing);
-        Ok(absent.map(|(arrival, _)| arrival).filter(|arrival| pending.reserve(arrival.id, self.id)).collect())
+        Ok(absent.map(|(arrival, _)| arrival).collect())
+    }
+
+    async fn take(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        let (structure, data): (Vec<_>, Vec<_>) =
+            self.verify(chunks).await?.into_iter().partition(|it| it.blob.header().kind.is_structure());
+        self.store(PackKind::Data, data).await?;
+        self.store(PackKind::Page, structure).await
     }
 
     async fn store(&self, kind: PackKind, arrivals: Vec<Arrival>) -> Result<()> {
         if arrivals.is_empty() {
             return Ok(());
         }
-        self.tell(arrivals.iter().map(|arrival| (arrival.id, Told::Own)));
+        let taken = self.packer.append(self.id, kind, arrivals).await?;
+        self.tell(taken.iter().map(|taken| (taken.id, Told::Own)));
         let mut more = Flushed::default();
-        for header in arrivals.iter().map(|arrival| arrival.blob.header()) {
+        for header in taken.iter().map(|taken| taken.header) {
             more.bytes_stored += u64::from(header.blob_bytes());
             if kind == PackKind::Data {
                 more.chunks += 1;
@@ -113,7 +145,6 @@ impl Session {
                 more.bytes_blobs += u64::from(header.blob_bytes());
             }
         }
-        self.packer.append(kind, arrivals).await?;
         let mut stored = self.stored.lock().expect("no holder panics");
         stored.chunks += more.chunks;
         stored.bytes_plain += more.bytes_plain;
@@ -128,7 +159,7 @@ impl Session {
         Manifest::decode(&plain).map_err(|error| Error::internal("a manifest that cannot be read back").because(error))?;
         let id = self.local.inner.prints.id(ChunkKind::Manifest, &plain);
         let blob = with_sealer(chunker::Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
-        self.put(vec![(id, blob)]).await?;
+        self.take(vec![(id, blob)]).await?;
         Ok(id)
     }
 
@@ -156,16 +187,6 @@ impl Session {
         })
     }
 
-    /// Packs in which chunks were that this session was told to be there.
-    fn packs_relied_on(&self) -> BTreeSet<u32> {
-        let told = self.told.lock().expect("no holder panics");
-        let packs = told.values().filter_map(|told| match told {
-            Told::Pack(number) => Some(*number),
-            Told::Own => None,
-        });
-        packs.collect()
-    }
-
     /// Chunks that the points need and the repository lacks.
     async fn missing_from(&self, points: &[PointDraft]) -> Result<Vec<ChunkId>> {
         let mut parents = Vec::new();
@@ -183,19 +204,20 @@ impl Session {
 
 impl Presences for Session {
     async fn present(&self, _kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
-        let state = self.local.inner.state();
+        let inner = &self.local.inner;
+        let state = inner.state();
         let mut present: Vec<bool> = {
             let told = self.told.lock().expect("no holder panics");
             let known = |id: &ChunkId| match told.get(id) {
-                Some(Told::Own) => state.suspects().is_empty(),
-                Some(Told::Pack(number)) => state.is_live(*number) && !state.is_suspect(id, *number),
+                Some(Told::Own) => state.suspects().is_empty() && inner.nothing_damaged(),
+                Some(Told::Pack(number)) => inner.is_usable(&state, id, *number),
                 None => false,
             };
             ids.iter().map(known).collect()
         };
         let asked: Vec<usize> = (0..ids.len()).filter(|at| !present[*at]).collect();
         let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
-        let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown).await? };
+        let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown, Unlogged::Sealed).await? };
         self.tell(unknown.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
         for (at, (presence, _)) in asked.into_iter().zip(found) {
             present[at] = presence != Presence::Missing;
@@ -212,11 +234,12 @@ fn verify_one(
     plain: &mut Vec<u8>,
 ) -> Result<Arrival> {
     plain.clear();
-    match verification {
+    // The checksum also when the content is proven: every later reader looks at it.
+    let checked = blob.check().and_then(|()| match verification {
         Verification::Decode => with_opener(|opener| opener.open_verified(prints, &id, &blob, plain)),
-        Verification::Checksum => blob.check(),
-    }
-    .map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
+        Verification::Checksum => Ok(()),
+    });
+    checked.map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
     let hash = blob_hash(blob.bytes());
     Ok(Arrival { id, blob, hash })
 }
@@ -237,24 +260,27 @@ impl WriteSession for Session {
     }
 
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
-        let found = self.presence(ids).await?;
+        let found = self.presence(ids, Unlogged::Any).await?;
         self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
         Ok(found.into_iter().map(|(presence, _)| presence).collect())
     }
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
-        let (structure, data): (Vec<_>, Vec<_>) =
-            self.verify(chunks).await?.into_iter().partition(|it| it.blob.header().kind.is_structure());
-        self.store(PackKind::Data, data).await?;
-        self.store(PackKind::Page, structure).await
+        let _in_time = self.gate.read().await;
+        self.take(chunks).await
     }
 
     async fn flush(&self) -> Result<Flushed> {
         self.packer.flush().await?;
-        Ok(*self.stored.lock().expect("no holder panics"))
+        Ok(self.stored())
+    }
+
+    fn stored(&self) -> Flushed {
+        *self.stored.lock().expect("no holder panics")
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        let _alone = self.gate.write().await;
         let state = self.local.with(Inner::catch_up).await?;
         if let Some(done) = self.committed(&state, points) {
             return Ok(done);
@@ -273,7 +299,7 @@ impl WriteSession for Session {
             if !missing.is_empty() {
                 return Ok(Commit::Missing(missing));
             }
-            let (session, wanted, relied) = (self.id, events.clone(), self.packs_relied_on());
+            let (session, wanted, relied) = (self.id, events.clone(), self.relied.lock().expect("no holder panics").clone());
             let ids: Vec<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
             let append = move |inner: &Inner| {
                 inner.append(|state| {

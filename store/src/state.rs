@@ -36,7 +36,18 @@ pub struct State {
     settings: BTreeMap<String, String>,
     peers: BTreeMap<RepositoryId, Incarnation>,
     /// Ends of the log that an administrator gave up.
-    lost: Vec<Incarnation>,
+    lost: Vec<Lost>,
+    /// Codes of critical events of later versions: who does not know them must not write.
+    not_understood: BTreeSet<u16>,
+}
+
+/// A part of the log that was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// Its last record that anybody is known to have seen.
+    pub end: Incarnation,
+    /// The record that gave it up: everything from this number to the end was replaced.
+    pub at: u64,
 }
 
 /// A process that appends records.
@@ -94,11 +105,12 @@ pub struct Point {
 }
 
 impl State {
-    /// The state of an empty log.
-    pub fn new(repository: RepositoryId) -> Self {
+    /// The state of an empty log. The chain begins with the hash of `config`, so that a log cannot be moved to another
+    /// configuration.
+    pub fn new(repository: RepositoryId, config: &[u8]) -> Self {
         Self {
             repository,
-            end: Incarnation::default(),
+            end: Incarnation { sequence: 0, hash: mover::digest(config) },
             writers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             packs: BTreeMap::new(),
@@ -112,7 +124,13 @@ impl State {
             settings: BTreeMap::new(),
             peers: BTreeMap::new(),
             lost: Vec::new(),
+            not_understood: BTreeSet::new(),
         }
+    }
+
+    /// The codes of critical events that this program does not know: it must not write.
+    pub const fn not_understood(&self) -> &BTreeSet<u16> {
+        &self.not_understood
     }
 
     /// The last record applied.
@@ -170,20 +188,20 @@ impl State {
         &self.suspects
     }
 
-    /// True when the chunk is known to be damaged in this pack.
-    pub fn is_suspect(&self, chunk: &ChunkId, number: u32) -> bool {
-        !self.suspects.is_empty()
-            && self.packs.get(&number).is_some_and(|pack| self.suspects.contains(&(*chunk, pack.added.name)))
-    }
-
     /// What was last seen of another repository.
     pub fn peer(&self, repository: RepositoryId) -> Option<Incarnation> {
         self.peers.get(&repository).copied()
     }
 
-    /// Ends of the log that were given up: views and peers that remember them are right to.
-    pub fn lost(&self) -> &[Incarnation] {
-        &self.lost
+    /// True for an end in a part of the log that an administrator gave up: views and peers that remember it are right.
+    pub fn gave_up(&self, seen: Incarnation) -> bool {
+        self.lost.iter().any(|lost| (lost.at..=lost.end.sequence).contains(&seen.sequence))
+    }
+
+    /// True when this writer's last record in this term ends the log like that: a digest of which this is not true was
+    /// made by somebody who did not know the record (R3).
+    pub fn accounts_for(&self, writer: WriterId, term: u64, last: Incarnation) -> bool {
+        self.writers.get(&writer) == Some(&Writer { term, last })
     }
 
     /// The point as it is listed.
@@ -237,8 +255,8 @@ impl State {
 
     /// Remembers the writer's last record (R3) as long as it has a term or a session.
     fn note_writer(&mut self, record: &LogRecord) {
-        let current = self.term(record.writer);
-        if record.term < current {
+        // A record of another term than the present one is void as a whole and proves nothing about its writer.
+        if record.term != self.term(record.writer) {
             return;
         }
         if record.term == 0 && !self.sessions.values().any(|session| session.writer == record.writer) {
@@ -317,8 +335,12 @@ impl State {
             Event::PeerSeen(repository, seen) => {
                 self.peers.insert(*repository, *seen);
             }
-            Event::NewIncarnation(lost) => self.lost.push(*lost),
-            Event::Unknown(_) => {}
+            Event::NewIncarnation(end) => self.lost.push(Lost { end: *end, at: sequence }),
+            Event::Unknown { code, critical } => {
+                if *critical {
+                    self.not_understood.insert(*code);
+                }
+            }
         }
     }
 

@@ -6,16 +6,17 @@ use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, blob_hash, decode_footer,
     footer_bytes, read_record_header, scan_records,
 };
-use crate::local::{Inner, Local};
+use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
+use crate::local::{Inner, Local, SUSPECTS_TOGETHER};
 use crate::state::{DIGEST_BYTES_MAX, Digest, Pack, State};
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
 use futures::{StreamExt, stream};
 use mover::{
-    Error, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession, Repository, Result, TreeDiff,
+    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession, Repository, Result, TreeDiff,
     blocking, digest, with_opener,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// How deep to look.
@@ -109,17 +110,24 @@ impl Local {
             }
         });
         let mut checks = stream::iter(checks).buffered(PACKS_AHEAD);
-        let mut bad: HashMap<ChunkId, (PackName, String)> = HashMap::new();
+        let mut bad = Bad::new();
+        let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
         while let Some((name, checked)) = checks.next().await {
             report.bytes_read += checked.bytes_read;
             report.chunks += checked.chunks;
-            bad.extend(checked.bad.into_iter().map(|(id, what)| (id, (name, what))));
-            for what in checked.errors {
-                report.add(VerifyError { pack: Some(name.to_string()), what, ..VerifyError::default() });
+            bad.extend(checked.bad.into_iter().map(|(id, what)| ((id, name), what)));
+            for what in &checked.errors {
+                report.add(VerifyError { pack: Some(name.to_string()), what: what.clone(), ..VerifyError::default() });
+            }
+            if let (true, Some(number)) = (checked.unreadable, state.pack_number(&name)) {
+                unreadable.insert(number, checked.errors.concat());
             }
         }
         drop(checks);
-        self.walk_points(&state, &options.points, bad, &mut report).await?;
+        bad.extend(self.with(move |inner| lost_with(inner, &unreadable)).await?);
+        let known: BTreeSet<(ChunkId, PackName)> = state.suspects().clone();
+        self.mark_suspect(&bad).await?;
+        self.walk_points(&options.points, &bad, &known, &mut report).await?;
         progress.enter(Phase::Done);
         Ok(report)
     }
@@ -164,47 +172,84 @@ impl Local {
     /// Walks every map: every reference must lead to a chunk that is there; bad chunks get a point, disk and offset.
     async fn walk_points(
         &self,
-        state: &State,
         points: &[PointId],
-        bad: HashMap<ChunkId, (PackName, String)>,
+        bad: &Bad,
+        known: &BTreeSet<(ChunkId, PackName)>,
         report: &mut VerifyReport,
     ) -> Result<()> {
+        let state = self.inner.state();
         let session = self.read(&[]).await?;
         let reader = MapReader::new(&session, &self.inner.prints);
-        let mut walk = Walk { local: self, session: &session, reader: &reader, bad: &bad, named: BTreeSet::new(), walked: HashSet::new() };
+        let why = bad.iter().map(|((id, pack), what)| (*id, (*pack, what.as_str()))).collect();
+        let (named, walked) = (BTreeSet::new(), HashSet::new());
+        let mut walk = Walk { local: self, session: &session, reader: &reader, why, named, walked };
         for id in state.points().keys().filter(|id| points.is_empty() || points.contains(id)) {
             walk.point(*id, report).await?;
         }
         let named = walk.named;
-        for (id, (pack, what)) in bad.iter().filter(|(id, _)| !named.contains(*id)) {
-            let (chunk, pack, what) = (Some(*id), Some(pack.to_string()), what.clone());
-            report.add(VerifyError { chunk, pack, what, ..VerifyError::default() });
-        }
-        let suspects: Vec<Event> =
-            bad.iter().take(SUSPECTS_MAX).map(|(chunk, (pack, _))| Event::ChunkSuspect(*chunk, *pack)).collect();
-        if !suspects.is_empty() && self.inner.author.term > 0 {
-            let mark = move |inner: &Inner| {
-                inner.append(|state| {
-                    let new = |event: &&Event| match event {
-                        Event::ChunkSuspect(chunk, pack) => {
-                            state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
-                        }
-                        _ => false,
-                    };
-                    Ok(suspects.iter().filter(new).cloned().collect())
-                })
-            };
-            self.with(mark).await?;
+        let left: Vec<_> = bad.iter().filter(|((id, _), _)| !named.contains(id)).collect();
+        let ids: Vec<ChunkId> = left.iter().map(|((id, _), _)| *id).collect();
+        let places = self.with(move |inner| inner.locate(&ids)).await?;
+        for ((place @ (id, pack), what), sound) in left.into_iter().zip(places) {
+            // Damage that was known and has healed elsewhere waits for a sweep, not for an administrator.
+            if sound.is_none() || !known.contains(place) {
+                let (chunk, pack, what) = (Some(*id), Some(pack.to_string()), what.clone());
+                report.add(VerifyError { chunk, pack, what, ..VerifyError::default() });
+            }
         }
         Ok(())
     }
+
+    /// From here on the places of damaged chunks do not count, for this process and, where the log can be written, for
+    /// everybody: the next backup that has them sends them again.
+    async fn mark_suspect(&self, bad: &Bad) -> Result<()> {
+        let places: Vec<(ChunkId, PackName)> = bad.keys().copied().collect();
+        for (chunk, pack) in &places {
+            self.inner.note_damaged(*chunk, *pack);
+        }
+        for places in places.chunks(SUSPECTS_TOGETHER).map(<[_]>::to_vec) {
+            let mark = move |inner: &Inner| {
+                inner.append(|state| {
+                    let new = |(chunk, pack): &&(ChunkId, PackName)| {
+                        state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
+                    };
+                    let event = |(chunk, pack): &(ChunkId, PackName)| Event::ChunkSuspect(*chunk, *pack);
+                    Ok(places.iter().filter(new).map(event).collect())
+                })
+            };
+            if let Err(error) = self.with(mark).await {
+                tracing::warn!(%error, "damaged chunks cannot be marked: verify again where the repository can be written");
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Damaged chunks, where they are, and what is wrong.
+type Bad = BTreeMap<(ChunkId, PackName), String>;
+
+/// What is lost with packs that cannot be read at all: the index says what was in them.
+fn lost_with(inner: &Inner, unreadable: &BTreeMap<u32, String>) -> Result<Bad> {
+    let mut bad = Bad::new();
+    if unreadable.is_empty() {
+        return Ok(bad);
+    }
+    let (state, packs) = (inner.state(), unreadable.keys().copied().collect());
+    for (chunk, number) in inner.index.read().expect("no holder panics").chunks_of(&packs)? {
+        if let Some(pack) = state.packs().get(&number) {
+            bad.insert((chunk, pack.added.name), unreadable[&number].clone());
+        }
+    }
+    Ok(bad)
 }
 
 struct Walk<'a, R> {
     local: &'a Local,
     session: &'a R,
     reader: &'a MapReader<'a, R>,
-    bad: &'a HashMap<ChunkId, (PackName, String)>,
+    /// Why a chunk that is nowhere sound is not.
+    why: HashMap<ChunkId, (PackName, &'a str)>,
     /// Bad chunks for which a place was told.
     named: BTreeSet<ChunkId>,
     /// Pages found whole: shared pages are walked once.
@@ -246,7 +291,7 @@ impl<R: ReadSession> Walk<'_, R> {
                 Ok(page) => page,
                 Err(error) => {
                     self.named.insert(id);
-                    let pack = self.bad.get(&id).map(|(pack, _)| pack.to_string());
+                    let pack = self.why.get(&id).map(|(pack, _)| pack.to_string());
                     errors.push((Some(start), Some(id), pack, error.to_string()));
                     continue;
                 }
@@ -262,10 +307,10 @@ impl<R: ReadSession> Walk<'_, R> {
                 let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
                 let places = self.local.with(move |inner| inner.locate(&ids)).await?;
                 for ((at, id), place) in entries.into_iter().zip(places) {
-                    let (pack, what) = match (self.bad.get(&id), place) {
-                        (Some((pack, what)), _) => (Some(pack.to_string()), what.clone()),
+                    let (pack, what) = match (place, self.why.get(&id)) {
+                        (Some(_), _) => continue,
+                        (None, Some((pack, what))) => (Some(pack.to_string()), (*what).to_owned()),
                         (None, None) => (None, "the chunk is missing or known to be damaged".to_owned()),
-                        (None, Some(_)) => continue,
                     };
                     self.named.insert(id);
                     errors.push((offset(at), Some(id), pack, what));
@@ -282,7 +327,7 @@ impl<R: ReadSession> Walk<'_, R> {
 /// Log and digests: every record chains, every digest is what the log gives.
 fn check_history(inner: &Inner) -> Vec<String> {
     let mut wrong = Vec::new();
-    let config = inner.config.encode();
+    let config = inner.config.bytes.clone();
     let end = inner.state().end().sequence;
     let digests: Vec<u64> = match inner.directory.list(STATE) {
         Ok(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
@@ -293,32 +338,39 @@ fn check_history(inner: &Inner) -> Vec<String> {
         let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is gone"))?;
         Ok(Digest::decode(&bytes)?)
     };
-    let mut state = State::new(inner.config.config.id);
-    for sequence in 1..=end {
-        let name = log_object(sequence);
-        let read = inner.directory.read(&name, crate::format::record::RECORD_BYTES_MAX as u64);
-        let applied = read.and_then(|bytes| {
-            let Some(bytes) = bytes else { return Ok(false) };
-            let (record, end) = crate::format::record::LogRecord::decode(&bytes)?;
-            state.apply(&record, end.hash)?;
-            Ok(true)
-        });
-        match applied {
-            Ok(true) => {}
-            // Pruned: the history begins with a digest.
-            Ok(false) => match digests.iter().rev().find(|it| **it >= sequence).map(|it| read_digest(*it)) {
-                Some(Ok(digest)) if digest.state.end().sequence >= sequence => state = digest.state,
-                _ => {
-                    wrong.push(format!("{name} is missing"));
-                    return wrong;
-                }
-            },
-            Err(error) => {
-                wrong.push(format!("{name}: {error}"));
-                return wrong;
-            }
+    let read_record = |sequence: u64| -> Result<Option<(LogRecord, Incarnation)>> {
+        let bytes = inner.directory.read(&log_object(sequence), RECORD_BYTES_MAX as u64)?;
+        Ok(bytes.map(|bytes| LogRecord::decode(&bytes)).transpose()?)
+    };
+    let mut state = State::new(inner.config.config.id, &config);
+    let first = match read_record(1) {
+        Ok(first) => first,
+        Err(error) => return vec![format!("{}: {error}", log_object(1))],
+    };
+    if first.is_none() && end > 0 {
+        // A pruned log begins with a digest. What lies below was written by somebody who did not know, and counts for
+        // nothing.
+        match digests.first().map(|sequence| read_digest(*sequence)) {
+            Some(Ok(digest)) if digest.config == config => state = digest.state,
+            Some(Ok(_)) => return vec!["the oldest state digest is of another repository".into()],
+            Some(Err(error)) => return vec![format!("the oldest state digest: {error}")],
+            None => return vec![format!("{} is missing", log_object(1))],
         }
-        if digests.contains(&sequence) && state.end().sequence == sequence {
+    }
+    if let Some(beyond) = digests.iter().find(|sequence| **sequence > end) {
+        wrong.push(format!("{} is of a record that is not there", state_object(*beyond)));
+    }
+    for sequence in state.end().sequence + 1..=end {
+        let name = log_object(sequence);
+        let applied = read_record(sequence).and_then(|read| {
+            let (record, end) = read.ok_or_else(|| Error::integrity("it is missing"))?;
+            Ok(state.apply(&record, end.hash)?)
+        });
+        if let Err(error) = applied {
+            wrong.push(format!("{name}: {error}"));
+            return wrong;
+        }
+        if digests.contains(&sequence) {
             match read_digest(sequence) {
                 Ok(digest) if digest.config == config && digest.state == state => {}
                 Ok(_) => wrong.push(format!("{} is not what the log gives", state_object(sequence))),
@@ -336,6 +388,8 @@ struct Checked {
     bytes_read: u64,
     bad: Vec<(ChunkId, String)>,
     errors: Vec<String>,
+    /// Nothing in it can be read.
+    unreadable: bool,
 }
 
 async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
@@ -348,6 +402,7 @@ async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
         Ok((bytes, entries)) => (bytes, entries),
         Err(error) => {
             checked.errors.push(error.to_string());
+            checked.unreadable = error.kind() == ErrorKind::Integrity;
             return checked;
         }
     };
@@ -375,6 +430,7 @@ async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
     let (named, bad) = futures::join!(named, records);
     if let Err(error) = header {
         checked.errors.push(error.to_string());
+        checked.unreadable = true;
     }
     if !named && bad.is_empty() && checked.errors.is_empty() {
         checked.errors.push("the pack's bytes do not match its name".into());
@@ -449,7 +505,7 @@ type Footer = Result<Vec<PackEntry>, String>;
 /// All of a pack, or its header and footer; and its records.
 fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> Result<(Bytes, Footer)> {
     let file = inner.directory.open_pack(name)?;
-    let fail = |error| crate::error::storage("cannot read", pack_object(name).as_ref(), error);
+    let fail = |error| crate::error::reading(pack_object(name).as_ref(), error);
     let io = inner.directory.io();
     let length = io.length(&file).map_err(fail)?;
     if length != logged_bytes || length > PACK_BYTES_MAX {
@@ -480,5 +536,4 @@ fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> 
 const PACKS_AHEAD: usize = 2;
 /// Records of one piece of work.
 const RECORDS_TOGETHER: usize = 64;
-/// Chunks marked suspect in one record.
-const SUSPECTS_MAX: usize = 8_192;
+

@@ -1,15 +1,22 @@
 //! What every repository must do: cases over the traits, run for each implementation by [`conformance!`](crate::conformance).
 
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod commit;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod copying;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod dedup;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod faults;
 mod kit;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod reading;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod round_trip;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod sharing;
 
-pub use kit::{Fixture, Lab};
+pub use kit::{Fixture, Lab, options};
 
 /// Makes one test of each case for a [`Fixture`]. Called in a module of its own.
 #[macro_export]

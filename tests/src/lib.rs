@@ -1,3 +1,7 @@
 //! Tests across crates: protocol model, conformance, end to end.
 
+pub mod conformance;
+pub mod fake;
+pub mod kept;
+pub mod meddle;
 pub mod protocol;

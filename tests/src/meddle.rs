@@ -4,7 +4,8 @@ use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
-    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, WriteSession,
+    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats,
+    WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -175,6 +176,10 @@ impl<S: WriteSession> WriteSession for MeddledSession<S> {
     async fn flush(&self) -> Result<Flushed> {
         self.meddling.operation("flush")?;
         self.inner.flush().await
+    }
+
+    fn stored(&self) -> Flushed {
+        self.inner.stored()
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {

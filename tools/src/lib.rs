@@ -4,6 +4,7 @@
 //! run the programs.
 
 mod address;
+mod allocator;
 mod cli;
 mod command;
 mod dev;

@@ -63,6 +63,13 @@ impl Output {
         }
     }
 
+    /// A confirmation for people: not what was asked for, only that it was done.
+    pub fn done(&self, text: &str) {
+        if !self.style.quiet {
+            self.line(text);
+        }
+    }
+
     /// A table for people.
     pub fn table(&self, table: &Table) {
         for line in table.lines() {

@@ -30,6 +30,7 @@ pub enum Exit {
 
 /// Runs the program.
 pub fn windlass() -> ExitCode {
+    crate::allocator::tune();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refusal) => return refused(&refusal),

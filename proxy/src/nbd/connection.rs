@@ -24,10 +24,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and negotiates.
+    /// Connects and negotiates; a server that is silent for long is given up.
     pub async fn open(server: &NbdServer, hello: Hello) -> Result<Self, NbdError> {
-        match server {
-            NbdServer::Unix(path) => Self::over_unix(UnixStream::connect(path).await?, hello).await,
+        let negotiated = match server {
+            NbdServer::Unix(path) => {
+                let stream = UnixStream::connect(path).await?;
+                timeout(HANDSHAKE_TIMEOUT, Self::over_unix(stream, hello)).await
+            }
             NbdServer::Tcp { host, port } => {
                 let connect = TcpStream::connect((host.as_str(), *port));
                 let stream = timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| silent("connecting"))??;
@@ -38,12 +41,14 @@ impl Connection {
                 let silence_ms = TCP_SILENCE.as_millis() as u32;
                 sockopt::set_tcp_user_timeout(&stream, silence_ms).map_err(io::Error::from)?;
                 let (read, write) = stream.into_split();
-                Self::over(read, write, hello).await
+                timeout(HANDSHAKE_TIMEOUT, Self::over(read, write, hello)).await
             }
-        }
+        };
+        negotiated.map_err(|_| silent("negotiating"))?
     }
 
-    /// Negotiates on a connected unix socket.
+    /// Negotiates on a connected unix socket, however long that takes: the server is a process of our own that may
+    /// wait for slow storage, and its end ends the socket.
     pub async fn over_unix(stream: UnixStream, hello: Hello) -> Result<Self, NbdError> {
         let (read, write) = stream.into_split();
         Self::over(read, write, hello).await
@@ -54,8 +59,7 @@ impl Connection {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let negotiate = negotiate(&mut read, &mut write, hello);
-        let export = timeout(HANDSHAKE_TIMEOUT, negotiate).await.map_err(|_| silent("negotiating"))??;
+        let export = negotiate(&mut read, &mut write, hello).await?;
         let (requests, calls) = mpsc::channel(IN_FLIGHT_MAX);
         let link = Link {
             session: Session::new(export.clone()),

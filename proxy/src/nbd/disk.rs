@@ -7,7 +7,7 @@ use super::session::{Reply, Request, Run};
 use super::uri::NbdServer;
 use super::wire::{ALLOCATION_ZERO, BITMAP_DIRTY};
 use bytes::{Bytes, BytesMut};
-use chunker::{Extent, ExtentSet};
+use chunker::{Extent, ExtentSet, GRID_BYTES};
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ pub struct NbdDisk {
 /// What the contexts of an export say of the whole disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Extents {
-    /// Bytes that read as zeros by allocation; empty where the server cannot tell.
+    /// Blocks that read as zeros by allocation; empty where the server cannot tell.
     pub zeroes: ExtentSet,
     /// For each dirty bitmap that was negotiated, its name and what it marks.
     pub dirty: Vec<(String, ExtentSet)>,
@@ -142,45 +142,48 @@ impl NbdDisk {
         if self.export().flags.can_flush() { self.done(Request::Flush).await } else { Ok(()) }
     }
 
-    /// What the contexts say of the whole disk. Asked in windows, several at once, each from where the server's last
-    /// answer ended.
+    /// What the contexts say of the whole disk, in whole blocks of the grid: a block is dirty when any byte is, and
+    /// zero when all are. Asked in windows, several at once.
     pub async fn extents(&self) -> Result<Extents, NbdError> {
         let export = self.export();
-        let mut extents = Extents::default();
-        let bitmaps = export.contexts.iter().filter_map(|context| context.name.strip_prefix(BITMAP_PREFIX));
-        extents.dirty = bitmaps.map(|name| (name.to_owned(), ExtentSet::new())).collect();
-        if export.contexts.is_empty() {
-            return Ok(extents);
-        }
+        let contexts = || export.contexts.iter().map(|context| context.name.strip_prefix(BITMAP_PREFIX));
         let window = if export.framing == Framing::Extended { WINDOW_BYTES_EXTENDED } else { WINDOW_BYTES };
-        let windows: Vec<Extent> = ExtentSet::whole(export.size).split(window).collect();
-        let mut answers =
-            stream::iter(windows.into_iter().map(|window| self.window(window))).buffered(WINDOWS_IN_FLIGHT);
+        let count = if export.contexts.is_empty() { 0 } else { export.size.div_ceil(window) };
+        // Made one by one: an absurd size must not become a list.
+        let windows = (0..count).map(|at| Extent::from(at * window..((at + 1) * window).min(export.size)));
+        let mut answers = stream::iter(windows.map(|window| self.window(window))).buffered(WINDOWS_IN_FLIGHT);
+        let mut marked = vec![ExtentSet::new(); export.contexts.len()];
         while let Some(answer) = answers.try_next().await? {
-            for (context, mut at, run) in answer {
-                let name = &export.contexts[context].name;
-                let set = match name.strip_prefix(BITMAP_PREFIX) {
-                    Some(bitmap) if run.flags & BITMAP_DIRTY != 0 => {
-                        extents.dirty.iter_mut().find(|(known, _)| known == bitmap).map(|(_, set)| set)
-                    }
-                    None if run.flags & ALLOCATION_ZERO != 0 => Some(&mut extents.zeroes),
-                    _ => None,
-                };
-                if let Some(set) = set {
-                    set.insert(Extent::new(at, run.length));
+            for (all, window) in marked.iter_mut().zip(answer) {
+                window.iter().for_each(|extent| all.insert(extent));
+                if all.len() > EXTENTS_MAX {
+                    let (have, max) = (all.len() as u64, EXTENTS_MAX as u64);
+                    return Err(NbdError::Limit { what: "extents", have, max });
                 }
-                at += run.length;
-                debug_assert!(at <= export.size, "runs were cut to their request");
+            }
+        }
+        let mut extents = Extents::default();
+        for (name, marked) in contexts().zip(marked) {
+            match name {
+                Some(bitmap) => extents.dirty.push((bitmap.to_owned(), marked)),
+                None => extents.zeroes = marked.complement(export.size),
             }
         }
         Ok(extents)
     }
 
-    /// The runs of one window as (context, offset, run).
-    async fn window(&self, window: Extent) -> Result<Vec<(usize, u64, Run)>, NbdError> {
-        let block = u64::from(self.export().block_bytes_min);
-        let (mut at, mut found) = (window.offset, Vec::new());
+    /// For each context the blocks of one window that are dirty, or not zero. Each request goes on from where the
+    /// server's last answer ended. What is kept is bounded by the number of blocks, however small its extents are.
+    async fn window(&self, window: Extent) -> Result<Vec<ExtentSet>, NbdError> {
+        let (export, block) = (self.export(), u64::from(self.export().block_bytes_min));
+        let mut marked = vec![ExtentSet::new(); export.contexts.len()];
+        let answers_max = window.length.div_ceil(ANSWER_BYTES_MIN);
+        let (mut at, mut answers) = (window.offset, 0);
         while at < window.end() {
+            answers += 1;
+            if answers > answers_max {
+                return Err(NbdError::Limit { what: "block status answers", have: answers, max: answers_max });
+            }
             let request = Request::BlockStatus { offset: at, length: window.end() - at };
             let Reply::BlockStatus(contexts) = self.call(request).await? else {
                 return Err(NbdError::Protocol("a reply of another kind"));
@@ -194,19 +197,22 @@ impl NbdDisk {
             if end <= at {
                 return Err(NbdError::Protocol("block status shorter than a block"));
             }
-            for (context, runs) in contexts.iter().enumerate() {
+            for ((context, runs), marked) in export.contexts.iter().zip(contexts).zip(&mut marked) {
+                let is_bitmap = context.name.starts_with(BITMAP_PREFIX);
                 let mut from = at;
-                for run in runs {
-                    let length = run.length.min(end.saturating_sub(from));
-                    if length > 0 {
-                        found.push((context, from, Run { length, flags: run.flags }));
+                for Run { length, flags } in runs {
+                    let to = end.min(from + length);
+                    let counts = if is_bitmap { flags & BITMAP_DIRTY != 0 } else { flags & ALLOCATION_ZERO == 0 };
+                    if counts && from < to {
+                        let blocks = from / GRID..to.div_ceil(GRID);
+                        marked.insert(Extent::from(blocks.start * GRID..(blocks.end * GRID).min(export.size)));
                     }
-                    from += run.length;
+                    from = to;
                 }
             }
             at = end;
         }
-        Ok(found)
+        Ok(marked)
     }
 
     async fn done(&self, request: Request) -> Result<(), NbdError> {
@@ -236,6 +242,11 @@ pub const READ_ATTEMPTS: u32 = 3;
 const BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
 const WINDOW_BYTES: u64 = 1 << 30;
 const WINDOW_BYTES_EXTENDED: u64 = 64 << 30;
-const WINDOWS_IN_FLIGHT: usize = 8;
+const WINDOWS_IN_FLIGHT: usize = 4;
+/// Extents kept of one context: 1 GiB of memory, every other block of 8 TiB.
+const EXTENTS_MAX: usize = 64 << 20;
+/// What an answer to a block status request must cover on average, or the server would keep us busy for ever.
+const ANSWER_BYTES_MIN: u64 = 4096;
+const GRID: u64 = GRID_BYTES as u64;
 const ZERO_BYTES_MAX: u64 = 1 << 30;
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];

@@ -18,8 +18,8 @@ pub const ERROR_CHUNK_BYTES_MAX: u32 = 6 + 4096 + 8;
 pub const IN_FLIGHT_MAX: usize = 64;
 /// Most bytes of one read or write, whatever the server allows.
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
-/// Largest export: offsets must fit a signed 64-bit number, as files' do.
-pub const EXPORT_BYTES_MAX: u64 = i64::MAX as u64;
+/// Largest export: the largest disk that a map can describe.
+pub const EXPORT_BYTES_MAX: u64 = 1 << 56;
 /// Largest minimum block size that is accepted: the protocol's own bound, and our grid.
 pub const BLOCK_BYTES_MIN_MAX: u32 = 65_536;
 

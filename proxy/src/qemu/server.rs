@@ -95,7 +95,7 @@ impl NbdServerProcess {
     /// # Errors
     /// When it did not end cleanly.
     pub async fn stop(mut self) -> Result<(), ToolError> {
-        self.terminate();
+        self.signal(Signal::TERM);
         let status = self.wait().await?;
         if status.success() {
             return Ok(());
@@ -105,7 +105,7 @@ impl NbdServerProcess {
 
     /// The error that `error` on a connection really is: what the process said, when it ended by itself.
     async fn explain(mut self, error: NbdError) -> ServeError {
-        self.terminate();
+        self.signal(Signal::KILL);
         let status = match self.wait().await {
             Ok(status) => status,
             Err(error) => return error.into(),
@@ -123,15 +123,18 @@ impl NbdServerProcess {
         status.map_err(|error| ToolError::Start { program: QEMU_NBD, error })
     }
 
-    /// Asks it to end. By a handle of the process, not its number, which may be somebody else's by now.
-    fn terminate(&self) {
-        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+    /// By a handle of the process, not its number, which may be somebody else's by now.
+    ///
+    /// SIGTERM ends it in order, but only once it serves: `qemu-nbd` forgets one that comes while it starts. SIGKILL
+    /// always works and harms nothing: an image that is read is not written, and one that is written is incomplete.
+    fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.process, signal);
     }
 }
 
 impl Drop for NbdServerProcess {
     fn drop(&mut self) {
-        self.terminate();
+        self.signal(Signal::KILL);
     }
 }
 
@@ -150,7 +153,7 @@ fn supervise(
         Ok((mut child, process)) => {
             if let Err(Ok(process)) = started.send(Ok(process)) {
                 // Nobody waits any more.
-                let _ = pidfd_send_signal(&process, Signal::TERM);
+                let _ = pidfd_send_signal(&process, Signal::KILL);
             }
             let _ = ended.send(child.wait());
         }
@@ -181,7 +184,7 @@ fn command(options: &ServeOptions<'_>, listener: UnixListener, words: File) -> C
     // SAFETY: between fork and exec the closure only makes two system calls and allocates nothing.
     unsafe {
         command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::TERM))?;
+            set_parent_process_death_signal(Some(Signal::KILL))?;
             // We may have died before that.
             if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
         });

@@ -163,8 +163,11 @@ impl Qcow2Disk {
         };
         changed.zeroes.clone_from(&survey.extents.zeroes);
         changed.checkpoint = self.begun(&survey).map(|name| (name.checkpoint, GRID_BYTES));
-        if let Err(why_not) = &self.next {
-            tracing::debug!(path = %self.path.display(), why_not, "no checkpoint begun");
+        if let (Err(why_not), TrackingWish::Auto | TrackingWish::Bitmap | TrackingWish::Full) = (&self.next, wish)
+            && changed.reason != *why_not
+        {
+            changed.reason.push_str("; no checkpoint was begun: ");
+            changed.reason.push_str(why_not);
         }
         Ok(changed)
     }

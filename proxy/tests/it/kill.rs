@@ -4,9 +4,11 @@ use crate::tools::*;
 use mover::{ChangeTracking, CheckpointId, Outcome, Source, TrackingWish};
 use rustix::process::{Pid, Signal};
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 /// Run again as a process of its own: a backup of `WINDLASS_TEST_IMAGE` that says when it has committed.
@@ -24,11 +26,13 @@ async fn child() {
     println!("\nwindlass finished");
 }
 
-/// Starts [`child`] and kills it `after` some time or else when it has said `enough`; gives what it said.
+/// Starts [`child`] and kills it `after` some time or else when it has said `enough`; gives what it said. Everything it
+/// started is over then: all of it inherits descriptor 9, so its output ends with the last of them.
 fn killed(image: &Path, committed: &BTreeSet<CheckpointId>, after: Option<Duration>, enough: &str) -> String {
-    use std::io::{BufRead, BufReader};
     let committed: String = committed.iter().map(|it| format!("{it},")).collect();
-    let child = Command::new(std::env::current_exe().unwrap())
+    let child = Command::new("sh")
+        .args(["-c", "exec \"$0\" \"$@\" 9>&1"])
+        .arg(std::env::current_exe().unwrap())
         .args(["--exact", "kill::child", "--ignored", "--nocapture"])
         .env("WINDLASS_TEST_IMAGE", image)
         .env("WINDLASS_TEST_COMMITTED", committed)
@@ -41,32 +45,25 @@ fn killed(image: &Path, committed: &BTreeSet<CheckpointId>, after: Option<Durati
     // The whole group, as Ctrl-C or a closed terminal would: what may not be interrupted has to have left it.
     let kill = || rustix::process::kill_process_group(group, Signal::KILL).unwrap();
     let output = BufReader::new(running.0.stdout.take().unwrap());
+    let (say, lines) = mpsc::channel();
+    std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| say.send(line)));
     if let Some(after) = after {
         // The delay is the point that is tried, nothing is synchronised by it.
         std::thread::sleep(after);
         kill();
-        return output.lines().map_while(Result::ok).collect::<Vec<_>>().join("\n");
     }
-    let mut seen = String::new();
-    for line in output.lines().map_while(Result::ok) {
-        seen.push_str(&line);
-        if line.contains(enough) {
-            kill();
+    let mut said = String::new();
+    loop {
+        match lines.recv_timeout(Duration::from_secs(60)) {
+            Ok(line) => {
+                said.push_str(&line);
+                if after.is_none() && line.contains(enough) {
+                    kill();
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return said,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("a process survived"),
         }
-    }
-    seen
-}
-
-/// Waits until no process has the image in its arguments.
-fn nobody_serves(image: &Path) {
-    let mentions = |process: &std::fs::DirEntry| {
-        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(text(image))
-    };
-    let begin = std::time::Instant::now();
-    while std::fs::read_dir("/proc").unwrap().flatten().any(|it| mentions(&it)) {
-        assert!(begin.elapsed() < Duration::from_secs(30), "a process survived");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -98,7 +95,6 @@ async fn our_process_is_killed() {
     for (round, (after, point)) in points.into_iter().chain(delays).enumerate() {
         qemu_io(&image, "qcow2", &[&format!("write -P {} {}k 64k", round + 1, round * 128)]);
         let output = killed(&image, &store.committed, after, point);
-        nobody_serves(&image);
         take_over(&mut store, &image, &output);
         qemu_io(&image, "qcow2", &[&format!("write -P {} {}k 4k", round + 2, 4096 + round * 64)]);
         let mode = right(&mut store, &image, &format!("{after:?} {point}")).await;
@@ -117,7 +113,8 @@ async fn qemu_img_is_killed_at_every_write() {
     }
     let mut lost = 0;
     for what in ["--add", "--remove"] {
-        for point in 1..30 {
+        let mut killed = 0;
+        for point in 1..=10 {
             let place = Place::new();
             let image = place.qcow2("a.qcow2", 4 * MIB);
             let mut store = Store::default();
@@ -140,11 +137,10 @@ async fn qemu_img_is_killed_at_every_write() {
             qemu_io(&image, "qcow2", &["write -P 2 2M 64k"]);
             let mode = right(&mut store, &image, &format!("{what} killed at write {point}")).await;
             lost += usize::from(mode != ChangeTracking::Bitmap);
-            if status.success() {
-                assert!(point > 3, "{what} was not killed");
-                break;
-            }
+            killed += usize::from(!status.success());
         }
+        // strace counts for each thread, and QEMU writes from several: which point is tried is a matter of luck.
+        assert!(killed >= 3, "{what} was hardly ever killed");
     }
     println!("tracking was lost at {lost} points");
 }

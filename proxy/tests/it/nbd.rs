@@ -24,9 +24,7 @@ fn qemu_nbd(place: &Place, name: &str, arguments: &[&str]) -> (Running, String) 
     let mut command = Command::new("qemu-nbd");
     command.args(["--persistent", "-k", text(&socket)]).args(arguments).stderr(Stdio::null());
     let running = Running(command.spawn().unwrap());
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
+    listens(&socket);
     (running, format!("nbd+unix:///d?socket={}", text(&socket)))
 }
 

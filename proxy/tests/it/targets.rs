@@ -242,7 +242,7 @@ async fn a_block_device_is_written_and_read() {
     assert_eq!(error.kind(), ErrorKind::Usage);
     // A header that the guest may have written is not followed.
     let inner = place.qcow2("inner", MIB);
-    std::fs::copy(&inner, &device).unwrap();
+    std::fs::write(&device, std::fs::read(&inner).unwrap()).unwrap();
     let error = store.backup(&device, mover::TrackingWish::Auto).await.err().unwrap();
     assert!(error.remedy().unwrap().contains("format=raw"), "{error}");
     store.backup(&format!("{device}?format=raw"), mover::TrackingWish::Auto).await.unwrap();

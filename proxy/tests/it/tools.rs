@@ -89,11 +89,15 @@ pub fn nbdkit(place: &Place, name: &str, arguments: &[&str]) -> (Running, String
         .spawn()
         .unwrap();
     let running = Running(child);
-    // It listens when its socket is there.
-    while !socket.exists() {
+    listens(&socket);
+    (running, format!("nbd+unix:///?socket={}", text(&socket)))
+}
+
+/// Waits until a server takes connections: its socket is there a moment earlier.
+pub fn listens(socket: &Path) {
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
         std::thread::yield_now();
     }
-    (running, format!("nbd+unix:///?socket={}", text(&socket)))
 }
 
 /// A writer that holds an image open for writing, as a machine does.

@@ -150,6 +150,23 @@ async fn other_ways_to_lose_tracking() {
     expect("killed machine", &killed, "no sound bitmap").await;
 }
 
+/// A copy carries its bitmap along, which tells the truth about the copy, but not since the parent's checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_put_back() {
+    let place = Place::new();
+    let image = place.qcow2("a.qcow2", 4 * MIB);
+    let mut store = Store::default();
+    auto(&mut store, &image).await;
+    std::fs::copy(&image, place.path("copy")).unwrap();
+    qemu_io(&image, "qcow2", &["write -P 1 1M 64k"]);
+    auto(&mut store, &image).await;
+    std::fs::rename(place.path("copy"), &image).unwrap();
+    qemu_io(&image, "qcow2", &["write -P 2 2M 64k"]);
+    let made = auto(&mut store, &image).await;
+    assert_eq!(made.changed.mode, ChangeTracking::Fingerprint);
+    assert!(made.changed.reason.contains("no sound bitmap of the parent's checkpoint"), "{}", made.changed.reason);
+}
+
 /// Two bitmaps of the repository in one image: what a run that broke off leaves (T2).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_is_settled_first() {

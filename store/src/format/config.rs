@@ -10,18 +10,20 @@ pub struct ConfigFile {
     pub config: RepositoryConfig,
     /// The identity under which the holder of the directory's lock appends to the log.
     pub writer: WriterId,
+    /// The file's bytes: repeated in digests, and the log's chain begins with their hash.
+    pub bytes: Vec<u8>,
 }
 
 impl ConfigFile {
-    /// The file's bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The file of a new repository.
+    pub fn new(config: RepositoryConfig, writer: WriterId) -> Self {
         let mut to = RecordWriter::new();
-        to.bytes(CONFIG_MAGIC).u16(CONFIG_VERSION).u16(0).bytes(&self.config.id.0).i64(self.config.created.0);
-        to.bytes(&self.config.domain.0).bytes(&self.config.domain.fingerprint());
-        to.u16(CUT_FORMAT).u16(0).u32(GRID_BYTES).bytes(&self.writer.0).no_extensions();
+        to.bytes(CONFIG_MAGIC).u16(CONFIG_VERSION).u16(0).bytes(&config.id.0).i64(config.created.0);
+        to.bytes(&config.domain.0).bytes(&config.domain.fingerprint());
+        to.u16(CUT_FORMAT).u16(0).u32(GRID_BYTES).bytes(&writer.0).no_extensions();
         let hash = digest(to.as_slice());
         to.bytes(&hash);
-        to.finish()
+        Self { config, writer, bytes: to.finish() }
     }
 
     /// Reads the file's bytes.
@@ -58,7 +60,7 @@ impl ConfigFile {
             return Err(RecordError::Hash { field: "config" });
         }
         from.end()?;
-        Ok(Self { config: RepositoryConfig { id, domain, created }, writer })
+        Ok(Self { config: RepositoryConfig { id, domain, created }, writer, bytes: bytes.to_vec() })
     }
 }
 
@@ -74,8 +76,8 @@ mod tests {
     #[test]
     fn round_trip_and_every_flip_is_seen() {
         let config = RepositoryConfig { id: RepositoryId([1; 16]), domain: DomainKey([2; 32]), created: Timestamp(3) };
-        let file = ConfigFile { config, writer: WriterId([4; 16]) };
-        let bytes = file.encode();
+        let file = ConfigFile::new(config, WriterId([4; 16]));
+        let bytes = file.bytes.clone();
         assert_eq!(ConfigFile::decode(&bytes), Ok(file));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();

@@ -52,8 +52,13 @@ pub enum Event {
     PeerSeen(RepositoryId, Incarnation),
     /// An administrator accepted that the log was rolled back; the log that others saw ended here.
     NewIncarnation(Incarnation),
-    /// An event of a later version that need not be understood.
-    Unknown(u16),
+    /// An event of a later version; who does not know a critical one reads on, but must not write.
+    Unknown {
+        /// Its code.
+        code: u16,
+        /// Whether it must be understood to write.
+        critical: bool,
+    },
 }
 
 /// A lease.
@@ -179,13 +184,17 @@ impl Event {
             Self::Configuration(..) => 19,
             Self::PeerSeen(..) => 20,
             Self::NewIncarnation(_) => 21,
-            Self::Unknown(code) => *code,
+            Self::Unknown { code, .. } => *code,
         }
     }
 
     /// True when a reader that does not know the code must not write: everything but labels and settings.
     const fn is_critical(&self) -> bool {
-        !matches!(self, Self::Annotated(..) | Self::Configuration(..) | Self::Unknown(_))
+        match self {
+            Self::Unknown { critical, .. } => *critical,
+            Self::Annotated(..) | Self::Configuration(..) => false,
+            _ => true,
+        }
     }
 
     /// Appends {u16 code, u16 flags, u32 length, body}.
@@ -198,10 +207,11 @@ impl Event {
     fn body(&self) -> Vec<u8> {
         let mut to = RecordWriter::new();
         match self {
-            Self::WriterTerm | Self::Unknown(_) => {}
+            Self::WriterTerm | Self::Unknown { .. } => {}
             Self::SessionOpened(it) => {
                 to.bytes(&it.session.0).u8(it.writes.into()).bytes(&it.owner.0).bytes(&it.point.0);
                 write_points(&mut to, &it.pins);
+                to.no_extensions();
             }
             Self::SessionClosed(session) | Self::SessionFenced(session) => {
                 to.bytes(&session.0);
@@ -257,13 +267,13 @@ impl Event {
     /// Reads one event.
     ///
     /// # Errors
-    /// What is wrong; [`RecordError::Newer`] for an unknown code that must be understood.
+    /// What is wrong. An unknown code is no error here.
     pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
         let (code, flags, length) = (from.u16("event code")?, from.u16("event flags")?, from.u32("event length")?);
         let body = from.bytes("event", usize::try_from(length).map_err(|_| RecordError::Short { field: "event" })?)?;
         let mut body = RecordReader::new(body);
         let event = Self::read_body(code, flags, &mut body)?;
-        if !matches!(event, Self::Unknown(_)) {
+        if !matches!(event, Self::Unknown { .. }) {
             body.end()?;
         }
         Ok(event)
@@ -272,17 +282,21 @@ impl Event {
     fn read_body(code: u16, flags: u16, from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
         Ok(match code {
             1 => Self::WriterTerm,
-            2 => Self::SessionOpened(SessionOpened {
-                session: SessionId(from.array("session")?),
-                writes: match from.u8("session kind")? {
-                    0 => false,
-                    1 => true,
-                    value => return Err(RecordError::Value { field: "session kind", value: value.into() }),
-                },
-                owner: OwnerId(from.array("owner")?),
-                point: PointId(from.array("point")?),
-                pins: read_points(from)?,
-            }),
+            2 => {
+                let opened = SessionOpened {
+                    session: SessionId(from.array("session")?),
+                    writes: match from.u8("session kind")? {
+                        0 => false,
+                        1 => true,
+                        value => return Err(RecordError::Value { field: "session kind", value: value.into() }),
+                    },
+                    owner: OwnerId(from.array("owner")?),
+                    point: PointId(from.array("point")?),
+                    pins: read_points(from)?,
+                };
+                from.extensions()?;
+                Self::SessionOpened(opened)
+            }
             3 => Self::SessionClosed(SessionId(from.array("session")?)),
             4 => Self::SessionFenced(SessionId(from.array("session")?)),
             5 => Self::PacksAdded(from.list("packs", 45, |from| {
@@ -327,8 +341,7 @@ impl Event {
             19 => Self::Configuration(from.text("setting")?, from.text("setting")?),
             20 => Self::PeerSeen(RepositoryId(from.array("repository")?), read_incarnation(from)?),
             21 => Self::NewIncarnation(read_incarnation(from)?),
-            _ if flags & 1 == 0 => Self::Unknown(code),
-            _ => return Err(RecordError::Newer { field: "event", value: code.into() }),
+            _ => Self::Unknown { code, critical: flags & 1 != 0 },
         })
     }
 }
@@ -345,7 +358,7 @@ impl CommittedPoint {
         to.option(self.origin, |to, (repository, time)| {
             to.bytes(&repository.0).i64(time.0);
         });
-        to.i64(self.protected_until.0).u64(self.bytes_logical).u64(self.bytes_new);
+        to.i64(self.protected_until.0).u64(self.bytes_logical).u64(self.bytes_new).no_extensions();
     }
 
     /// Reads what [`Self::write`] writes.
@@ -353,7 +366,7 @@ impl CommittedPoint {
     /// # Errors
     /// What is wrong.
     pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
-        Ok(Self {
+        let point = Self {
             session: SessionId(from.array("session")?),
             point: PointId(from.array("point")?),
             manifest: ChunkId(from.array("manifest")?),
@@ -371,7 +384,9 @@ impl CommittedPoint {
             protected_until: Timestamp(from.i64("protected until")?),
             bytes_logical: from.u64("logical bytes")?,
             bytes_new: from.u64("new bytes")?,
-        })
+        };
+        from.extensions()?;
+        Ok(point)
     }
 }
 

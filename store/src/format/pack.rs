@@ -1,6 +1,6 @@
 //! Packs: header, records, footer. A pack without its footer can be scanned; a sealed one is named by its hash.
 
-use chunker::{BLOB_HEADER_BYTES, BlobHeader, ChunkId, ChunkKind};
+use chunker::{BLOB_HEADER_BYTES, BlobHeader, ChunkId, ChunkKind, PLAIN_BYTES_MAX};
 use mover::{OwnerId, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId};
 use std::fmt;
 
@@ -229,7 +229,9 @@ pub fn decode_footer(tail: &[u8], pack_bytes: u64) -> Result<Vec<PackEntry>, Rec
         let code = from.u8("entry kind")?;
         let kind =
             ChunkKind::from_code(code).ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
-        from.bytes("entry reserved", 3)?;
+        if from.array::<3>("entry reserved")? != [0; 3] || plain_bytes > PLAIN_BYTES_MAX {
+            return Err(RecordError::Value { field: "entry plain length", value: plain_bytes.into() });
+        }
         let entry = PackEntry { id, kind, offset, blob_bytes, plain_bytes, blob_hash: from.array("entry hash")? };
         if u64::from(offset) != at || (blob_bytes as usize) < BLOB_HEADER_BYTES || entry.end() > records_end {
             return Err(RecordError::Value { field: "entry offset", value: offset.into() });

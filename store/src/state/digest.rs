@@ -1,6 +1,6 @@
 //! State digests: the state after one record, in canonical bytes, so that opening does not replay history (R3).
 
-use super::{Pack, Point, Session, State, Writer};
+use super::{Lost, Pack, Point, Session, State, Writer};
 use crate::format::event::{AddedPack, CommittedPoint, SessionOpened};
 use crate::format::pack::{PackKind, PackName};
 use chunker::ChunkId;
@@ -73,7 +73,13 @@ impl Digest {
             to.bytes(&repository.0);
             write_incarnation(to, **seen);
         });
-        to.list(&state.lost, |to, lost| write_incarnation(to, *lost));
+        to.list(&state.lost, |to, lost| {
+            write_incarnation(to, lost.end);
+            to.u64(lost.at);
+        });
+        to.list(&state.not_understood.iter().collect::<Vec<_>>(), |to, code| {
+            to.u16(**code);
+        });
         to.no_extensions();
         let hash = digest(to.as_slice());
         to.bytes(&hash);
@@ -101,7 +107,7 @@ impl Digest {
         }
         let length = usize::try_from(from.u32("config")?).map_err(|_| RecordError::Short { field: "config" })?;
         let config = from.bytes("config", length)?.to_vec();
-        let mut state = State::new(RepositoryId(from.array("repository")?));
+        let mut state = State::new(RepositoryId(from.array("repository")?), &config);
         state.end = read_incarnation(&mut from)?;
         state.writers = from.list("writers", 64, read_writer)?.into_iter().collect();
         let sessions = from.list("sessions", 93, read_session)?;
@@ -110,7 +116,7 @@ impl Digest {
         state.packs = from.list("packs", 58, read_pack)?.into_iter().collect();
         state.numbers = state.packs.iter().map(|(number, pack)| (pack.added.name, *number)).collect::<HashMap<_, _>>();
         state.dropped = from.list("dropped", 32, |from| from.array("dropped").map(PackName))?.into_iter().collect();
-        let points = from.list("points", 148, read_point)?;
+        let points = from.list("points", 152, read_point)?;
         state.points = points.into_iter().map(|point| (point.committed.point, point)).collect();
         let suspect = |from: &mut RecordReader<'_>| Ok((ChunkId(from.array("suspect")?), PackName(from.array("suspect")?)));
         state.suspects = from.list("suspects", 64, suspect)?.into_iter().collect();
@@ -119,7 +125,8 @@ impl Digest {
         state.settings = read_texts(&mut from)?.into_iter().collect();
         let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_incarnation(from)?));
         state.peers = from.list("peers", 56, peer)?.into_iter().collect();
-        state.lost = from.list("lost", 40, read_incarnation)?;
+        state.lost = from.list("lost", 48, |from| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? }))?;
+        state.not_understood = from.list("unknown events", 2, |from| from.u16("unknown event"))?.into_iter().collect();
         from.extensions()?;
         from.end()?;
         Ok(Self { config, state })

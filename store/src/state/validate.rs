@@ -5,6 +5,7 @@ use crate::format::event::{Doomed, Dropped, Event};
 use crate::format::pack::PackName;
 use crate::format::record::LogRecord;
 use mover::{PointId, SessionId};
+use std::collections::BTreeSet;
 
 /// Why an event is void.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -57,9 +58,9 @@ impl State {
         match event {
             Event::WriterTerm if record.term == term + 1 => return Ok(()),
             Event::WriterTerm => return Err(Void::Term),
-            // Readers have no term: they may only look after their own leases.
+            // Readers have no term: they may look after their own leases, and tell what they found damaged.
             Event::SessionOpened(opened) if record.term == 0 && !opened.writes => {}
-            Event::SessionClosed(_) if record.term == 0 => {}
+            Event::SessionClosed(_) | Event::ChunkSuspect(..) if record.term == 0 => {}
             _ if record.term == 0 || record.term != term => return Err(Void::Term),
             _ => {}
         }
@@ -76,7 +77,9 @@ impl State {
             }
             Event::PacksAdded(packs) => {
                 let used = |name: &PackName| self.numbers.contains_key(name) || self.dropped.contains(name);
-                if packs.iter().any(|pack| used(&pack.name)) { Err(Void::PackTwice) } else { Ok(()) }
+                let distinct: BTreeSet<_> = packs.iter().map(|pack| pack.name).collect();
+                let fresh = distinct.len() == packs.len() && !distinct.iter().any(used);
+                if fresh { Ok(()) } else { Err(Void::PackTwice) }
             }
             Event::PointCommitted(point) => {
                 if self.points.contains_key(&point.point) {
@@ -106,7 +109,7 @@ impl State {
             | Event::Configuration(..)
             | Event::PeerSeen(..)
             | Event::NewIncarnation(_)
-            | Event::Unknown(_) => Ok(()),
+            | Event::Unknown { .. } => Ok(()),
         }
     }
 
@@ -133,7 +136,6 @@ impl State {
 
     fn check_doomed(&self, doomed: &Doomed) -> Result<(), Void> {
         self.sweeping(&doomed.token)?;
-        self.all_marked(doomed.marked, &doomed.marked_too)?;
         let oldest = self.sessions.values().map(|session| session.since).min().unwrap_or(u64::MAX);
         for name in &doomed.packs {
             let pack = self.numbers.get(name).and_then(|number| self.packs.get(number)).ok_or(Void::NoPack)?;
@@ -149,6 +151,11 @@ impl State {
                 return Err(Void::Protected);
             }
         }
+        // Dooms without packs only make points final, so that a long list of them fits into several records.
+        if doomed.packs.is_empty() {
+            return Ok(());
+        }
+        self.all_marked(doomed.marked, &doomed.marked_too)?;
         // What was forgotten at the mark and is not final would come back without its chunks (R11).
         let gone = |(id, point): &(&PointId, &super::Point)| point.forgotten.is_some_and(|at| at <= doomed.marked) && !pinned(id);
         let all_final = self.points.iter().filter(gone).all(|(id, _)| doomed.finalised.contains(id));

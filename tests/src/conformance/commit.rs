@@ -111,7 +111,11 @@ pub async fn refused_commit_is_repaired_by_backup<F: Fixture>(lab: Lab<F>) {
     options.attachments =
         vec![NewAttachment { kind: "nvram".parse().unwrap(), name: "vars".into(), bytes: bytes.into() }];
     let report = lab.backup_with(&repository, &options, machine.snapshot()).await.unwrap();
-    assert_eq!(lab.blobs(report.point.id).await.len(), 32 + 2 + 1 + 1, "blocks, leaves, the attachment's page and piece");
+    assert_eq!(
+        lab.blobs(report.point.id).await.len(),
+        32 + 2 + 1 + 1,
+        "blocks, leaves, the attachment's page and piece"
+    );
 }
 
 pub async fn an_abandoned_session_leaves_no_point<F: Fixture>(lab: Lab<F>) {
@@ -166,7 +170,7 @@ async fn lie<F: Fixture>(lab: &Lab<F>, verification: Verification, id: ChunkId, 
         session.put(pages).await?;
         session.put(vec![(id, blob)]).await?;
         session.flush().await?;
-        Ok(session.commit(&[lab.draft(point, root)]).await?)
+        session.commit(&[lab.draft(point, root)]).await
     };
     match put.await {
         Ok(Commit::Committed(_)) => None,
@@ -245,7 +249,10 @@ pub async fn the_point_is_as_drafted<F: Fixture>(lab: Lab<F>) {
     draft.manifest.bytes_new = 12;
     let before = lab.world.now();
     let made = committed(session.commit(std::slice::from_ref(&draft)).await.unwrap()).remove(0);
-    assert_eq!((made.id, made.machine, &made.machine_name), (point, draft.manifest.machine, &draft.manifest.machine_name));
+    assert_eq!(
+        (made.id, made.machine, &made.machine_name),
+        (point, draft.manifest.machine, &draft.manifest.machine_name)
+    );
     assert_eq!((made.snapshot_time, made.bytes_logical, made.bytes_new), (Timestamp(1), super::kit::DISK_BYTES, 12));
     assert!(made.commit_time >= before && made.commit_time <= lab.world.now());
     assert_eq!(made.origin, (lab.repository.config().id, made.commit_time));

@@ -132,7 +132,8 @@ pub async fn refused_commit_is_repaired_by_copy<F: Fixture>(lab: Lab<F>) {
     let other = lab.sibling().await;
     let target = Meddled::new(&other.repository);
     // Everything is said to be there, pages too: it comes level by level.
-    target.meddling.plan().have.extend(lab.blobs(point.id).await.into_keys());
+    let all = lab.blobs(point.id).await;
+    target.meddling.plan().have.extend(all.into_keys());
     let report = lab.copy_to(&target, &point).await.unwrap();
     assert_eq!((report.points, report.chunks_moved), (1, 100));
     assert_eq!(target.meddling.plan().operations["commit"], 4, "a root, leaves, data, and the last");

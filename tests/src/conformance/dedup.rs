@@ -3,7 +3,7 @@
 use super::kit::{BLOCK, Fixture, LEAF, Lab, options};
 use crate::fake::{Machine, Trouble, noise};
 use crate::meddle::Meddled;
-use mover::{ChangeTracking, ErrorKind, MapReader, PageRef, Repository, TrackingWish, ReadSession};
+use mover::{ChangeTracking, ErrorKind, MapReader, PageRef, ReadSession, Repository, TrackingWish};
 
 fn template<F: Fixture>(lab: &Lab<F>) -> Machine {
     let machine = Machine::new(&lab.world, &[LEAF, LEAF / 2]);

@@ -4,9 +4,7 @@ use super::kit::{BLOCK, Fixture, Lab, begin};
 use crate::fake::{Machine, noise};
 use chunker::ChunkId;
 use futures::StreamExt;
-use mover::{
-    ChunkError, ErrorKind, PointFilter, PointId, ReadSession, Repository, Verification,
-};
+use mover::{ChunkError, ErrorKind, PointFilter, PointId, ReadSession, Repository, Verification};
 use std::collections::BTreeSet;
 
 fn machine<F: Fixture>(lab: &Lab<F>, seed: u64) -> Machine {

@@ -19,8 +19,7 @@ pub async fn a_chunk_of_another_session_is_waited_for<F: Fixture>(lab: Lab<F>) {
     }
     let (root, pages) = lab.map(&[(0, id)]).await;
     asker.put(pages).await.unwrap();
-    let (one, two) = tokio::join!(asker.flush(), putter.flush());
-    (one.unwrap(), two.unwrap());
+    tokio::try_join!(asker.flush(), putter.flush()).unwrap();
     committed(asker.commit(&[lab.draft(point, root)]).await.unwrap());
     drop((asker, putter));
     let lab = lab.reopened().await;

@@ -54,11 +54,8 @@ impl Image {
         assert!(extent.end() <= self.size, "zero past the end: {extent:?} of {}", self.size);
         let grid = u64::from(GRID_BYTES);
         let whole = extent.offset.div_ceil(grid) * grid..extent.end() / grid * grid;
-        let inner: Vec<u64> = if whole.is_empty() {
-            Vec::new()
-        } else {
-            self.blocks.range(whole.clone()).map(|(at, _)| *at).collect()
-        };
+        let inner: Vec<u64> =
+            if whole.is_empty() { Vec::new() } else { self.blocks.range(whole.clone()).map(|(at, _)| *at).collect() };
         inner.into_iter().for_each(|at| {
             self.blocks.remove(&at);
         });

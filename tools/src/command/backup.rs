@@ -10,7 +10,7 @@ use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{count, escaped, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
-use hooks::Hooks;
+use hooks::{Frozen, Hooks};
 use mover::{
     BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result, Source as _,
     TrackingWish, Verification, backup, blocking,
@@ -65,7 +65,7 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
         bytes_sent: report.bytes_sent,
         bytes_stored: report.bytes_stored,
         chunks_new: report.chunks_new,
-        freeze_ms: milliseconds(frozen),
+        freeze_ms: milliseconds(frozen.duration),
         duration_ms: milliseconds(began.elapsed()),
         parent: report.parent.map(|parent| parent.to_string()),
     };
@@ -125,7 +125,7 @@ fn read_attachment(attach: &Attach) -> Result<NewAttachment> {
 }
 
 /// One try: everything that was opened is closed again, whatever happens.
-async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Duration)> {
+async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
     let disks = match &arguments.source {
         Some(source) => vec![NamedSource::only(source.clone())],
         None => arguments.disk.clone(),
@@ -157,6 +157,7 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
     let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
     match watched(&context.out, &progress, job).await {
         Ok(mut report) => {
+            report.warnings.extend(frozen.warning.clone());
             if let Err(error) = repository.close().await {
                 // The point is durable: what closing failed at is settled when the repository is opened next.
                 report.warnings.push(format!("the repository could not be closed cleanly: {error}"));

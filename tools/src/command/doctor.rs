@@ -7,6 +7,7 @@ use crate::text::{count, escaped};
 use crate::windlass::{Context, Exit};
 use mover::{Repository as _, Result};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use tokio::process::Command;
 
 #[derive(Serialize)]
@@ -20,7 +21,7 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     if let Some(address) = arguments.repository.as_ref().filter(|_| arguments.accept_rollback) {
         Local::accept_rollback(address.path(), context.pool.clone(), context.world.clone()).await?;
         context.out.document(&serde_json::json!({ "repository": address.to_string(), "rollback_accepted": true }));
-        context.out.line(&format!("{address} is used as it is now"));
+        context.out.done(&format!("{address} is used as it is now"));
         return Ok(Exit::Done);
     }
     let mut findings = Vec::new();
@@ -34,7 +35,7 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
         };
         findings.push(Finding { subject: address.to_string(), sound, remark });
     }
-    context.out.document(&serde_json::json!({ "findings": findings }));
+    context.out.document(&BTreeMap::from([("findings", &findings)]));
     let mut rows = table(&["WHAT", "STATE", "REMARK"], &[]);
     for finding in &findings {
         let state = if finding.sound { "ok" } else { "missing" };

@@ -36,6 +36,6 @@ pub async fn run(context: &Context, arguments: &Init) -> Result<Exit> {
         created: utc_time(config.created),
     };
     context.out.document(&made);
-    context.out.line(&format!("created repository {} at {}", made.repository, made.address));
+    context.out.done(&format!("created repository {} at {}", made.repository, made.address));
     Ok(Exit::Done)
 }

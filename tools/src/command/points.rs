@@ -8,6 +8,11 @@ use crate::windlass::{Context, Exit};
 use mover::{PointFilter, RecoveryPoint, Repository as _, Result, Timestamp};
 use serde::Serialize;
 
+#[derive(Serialize)]
+struct Listed {
+    points: Vec<PointFields>,
+}
+
 /// A point as JSON.
 #[derive(Serialize)]
 pub struct PointFields {
@@ -54,7 +59,7 @@ pub async fn run(context: &Context, arguments: &Points) -> Result<Exit> {
     let own = repository.config().id;
     repository.close().await?;
     let points = points?;
-    context.out.document(&serde_json::json!({ "points": points.iter().map(PointFields::from).collect::<Vec<_>>() }));
+    context.out.document(&Listed { points: points.iter().map(PointFields::from).collect() });
     if points.is_empty() {
         context.out.line("no recovery points");
         return Ok(Exit::Done);

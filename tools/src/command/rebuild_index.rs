@@ -13,6 +13,6 @@ pub async fn run(context: &Context, arguments: &RebuildIndex) -> Result<Exit> {
     repository.close().await?;
     let made = made?;
     context.out.document(&serde_json::json!({ "packs": made.packs, "chunks": made.chunks }));
-    context.out.line(&format!("index made of {} chunks in {} packs", count(made.chunks), count(made.packs)));
+    context.out.done(&format!("index made of {} chunks in {} packs", count(made.chunks), count(made.packs)));
     Ok(Exit::Done)
 }

@@ -7,6 +7,7 @@ use crate::windlass::{Context, Exit};
 use mover::Result;
 use proxy::{TrackedBitmap, list_tracking, remove_tracking};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 struct Bitmap {
@@ -48,7 +49,7 @@ pub async fn run(context: &Context, action: &TrackingAction) -> Result<Exit> {
         }
     };
     let bitmaps: Vec<Bitmap> = bitmaps.iter().map(Bitmap::from).collect();
-    out.document(&serde_json::json!({ listed: bitmaps }));
+    out.document(&BTreeMap::from([(listed, &bitmaps)]));
     if bitmaps.is_empty() {
         out.line("no bitmaps");
         return Ok(Exit::Done);

@@ -17,6 +17,7 @@ use store::state::Digest;
 pub fn run(path: &Path, decode: bool) -> Result<()> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = text(bytes.into(), decode).with_context(|| path.display().to_string())?;
+    let text = bytes_as_hex(&text);
     // A reader that went away is no failure.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
     Ok(())
@@ -81,6 +82,29 @@ fn structure(text: &mut String, entry: &PackEntry, blob: &Blob) -> Result<()> {
         _ => writeln!(text, "{:#?}", Manifest::decode(&plain)?)?,
     }
     Ok(())
+}
+
+/// Debug output with each list of bytes on one line.
+fn bytes_as_hex(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut made = String::with_capacity(text.len());
+    let mut at = 0;
+    while at < lines.len() {
+        let number = |line: &&&str| line.trim().strip_suffix(',').and_then(|it| it.parse::<u8>().ok());
+        let list: Vec<u8> = lines[at + 1..].iter().map_while(|line| number(&line)).collect();
+        match lines.get(at + 1 + list.len()) {
+            Some(end) if lines[at].ends_with('[') && !list.is_empty() && end.trim().starts_with(']') => {
+                let (head, tail) = (lines[at].trim_end_matches('['), end.trim().trim_start_matches(']'));
+                made.extend([head, &hex(&list), tail, "\n"]);
+                at += list.len() + 2;
+            }
+            _ => {
+                made.extend([lines[at], "\n"]);
+                at += 1;
+            }
+        }
+    }
+    made
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -13,9 +13,17 @@ pub struct Hooks<'a> {
     pub after: Option<&'a str>,
 }
 
+/// What came of the commands when the disks were opened.
+#[derive(Default)]
+pub struct Frozen {
+    /// From the begin of the command before to the end of the one after; nothing without a command before.
+    pub duration: Duration,
+    pub warning: Option<String>,
+}
+
 impl Hooks<'_> {
-    /// Runs the command before, `open`, and in every case the command after. Gives how long things were frozen.
-    pub async fn around<T>(&self, context: &Context, open: impl Future<Output = Result<T>>) -> Result<(T, Duration)> {
+    /// Runs the command before, `open`, and in every case the command after.
+    pub async fn around<T>(&self, context: &Context, open: impl Future<Output = Result<T>>) -> Result<(T, Frozen)> {
         let began = Instant::now();
         let opened = match self.before {
             Some(command) => match context.stop.race(self.run(command, "pre-freeze", "ok")).await {
@@ -24,15 +32,24 @@ impl Hooks<'_> {
             },
             None => open.await,
         };
+        let mut frozen = Frozen::default();
         if let Some(command) = self.after {
             let status = if opened.is_ok() { "ok" } else { "failed" };
             if let Err(error) = self.run(command, "post-thaw", status).await {
                 // The disks were opened or not: that decides. But somebody must look whether things still stand still.
-                context.out.warn(&error.message());
+                frozen.warning = Some(error.message());
             }
         }
-        let frozen = if self.before.is_some() { began.elapsed() } else { Duration::ZERO };
-        opened.map(|opened| (opened, frozen))
+        if self.before.is_some() {
+            frozen.duration = began.elapsed();
+        }
+        match opened {
+            Ok(opened) => Ok((opened, frozen)),
+            Err(error) => {
+                frozen.warning.iter().for_each(|warning| context.out.warn(warning));
+                Err(error)
+            }
+        }
     }
 
     async fn run(&self, command: &str, phase: &str, status: &str) -> Result<()> {
