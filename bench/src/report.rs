@@ -63,7 +63,7 @@ impl Report {
 
     pub fn print(&self) {
         println!(
-            "{:<28} {:>8} {:>8} {:>9} {:>11} {:>12}",
+            "{:<30} {:>8} {:>8} {:>9} {:>11} {:>12}",
             "", "wall s", "CPU s", "peak MiB", "stored MB", "x best peer"
         );
         for step in Step::ALL {
@@ -75,7 +75,7 @@ impl Report {
                     _ => String::new(),
                 };
                 println!(
-                    "  {:<26} {:>8.2} {:>8.2} {:>9.0} {stored:>11} {ratio:>12}",
+                    "  {:<28} {:>8.2} {:>8.2} {:>9.0} {stored:>11} {ratio:>12}",
                     row.tool,
                     row.wall(),
                     median(row.samples.iter().map(|it| it.cpu_s)),

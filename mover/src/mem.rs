@@ -14,12 +14,13 @@ use futures::{Stream, stream};
 use state::State;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
 /// A repository in memory. A clone is another handle on the same one; what only tests do are inherent methods.
 ///
 /// It is as unpleasant as the traits allow: errors of a put are told by a later call, chunks come in another order than
-/// asked for, chunks that are not flushed cannot be read, and every operation gives way to other tasks.
+/// asked for, chunks that are not flushed cannot be read, and operations queue and give way to each other.
 #[derive(Clone)]
 pub struct Mem(Arc<Shared>);
 
@@ -28,6 +29,8 @@ struct Shared {
     prints: Fingerprinter,
     world: World,
     state: Mutex<State>,
+    /// One operation comes in at a time, and they queue in order: whoever stops polling one holds up all behind it.
+    door: Semaphore,
 }
 
 /// A planned failure of one operation.
@@ -70,7 +73,13 @@ impl Mem {
     pub fn in_domain(world: &World, domain: DomainKey) -> Self {
         let prints = Fingerprinter::new(&domain);
         let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
-        Self(Arc::new(Shared { config, prints, world: world.clone(), state: Mutex::default() }))
+        Self(Arc::new(Shared {
+            config,
+            prints,
+            world: world.clone(),
+            state: Mutex::default(),
+            door: Semaphore::new(1),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -315,7 +324,9 @@ impl Shared {
 
     /// Counts an operation; lets a planned fault strike.
     async fn operation(&self, name: &'static str) -> Result<Answer> {
+        let inside = self.door.acquire().await.expect("never closed");
         yield_now().await;
+        drop(inside);
         let mut state = self.state();
         *state.operations.entry(name).or_default() += 1;
         let struck = state.faults.iter().find(|fault| fault.after == 0).map(|fault| fault.effect);

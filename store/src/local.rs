@@ -12,8 +12,8 @@ use crate::session::Session;
 use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, DiskId, Error, Incarnation, Manifest, MapReader, MapRoot, OwnerId, PointFilter, PointId, Pool,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, Suspect, TreeDiff, World,
+    Begin, Begun, DiskId, Error, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, Suspect, World,
     blocking,
 };
 use std::collections::{BTreeSet, HashMap};
@@ -328,22 +328,39 @@ impl Local {
         }
         let reader = MapReader::new(session, &self.inner.prints);
         for parent in parents {
-            let manifest: Manifest = session.manifest(*parent).await?;
+            // A manifest that does not read is the backup's to find out: it reads everything then.
+            let Some(manifest) = unless_damaged(session.manifest(*parent).await)? else { continue };
             for disk in &manifest.disks {
-                let none = MapRoot { level: disk.root.level, id: None };
-                let mut walk = TreeDiff::new((none, &reader), (disk.root, &reader));
-                while let Some(step) = walk.next().await? {
-                    let bad = step.blocks().filter_map(|block| Some((block.block, block.new.chunk()?)));
-                    let bad = bad.filter(|(_, chunk)| suspects.contains(chunk));
-                    found.extend(bad.map(|(block, chunk)| suspect(disk.id, block, chunk)));
+                let mut stack: Vec<(ChunkId, u8, u64)> = disk.root.id.map(|id| (id, disk.root.level, 0)).into_iter().collect();
+                while let Some((id, level, index)) = stack.pop() {
                     if found.len() >= Begun::SUSPECTS_MAX {
-                        found.truncate(Begun::SUSPECTS_MAX);
                         return Ok(found);
+                    }
+                    let Some(page) = unless_damaged(reader.page(id, level).await)? else {
+                        let block = index.saturating_mul(PAGE_ENTRIES.saturating_pow(u32::from(level) + 1));
+                        found.push(suspect(disk.id, block, id));
+                        continue;
+                    };
+                    for (entry, id) in (0..PAGE_ENTRIES).filter_map(|at| Some((at, page.entry(at).chunk()?))) {
+                        let index = index * PAGE_ENTRIES + entry;
+                        match level.checked_sub(1) {
+                            Some(level) => stack.push((id, level, index)),
+                            None if suspects.contains(&id) => found.push(suspect(disk.id, index, id)),
+                            None => {}
+                        }
                     }
                 }
             }
         }
+        found.truncate(Begun::SUSPECTS_MAX);
         Ok(found)
+    }
+}
+
+fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == mover::ErrorKind::Integrity => Ok(None),
+        read => read.map(Some),
     }
 }
 

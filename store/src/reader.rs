@@ -180,12 +180,22 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
             });
             let blob = match read {
                 Ok(bytes) => record(&bytes.into(), 0, blob_bytes, chunk, &nonce, "incoming"),
-                Err(error) => Err(ChunkError::Unreadable { chunk, what: error.to_string() }),
+                // Its pack may have come into the log in the meantime, and lost that name.
+                Err(error) => match logged_run(inner, chunk) {
+                    Some(run) => return read_run(inner, run),
+                    None => Err(ChunkError::Unreadable { chunk, what: error.to_string() }),
+                },
             };
             vec![(chunk, blob)]
         }
         Run::Pack { pack, chunks } => read_pack_run(inner, pack, chunks),
     }
+}
+
+fn logged_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
+    let place = inner.locate(&[chunk]).ok()?.into_iter().next().flatten()?;
+    let pack = inner.state().packs().get(&place.pack)?.added.name;
+    Some(Run::Pack { pack, chunks: vec![(chunk, place.offset.into(), place.blob_bytes)] })
 }
 
 fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>) -> ChunkBatch {

@@ -1,13 +1,122 @@
 //! A repository's directory seen from outside: what is in its files, and how to hurt them.
 
+use crate::conformance::options;
+use crate::fake::{Image, Machine, Target};
 use chunker::{BLOB_HEADER_BYTES, ChunkId};
+use mover::{
+    BackupReport, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Result, World, backup,
+    restore,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use store::format::config::ConfigFile;
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
+use store::io::{DiskIo, Io};
 use store::state::State;
+use store::{Access, Depth, Local, VerifyOptions, VerifyReport};
+
+/// What opening repositories and running jobs on them takes.
+pub struct Bench {
+    /// Clock and randomness.
+    pub world: World,
+    /// Worker threads.
+    pub pool: Pool,
+}
+
+/// Points and what they must restore to, in the order of their commits.
+pub type History = Vec<(PointId, Vec<Image>)>;
+
+impl Bench {
+    /// The machine's own.
+    ///
+    /// # Panics
+    /// When threads cannot be started.
+    pub fn new() -> Self {
+        Self { world: World::system(), pool: Pool::new(2).expect("threads") }
+    }
+
+    /// Opens the repository in `folder`.
+    ///
+    /// # Errors
+    /// As [`Local::open`].
+    pub async fn open(&self, folder: &Path, access: Access) -> Result<Local> {
+        self.open_with(folder, access, Arc::new(DiskIo)).await
+    }
+
+    /// Opens the repository in `folder` through `io`.
+    ///
+    /// # Errors
+    /// As [`Local::open`].
+    pub async fn open_with(&self, folder: &Path, access: Access, io: Arc<dyn Io>) -> Result<Local> {
+        Local::open_with(folder, access, self.pool.clone(), self.world.clone(), io).await
+    }
+
+    /// Backs a machine up under the name `web`.
+    ///
+    /// # Errors
+    /// As [`backup`].
+    pub async fn backup(&self, repository: &Local, machine: &Machine) -> Result<BackupReport> {
+        backup(repository, machine.snapshot(), &options("web"), &self.pool, &self.world, &Progress::default()).await
+    }
+
+    /// Restores every disk of a point and compares; a difference is a panic.
+    ///
+    /// # Errors
+    /// As [`restore`].
+    ///
+    /// # Panics
+    /// When the bytes are wrong.
+    pub async fn restore(&self, repository: &Local, point: PointId, images: &[Image]) -> Result<()> {
+        let reader = repository.read(&[point]).await?;
+        let prints = chunker::Fingerprinter::new(&repository.config().domain);
+        let manifest = reader.manifest(point).await?;
+        assert_eq!(manifest.disks.len(), images.len());
+        for (disk, image) in manifest.disks.iter().zip(images) {
+            let (target, screen) = Target::new(disk.size);
+            restore(&reader, &prints, disk, target, &self.pool, &Progress::default()).await?;
+            assert!(screen.image().as_ref() == Some(image), "disk {} of point {point} is not what it was", disk.name);
+        }
+        Ok(())
+    }
+
+    /// Exactly these points, each restoring to what it was.
+    ///
+    /// # Panics
+    /// When not.
+    pub async fn assert_holds(&self, repository: &Local, history: &History) {
+        let ids: Vec<PointId> = points(repository).await.iter().map(|point| point.id).collect();
+        assert_eq!(ids, history.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+        for (point, images) in history {
+            self.restore(repository, *point, images).await.expect("it restores");
+        }
+    }
+
+    /// Verifies everything.
+    ///
+    /// # Panics
+    /// When it cannot be done; damage is in the report.
+    pub async fn verify(&self, repository: &Local, depth: Depth) -> VerifyReport {
+        let options = VerifyOptions { depth, points: Vec::new() };
+        repository.verify(options, Arc::new(Progress::default())).await.expect("it can be verified")
+    }
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// All points.
+///
+/// # Panics
+/// When they cannot be listed.
+pub async fn points(repository: &Local) -> Vec<RecoveryPoint> {
+    repository.list(&PointFilter::default()).await.expect("list")
+}
 
 /// A folder for repositories that goes with the value, in memory where there is such a file system: what a sync costs
 /// is no subject of these tests.
@@ -46,7 +155,7 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
 /// When a record is damaged or missing.
 pub fn replay(repository: &Path) -> State {
     let config = ConfigFile::decode(&fs::read(repository.join("config")).expect("config")).expect("a sound config");
-    let mut state = State::new(config.config.id);
+    let mut state = State::new(config.config.id, &config.bytes);
     for file in files(&repository.join("log")) {
         let bytes = fs::read(repository.join("log").join(file)).expect("a record");
         let (record, end) = LogRecord::decode(&bytes).expect("a sound record");
@@ -110,14 +219,19 @@ pub fn flip(path: &Path, offset: u64, bits: u8) {
     file.write_all_at(&[byte[0] ^ bits], offset).expect("written");
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder with all that is in it, empty folders too.
 ///
 /// # Panics
 /// When it cannot.
 pub fn copy_folder(from: &Path, to: &Path) {
-    for file in files(from) {
-        let target = to.join(&file);
-        fs::create_dir_all(target.parent().expect("inside")).expect("a folder");
-        fs::copy(from.join(&file), target).expect("a copy");
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            fs::copy(&path, &target).expect("a copy");
+        }
     }
 }

@@ -127,7 +127,8 @@ fn refused(refusal: &clap::Error) -> ExitCode {
 fn log_to_stderr(style: Style) {
     let level = match style.verbose {
         0 if style.quiet => "error",
-        0 => "warn",
+        // `verify` prints its findings itself.
+        0 => "warn,store::verify=off",
         1 => "info",
         2 => "debug",
         _ => "trace",

@@ -7,9 +7,12 @@ use crate::{
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
-use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::{BTreeSet, HashSet};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -87,8 +90,6 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         // Without a parent there is nothing that zeros could replace.
         let zero = if self.before.is_some() { zero } else { ExtentSet::new() };
         let pacer = Pacer::new(self.job.options.rate);
-        let done = stream::iter(pieces(&read, &zero)).map(|piece| self.piece(piece, &pacer)).buffered(PIECES_MAX);
-        futures::pin_mut!(done);
         let mut tracking = TrackingRecord {
             mode: changed.mode,
             reason: changed.reason,
@@ -98,11 +99,16 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             bytes_changed: 0,
             bytes_audited: 0,
         };
-        while let Some(done) = done.try_next().await? {
-            for (block, entry) in done.refs {
-                builder.set(block, entry).await?;
-            }
-            self.job.store_pages(builder.take_pages()).await?;
+        let this = &*self;
+        let mut work = Work { pieces: pieces(&read, &zero), begun: FuturesOrdered::new(), done: VecDeque::new() };
+        while let Some(done) = work.next(|piece| this.piece(piece, &pacer)).await? {
+            let place = async {
+                for (block, entry) in done.refs {
+                    builder.set(block, entry).await?;
+                }
+                this.job.store_pages(builder.take_pages()).await
+            };
+            work.go_on_during(place).await?;
             tracking.bytes_read += done.bytes_read;
             tracking.bytes_changed += done.bytes_changed;
         }
@@ -188,6 +194,42 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         };
         let blobs = self.job.pool.run(move || missing.into_iter().map(seal).collect()).await;
         self.job.session.put(blobs).await
+    }
+}
+
+/// Pieces on their way, at most [`PIECES_MAX`], which come out in order.
+struct Work<P, F: Future> {
+    pieces: P,
+    begun: FuturesOrdered<F>,
+    /// Of those that were begun first.
+    done: VecDeque<F::Output>,
+}
+
+impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<P, F> {
+    /// Begins as many as may be begun and gives the next result; none at the end.
+    async fn next(&mut self, mut begin: impl FnMut(Piece) -> F) -> Result<Option<Done>> {
+        while self.begun.len() + self.done.len() < PIECES_MAX
+            && let Some(piece) = self.pieces.next()
+        {
+            self.begun.push_back(begin(piece));
+        }
+        match self.done.pop_front() {
+            Some(done) => done.map(Some),
+            None => self.begun.next().await.transpose(),
+        }
+    }
+
+    /// Waits for `place` while the pieces go on. A piece that nobody polls may stand first in a queue of the repository
+    /// in which `place` waits behind it, for ever; this is why no `buffered()` stream is used here.
+    async fn go_on_during<T>(&mut self, place: impl Future<Output = T>) -> T {
+        let mut place = std::pin::pin!(place);
+        poll_fn(|context| {
+            while let Poll::Ready(Some(done)) = self.begun.poll_next_unpin(context) {
+                self.done.push_back(done);
+            }
+            place.as_mut().poll(context)
+        })
+        .await
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::Job;
 use crate::{
-    Error, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession, diff::TreeDiff,
-    with_opener, with_sealer,
+    ChunkBatch, Error, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession,
+    diff::TreeDiff, with_opener, with_sealer,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
@@ -14,9 +14,9 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     /// source, whose snapshot is still open.
     pub(super) async fn repair(&self, manifest: &Manifest, ids: Vec<ChunkId>) -> Result<()> {
         let mut lost: BTreeSet<ChunkId> = ids.iter().copied().collect();
-        let batches = self.session.get(ids);
-        futures::pin_mut!(batches);
-        while let Some(batch) = batches.next().await {
+        // Read to the end before anything is put: a read that stands still may hold what the put waits for.
+        let batches: Vec<ChunkBatch> = self.session.get(ids).collect().await;
+        for batch in batches {
             let found: Vec<_> = batch.into_iter().filter_map(|(id, blob)| blob.ok().map(|blob| (id, blob))).collect();
             // What may be damaged is put again only when it is proven not to be.
             let prints = self.prints.clone();

@@ -294,6 +294,7 @@ fn manifest(point: PointId, root: MapRoot) -> Manifest {
         }],
         attachments: Vec::new(),
         bytes_new: 0,
+        extensions: Vec::new(),
     }
 }
 

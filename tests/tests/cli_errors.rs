@@ -1,0 +1,176 @@
+//! Every kind of error through the real program: its exit code, its name in JSON, a line that says what and what to do,
+//! and nothing lost. A kind without a row does not compile.
+
+mod program;
+
+use mover::ErrorKind;
+use program::{Bench, Run};
+use std::fs;
+use std::path::Path;
+
+/// How a kind is caused here.
+enum Cause {
+    /// By running the program; what it must say.
+    Run(fn(&Bench) -> Run, &'static str),
+    /// Not by this version's command line; why, and where it is tested.
+    NotHere(&'static str),
+}
+
+fn cause(kind: ErrorKind) -> Cause {
+    use Cause::{NotHere, Run};
+    match kind {
+        ErrorKind::Usage => Run(|b| b.run(&["backup", "--machine", "../x", "-r", "REPO", "DISK"]), "is not a name"),
+        ErrorKind::NotFound => Run(|b| b.run(&["points", "-r", "HERE/nothing"]), "is not a repository"),
+        ErrorKind::Busy => Run(image_in_use, "in use"),
+        ErrorKind::NotAuthorised => NotHere("roles come with storage nodes"),
+        ErrorKind::Integrity => Run(damaged_pack, "damaged"),
+        ErrorKind::NoCopy => Run(
+            |b| b.run(&["restore", "m@latest", "--to", "HERE/o.raw", "-r", "REPO", "--copy", "HERE/nothing"]),
+            "copy",
+        ),
+        ErrorKind::StoreFull => Run(repository_full, "space"),
+        ErrorKind::StoreIo => Run(log_is_no_folder, "cannot"),
+        ErrorKind::RolledBack => Run(rolled_back, "rolled back"),
+        ErrorKind::Fenced => NotHere("needs two writers of one repository: the log's own tests"),
+        ErrorKind::Source => Run(source_fails, "error"),
+        ErrorKind::Target => {
+            Run(|b| b.run(&["restore", "m@latest", "--to", "HERE/no/such/folder/o.raw", "-r", "REPO"]), "no/such")
+        }
+        ErrorKind::TargetFull => Run(target_full, "space"),
+        ErrorKind::Quiesce => {
+            Run(|b| b.run(&["backup", "--machine", "m", "--quiesce", "require", "-r", "REPO", "DISK"]), "quiesced")
+        }
+        ErrorKind::Tracking => {
+            Run(|b| b.run(&["backup", "--machine", "m", "--change-tracking", "bitmap", "-r", "REPO", "DISK"]), "bitmap")
+        }
+        ErrorKind::GroupIncomplete => NotHere("groups have one member until applications are backed up"),
+        ErrorKind::Transport => {
+            Run(|b| b.run(&["backup", "--machine", "m", "-r", "REPO", "nbd+unix:///x?socket=HERE/none"]), "NBD")
+        }
+        ErrorKind::Version => Run(newer_repository, "newer"),
+        ErrorKind::Domain => Run(other_domain, "domain"),
+        ErrorKind::Cancelled => Run(interrupted, "interrupted"),
+        ErrorKind::Internal => NotHere("is a bug when it happens"),
+    }
+}
+
+#[test]
+fn every_kind_of_error_is_told_as_promised() {
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let checks: Vec<_> = ErrorKind::ALL.into_iter().map(|kind| scope.spawn(move || check(kind))).collect();
+        checks.into_iter().filter_map(|check| check.join().expect("a check ends").err()).collect()
+    });
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn check(kind: ErrorKind) -> Result<(), String> {
+    let Cause::Run(cause, says) = cause(kind) else { return Ok(()) };
+    let bench = Bench::new();
+    let run = cause(&bench);
+    let fail = |what: &str| Err(format!("{kind:?}: {what}\nexit {}\n{}\n{}", run.code, run.stdout, run.stderr));
+    if run.code != i32::from(kind.exit_code()) {
+        return fail("wrong exit code");
+    }
+    if !run.stderr.to_lowercase().contains(&says.to_lowercase())
+        || !run.stderr.contains(&format!("\"code\":\"{}\"", kind.code()))
+    {
+        return fail(&format!("does not say {says:?}"));
+    }
+    // Nothing that was committed is lost. Where the repository itself was taken away there is nothing to look at.
+    if !matches!(kind, ErrorKind::StoreIo | ErrorKind::RolledBack | ErrorKind::Version | ErrorKind::Integrity) {
+        let points = bench.run(&["points", "-r", "REPO"]);
+        if points.code != 0 || points.stdout.matches("\"id\"").count() + points.stdout.matches("\"point\"").count() == 0
+        {
+            return Err(format!("{kind:?}: the point is gone: {}{}", points.stdout, points.stderr));
+        }
+    }
+    Ok(())
+}
+
+fn image_in_use(bench: &Bench) -> Run {
+    let image = bench.qcow2();
+    let _holder = bench.hold_image(&image);
+    bench.run(&["backup", "--machine", "m", "-r", "REPO", image.to_str().unwrap()])
+}
+
+fn damaged_pack(bench: &Bench) -> Run {
+    for pack in bench.packs() {
+        let mut bytes = fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle - 50..middle + 50].fill(0x5a);
+        fs::write(&pack, bytes).unwrap();
+    }
+    let run = bench.run(&["restore", "m@latest", "--to", "HERE/o.raw", "-r", "REPO"]);
+    assert!(!bench.path("o.raw").exists(), "a target that was not finished stays behind");
+    run
+}
+
+fn repository_full(bench: &Bench) -> Run {
+    let Some(small) = bench.small_file_system(8) else { return bench.unavailable() };
+    let repository = small.path.join("r");
+    let repository = repository.to_str().unwrap();
+    assert_eq!(bench.run(&["init", "-r", repository]).code, 0);
+    bench.run(&["backup", "--machine", "m", "-r", repository, "DISK"])
+}
+
+fn target_full(bench: &Bench) -> Run {
+    let Some(small) = bench.small_file_system(4) else { return bench.unavailable() };
+    let target = small.path.join("o.raw");
+    bench.run(&["restore", "m@latest", "--to", target.to_str().unwrap(), "-r", "REPO"])
+}
+
+fn log_is_no_folder(bench: &Bench) -> Run {
+    let packs = bench.path("repo/state");
+    fs::remove_dir_all(&packs).unwrap();
+    fs::write(&packs, b"not a folder").unwrap();
+    bench.run(&["points", "-r", "REPO"])
+}
+
+fn rolled_back(bench: &Bench) -> Run {
+    let log = bench.path("repo/log/00000000000000000000");
+    let mut records: Vec<_> = fs::read_dir(&log).unwrap().map(|it| it.unwrap().path()).collect();
+    records.sort();
+    fs::remove_file(records.last().unwrap()).unwrap();
+    bench.run(&["backup", "--machine", "m", "-r", "REPO", "DISK"])
+}
+
+fn source_fails(bench: &Bench) -> Run {
+    let socket = bench.path("failing.sock");
+    let _server = bench.nbdkit_failing(&socket);
+    let run =
+        bench.run(&["backup", "--machine", "m", "-r", "REPO", &format!("nbd+unix:///?socket={}", socket.display())]);
+    let points = bench.run(&["points", "-r", "REPO"]);
+    assert_eq!(
+        points.stdout.matches("\"machine_name\"").count().max(points.stdout.matches("\"machine\"").count()),
+        1,
+        "{}",
+        points.stdout
+    );
+    run
+}
+
+fn newer_repository(bench: &Bench) -> Run {
+    let config = bench.path("repo/config");
+    let mut bytes = fs::read(&config).unwrap();
+    bytes[8] = 9;
+    fs::write(&config, bytes).unwrap();
+    bench.run(&["points", "-r", "REPO"])
+}
+
+fn other_domain(bench: &Bench) -> Run {
+    assert_eq!(bench.run(&["init", "-r", "HERE/other"]).code, 0);
+    bench.run(&["copy", "--all", "-r", "REPO", "--to", "HERE/other"])
+}
+
+fn interrupted(bench: &Bench) -> Run {
+    bench.run_interrupted(&["backup", "--machine", "m", "--rate", "1MiB", "-r", "REPO", "DISK"])
+}
+
+/// The promise that tests rely on: what they make lies in one folder that goes with them.
+#[test]
+fn a_bench_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let folder = bench.path("");
+    drop(bench);
+    assert!(!Path::new(&folder).exists());
+}

@@ -1,0 +1,178 @@
+//! The `windlass` program on a small machine: a repository with one point, and what tests break.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// A folder with a disk of 16 MiB (`disk.raw`) and a repository (`repo`) that has it as the point `m@latest`.
+pub struct Bench {
+    folder: TempDir,
+}
+
+/// What a run of the program gave.
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A child that ends with the test.
+pub struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A small file system in memory that is unmounted with the test.
+pub struct SmallFileSystem {
+    pub path: PathBuf,
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.path).status();
+    }
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        // Compresses to half: rows of one random half and one of zeros, no two blocks alike.
+        let mut noise = blake3::Hasher::new().update(b"disk").finalize_xof();
+        let mut disk = vec![0; 16 << 20];
+        disk.chunks_mut(8192).for_each(|row| noise.fill(&mut row[..4096]));
+        fs::write(bench.path("disk.raw"), disk).unwrap();
+        for arguments in [&["init", "-r", "REPO"][..], &["backup", "--machine", "m", "-r", "REPO", "DISK"]] {
+            let run = bench.run(arguments);
+            assert_eq!(run.code, 0, "{arguments:?}: {}", run.stderr);
+        }
+        bench
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `windlass --json` with REPO, DISK and HERE replaced by their paths.
+    pub fn run(&self, arguments: &[&str]) -> Run {
+        finish(self.command(arguments).spawn().unwrap())
+    }
+
+    /// Runs a job and interrupts it as soon as it reports progress, as a person would with Ctrl-C.
+    pub fn run_interrupted(&self, arguments: &[&str]) -> Run {
+        let mut child = self.command(arguments).spawn().unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+        assert!(first.contains("progress"), "{first}");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        finish(child)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let here = self.folder.path().to_str().unwrap().to_owned();
+        let place = |argument: &&str| match *argument {
+            "REPO" => format!("{here}/repo"),
+            "DISK" => format!("{here}/disk.raw"),
+            other => other.replace("HERE", &here),
+        };
+        let mut command = Command::new(program());
+        command.arg("--json").args(arguments.iter().map(place));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub fn packs(&self) -> Vec<PathBuf> {
+        let shards = fs::read_dir(self.path("repo/packs")).unwrap().map(|it| it.unwrap().path());
+        shards.flat_map(|shard| fs::read_dir(shard).unwrap().map(|it| it.unwrap().path())).collect()
+    }
+
+    /// The disk as a qcow2 image.
+    pub fn qcow2(&self) -> PathBuf {
+        let image = self.path("disk.qcow2");
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(self.path("disk.raw")).arg(&image);
+        let made = convert.status().expect("qemu-img is installed");
+        assert!(made.success());
+        image
+    }
+
+    /// Opens an image for writing, as a running machine does.
+    pub fn hold_image(&self, image: &Path) -> Ended {
+        let mut child = Command::new("qemu-io")
+            .args(["-f", "qcow2"])
+            .arg(image)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("qemu-io is installed");
+        // Its answer proves that the image is open.
+        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+        let mut answer = [0; 1];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
+        Ended(child)
+    }
+
+    /// An NBD server of the disk in which the second half cannot be read.
+    pub fn nbdkit_failing(&self, socket: &Path) -> Ended {
+        let trigger = self.path("trigger");
+        fs::write(&trigger, b"").unwrap();
+        let child = Command::new("nbdkit")
+            .args(["--foreground", "--exit-with-parent", "--filter=error", "--unix"])
+            .arg(socket)
+            .arg("file")
+            .arg(self.path("disk.raw"))
+            .args(["error=EIO", "error-pread-rate=100%"])
+            .arg(format!("error-file={}", trigger.display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nbdkit is installed");
+        let ended = Ended(child);
+        while !socket.exists() {
+            std::thread::yield_now();
+        }
+        ended
+    }
+
+    /// A tmpfs of so many MiB; none where mounting is not allowed, which is said.
+    pub fn small_file_system(&self, mebibytes: u32) -> Option<SmallFileSystem> {
+        let path = self.path("small");
+        fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(&path)
+            .status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(SmallFileSystem { path });
+        }
+        eprintln!("SKIPPED: a tmpfs cannot be mounted here");
+        None
+    }
+
+    /// Stands for a case that could not be run; it was said why.
+    pub fn unavailable(&self) -> Run {
+        panic!("this test mounts a tmpfs: run it as root");
+    }
+}
+
+fn finish(child: Child) -> Run {
+    let output = child.wait_with_output().unwrap();
+    Run {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The program as it ships, beside this test in the target folder.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("windlass");
+    assert!(program.exists(), "{} is missing: run `cargo build --release --workspace --bins` first", program.display());
+    program
+}

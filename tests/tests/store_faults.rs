@@ -1,0 +1,275 @@
+//! Every file operation of a repository fails once, in each of four ways, during whatever it belongs to: afterwards
+//! exactly the acknowledged points are there and whole, nothing is left over, and what was stored is not stored again.
+//!
+//! The longer jobs are sampled, always at the same operations; each test says how.
+
+use mover::{ErrorKind, PointId, Progress, Repository, Result, Verification, copy};
+use std::path::Path;
+use std::sync::Arc;
+use store::io::{DiskIo, Fault, FaultIo};
+use store::{Access, Depth, Local};
+use windlass_tests::fake::{Image, Machine, noise};
+use windlass_tests::kept::{Bench, History, copy_folder, folder, points, stored};
+
+const FAULTS: [Fault; 4] = [Fault::Fail, Fault::Full, Fault::Unclear, Fault::Cut];
+
+/// A repository with a point, and a machine that has changed since.
+struct Story {
+    bench: Bench,
+    base: tempfile::TempDir,
+    machine: Machine,
+    history: History,
+}
+
+impl Story {
+    async fn new() -> Self {
+        let (bench, base) = (Bench::new(), folder());
+        Local::init(base.path(), None, &bench.world).unwrap();
+        let machine = Machine::new(&bench.world, &[2 << 20, (64 << 20) + 1]);
+        machine.write(0, 0, &noise(1, 400_000));
+        machine.write(1, 64 << 20, b"x");
+        let local = bench.open(base.path(), Access::Write).await.unwrap();
+        let first = bench.backup(&local, &machine).await.unwrap().point.id;
+        local.close().await.unwrap();
+        let history = vec![(first, machine.images())];
+        machine.write(0, 100_000, &noise(2, 300_000));
+        machine.write(1, 5 << 20, &noise(3, 100_000));
+        Self { bench, base, machine, history }
+    }
+
+    /// Puts everything right in a new process, and looks at what is there.
+    async fn settle(&self, folder: &Path, acknowledged: Option<PointId>, what: &str) {
+        let local = self.bench.open(folder, Access::Write).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let left = std::fs::read_dir(folder.join("incoming")).unwrap().count();
+        assert_eq!(left, 0, "{what}: files in incoming/");
+        let mut history = self.history.clone();
+        let there = points(&local).await;
+        // What was not acknowledged may be there, but only whole.
+        if let Some(new) = acknowledged.or_else(|| there.get(1).map(|point| point.id)) {
+            history.push((new, self.machine.images()));
+        }
+        self.bench.assert_holds(&local, &history).await;
+        let again = self.bench.backup(&local, &self.machine).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        history.push((again.point.id, self.machine.images()));
+        self.bench.assert_holds(&local, &history).await;
+        local.close().await.unwrap();
+        for (id, times) in stored(folder) {
+            assert_eq!(times, 1, "{what}: chunk {id} is stored more than once");
+        }
+        let local = self.bench.open(folder, Access::Read).await.unwrap();
+        let report = self.bench.verify(&local, Depth::Decode).await;
+        assert!(report.errors.is_empty(), "{what}: {:?}", report.errors);
+    }
+
+    /// A backup in which the `after`th operation goes wrong; the point when it was acknowledged, and whether the fault
+    /// struck.
+    async fn backup(&self, folder: &Path, after: u64, fault: Fault) -> (Result<PointId>, bool) {
+        let io = Arc::new(FaultIo::new(DiskIo));
+        io.plan(after, fault);
+        let made = async {
+            let local = self.bench.open_with(folder, Access::Write, io.clone()).await?;
+            let made = self.bench.backup(&local, &self.machine).await?;
+            // What was acknowledged stays, whatever closing says.
+            let _ = local.close().await;
+            Ok(made.point.id)
+        };
+        let made = made.await;
+        (made, io.operations() > after)
+    }
+}
+
+fn is_of_the_store(error: &mover::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull)
+}
+
+async fn backup_with(fault: Fault, step: usize) {
+    let story = Story::new().await;
+    for after in (0..).step_by(step) {
+        assert!(after < 2_000, "a backup ends");
+        let work = folder();
+        copy_folder(story.base.path(), work.path());
+        let (made, struck) = story.backup(work.path(), after, fault).await;
+        let what = format!("{fault:?} at operation {after}: {made:?}");
+        if let Err(error) = &made {
+            assert!(struck && is_of_the_store(error), "{what}");
+        }
+        story.settle(work.path(), made.ok(), &what).await;
+        if !struck {
+            assert!(after > 40, "{after} operations");
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_failing() {
+    backup_with(Fault::Fail, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_full() {
+    backup_with(Fault::Full, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_unclear() {
+    backup_with(Fault::Unclear, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backup_cut() {
+    backup_with(Fault::Cut, 1).await;
+}
+
+/// The process dies in a backup, and in the opening that puts it right something fails again. Every fifth operation of
+/// the backup, every third of the opening.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recovery() {
+    let story = Story::new().await;
+    for after in (10..60).step_by(5) {
+        let broken = folder();
+        copy_folder(story.base.path(), broken.path());
+        let (made, _) = story.backup(broken.path(), after, Fault::Cut).await;
+        for (number, again) in (0..).step_by(3).enumerate() {
+            let (fault, work) = (FAULTS[number % FAULTS.len()], folder());
+            copy_folder(broken.path(), work.path());
+            let io = Arc::new(FaultIo::new(DiskIo));
+            io.plan(again, fault);
+            let opened = story.bench.open_with(work.path(), Access::Write, io.clone()).await;
+            let what = format!("cut at {after}, then {fault:?} at {again}");
+            if let Err(error) = &opened {
+                assert!(is_of_the_store(error), "{what}: {error:?}");
+            }
+            drop(opened);
+            story.settle(work.path(), made.as_ref().ok().copied(), &what).await;
+            if io.operations() <= again {
+                break;
+            }
+        }
+    }
+}
+
+/// Every 17th operation, and all from the last folder on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init() {
+    let bench = Bench::new();
+    let counting = Arc::new(FaultIo::new(DiskIo));
+    Local::init_with(folder().path(), None, &bench.world, counting.clone()).unwrap();
+    let operations = counting.operations();
+    let chosen = (0..operations).filter(|after| after % 17 == 0 || after + 14 > operations);
+    for (after, fault) in chosen.flat_map(|after| FAULTS.map(|fault| (after, fault))) {
+        let work = folder();
+        let io = Arc::new(FaultIo::new(DiskIo));
+        io.plan(after, fault);
+        let made = Local::init_with(work.path(), None, &bench.world, io);
+        if made.is_err() {
+            // Begun again it is completed, or was already.
+            let again = Local::init(work.path(), None, &bench.world);
+            assert!(again.as_ref().is_ok_and(|_| true) || again.unwrap_err().kind() == ErrorKind::Usage);
+        }
+        let local = bench.open(work.path(), Access::Write).await.unwrap();
+        assert!(made.is_err() || made.unwrap() == *local.config());
+        assert!(points(&local).await.is_empty());
+        let machine = Machine::new(&bench.world, &[1 << 20]);
+        machine.write(0, 0, &noise(1, 100_000));
+        let point = bench.backup(&local, &machine).await.unwrap().point.id;
+        bench.assert_holds(&local, &vec![(point, machine.images())]).await;
+    }
+}
+
+/// Every third operation, the faults in turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies() {
+    let story = Story::new().await;
+    let from = story.bench.open(story.base.path(), Access::Write).await.unwrap();
+    let second = story.bench.backup(&from, &story.machine).await.unwrap().point;
+    let first = points(&from).await.remove(0);
+    let base = folder();
+    Local::init(base.path(), Some(from.config()), &story.bench.world).unwrap();
+    let once = async |to: &Local, point| copy(&from, to, point, Verification::Decode, &Progress::default()).await;
+    let to = story.bench.open(base.path(), Access::Write).await.unwrap();
+    once(&to, &first).await.unwrap();
+    to.close().await.unwrap();
+    for (number, after) in (0..).step_by(3).enumerate() {
+        let (fault, work, io) = (FAULTS[number % FAULTS.len()], folder(), Arc::new(FaultIo::new(DiskIo)));
+        copy_folder(base.path(), work.path());
+        io.plan(after, fault);
+        let made = async {
+            let to = story.bench.open_with(work.path(), Access::Write, io.clone()).await?;
+            once(&to, &second).await
+        };
+        let made = made.await;
+        let what = format!("{fault:?} at operation {after}: {made:?}");
+        if let Err(error) = &made {
+            assert!(is_of_the_store(error), "{what}");
+        }
+        let to = story.bench.open(work.path(), Access::Write).await.unwrap();
+        let there = points(&to).await.len();
+        assert!(there == 2 || made.is_err(), "{what}");
+        once(&to, &second).await.unwrap();
+        let history: Vec<(PointId, Vec<Image>)> =
+            vec![story.history[0].clone(), (second.id, story.machine.images())];
+        story.bench.assert_holds(&to, &history).await;
+        to.close().await.unwrap();
+        assert!(stored(work.path()).values().all(|times| *times == 1), "{what}: a chunk is stored more than once");
+        if io.operations() <= after {
+            assert!(after > 40, "{after} operations");
+            break;
+        }
+    }
+}
+
+/// Reading goes on where nothing can be written, with a warning instead of a session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_where_nothing_can_be_created() {
+    let story = Story::new().await;
+    let log = |folder: &Path| windlass_tests::kept::files(&folder.join("log"));
+    let before = log(story.base.path());
+    let io = Arc::new(Frozen(DiskIo));
+    let local = story.bench.open_with(story.base.path(), Access::Read, io).await.unwrap();
+    story.bench.assert_holds(&local, &story.history).await;
+    let report = story.bench.verify(&local, Depth::Decode).await;
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    let unknown = local.read(&[PointId([9; 16])]).await;
+    assert_eq!(unknown.err().expect("refused").kind(), ErrorKind::NotFound);
+    assert_eq!(log(story.base.path()), before);
+}
+
+/// Files that cannot be created, as on a file system mounted for reading.
+struct Frozen(DiskIo);
+
+impl store::io::Io for Frozen {
+    fn create(&self, _: &Path) -> std::io::Result<std::fs::File> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn append(&self, _: &std::fs::File, _: &mut [std::io::IoSlice<'_>]) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn link(&self, _: &Path, _: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn remove(&self, _: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn make_dir(&self, _: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn sync_dir(&self, _: &Path) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
+        self.0.list(path)
+    }
+    fn open(&self, path: &Path) -> std::io::Result<std::fs::File> {
+        self.0.open(path)
+    }
+    fn length(&self, file: &std::fs::File) -> std::io::Result<u64> {
+        self.0.length(file)
+    }
+    fn read_at(&self, file: &std::fs::File, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+        self.0.read_at(file, offset, length)
+    }
+}
