@@ -59,59 +59,78 @@ def read(path, name):
     with open(f"{path}/{name}", "rb") as file:
         return file.read()
 
+def committed(f):
+    """What events and digests say of a point: its session, itself, the rest."""
+    session, point, manifest, _, name, _ = *map(f.take, (16, 16, 32, 32)), f.text(), f.option(16)
+    it = {"manifest": manifest, "name": name, "time": f.number(8, True), "there": True}
+    f.option(24), f.take(24), f.extensions()
+    return session, point, it
+
 class Repository:
     def __init__(self, path):
-        self.path, config = path, read(path, "config")
-        f = hashed(config, b"WINDLASS", (2, 1), (2, 0))
+        self.path, self.config = path, read(path, "config")
+        f = hashed(self.config, b"WINDLASS", (2, 1), (2, 0))
         self.id, _, domain = f.take(16), f.take(8), f.take(32)
         contexts = (f"windlass 2026-11 chunk id {kind}" for kind in KINDS)
         self.keys = [blake3(domain, derive_key_context=context).digest() for context in contexts]
-        self.end, self.packs = (0, blake3(config).digest()), []
-        self.terms, self.sessions, self.points, self.places = {}, {}, {}, {}
+        self.end, self.packs, self.places = (0, blake3(self.config).digest()), [], {}
+        self.terms, self.sessions, self.points = {}, {}, {}
+        for number in sorted(os.listdir(f"{path}/state"), reverse=True):
+            try:
+                self.digest(hashed(read(path, f"state/{number}"), b"WLDIGEST", (2, 1), (2, 0)))
+                break
+            except Damaged as error:
+                warn(f"state digest {number}: {error}")
         while os.path.exists(f"{path}/{(name := f'log/{(n := self.end[0] + 1) // 10000:020}/{n:020}')}"):
             self.record(read(path, name))
         for name in self.packs:
             self.index(f"packs/{name.hex()[:2]}/{name.hex()}")
+
+    def digest(self, f):
+        need(f.take(f.number(4)) == self.config and f.take(16) == self.id, "it is of another repository")
+        self.end = f.number(), f.take(32)
+        self.terms = dict(f.list(lambda: (f.take(16), f.number(), f.take(40))[:2]))
+        for _ in range(f.number(4)):
+            session, writes, _, _ = f.take(16), f.number(1), f.take(32), f.list(lambda: f.take(16))
+            self.sessions[session], _ = (f.take(16), f.number(), writes), f.take(16)
+        _, packs = f.take(4), f.list(lambda: (f.take(4), f.take(32), f.take(21), f.option(8)))
+        self.packs, _ = [name for _, name, _, _ in packs], f.list(lambda: f.take(32))
+        for _ in range(f.number(4)):
+            (_, point, self.points[point]), _, forgotten = committed(f), f.take(25), f.option(8)
+            self.points[point]["there"], _ = not forgotten, f.list(lambda: (f.text(), f.text()))
 
     def record(self, data):
         f = hashed(data, b"WLLOGREC", (2, 1), (2, 0))
         chained = f.number(), f.take(32), f.take(16)
         need(chained == (self.end[0] + 1, self.end[1], self.id), f"record {chained[0]} does not follow")
         self.end, author, _ = (chained[0], data[-32:]), (f.take(16), f.number()), f.take(24)
-        for code, _, body in f.list(lambda: (f.number(2), f.number(2), Fields(f.take(f.number(4))))):
-            if not self.event(code, body, *author):
-                warn(f"record {chained[0]}: event {code} is void")
+        for _ in range(f.number(4)):
+            self.event(f.number(2), (f.take(2), Fields(f.take(f.number(4))))[1], *author)
         f.end()
 
     def event(self, code, f, writer, term):
-        """Applies one event; false when it is void."""
+        """Applies one event, unless it is void."""
         known = self.terms.get(writer, 0)
         if code == 1 and term == known + 1:
             self.terms[writer] = term
             self.sessions = {key: it for key, it in self.sessions.items() if it[0] != writer}
         elif code == 1 or term != known or (term == 0 and code not in (2, 3)):
-            return False
+            warn(f"record {self.end[0]}: event {code} is void")
         elif code == 2:
-            session, writes = f.take(16), f.number(1)
-            if session in self.sessions or (term == 0 and writes):
-                return False
-            self.sessions[session] = (writer, term, writes)
+            self.sessions.setdefault(f.take(16), (writer, term, f.number(1)))
         elif code in (3, 4):
             session = f.take(16)
-            if session not in self.sessions or (code == 3 and self.sessions[session][:2] != (writer, term)):
-                return False
-            del self.sessions[session]
+            if code == 4 or self.sessions.get(session, ())[:2] == (writer, term):
+                self.sessions.pop(session, None)
         elif code == 5:
             self.packs += f.list(lambda: (f.take(32), f.take(13))[0])
         elif code == 6:
-            session, point, manifest, _, name, _ = *map(f.take, (16, 16, 32, 32)), f.text(), f.option(16)
-            if point in self.points or self.sessions.get(session) != (writer, term, 1):
-                return False
-            self.points[point] = {"manifest": manifest, "name": name, "time": f.number(8, True), "there": True}
+            session, point, it = committed(f)
+            if self.sessions.get(session) == (writer, term, 1):
+                self.points.setdefault(point, it)
         elif code in (7, 8):
             for point in f.list(lambda: f.take(16)):
                 self.points.get(point, {})["there"] = code == 8
-        return True
 
     def index(self, path):
         """Notes the places of a pack's chunks: from its footer, or where that is damaged from its records."""

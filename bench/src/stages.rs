@@ -125,6 +125,10 @@ fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
         session.flush().await?;
         row("append to packs, index", gigabytes(plain, began.elapsed()), limit, "write and sync one file");
 
+        session.abandon().await?;
+
+        // A session remembers what it was told: another one has to look.
+        let (session, _) = local.begin(begin()).await?;
         let asked = Instant::now();
         for batch in ids.chunks(BATCH) {
             black_box(session.missing(ChunkKind::Data, batch).await?);

@@ -36,6 +36,15 @@ pub async fn copy<A: Repository, B: Repository>(
         return Err(Error::domain("the repositories belong to different dedup domains")
             .hint("create the target with `windlass init --like SOURCE`"));
     }
+    if let Some(seen) = to.peer(from.config().id).await?
+        && !from.has_been(seen).await?
+    {
+        let sequence = seen.sequence;
+        return Err(Error::rolled_back(format!(
+            "the source was rolled back or replaced: an earlier copy saw its record {sequence}"
+        ))
+        .hint("bring the source's newer files back; or, when they are lost, run `windlass doctor --accept-rollback` on it"));
+    }
     let there = to.list(&PointFilter::default()).await?;
     if there.iter().any(|have| have.id == point.id) {
         return Ok(CopyReport::default());

@@ -128,6 +128,16 @@ impl Repository for Mem {
         let answer = self.0.operation("incarnation").await?;
         answer.given(self.state().log)
     }
+
+    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+        let answer = self.0.operation("has_been").await?;
+        answer.given(self.state().has_been(seen))
+    }
+
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+        let answer = self.0.operation("peer").await?;
+        answer.given(self.state().peers.get(&repository).copied())
+    }
 }
 
 impl ReadSession for MemReader {

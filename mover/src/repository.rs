@@ -33,6 +33,13 @@ pub trait Repository: Send + Sync {
 
     /// The last commit as (sequence, hash): what a copy remembers to notice a rollback.
     fn incarnation(&self) -> impl Future<Output = Result<Incarnation>> + Send;
+
+    /// Whether the log once ended like that: false when it was rolled back or replaced since, and nobody accepted it. A
+    /// record that was pruned is believed.
+    fn has_been(&self, seen: Incarnation) -> impl Future<Output = Result<bool>> + Send;
+
+    /// How the log of `repository` ended when a point was last copied from there; none before the first.
+    fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<Incarnation>>> + Send;
 }
 
 /// Reads chunks of pinned points.

@@ -13,7 +13,7 @@ use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
     Begin, Begun, DiskId, Error, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats, Suspect, World,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, Suspect, World,
     blocking,
 };
 use std::collections::{BTreeSet, HashMap};
@@ -445,6 +445,18 @@ impl Repository for Local {
 
     async fn incarnation(&self) -> Result<Incarnation> {
         Ok(self.with(Inner::catch_up).await?.end())
+    }
+
+    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+        self.with(move |inner| {
+            inner.catch_up()?;
+            inner.log.lock().expect("no holder panics").passed(seen)
+        })
+        .await
+    }
+
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+        Ok(self.with(Inner::catch_up).await?.peer(repository))
     }
 }
 

@@ -303,7 +303,8 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
         let own = PackHeader::decode(&bytes).is_ok_and(|header| {
             header.repository == inner.config.config.id
                 && header.writer == inner.config.writer
-                && header.term < inner.author.term
+                // The present term too: a process may have died before its first record.
+                && header.term <= inner.author.term
         });
         if !own {
             // Not even a header of its own writer: an empty file of a process that died early.

@@ -4,7 +4,7 @@ use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
-    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Result, SessionId, Stats,
+    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats,
     WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -138,6 +138,16 @@ impl<R: Repository> Repository for Meddled<'_, R> {
     async fn incarnation(&self) -> Result<Incarnation> {
         self.meddling.operation("incarnation")?;
         self.inner.incarnation().await
+    }
+
+    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+        self.meddling.operation("has_been")?;
+        self.inner.has_been(seen).await
+    }
+
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+        self.meddling.operation("peer")?;
+        self.inner.peer(repository).await
     }
 }
 

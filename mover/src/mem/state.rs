@@ -2,7 +2,7 @@
 
 use crate::{
     Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, Manifest, MapRoot, OwnerId, PAGE_ENTRIES, Page,
-    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, Result, SessionId, Stats, Suspect,
+    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId, Stats, Suspect,
     Timestamp, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
@@ -22,6 +22,8 @@ pub(super) struct State {
     pub points: Vec<RecoveryPoint>,
     pub sessions: BTreeMap<SessionId, Lease>,
     pub log: Incarnation,
+    /// Ends of other repositories' logs as copies saw them.
+    pub peers: BTreeMap<RepositoryId, Incarnation>,
     /// Counts what takes chunks away, so that a commit notices when its check is out of date (R1).
     pub losses: u64,
     pub operations: BTreeMap<&'static str, u64>,
@@ -227,6 +229,7 @@ impl State {
     ) -> Result<Vec<RecoveryPoint>> {
         let owner = self.live(session)?.owner;
         self.append();
+        self.peers.extend(drafts.iter().filter_map(|draft| draft.origin?.seen));
         let there: HashSet<PointId> = self.points.iter().map(|point| point.id).collect();
         let new = drafts.iter().zip(manifests).filter(|(draft, _)| !there.contains(&draft.manifest.point));
         for (draft, (id, blob)) in new {
@@ -283,10 +286,22 @@ impl State {
     }
 
     pub fn append(&mut self) {
-        let Incarnation { sequence, hash } = self.log;
-        let sequence = sequence + 1;
-        self.log = Incarnation { sequence, hash: digest(&[&hash[..], &sequence.to_le_bytes()].concat()) };
+        self.log = after(self.log);
     }
+
+    /// The chain depends on the number alone, so it can be followed again.
+    pub fn has_been(&self, seen: Incarnation) -> bool {
+        let mut at = Incarnation::default();
+        while at.sequence < seen.sequence.min(self.log.sequence) {
+            at = after(at);
+        }
+        at == seen
+    }
+}
+
+fn after(end: Incarnation) -> Incarnation {
+    let sequence = end.sequence + 1;
+    Incarnation { sequence, hash: digest(&[&end.hash[..], &sequence.to_le_bytes()].concat()) }
 }
 
 impl Flushed {

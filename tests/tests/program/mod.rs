@@ -139,24 +139,16 @@ impl Bench {
         ended
     }
 
-    /// A tmpfs of so many MiB; none where mounting is not allowed, which is said.
-    pub fn small_file_system(&self, mebibytes: u32) -> Option<SmallFileSystem> {
+    /// A tmpfs of so many MiB. Needs root.
+    pub fn small_file_system(&self, mebibytes: u32) -> SmallFileSystem {
         let path = self.path("small");
         fs::create_dir(&path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
             .arg(&path)
             .status();
-        if mounted.is_ok_and(|status| status.success()) {
-            return Some(SmallFileSystem { path });
-        }
-        eprintln!("SKIPPED: a tmpfs cannot be mounted here");
-        None
-    }
-
-    /// Stands for a case that could not be run; it was said why.
-    pub fn unavailable(&self) -> Run {
-        panic!("this test mounts a tmpfs: run it as root");
+        assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
+        SmallFileSystem { path }
     }
 }
 

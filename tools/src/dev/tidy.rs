@@ -56,8 +56,10 @@ fn rust_file(name: &str, text: &str, format: &str, faults: &mut Vec<String>) {
         if let Some(word) = unfinished {
             faults.push(format!("{name}:{}: {}{}", number + 1, word.0, word.1));
         }
-        // A magic of four or eight capitals begins something durable, which FORMAT.md must describe.
-        let magic = line.split("b\"").nth(1).filter(|_| line.contains("MAGIC")).and_then(|rest| rest.split('"').next());
+        // A magic begins something durable, which FORMAT.md must describe.
+        let durable =
+            !is_test && line.starts_with("const ") && line.contains("_MAGIC: ") && !name.starts_with("proxy/");
+        let magic = line.split("b\"").nth(1).filter(|_| durable).and_then(|rest| rest.split('"').next());
         if let Some(magic) = magic.filter(|magic| !format.contains(*magic)) {
             faults.push(format!("{name}:{}: FORMAT.md does not mention the magic {magic}", number + 1));
         }
@@ -80,7 +82,7 @@ fn lines(root: &Path, name: &str, text: &str, faults: &mut Vec<String>) {
 const CODE_LINES_MAX: usize = 800;
 
 /// In halves, so that this file passes.
-const UNFINISHED: [(&str, &str); 5] = [("TO", "DO"), ("FIX", "ME"), ("XX", "X:"), ("#[ign", "ore"), ("dbg", "!(")];
+const UNFINISHED: [(&str, &str); 5] = [("TO", "DO"), ("FIX", "ME"), ("XX", "X:"), ("#[ign", "ore]"), ("dbg", "!(")];
 
 /// Folders in which developers have their files; in halves as well.
 const MACHINE_FOLDERS: [(&str, &str); 3] = [("ho", "me"), ("ro", "ot"), ("wo", "rk")];
