@@ -4,9 +4,8 @@
 restore.py REPOSITORY POINT DISK OUTPUT    POINT: digits of an id, or a machine's name for its newest
 Of the rules of replay it knows those that decide which points there are; ids prove whatever it reads.
 """
-import os
 import sys
-
+from pathlib import Path
 try:
     import zstandard
     from blake3 import blake3
@@ -55,10 +54,6 @@ def hashed(data, *layout):
     need(blake3(data[:-32]).digest() == data[-32:], f"{layout[0]}: the hash does not match")
     return Fields(data[:-32], *layout)
 
-def read(path, name):
-    with open(f"{path}/{name}", "rb") as file:
-        return file.read()
-
 def committed(f):
     """What events and digests say of a point: its session, itself, the rest."""
     session, point, manifest, _, name, _ = *map(f.take, (16, 16, 32, 32)), f.text(), f.option(16)
@@ -68,24 +63,18 @@ def committed(f):
 
 class Repository:
     def __init__(self, path):
-        self.path, self.config = path, read(path, "config")
+        self.path, self.config = path, (path / "config").read_bytes()
         f = hashed(self.config, b"WINDLASS", (2, 1), (2, 0))
         self.id, _, domain = f.take(16), f.take(8), f.take(32)
-        contexts = (f"windlass 2026-11 chunk id {kind}" for kind in KINDS)
-        self.keys = [blake3(domain, derive_key_context=context).digest() for context in contexts]
+        self.keys = [blake3(domain, derive_key_context=f"windlass 2026-11 chunk id {kind}").digest() for kind in KINDS]
         self.end, self.packs, self.places = (0, blake3(self.config).digest()), [], {}
         self.terms, self.sessions, self.points = {}, {}, {}
-        for number in sorted(os.listdir(f"{path}/state"), reverse=True):
-            try:
-                self.digest(hashed(read(path, f"state/{number}"), b"WLDIGEST", (2, 1), (2, 0)))
-                break
-            except Damaged as error:
-                warn(f"state digest {number}: {error}")
-        while os.path.exists(f"{path}/{(name := f'log/{(n := self.end[0] + 1) // 10000:020}/{n:020}')}"):
-            self.record(read(path, name))
+        for newest in sorted((path / "state").iterdir())[-1:]:
+            self.digest(hashed(newest.read_bytes(), b"WLDIGEST", (2, 1), (2, 0)))
+        while (log := path / f"log/{(number := self.end[0] + 1) // 10000:020}/{number:020}").exists():
+            self.record(log.read_bytes())
         for name in self.packs:
-            self.index(f"packs/{name.hex()[:2]}/{name.hex()}")
-
+            self.index(path / f"packs/{name.hex()[:2]}/{name.hex()}")
     def digest(self, f):
         need(f.take(f.number(4)) == self.config and f.take(16) == self.id, "it is of another repository")
         self.end = f.number(), f.take(32)
@@ -98,7 +87,6 @@ class Repository:
         for _ in range(f.number(4)):
             (_, point, self.points[point]), _, forgotten = committed(f), f.take(25), f.option(8)
             self.points[point]["there"], _ = not forgotten, f.list(lambda: (f.text(), f.text()))
-
     def record(self, data):
         f = hashed(data, b"WLLOGREC", (2, 1), (2, 0))
         chained = f.number(), f.take(32), f.take(16)
@@ -107,14 +95,13 @@ class Repository:
         for _ in range(f.number(4)):
             self.event(f.number(2), (f.take(2), Fields(f.take(f.number(4))))[1], *author)
         f.end()
-
     def event(self, code, f, writer, term):
         """Applies one event, unless it is void."""
         known = self.terms.get(writer, 0)
         if code == 1 and term == known + 1:
             self.terms[writer] = term
             self.sessions = {key: it for key, it in self.sessions.items() if it[0] != writer}
-        elif code == 1 or term != known or (term == 0 and code not in (2, 3)):
+        elif code == 1 or term != known or (term == 0 and code not in (2, 3, 12)):
             warn(f"record {self.end[0]}: event {code} is void")
         elif code == 2:
             self.sessions.setdefault(f.take(16), (writer, term, f.number(1)))
@@ -131,12 +118,9 @@ class Repository:
         elif code in (7, 8):
             for point in f.list(lambda: f.take(16)):
                 self.points.get(point, {})["there"] = code == 8
-
     def index(self, path):
         """Notes the places of a pack's chunks: from its footer, or where that is damaged from its records."""
-        if not os.path.exists(f"{self.path}/{path}"):
-            return warn(f"{path} is gone")
-        pack, found, at = read(self.path, path), [], PACK_HEADER
+        pack, found, at = path.read_bytes() if path.exists() else b"", [], PACK_HEADER
         start = len(pack) - 16 - int.from_bytes(pack[-16:-12], "little")
         if pack[-8:] == b"WLPACKED" and pack[start:start + 8] == b"WLFOOTER":
             f = Fields(pack[start:-16], b"WLFOOTER")
@@ -146,12 +130,11 @@ class Repository:
             at += RECORD_HEADER + BLOB_HEADER + int.from_bytes(pack[at + 76:at + 80], "little")
         for chunk, at, _ in found:
             self.places.setdefault(chunk, []).append((path, at, pack[88:104]))
-
     def chunk(self, chunk, kind):
         """The plain bytes of a chunk, proven by its id, from the first place where they are sound."""
         for path, at, nonce in self.places.get(chunk, ()):
             try:
-                with open(f"{self.path}/{path}", "rb") as file:
+                with path.open("rb") as file:
                     file.seek(at)
                     f = Fields(file.read(RECORD_HEADER + BLOB_HEADER), b"WLRC")
                     need(f.take(52)[4:] == nonce + chunk, "another record is in its place")
@@ -166,7 +149,6 @@ class Repository:
             except (OSError, Damaged, zstandard.ZstdError) as error:
                 warn(f"chunk {chunk.hex()} in {path}: {error}")
         raise Damaged(f"chunk {chunk.hex()} is nowhere sound")
-
     def disks(self, point):
         """Size and map of each disk, by name."""
         f = Fields(self.chunk(self.points[point]["manifest"], MANIFEST), b"WLMF", (2, 1), (2, 0))
@@ -181,7 +163,6 @@ class Repository:
         disks = dict(f.list(disk))
         f.list(lambda: (f.text(), f.text(), f.take(9), f.option(32))), f.extensions(), f.end()
         return disks
-
     def write(self, output, size, page, level, place=0):
         """Writes what is below a page, which is at `place` among those of its level."""
         f = Fields(self.chunk(page, PAGE), b"WLPG", (1, 1), (1, 0), (1, level), (1, 0))
@@ -197,7 +178,7 @@ class Repository:
         f.end()
 
 def main(path, wanted, disk, target):
-    repository = Repository(path)
+    repository = Repository(Path(path))
     there = sorted((it["time"], point) for point, it in repository.points.items() if it["there"])
     fits = [key for _, key in there if repository.points[key]["name"] == wanted][-1:]
     fits = fits or [key for _, key in there if key.hex().startswith(wanted)]

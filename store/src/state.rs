@@ -368,3 +368,7 @@ impl State {
     }
 }
 
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,10 @@ use mover::{
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use store::state::Digest;
 use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, Trouble, noise};
+use windlass_tests::kept::replay;
 
 #[tokio::test]
 async fn the_script_restores_every_point() {
@@ -30,7 +32,7 @@ async fn the_script_restores_every_point() {
 #[tokio::test]
 async fn the_script_notices_damage() {
     let kept = Kept::new().await;
-    for name in ["index", "incoming", "state"] {
+    for name in ["index", "incoming"] {
         fs::remove_dir_all(kept.repository().join(name)).expect("it is there");
     }
     fs::remove_file(kept.repository().join("lock")).expect("it is there");
@@ -48,6 +50,23 @@ async fn the_script_notices_damage() {
     flip(&kept.repository().join(format!("log/{:020}/{:020}", 0, 2)), 110);
     let refused = kept.restore(&point.to_string(), "sda");
     assert!(!refused.status.success() && text(&refused).contains("hash does not match"), "{}", text(&refused));
+}
+
+/// A log whose beginning was pruned.
+#[tokio::test]
+async fn the_script_begins_with_a_digest() {
+    let kept = Kept::new().await;
+    let root = kept.repository();
+    let state = replay(&root);
+    let (end, log) = (state.end().sequence, root.join(format!("log/{:020}", 0)));
+    let config = fs::read(root.join("config")).expect("the configuration");
+    fs::write(root.join(format!("state/{end:020}")), Digest { config, state }.encode()).expect("a digest");
+    for entry in fs::read_dir(&log).expect("the log") {
+        fs::remove_file(entry.expect("an entry").path()).expect("a record");
+    }
+    for (point, images) in &kept.points {
+        kept.assert_restores(&point.to_string(), "sdb", &images[1]);
+    }
 }
 
 #[test]

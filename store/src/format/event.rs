@@ -413,3 +413,6 @@ fn read_packs(from: &mut RecordReader<'_>) -> Result<Vec<PackName>, RecordError>
 fn read_incarnation(from: &mut RecordReader<'_>) -> Result<Incarnation, RecordError> {
     Ok(Incarnation { sequence: from.u64("sequence")?, hash: from.array("hash")? })
 }
+
+#[cfg(test)]
+mod tests;
