@@ -269,6 +269,9 @@ fn options() -> Options {
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    // Most questions of a first backup or copy are about chunks that are not there.
+    options.set_memtable_prefix_bloom_ratio(0.1);
+    options.set_memtable_whole_key_filtering(true);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(1);
     options.set_max_background_jobs(2);

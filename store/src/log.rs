@@ -260,3 +260,6 @@ impl CommitLog {
 const DIGEST_RECORDS: u64 = 256;
 /// Records below the older digest that are kept before they are worth deleting.
 const PRUNE_RECORDS: usize = 10_000;
+
+#[cfg(test)]
+mod tests;

@@ -252,8 +252,7 @@ fn record(
     }
     let blob = bytes.slice(blob_at..blob_at + usize::try_from(blob_bytes).expect("a blob is bounded"));
     let blob = Blob::parse(blob).map_err(|error| damaged(error.to_string()))?;
-    blob.check().map_err(|error| damaged(error.to_string()))?;
-    Ok(blob)
+    blob.checked().map_err(|error| damaged(error.to_string()))
 }
 
 fn open_pack(inner: &Inner, name: &PackName) -> Result<Arc<PackFile>> {

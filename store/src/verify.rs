@@ -139,9 +139,9 @@ impl Local {
         let sampled = |number: u32| match options.depth {
             Depth::Structure => false,
             Depth::Decode => true,
-            // Spread evenly: pack n is read when n × percent passes the next hundred.
+            // Spread evenly: pack n is read when n × percent passes the next hundred, the first always.
             Depth::ReadData { percent } => {
-                let at = |number: u64| number * u64::from(percent.min(100)) / 100;
+                let at = |number: u64| (number * u64::from(percent.min(100))).div_ceil(100);
                 at(u64::from(number) + 1) > at(u64::from(number))
             }
         };

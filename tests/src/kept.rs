@@ -9,6 +9,7 @@ use mover::{
 };
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::format::config::ConfigFile;
@@ -116,6 +117,55 @@ impl Default for Bench {
 /// When they cannot be listed.
 pub async fn points(repository: &Local) -> Vec<RecoveryPoint> {
     repository.list(&PointFilter::default()).await.expect("list")
+}
+
+/// Files that cannot be created, as on a file system mounted for reading.
+pub struct Frozen(pub DiskIo);
+
+impl Io for Frozen {
+    fn create(&self, _: &Path) -> io::Result<fs::File> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn append(&self, _: &fs::File, _: &mut [io::IoSlice<'_>]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync(&self, _: &fs::File) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn make_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.0.list(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<fs::File> {
+        self.0.open(path)
+    }
+
+    fn length(&self, file: &fs::File) -> io::Result<u64> {
+        self.0.length(file)
+    }
+
+    fn read_at(&self, file: &fs::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.0.read_at(file, offset, length)
+    }
 }
 
 /// A folder for repositories that goes with the value, in memory where there is such a file system: what a sync costs

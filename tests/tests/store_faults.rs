@@ -9,7 +9,7 @@ use std::sync::Arc;
 use store::io::{DiskIo, Fault, FaultIo};
 use store::{Access, Depth, Local};
 use windlass_tests::fake::{Image, Machine, noise};
-use windlass_tests::kept::{Bench, History, copy_folder, folder, points, stored};
+use windlass_tests::kept::{Bench, Frozen, History, copy_folder, files, folder, points, stored};
 
 const FAULTS: [Fault; 4] = [Fault::Fail, Fault::Full, Fault::Unclear, Fault::Cut];
 
@@ -223,8 +223,7 @@ async fn copies() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_where_nothing_can_be_created() {
     let story = Story::new().await;
-    let log = |folder: &Path| windlass_tests::kept::files(&folder.join("log"));
-    let before = log(story.base.path());
+    let before = files(&story.base.path().join("log"));
     let io = Arc::new(Frozen(DiskIo));
     let local = story.bench.open_with(story.base.path(), Access::Read, io).await.unwrap();
     story.bench.assert_holds(&local, &story.history).await;
@@ -232,44 +231,5 @@ async fn reads_where_nothing_can_be_created() {
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     let unknown = local.read(&[PointId([9; 16])]).await;
     assert_eq!(unknown.err().expect("refused").kind(), ErrorKind::NotFound);
-    assert_eq!(log(story.base.path()), before);
-}
-
-/// Files that cannot be created, as on a file system mounted for reading.
-struct Frozen(DiskIo);
-
-impl store::io::Io for Frozen {
-    fn create(&self, _: &Path) -> std::io::Result<std::fs::File> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn append(&self, _: &std::fs::File, _: &mut [std::io::IoSlice<'_>]) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn link(&self, _: &Path, _: &Path) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn remove(&self, _: &Path) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn make_dir(&self, _: &Path) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn sync_dir(&self, _: &Path) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn list(&self, path: &Path) -> std::io::Result<Vec<String>> {
-        self.0.list(path)
-    }
-    fn open(&self, path: &Path) -> std::io::Result<std::fs::File> {
-        self.0.open(path)
-    }
-    fn length(&self, file: &std::fs::File) -> std::io::Result<u64> {
-        self.0.length(file)
-    }
-    fn read_at(&self, file: &std::fs::File, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
-        self.0.read_at(file, offset, length)
-    }
+    assert_eq!(files(&story.base.path().join("log")), before);
 }

@@ -58,11 +58,12 @@ impl State {
         match event {
             Event::WriterTerm if record.term == term + 1 => return Ok(()),
             Event::WriterTerm => return Err(Void::Term),
+            _ if record.term != term => return Err(Void::Term),
+            _ if term > 0 => {}
             // Readers have no term: they may look after their own leases, and tell what they found damaged.
-            Event::SessionOpened(opened) if record.term == 0 && !opened.writes => {}
-            Event::SessionClosed(_) | Event::ChunkSuspect(..) if record.term == 0 => {}
-            _ if record.term == 0 || record.term != term => return Err(Void::Term),
-            _ => {}
+            Event::SessionOpened(opened) if !opened.writes => {}
+            Event::SessionClosed(_) | Event::ChunkSuspect(..) => {}
+            _ => return Err(Void::Term),
         }
         match event {
             Event::SessionOpened(opened) => {

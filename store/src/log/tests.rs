@@ -1,0 +1,410 @@
+//! The log in a directory: races, unclear answers, pruning, rollback.
+
+use super::*;
+use crate::directory::INCOMING;
+use crate::format::event::Event;
+use crate::io::{DiskIo, Fault, FaultIo, Io};
+use crate::state::testing::{A, B, CONFIG, READER, REPOSITORY, TOKEN, opened, session};
+use mover::{ErrorKind, World};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+const A1: Author = Author { writer: A, term: 1 };
+const B1: Author = Author { writer: B, term: 1 };
+
+fn directory(root: &Path, io: Arc<dyn Io>) -> Directory {
+    Directory::new(root, io, World::system())
+}
+
+fn folder() -> (tempfile::TempDir, Directory) {
+    let folder = tempfile::tempdir().unwrap();
+    let made = directory(folder.path(), Arc::new(DiskIo));
+    // Packs are no subject here.
+    for name in [LOG, STATE, INCOMING] {
+        made.io().make_dir(&folder.path().join(name)).unwrap();
+    }
+    (folder, made)
+}
+
+fn open(directory: &Directory) -> Result<CommitLog> {
+    CommitLog::open(directory.clone(), REPOSITORY, CONFIG.to_vec())
+}
+
+fn begin(log: &mut CommitLog, author: Author) {
+    log.append(author, |_| Ok(vec![Event::WriterTerm])).unwrap();
+}
+
+fn role(log: &mut CommitLog, author: Author, role: u8) -> Result<Option<LogRecord>> {
+    log.append(author, |_| Ok(vec![Event::Role(role)]))
+}
+
+/// Appends until the log ends at `sequence`.
+fn fill(log: &mut CommitLog, author: Author, sequence: u64) {
+    while log.state().end().sequence < sequence {
+        role(log, author, 1).unwrap();
+    }
+}
+
+fn write_digest(log: &mut CommitLog) {
+    let digest = Digest { config: CONFIG.to_vec(), state: State::clone(log.state()) };
+    let name = state_object(log.state().end().sequence);
+    assert_eq!(log.directory.create(&name, &digest.encode()).unwrap(), Created::New);
+}
+
+fn records(root: &Path) -> Vec<u64> {
+    let mut found: Vec<u64> = std::fs::read_dir(root.join(LOG))
+        .unwrap()
+        .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
+        .map(|name| name.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn r1_two_that_race_make_one_chain() {
+    let (_folder, directory) = folder();
+    let each = 40;
+    let made: Vec<Vec<LogRecord>> = std::thread::scope(|scope| {
+        let racer = |author: Author| {
+            let directory = directory.clone();
+            scope.spawn(move || {
+                let mut log = open(&directory).unwrap();
+                begin(&mut log, author);
+                // What it says depends on what came before, so it must be made again after each lost race.
+                let next = |log: &mut CommitLog, number: u8| {
+                    log.append(author, |state| {
+                        let seen = state.end().sequence.to_string();
+                        Ok(vec![Event::Role(number), Event::Configuration("after".into(), seen)])
+                    })
+                };
+                (0..each).map(|number| next(&mut log, number).unwrap().unwrap()).collect()
+            })
+        };
+        [racer(A1), racer(B1)].map(|racer| racer.join().unwrap()).into()
+    });
+    let log = open(&directory).unwrap();
+    assert_eq!(log.state().end().sequence, 2 * u64::from(each) + 2, "each record once, no number left out");
+    let mut seen = BTreeSet::new();
+    for record in made.iter().flatten() {
+        let (stored, _) = log.record(record.sequence).unwrap().unwrap();
+        assert_eq!(stored, *record, "what was reported is what is there");
+        assert!(seen.insert(record.sequence));
+        let before = (record.sequence - 1).to_string();
+        assert_eq!(record.events[1], Event::Configuration("after".into(), before), "made for the state before it");
+    }
+}
+
+#[test]
+fn r1_a_loser_validates_again() {
+    let (_folder, directory) = folder();
+    let (mut a, mut b) = (open(&directory).unwrap(), open(&directory).unwrap());
+    begin(&mut a, A1);
+    begin(&mut b, B1);
+    a.append(A1, |_| Ok(vec![opened(1, true, &[])])).unwrap();
+    let mut asked = 0;
+    let refused = a.append(A1, |state| {
+        asked += 1;
+        if asked == 1 {
+            // Between looking and creating, somebody fences the session.
+            b.append(B1, |_| Ok(vec![Event::SessionFenced(session(1))])).unwrap();
+            assert!(state.sessions().contains_key(&session(1)));
+        }
+        Ok(vec![Event::SessionClosed(session(1))])
+    });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(asked, 2);
+    assert_eq!(open(&directory).unwrap().state().end().sequence, 4, "nothing void was written");
+    // The same for a term that somebody took over meanwhile.
+    let refused = a.append(A1, |state| {
+        if state.term(A) == 1 {
+            b.append(Author { writer: A, term: 2 }, |_| Ok(vec![Event::WriterTerm])).unwrap();
+        }
+        Ok(vec![Event::Role(1)])
+    });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn r2_after_an_unclear_answer_the_own_record_is_found() {
+    let (folder, plain) = folder();
+    let mut log = open(&plain).unwrap();
+    begin(&mut log, A1);
+    let appended = |after: u64, fault: Fault| {
+        let io = Arc::new(FaultIo::new(DiskIo));
+        let mut log = open(&directory(folder.path(), io.clone())).unwrap();
+        let (before, start) = (log.state().end(), io.operations());
+        io.plan(after, fault);
+        let made = role(&mut log, A1, 9);
+        (made, io.operations() > start + after, before, log)
+    };
+    for fault in [Fault::Fail, Fault::Full, Fault::Unclear] {
+        for after in 0.. {
+            let (made, struck, before, log) = appended(after, fault);
+            let there = open(&plain).unwrap();
+            match &made {
+                Ok(made) => {
+                    let made = made.as_ref().unwrap();
+                    assert_eq!(log.state().end(), there.state().end());
+                    assert_eq!(there.record(made.sequence).unwrap().unwrap().0, *made);
+                }
+                Err(error) => {
+                    assert!([ErrorKind::StoreIo, ErrorKind::StoreFull].contains(&error.kind()), "{error}");
+                    let known = log.state().end();
+                    assert!(known == before || known == there.state().end(), "nothing is believed that is not known");
+                    assert!(there.state().end().sequence <= before.sequence + 1);
+                }
+            }
+            if !struck {
+                assert!(made.is_ok() && after > 5);
+                break;
+            }
+        }
+    }
+    // The answer to the one operation that decides is lost: that is no error at all.
+    assert!((0..20).map(|after| appended(after, Fault::Unclear)).any(|(made, struck, _, _)| struck && made.is_ok()));
+}
+
+#[test]
+fn r2_another_record_of_equal_content_is_not_the_own() {
+    let (_folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    let first = role(&mut log, A1, 1).unwrap().unwrap();
+    let second = role(&mut log, A1, 1).unwrap().unwrap();
+    assert_ne!(first.nonce, second.nonce);
+    let mut other = first.clone();
+    other.nonce = second.nonce;
+    let name = log_object(first.sequence);
+    assert_eq!(directory.create(&name, &first.encode()).unwrap(), Created::New, "the same bytes: done already");
+    assert_eq!(directory.create(&name, &other.encode()).unwrap(), Created::Exists);
+}
+
+#[test]
+fn r3_pruning_keeps_two_digests_and_what_lies_between() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    for at in [20, 40, 60] {
+        fill(&mut log, A1, at);
+        write_digest(&mut log);
+    }
+    fill(&mut log, A1, 70);
+    let behind = {
+        let mut behind = CommitLog { state: Arc::new(crate::state::testing::empty()), ..open(&directory).unwrap() };
+        // A follower that has stopped at record 5.
+        for sequence in 1..=5 {
+            let (record, end) = behind.record(sequence).unwrap().unwrap();
+            behind.apply(&record, end).unwrap();
+        }
+        behind
+    };
+    assert_eq!(log.prune(39).unwrap(), 0, "not worth it");
+    assert_eq!(records(folder.path()).len(), 70);
+    assert_eq!(log.prune(30).unwrap(), 39);
+    assert_eq!(records(folder.path()), (40..=70).collect::<Vec<_>>());
+    assert_eq!(log.digests().unwrap(), [40, 60]);
+    assert_eq!(log.prune(0).unwrap(), 0, "nothing left");
+    assert_eq!(open(&directory).unwrap().state(), log.state());
+    // With the newer digest gone the older one and the records do.
+    std::fs::remove_file(folder.path().join(state_object(60))).unwrap();
+    assert_eq!(open(&directory).unwrap().state(), log.state());
+    let mut behind = behind;
+    behind.catch_up().unwrap();
+    assert_eq!(behind.state(), log.state(), "who was behind goes on from a digest");
+    assert!(log.passed(Incarnation { sequence: 5, hash: [0; 32] }).unwrap(), "what was pruned is believed");
+}
+
+#[test]
+fn r3_nothing_is_pruned_that_is_not_proven() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 20);
+    write_digest(&mut log);
+    assert_eq!(log.prune(0).unwrap(), 0, "one digest is not enough");
+    fill(&mut log, A1, 40);
+    // A digest that says something else, and is sound as bytes.
+    let mut wrong = State::clone(log.state());
+    let lie = LogRecord { events: vec![Event::Role(77)], ..log.record(40).unwrap().unwrap().0 };
+    let mut before = open(&directory).unwrap();
+    before.state = Arc::new(crate::state::testing::empty());
+    for sequence in 1..40 {
+        let (record, end) = before.record(sequence).unwrap().unwrap();
+        before.apply(&record, end).unwrap();
+    }
+    let before = Arc::make_mut(&mut before.state);
+    before.apply(&lie, wrong.end().hash).unwrap();
+    std::mem::swap(&mut wrong, before);
+    let digest = Digest { config: CONFIG.to_vec(), state: wrong };
+    directory.create(&state_object(40), &digest.encode()).unwrap();
+    assert_eq!(log.prune(0).unwrap_err().kind(), ErrorKind::Integrity);
+    assert_eq!(records(folder.path()).len(), 40);
+    // Nor where a record between the digests is missing.
+    std::fs::remove_file(folder.path().join(state_object(40))).unwrap();
+    write_digest(&mut log);
+    std::fs::remove_file(folder.path().join(log_object(30))).unwrap();
+    assert_eq!(log.prune(0).unwrap_err().kind(), ErrorKind::Integrity);
+    assert_eq!(records(folder.path()).len(), 39);
+}
+
+/// A writer looks, everybody else goes on for long and prunes, and then its create comes through under a number that is
+/// free again.
+fn late(author: Author, events: Vec<Event>, takeover: Option<Author>) -> Result<Option<LogRecord>> {
+    let (folder, directory) = folder();
+    let (mut stale, mut other) = (open(&directory).unwrap(), open(&directory).unwrap());
+    begin(&mut other, B1);
+    if author.term > 0 {
+        begin(&mut stale, author);
+    }
+    let mut gone_on = false;
+    let made = stale.append(author, |state| {
+        let end = state.end().sequence;
+        if !gone_on {
+            gone_on = true;
+            if let Some(author) = takeover {
+                begin(&mut other, author);
+            }
+            for at in [end + 20, end + 40] {
+                fill(&mut other, B1, at);
+                write_digest(&mut other);
+            }
+            assert!(other.prune(0).unwrap() > 0);
+        }
+        Ok(events.clone())
+    });
+    assert!(gone_on);
+    let read = open(&directory).unwrap();
+    assert_eq!(read.state().end().hash, other.state().end().hash, "nobody believes a record below the digests");
+    drop(folder);
+    made
+}
+
+#[test]
+fn r3_a_stale_writer_is_fenced_by_the_digests() {
+    let refused = late(A1, vec![Event::Role(5)], None);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn r3_the_next_process_of_the_same_writer_does_not_vouch_for_it() {
+    let refused = late(A1, vec![Event::Role(5)], Some(Author { writer: A, term: 2 }));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn r3_a_stale_reader_has_no_session() {
+    let reader = Author { writer: READER, term: 0 };
+    let refused = late(reader, vec![opened(1, false, &[])], None);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn r3_digests_are_written_and_used() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    for _ in 0..DIGEST_RECORDS + 10 {
+        role(&mut log, A1, 1).unwrap();
+        log.digest_when_due().unwrap();
+    }
+    assert_eq!(log.digests().unwrap(), [DIGEST_RECORDS]);
+    let state = log.state().clone();
+    // Nothing below it is read: the log opens without it.
+    for sequence in 1..DIGEST_RECORDS {
+        std::fs::remove_file(folder.path().join(log_object(sequence))).unwrap();
+    }
+    assert_eq!(*open(&directory).unwrap().state(), state);
+    // Damaged, it is passed over, and then the log does not say enough.
+    let path = folder.path().join(state_object(DIGEST_RECORDS));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(open(&directory).is_err() || *open(&directory).unwrap().state() != state);
+}
+
+#[test]
+fn r12_who_does_not_understand_reads_on_and_writes_nothing() {
+    let (_folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    log.append(A1, |_| Ok(vec![Event::Unknown { code: 900, critical: false }])).unwrap();
+    role(&mut log, A1, 4).unwrap();
+    log.append(A1, |_| Ok(vec![Event::Unknown { code: 901, critical: true }])).unwrap();
+    let mut read = open(&directory).unwrap();
+    assert_eq!(read.state().end(), log.state().end());
+    assert_eq!(role(&mut read, A1, 5).unwrap_err().kind(), ErrorKind::Version);
+}
+
+#[test]
+fn r14_a_digest_of_another_configuration_is_not_used() {
+    let (_folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 10);
+    write_digest(&mut log);
+    let other = CommitLog::open(directory.clone(), REPOSITORY, b"another".to_vec());
+    assert_eq!(other.err().expect("refused").kind(), ErrorKind::Integrity);
+}
+
+#[test]
+fn r15_ends_that_were_seen_are_compared() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 10);
+    let seen = log.state().end();
+    let old = open(&directory).unwrap();
+    fill(&mut log, A1, 20);
+    let newer = log.state().end();
+    assert!(log.passed(seen).unwrap() && log.passed(newer).unwrap() && log.passed(Incarnation::default()).unwrap());
+    assert!(!log.passed(Incarnation { sequence: 10, ..newer }).unwrap(), "another record of that number");
+    assert!(!old.passed(newer).unwrap(), "an end that is gone");
+    // Rolled back to record 10, and written on.
+    for sequence in 11..=20 {
+        std::fs::remove_file(folder.path().join(log_object(sequence))).unwrap();
+    }
+    let mut again = open(&directory).unwrap();
+    fill(&mut again, A1, 30);
+    assert!(again.passed(seen).unwrap());
+    assert!(!again.passed(newer).unwrap(), "longer, and still not the one that was");
+    again.append(A1, |_| Ok(vec![Event::NewIncarnation(newer)])).unwrap();
+    assert!(!again.passed(newer).unwrap(), "accepting comes before going on");
+}
+
+#[test]
+fn r20_appending_reads_to_the_end_first() {
+    let (_folder, directory) = folder();
+    let (mut a, mut b) = (open(&directory).unwrap(), open(&directory).unwrap());
+    begin(&mut a, A1);
+    begin(&mut b, B1);
+    role(&mut a, A1, 3).unwrap();
+    b.append(B1, |state| {
+        assert_eq!(state.end().sequence, 3, "the state it decides from is the newest");
+        Ok(vec![Event::SweepBegun(TOKEN)])
+    })
+    .unwrap();
+    a.catch_up().unwrap();
+    assert_eq!(a.state(), b.state());
+}
+
+#[test]
+fn damage_is_told_with_the_records_name() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 9);
+    let path = folder.path().join(log_object(4));
+    let good = std::fs::read(&path).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, bad).unwrap();
+        let error = open(&directory).err().expect("refused");
+        assert!([ErrorKind::Integrity, ErrorKind::Version].contains(&error.kind()), "byte {at}: {error:?}");
+        assert!(error.to_string().contains(&log_object(4)), "{error}");
+    }
+    // Another record in its place.
+    std::fs::copy(folder.path().join(log_object(5)), &path).unwrap();
+    assert_eq!(open(&directory).err().expect("refused").kind(), ErrorKind::Integrity);
+}

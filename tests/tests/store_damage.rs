@@ -1,0 +1,289 @@
+//! Damage in a repository's files: found, told with what it costs, and healed by the next backup.
+
+use mover::{
+    BackupOptions, ErrorKind, MapReader, PageRef, PointId, Progress, ReadSession, Repository, TrackingWish, backup,
+};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::format::event::Event;
+use store::format::record::LogRecord;
+use store::io::DiskIo;
+use store::{Access, Depth, Local};
+use windlass_tests::conformance::options;
+use windlass_tests::fake::{Machine, noise};
+use windlass_tests::kept::{Bench, Frozen, damage, files, flip, folder, footers, pack_path, replay};
+
+const BLOCK: u64 = 1 << 16;
+
+/// Blocks that are all different and take a few hundred bytes each.
+fn small_blocks(seed: u64, count: u64) -> Vec<u8> {
+    let block = |number: u64| format!("{seed} {number} ").repeat(BLOCK as usize).into_bytes()[..BLOCK as usize].to_vec();
+    (0..count).flat_map(block).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_flipped_byte_is_found() {
+    let (bench, kept) = (Bench::new(), folder());
+    Local::init(kept.path(), None, &bench.world).unwrap();
+    let machine = Machine::new(&bench.world, &[100 * BLOCK, 3 * BLOCK]);
+    machine.write(0, 0, &small_blocks(1, 12));
+    machine.write(1, 0, &noise(1, 3_000));
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    let mut history = vec![(bench.backup(&local, &machine).await.unwrap().point.id, machine.images())];
+    machine.write(0, 5 * BLOCK, &small_blocks(2, 3));
+    history.push((bench.backup(&local, &machine).await.unwrap().point.id, machine.images()));
+    // So many records that there is a state digest.
+    while fs::read_dir(kept.path().join("state")).unwrap().count() == 0 {
+        drop(local.read(&[history[0].0]).await.unwrap());
+    }
+    local.close().await.unwrap();
+    // The index is a cache, and the lock is empty of meaning.
+    fs::remove_dir_all(kept.path().join("index")).unwrap();
+    let durable: Vec<PathBuf> = files(kept.path()).into_iter().filter(|file| *file != Path::new("lock")).collect();
+    let sizes: Vec<u64> = durable.iter().map(|file| fs::metadata(kept.path().join(file)).unwrap().len()).collect();
+    let total: u64 = sizes.iter().sum();
+    let open = async || bench.open_with(kept.path(), Access::Read, Arc::new(Frozen(DiskIo))).await;
+    let local = open().await.unwrap();
+    let report = bench.verify(&local, Depth::Decode).await;
+    assert!(report.errors.is_empty() && report.points == 2 && report.chunks > 15, "{report:?}");
+    // A sample, always the same: about a thousand and a half bytes of all, and each bit of a byte in its turn.
+    let stride = (total / 1_500).max(1) | 1;
+    let mut tried = 0;
+    for (number, position) in (0..total).step_by(usize::try_from(stride).unwrap()).enumerate() {
+        let (mut at, mut file) = (position, 0);
+        while at >= sizes[file] {
+            at -= sizes[file];
+            file += 1;
+        }
+        let (path, bits) = (kept.path().join(&durable[file]), 1 << (number % 8));
+        flip(&path, at, bits);
+        let what = format!("byte {at} of {}", durable[file].display());
+        match open().await {
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::Integrity | ErrorKind::Version), "{what}: {error:?}");
+            }
+            Ok(local) => {
+                let report = bench.verify(&local, Depth::Decode).await;
+                assert!(!report.errors.is_empty(), "{what} was not found");
+                if durable[file].starts_with("packs") {
+                    let report = bench.verify(&local, Depth::ReadData { percent: 100 }).await;
+                    assert!(!report.errors.is_empty(), "{what} was not found by reading");
+                }
+                // Whatever it was: the right bytes or an error.
+                for (point, images) in &history {
+                    let _ = bench.restore(&local, *point, images).await;
+                }
+            }
+        }
+        flip(&path, at, bits);
+        tried += 1;
+    }
+    println!("{tried} of {total} bytes");
+    let report = bench.verify(&open().await.unwrap(), Depth::Decode).await;
+    assert!(report.errors.is_empty(), "{report:?}");
+}
+
+/// A repository open for writing, with two machines of which each has packs of its own.
+struct Two {
+    bench: Bench,
+    kept: tempfile::TempDir,
+    local: Local,
+    machines: [Machine; 2],
+    points: Vec<PointId>,
+}
+
+const NAMES: [&str; 2] = ["one", "two"];
+
+impl Two {
+    async fn new() -> Self {
+        let (bench, kept) = (Bench::new(), folder());
+        Local::init(kept.path(), None, &bench.world).unwrap();
+        let local = bench.open(kept.path(), Access::Write).await.unwrap();
+        let machines = [1, 2].map(|seed| {
+            let machine = Machine::new(&bench.world, &[100 * BLOCK]);
+            machine.write(0, 3 * BLOCK, &noise(seed, 20 * BLOCK));
+            machine
+        });
+        let mut two = Self { bench, kept, local, machines, points: Vec::new() };
+        for at in [0, 1] {
+            let point = two.backup(at, TrackingWish::Auto).await.point.id;
+            two.points.push(point);
+        }
+        two
+    }
+
+    async fn backup(&self, at: usize, wish: TrackingWish) -> mover::BackupReport {
+        let options = BackupOptions { wish, ..options(NAMES[at]) };
+        let source = self.machines[at].snapshot();
+        backup(&self.local, source, &options, &self.bench.pool, &self.bench.world, &Progress::default()).await.unwrap()
+    }
+
+    async fn reopened(self) -> Self {
+        let Self { bench, kept, local, machines, points } = self;
+        local.close().await.unwrap();
+        let local = bench.open(kept.path(), Access::Write).await.unwrap();
+        Self { bench, kept, local, machines, points }
+    }
+
+    /// The pack of the first machine's data.
+    fn data_pack(&self) -> PathBuf {
+        let (name, _) = footers(self.kept.path()).into_iter().find(|(_, entries)| entries.len() == 20).unwrap();
+        pack_path(self.kept.path(), &name)
+    }
+
+    async fn block(&self, number: u64) -> chunker::ChunkId {
+        let prints = chunker::Fingerprinter::new(&self.local.config().domain);
+        let reader = self.local.read(&self.points).await.unwrap();
+        let root = reader.manifest(self.points[0]).await.unwrap().disks[0].root;
+        let leaf = MapReader::new(&reader, &prints).leaf(root, 0).await.unwrap().unwrap();
+        let PageRef::Chunk(id) = leaf.entry(number) else { panic!("a hole") };
+        id
+    }
+
+    async fn restore(&self, at: usize) -> mover::Result<()> {
+        self.bench.restore(&self.local, self.points[at], &self.machines[at].images()).await
+    }
+
+    /// The first machine's next backup under its bitmap reads so many blocks that did not change, and all is well.
+    async fn heals(&self, blocks: u64) {
+        let report = self.backup(0, TrackingWish::Bitmap).await;
+        assert_eq!((report.chunks_new, report.disks[0].tracking.bytes_read), (blocks, blocks * BLOCK));
+        self.restore(0).await.unwrap();
+        self.bench.restore(&self.local, report.point.id, &self.machines[0].images()).await.unwrap();
+        assert_eq!(self.local.stats().await.unwrap().suspects, 0);
+        let again = self.backup(0, TrackingWish::Bitmap).await;
+        assert_eq!(again.disks[0].tracking.bytes_read, 0, "once is enough");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_pack_costs_what_was_in_it_and_heals() {
+    for harm in [
+        (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
+        |path| fs::write(path, b"").unwrap(),
+        |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(200).unwrap(),
+        |path| flip(path, 10, 1),
+    ] {
+        let two = Two::new().await;
+        let pack = two.data_pack();
+        let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
+        harm(&pack);
+        let two = two.reopened().await;
+        let failed = two.restore(0).await.unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Integrity, "{failed}");
+        assert!(failed.to_string().contains(&name) && failed.to_string().contains("sda"), "{failed}");
+        two.restore(1).await.unwrap();
+        let report = two.bench.verify(&two.local, Depth::Structure).await;
+        let of_point = report.errors.iter().filter(|error| error.point == Some(two.points[0]));
+        let mut offsets: Vec<_> = of_point.map(|error| error.offset.unwrap() / BLOCK).collect();
+        offsets.sort_unstable();
+        assert_eq!(offsets, (3..23).collect::<Vec<_>>(), "{:?}", report.errors);
+        assert!(report.errors.iter().any(|error| error.pack.as_ref() == Some(&name)));
+        assert!(report.errors.iter().all(|error| error.point != Some(two.points[1])));
+        two.heals(20).await;
+        // Without the index it is the same.
+        fs::remove_dir_all(two.kept.path().join("index")).unwrap();
+        let two = two.reopened().await;
+        two.restore(0).await.unwrap();
+        two.restore(1).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_verify_finds_is_marked_and_healed() {
+    // R16; once verified by the writer, once by a reader beside it, as `windlass verify` does.
+    for beside in [false, true] {
+        for depth in [Depth::ReadData { percent: 100 }, Depth::Decode] {
+            let two = Two::new().await;
+            let victim = two.block(7).await;
+            damage(two.kept.path(), victim);
+            let reader = two.bench.open(two.kept.path(), Access::Read).await.unwrap();
+            let by = if beside { &reader } else { &two.local };
+            assert!(two.bench.verify(by, Depth::Structure).await.errors.is_empty(), "that does not read data");
+            let report = two.bench.verify(by, depth).await;
+            assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
+            let error = &report.errors[0];
+            assert_eq!((error.point, error.offset, error.chunk), (Some(two.points[0]), Some(7 * BLOCK), Some(victim)));
+            assert_eq!(error.disk.as_ref().unwrap().as_str(), "sda");
+            assert_eq!(two.local.stats().await.unwrap().suspects, 1);
+            assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+            let two = two.reopened().await;
+            two.heals(1).await;
+            let report = two.bench.verify(&two.local, Depth::Decode).await;
+            assert!(report.errors.is_empty(), "healed damage is no error: {:?}", report.errors);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restore_finds_is_marked_and_healed() {
+    let two = Two::new().await;
+    damage(two.kept.path(), two.block(11).await);
+    let failed = two.restore(0).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    two.heals(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verifying_some_points_looks_at_nothing_else() {
+    let two = Two::new().await;
+    damage(two.kept.path(), two.block(5).await);
+    let of = async |point| {
+        let options = store::VerifyOptions { depth: Depth::Decode, points: vec![point] };
+        two.local.verify(options, Arc::default()).await
+    };
+    let sound = of(two.points[1]).await.unwrap();
+    assert!(sound.errors.is_empty() && sound.points == 1, "{sound:?}");
+    let hurt = of(two.points[0]).await.unwrap();
+    assert_eq!((hurt.errors.len(), hurt.points), (1, 1));
+    assert_eq!(of(PointId([1; 16])).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_newer_is_told_apart() {
+    let two = Two::new().await;
+    let (root, bench) = (two.kept.path().to_owned(), Bench::new());
+    two.local.clone().close().await.unwrap();
+    let (points, images, kept) = (two.points.clone(), two.machines[0].images(), two.kept);
+    drop(two.local);
+    // The configuration's version and features, and those of the last log record, with a hash that is right.
+    for at in [8, 10] {
+        flip(&root.join("config"), at, 2);
+        let refused = bench.open(&root, Access::Read).await.err().expect("refused");
+        assert_eq!(refused.kind(), ErrorKind::Version, "{refused}");
+        flip(&root.join("config"), at, 2);
+        let last = root.join("log").join(files(&root.join("log")).pop().unwrap());
+        let good = fs::read(&last).unwrap();
+        let mut newer = good[..good.len() - 32].to_vec();
+        newer[at as usize] ^= 2;
+        newer.extend(mover::digest(&newer));
+        fs::write(&last, newer).unwrap();
+        let refused = bench.open(&root, Access::Read).await.err().expect("refused");
+        assert_eq!(refused.kind(), ErrorKind::Version, "{refused}");
+        fs::write(&last, good).unwrap();
+    }
+    // An event of a later version: what is there can be restored, and nothing is written.
+    let state = replay(&root);
+    let writer = *state.writers().keys().next().unwrap();
+    let record = LogRecord {
+        sequence: state.end().sequence + 1,
+        previous: state.end().hash,
+        repository: state.repository(),
+        writer,
+        term: state.term(writer),
+        nonce: [1; 16],
+        time: bench.world.now(),
+        events: vec![Event::Unknown { code: 999, critical: true }],
+    };
+    let last = root.join("log").join(files(&root.join("log")).pop().unwrap());
+    fs::write(last.with_file_name(format!("{:020}", record.sequence)), record.encode()).unwrap();
+    for access in [Access::Read, Access::Write] {
+        let local = bench.open(&root, access).await.unwrap();
+        let restored = bench.restore(&local, points[0], &images).await;
+        assert!(restored.is_ok(), "{restored:?}");
+        let refused = bench.backup(&local, &Machine::new(&bench.world, &[BLOCK])).await.unwrap_err();
+        assert!(matches!(refused.kind(), ErrorKind::Version | ErrorKind::Usage), "{refused:?}");
+    }
+    drop(kept);
+}
