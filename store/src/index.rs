@@ -87,10 +87,12 @@ impl Index {
             (Ok((database, None)), IndexAccess::Owner) => Ok(fresh(Some(database))),
             (_, IndexAccess::Guest) => Ok(fresh(None)),
             (unusable, IndexAccess::Owner) => {
-                let why = unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
+                let why =
+                    unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
                 tracing::warn!(why, "the index cannot be used and is built again");
                 Self::remove(folder)?;
-                let fail = |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
+                let fail =
+                    |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
                 Ok(fresh(Some(DB::open(&options(), folder).map_err(fail)?)))
             }
         }
@@ -101,7 +103,11 @@ impl Index {
     /// # Errors
     /// Of the storage.
     pub fn remove(folder: &Path) -> Result<()> {
-        match std::fs::remove_dir_all(folder) {
+        let removed = match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(folder),
+            removed => removed,
+        };
+        match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(crate::error::storage("cannot remove", folder, error))
             }
@@ -242,7 +248,10 @@ impl Index {
 /// Id and places, unless the key is no chunk's.
 type Row = (ChunkId, Vec<Place>);
 
-fn row(read: std::result::Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>) -> Result<Option<Row>> {
+/// What the database gives for a row.
+type RawRow = (Box<[u8]>, Box<[u8]>);
+
+fn row(read: std::result::Result<RawRow, rocksdb::Error>) -> Result<Option<Row>> {
     let (key, value) = read.map_err(failed)?;
     let Ok(id) = <[u8; 32]>::try_from(&*key) else { return Ok(None) };
     Ok(Some((ChunkId(id), decode_places(&value)?)))

@@ -7,6 +7,29 @@
 //! | index | follows the log; deleting it loses nothing |
 //! | acknowledgement | last |
 //!
+//! Who may do what beside whom, in one process or in several:
+//!
+//! | operation | beside | what makes it safe |
+//! |---|---|---|
+//! | open to write | open to write | an exclusive lock on `lock`, given back by the kernel with the process; the second is `Busy` |
+//! | open to write | a process that lives on without the lock | the term in each record: after the next term's first record it states nothing |
+//! | append | append | create-only names: one wins, the others read it, validate again and take the next number (R1) |
+//! | append | an answer that is lost | the same bytes under the name are success; an error stops all writing until reopened (R2) |
+//! | put | put of the same chunk | taken once, in one step with its place in the packer's queue; others are told "pending" and flush behind it (R18) |
+//! | put | a job that is dropped | nothing waits between taking a chunk and sending it, so none is left that nobody stores |
+//! | commit | put of its session | a gate: the commit waits for puts on their way, and puts for it |
+//! | commit | put of another session | only what is in the log or in a durable pack counts; the rest is listed as missing |
+//! | commit | doom | the packs relied on are compared in the very record's making (R1, R7) |
+//! | read | append, seal | places change from `incoming/` to the log; who finds the old name gone looks again |
+//! | read | drop of packs | its session pins (R10); without one a missing chunk is looked for in the newest log first |
+//! | read | write in another process | a reader has its own view, RocksDB as a secondary, and packs it lacks from their footers |
+//! | follow | prune | who finds no next record looks at the digests, and goes on from one (R3) |
+//! | append | prune | a digest above that does not know writer, term and record fences the author (R3) |
+//! | verify | anything | it only reads; what it marks is one more record |
+//! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
+//!
+//! Within a process: `log` before `pending` or `index`; nothing else is taken while one of those is held.
+//!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
 mod directory;

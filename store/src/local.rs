@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, DiskId, Error, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
+    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
     ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, Suspect, World,
     blocking,
 };
@@ -162,7 +162,7 @@ impl Inner {
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                let storage = matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull);
+                let storage = matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull);
                 if storage && self.author.term > 0 {
                     lock(&self.pending).fail(&error);
                 } else if storage {
@@ -174,7 +174,8 @@ impl Inner {
         let state = self.publish_view(&log);
         if appended.is_some() {
             self.term_begun.store(true, SeqCst);
-            let known: HashMap<PackName, _> = sealed.iter().map(|(_, pack)| (pack.added.name, pack.entries.clone())).collect();
+            let known: HashMap<PackName, _> =
+                sealed.iter().map(|(_, pack)| (pack.added.name, pack.entries.clone())).collect();
             self.index_packs(&state, |name| known.get(name).cloned())?;
             for (number, _) in sealed {
                 let incoming = lock(&self.pending).logged(number);
@@ -195,9 +196,9 @@ impl Inner {
     /// What reads found since the last record.
     fn suspect_events(&self, state: &State) -> Vec<Event> {
         let damaged = self.damaged.lock().expect("no holder panics");
-        let new = damaged.iter().filter(|(chunk, pack)| {
-            state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
-        });
+        let new = damaged
+            .iter()
+            .filter(|(chunk, pack)| state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack)));
         new.take(SUSPECTS_TOGETHER).map(|(chunk, pack)| Event::ChunkSuspect(*chunk, *pack)).collect()
     }
 
@@ -331,7 +332,8 @@ impl Local {
             // A manifest that does not read is the backup's to find out: it reads everything then.
             let Some(manifest) = unless_damaged(session.manifest(*parent).await)? else { continue };
             for disk in &manifest.disks {
-                let mut stack: Vec<(ChunkId, u8, u64)> = disk.root.id.map(|id| (id, disk.root.level, 0)).into_iter().collect();
+                let mut stack: Vec<(ChunkId, u8, u64)> =
+                    disk.root.id.map(|id| (id, disk.root.level, 0)).into_iter().collect();
                 while let Some((id, level, index)) = stack.pop() {
                     if found.len() >= Begun::SUSPECTS_MAX {
                         return Ok(found);
@@ -359,7 +361,7 @@ impl Local {
 
 fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
-        Err(error) if error.kind() == mover::ErrorKind::Integrity => Ok(None),
+        Err(error) if error.kind() == ErrorKind::Integrity => Ok(None),
         read => read.map(Some),
     }
 }
@@ -406,7 +408,8 @@ impl Repository for Local {
             }
             match inner.open_session(&opened) {
                 Ok(()) => Ok(true),
-                Err(error) if matches!(error.kind(), mover::ErrorKind::StoreIo | mover::ErrorKind::StoreFull) => {
+                // Full, failing, read-only, or written by a newer program: what is there can be read all the same.
+                Err(error) if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull | ErrorKind::Version) => {
                     tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
                     unpinned(&inner.state())
                 }
@@ -419,7 +422,8 @@ impl Repository for Local {
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
         let state = self.with(Inner::catch_up).await?;
         let fits = |point: &RecoveryPoint| {
-            filter.machine.as_ref().is_none_or(|name| point.machine_name == *name) && point.forgotten == filter.forgotten
+            filter.machine.as_ref().is_none_or(|name| point.machine_name == *name)
+                && point.forgotten == filter.forgotten
         };
         let mut ids: Vec<_> = state.points().iter().map(|(id, point)| (point.since, *id)).collect();
         ids.sort_unstable();
@@ -486,9 +490,8 @@ impl Inner {
 /// The error for the first point that the session needs and that is not there. A parent that was forgotten is no parent:
 /// the next doom may make it final.
 fn gone(state: &State, opened: &SessionOpened) -> Option<Error> {
-    let there = |pin: &&PointId| {
-        state.points().get(*pin).is_some_and(|point| !opened.writes || point.forgotten.is_none())
-    };
+    let there =
+        |pin: &&PointId| state.points().get(*pin).is_some_and(|point| !opened.writes || point.forgotten.is_none());
     let gone = opened.pins.iter().find(|pin| !there(pin))?;
     Some(Error::not_found(format!("there is no point {gone}")).hint("`windlass points` lists them"))
 }

@@ -118,8 +118,10 @@ impl CommitLog {
         loop {
             self.catch_up()?;
             if let Some(code) = self.state.not_understood().first() {
-                return Err(Error::version(format!("the log has events of kind {code}, which this program does not know"))
-                    .hint("use a newer windlass to write; this one can restore"));
+                return Err(Error::version(format!(
+                    "the log has events of kind {code}, which this program does not know"
+                ))
+                .hint("use a newer windlass to write; this one can restore"));
             }
             let events = make(&self.state)?;
             if events.is_empty() {

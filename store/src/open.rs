@@ -171,7 +171,7 @@ impl Local {
     /// Takes over what this directory's writer left under `incoming/` (R5): complete packs are hashed and logged, the
     /// sound records of others are packed again, so that nothing that was sent must be sent again.
     async fn adopt_incoming(&self) -> Result<()> {
-        let Found { complete, partial, useless } = self.with(|inner| find_incoming(inner)).await?;
+        let Found { complete, partial, useless } = self.with(find_incoming).await?;
         if !complete.is_empty() {
             let added: Vec<AddedPack> = complete.iter().map(|(_, added)| added.clone()).collect();
             tracing::info!(packs = added.len(), "adopting packs that were durable but not logged");
@@ -248,7 +248,8 @@ fn read_config(directory: &Directory) -> Result<ConfigFile> {
 fn take_lock(directory: &Directory) -> Result<File> {
     let path = directory.root().join(LOCK);
     let fail = |error| storage("cannot open", &path, error);
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    let mut file =
+        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {

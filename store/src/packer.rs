@@ -265,7 +265,7 @@ struct OpenPack {
 
 /// Work of the thread that makes packs durable, in order.
 enum Seal {
-    Pack(OpenPack),
+    Pack(Box<OpenPack>),
     /// Answered when everything sent before is sealed.
     Barrier(oneshot::Sender<()>),
 }
@@ -309,7 +309,7 @@ impl Writer {
         let Some(mut pack) = self.open[at].take() else { return Ok(()) };
         lock(&self.pending).check()?;
         pack.finish(&self.maker.directory)?;
-        full.send(Seal::Pack(pack)).map_err(|_| Error::internal("the sealer has ended"))
+        full.send(Seal::Pack(Box::new(pack))).map_err(|_| Error::internal("the sealer has ended"))
     }
 }
 
@@ -396,7 +396,7 @@ fn run_sealer(directory: &Directory, pending: &Mutex<Pending>, jobs: Receiver<Se
     for job in jobs {
         match job {
             Seal::Pack(pack) => {
-                if let Err(error) = seal(directory, pending, pack) {
+                if let Err(error) = seal(directory, pending, *pack) {
                     lock(pending).fail(&error);
                 } else if lock(pending).sealed().len() >= SEALED_MAX {
                     sealed_many();

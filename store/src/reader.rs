@@ -12,7 +12,9 @@ use crate::packer::lock;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt, pin_mut, stream};
-use mover::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener};
+use mover::{
+    ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener,
+};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -316,7 +318,6 @@ pub fn footer(directory: &Directory, name: &PackName) -> Result<Vec<PackEntry>> 
 fn record_bytes(blob_bytes: u32) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(blob_bytes)
 }
-
 
 /// Longest read.
 const RUN_BYTES_MAX: u64 = 1 << 20;

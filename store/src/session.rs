@@ -156,7 +156,8 @@ impl Session {
     /// Stores a manifest and gives its chunk.
     async fn put_manifest(&self, manifest: &Manifest) -> Result<ChunkId> {
         let plain = manifest.encode();
-        Manifest::decode(&plain).map_err(|error| Error::internal("a manifest that cannot be read back").because(error))?;
+        Manifest::decode(&plain)
+            .map_err(|error| Error::internal("a manifest that cannot be read back").because(error))?;
         let id = self.local.inner.prints.id(ChunkKind::Manifest, &plain);
         let blob = with_sealer(chunker::Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
         self.take(vec![(id, blob)]).await?;
@@ -239,7 +240,8 @@ fn verify_one(
         Verification::Decode => with_opener(|opener| opener.open_verified(prints, &id, &blob, plain)),
         Verification::Checksum => Ok(()),
     });
-    checked.map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
+    checked
+        .map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
     let hash = blob_hash(blob.bytes());
     Ok(Arrival { id, blob, hash })
 }
@@ -299,7 +301,8 @@ impl WriteSession for Session {
             if !missing.is_empty() {
                 return Ok(Commit::Missing(missing));
             }
-            let (session, wanted, relied) = (self.id, events.clone(), self.relied.lock().expect("no holder panics").clone());
+            let (session, wanted, relied) =
+                (self.id, events.clone(), self.relied.lock().expect("no holder panics").clone());
             let ids: Vec<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
             let append = move |inner: &Inner| {
                 inner.append(|state| {

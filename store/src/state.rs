@@ -369,6 +369,6 @@ impl State {
 }
 
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
 use futures::{StreamExt, stream};
 use mover::{
-    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession, Repository, Result, TreeDiff,
-    blocking, digest, with_opener,
+    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession,
+    Repository, Result, TreeDiff, blocking, digest, with_opener,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -521,9 +521,9 @@ fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> 
     let header = PackHeader::decode(&header).map_err(|error| error.to_string());
     let trailer = length.min(16);
     let tail = io.read_at(&file, length - trailer, size(trailer)).map_err(fail)?;
-    let footer = footer_bytes(&tail).and_then(|bytes| {
+    let footer = footer_bytes(&tail).map(|bytes| {
         let bytes = bytes.min(length);
-        Ok(io.read_at(&file, length - bytes, size(bytes)))
+        io.read_at(&file, length - bytes, size(bytes))
     });
     let footer = match footer {
         Ok(read) => decode_footer(&read.map_err(fail)?, length).map_err(|error| error.to_string()),
@@ -536,4 +536,3 @@ fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> 
 const PACKS_AHEAD: usize = 2;
 /// Records of one piece of work.
 const RECORDS_TOGETHER: usize = 64;
-

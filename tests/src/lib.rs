@@ -4,4 +4,5 @@ pub mod conformance;
 pub mod fake;
 pub mod kept;
 pub mod meddle;
+pub mod program;
 pub mod protocol;

@@ -1,10 +1,8 @@
 //! Every kind of error through the real program: its exit code, its name in JSON, a line that says what and what to do,
 //! and nothing lost. A kind without a row does not compile.
 
-mod program;
-
 use mover::ErrorKind;
-use program::{Bench, Run};
+use windlass_tests::program::{Bench, Run};
 use std::fs;
 use std::path::Path;
 

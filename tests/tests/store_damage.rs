@@ -18,7 +18,8 @@ const BLOCK: u64 = 1 << 16;
 
 /// Blocks that are all different and take a few hundred bytes each.
 fn small_blocks(seed: u64, count: u64) -> Vec<u8> {
-    let block = |number: u64| format!("{seed} {number} ").repeat(BLOCK as usize).into_bytes()[..BLOCK as usize].to_vec();
+    let block =
+        |number: u64| format!("{seed} {number} ").repeat(BLOCK as usize).into_bytes()[..BLOCK as usize].to_vec();
     (0..count).flat_map(block).collect()
 }
 
@@ -119,9 +120,10 @@ impl Two {
         backup(&self.local, source, &options, &self.bench.pool, &self.bench.world, &Progress::default()).await.unwrap()
     }
 
-    async fn reopened(self) -> Self {
+    async fn reopened_after(self, change: impl FnOnce(&Path)) -> Self {
         let Self { bench, kept, local, machines, points } = self;
         local.close().await.unwrap();
+        change(kept.path());
         let local = bench.open(kept.path(), Access::Write).await.unwrap();
         Self { bench, kept, local, machines, points }
     }
@@ -168,8 +170,7 @@ async fn a_missing_pack_costs_what_was_in_it_and_heals() {
         let two = Two::new().await;
         let pack = two.data_pack();
         let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
-        harm(&pack);
-        let two = two.reopened().await;
+        let two = two.reopened_after(|_| harm(&pack)).await;
         let failed = two.restore(0).await.unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::Integrity, "{failed}");
         assert!(failed.to_string().contains(&name) && failed.to_string().contains("sda"), "{failed}");
@@ -183,8 +184,7 @@ async fn a_missing_pack_costs_what_was_in_it_and_heals() {
         assert!(report.errors.iter().all(|error| error.point != Some(two.points[1])));
         two.heals(20).await;
         // Without the index it is the same.
-        fs::remove_dir_all(two.kept.path().join("index")).unwrap();
-        let two = two.reopened().await;
+        let two = two.reopened_after(|root| fs::remove_dir_all(root.join("index")).unwrap()).await;
         two.restore(0).await.unwrap();
         two.restore(1).await.unwrap();
     }
@@ -208,7 +208,7 @@ async fn what_verify_finds_is_marked_and_healed() {
             assert_eq!(error.disk.as_ref().unwrap().as_str(), "sda");
             assert_eq!(two.local.stats().await.unwrap().suspects, 1);
             assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
-            let two = two.reopened().await;
+            let two = two.reopened_after(|_| ()).await;
             two.heals(1).await;
             let report = two.bench.verify(&two.local, Depth::Decode).await;
             assert!(report.errors.is_empty(), "healed damage is no error: {:?}", report.errors);

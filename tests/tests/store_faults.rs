@@ -207,8 +207,7 @@ async fn copies() {
         let there = points(&to).await.len();
         assert!(there == 2 || made.is_err(), "{what}");
         once(&to, &second).await.unwrap();
-        let history: Vec<(PointId, Vec<Image>)> =
-            vec![story.history[0].clone(), (second.id, story.machine.images())];
+        let history: Vec<(PointId, Vec<Image>)> = vec![story.history[0].clone(), (second.id, story.machine.images())];
         story.bench.assert_holds(&to, &history).await;
         to.close().await.unwrap();
         assert!(stored(work.path()).values().all(|times| *times == 1), "{what}: a chunk is stored more than once");

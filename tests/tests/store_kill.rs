@@ -186,6 +186,8 @@ async fn one_writes_and_others_read() {
     }
 }
 
+type Harm<'a> = Box<dyn Fn() + 'a>;
+
 /// A repository of two points, and its index as it was after the first.
 async fn with_old_index(bench: &Bench) -> (tempfile::TempDir, tempfile::TempDir, Machine, History) {
     let (kept, old) = (folder(), folder());
@@ -219,25 +221,36 @@ async fn whatever_becomes_of_the_index_nothing_is_lost() {
             change(&index.join(file));
         }
     };
-    let harms: [(&str, Box<dyn Fn()>); 8] = [
+    let harms: [(&str, Harm<'_>); 8] = [
         ("deleted", Box::new(|| fs::remove_dir_all(&index).unwrap())),
         ("rolled back", Box::new(|| replaced_by(old.path()))),
         ("of another repository", Box::new(|| replaced_by(stranger.path()))),
-        ("truncated", Box::new(|| each_file(&|path| {
-            let half = fs::metadata(path).unwrap().len() / 2;
-            fs::OpenOptions::new().write(true).open(path).unwrap().set_len(half).unwrap();
-        }))),
+        (
+            "truncated",
+            Box::new(|| {
+                each_file(&|path| {
+                    let half = fs::metadata(path).unwrap().len() / 2;
+                    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(half).unwrap();
+                })
+            }),
+        ),
         ("emptied", Box::new(|| each_file(&|path| fs::write(path, b"").unwrap()))),
         ("garbage", Box::new(|| each_file(&|path| fs::write(path, noise(5, 5_000)).unwrap()))),
-        ("without its newest files", Box::new(|| {
-            for file in windlass_tests::kept::files(&index).iter().filter(|file| file.extension().is_some()) {
-                fs::remove_file(index.join(file)).unwrap();
-            }
-        })),
-        ("a file", Box::new(|| {
-            fs::remove_dir_all(&index).unwrap();
-            fs::write(&index, b"not a folder").unwrap();
-        })),
+        (
+            "without its newest files",
+            Box::new(|| {
+                for file in windlass_tests::kept::files(&index).iter().filter(|file| file.extension().is_some()) {
+                    fs::remove_file(index.join(file)).unwrap();
+                }
+            }),
+        ),
+        (
+            "a file",
+            Box::new(|| {
+                fs::remove_dir_all(&index).unwrap();
+                fs::write(&index, b"not a folder").unwrap();
+            }),
+        ),
     ];
     for (what, harm) in harms {
         harm();
@@ -294,7 +307,7 @@ async fn a_log_that_ends_before_what_was_seen_is_refused_until_accepted() {
     let again = bench.backup(&local, &machine).await.unwrap().point.id;
     bench.assert_holds(&local, &vec![history[0].clone(), (again, machine.images())]).await;
     local.close().await.unwrap();
-    assert_eq!(accept().await.err().expect("nothing to accept").kind(), ErrorKind::Usage);
+    assert_eq!(accept().await.unwrap_err().kind(), ErrorKind::Usage);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +318,8 @@ async fn a_copy_refuses_a_source_that_was_rolled_back() {
     Local::init(to.path(), Some(&config), &bench.world).unwrap();
     let machine = machine(&bench, 0);
     let copied = async || {
-        let (source, target) = (bench.open(from.path(), Access::Write).await?, bench.open(to.path(), Access::Write).await?);
+        let (source, target) =
+            (bench.open(from.path(), Access::Write).await?, bench.open(to.path(), Access::Write).await?);
         let point = points(&source).await.pop().unwrap();
         let progress = mover::Progress::default();
         let made = mover::copy(&source, &target, &point, mover::Verification::Decode, &progress).await;

@@ -1,9 +1,7 @@
 //! The main job with the real programs: full, incremental by bitmap, fingerprint, copy, loss of the primary, restore to
 //! raw and to qcow2.
 
-mod program;
-
-use program::Bench;
+use windlass_tests::program::Bench;
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -227,8 +227,7 @@ pub fn decode_footer(tail: &[u8], pack_bytes: u64) -> Result<Vec<PackEntry>, Rec
         let (offset, blob_bytes) = (from.u32("entry offset")?, from.u32("entry length")?);
         let plain_bytes = from.u32("entry plain length")?;
         let code = from.u8("entry kind")?;
-        let kind =
-            ChunkKind::from_code(code).ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
+        let kind = ChunkKind::from_code(code).ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
         if from.array::<3>("entry reserved")? != [0; 3] || plain_bytes > PLAIN_BYTES_MAX {
             return Err(RecordError::Value { field: "entry plain length", value: plain_bytes.into() });
         }

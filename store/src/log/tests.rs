@@ -348,6 +348,32 @@ fn r14_a_digest_of_another_configuration_is_not_used() {
 }
 
 #[test]
+fn a_digest_of_a_log_that_went_another_way_is_not_used() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 10);
+    write_digest(&mut log);
+    for sequence in 8..=10 {
+        std::fs::remove_file(folder.path().join(log_object(sequence))).unwrap();
+    }
+    // Eight to twelve once more, in other words, by somebody who had not seen the digest.
+    let mut other = CommitLog { state: Arc::new(crate::state::testing::empty()), ..open(&directory).unwrap() };
+    for sequence in 1..=7 {
+        let (record, end) = other.record(sequence).unwrap().unwrap();
+        other.apply(&record, end).unwrap();
+    }
+    for _ in 8..=12 {
+        let (record, _) = crate::state::testing::record(other.state(), (A, 1), vec![Event::Role(200)]);
+        let bytes = record.encode();
+        let (_, end) = LogRecord::decode(&bytes).unwrap();
+        directory.create(&log_object(record.sequence), &bytes).unwrap();
+        other.apply(&record, end).unwrap();
+    }
+    assert_eq!(open(&directory).unwrap().state(), other.state());
+}
+
+#[test]
 fn r15_ends_that_were_seen_are_compared() {
     let (folder, directory) = folder();
     let mut log = open(&directory).unwrap();

@@ -56,9 +56,12 @@ impl Digest {
         });
         to.list(&state.points.values().collect::<Vec<_>>(), |to, point| {
             point.committed.write(to);
-            to.u64(point.since).u64(point.rooted).i64(point.time.0).u8(point.pinned.into()).option(point.forgotten, |to, at| {
-                to.u64(at);
-            });
+            to.u64(point.since).u64(point.rooted).i64(point.time.0).u8(point.pinned.into()).option(
+                point.forgotten,
+                |to, at| {
+                    to.u64(at);
+                },
+            );
             write_texts(to, &point.labels.iter().collect::<Vec<_>>());
         });
         to.list(&state.suspects.iter().collect::<Vec<_>>(), |to, (chunk, pack)| {
@@ -118,14 +121,16 @@ impl Digest {
         state.dropped = from.list("dropped", 32, |from| from.array("dropped").map(PackName))?.into_iter().collect();
         let points = from.list("points", 152, read_point)?;
         state.points = points.into_iter().map(|point| (point.committed.point, point)).collect();
-        let suspect = |from: &mut RecordReader<'_>| Ok((ChunkId(from.array("suspect")?), PackName(from.array("suspect")?)));
+        let suspect =
+            |from: &mut RecordReader<'_>| Ok((ChunkId(from.array("suspect")?), PackName(from.array("suspect")?)));
         state.suspects = from.list("suspects", 64, suspect)?.into_iter().collect();
         state.sweep = from.option("sweep", |from| from.array("sweep"))?;
         state.role = from.u8("role")?;
         state.settings = read_texts(&mut from)?.into_iter().collect();
         let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_incarnation(from)?));
         state.peers = from.list("peers", 56, peer)?.into_iter().collect();
-        state.lost = from.list("lost", 48, |from| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? }))?;
+        state.lost =
+            from.list("lost", 48, |from| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? }))?;
         state.not_understood = from.list("unknown events", 2, |from| from.u16("unknown event"))?.into_iter().collect();
         from.extensions()?;
         from.end()?;

@@ -5,9 +5,7 @@ use crate::format::pack::{PackKind, PackName};
 use crate::format::record::LogRecord;
 use crate::state::{State, Void};
 use chunker::ChunkId;
-use mover::{
-    GroupId, Incarnation, MachineId, OwnerId, PointId, RepositoryId, SessionId, Timestamp, WriterId,
-};
+use mover::{GroupId, Incarnation, MachineId, OwnerId, PointId, RepositoryId, SessionId, Timestamp, WriterId};
 use proptest::prelude::*;
 
 pub const CONFIG: &[u8] = b"some configuration";
@@ -75,7 +73,7 @@ pub fn opened(number: u8, writes: bool, pins: &[u8]) -> Event {
 pub fn added(numbers: &[u8]) -> Event {
     let one = |number: &u8| AddedPack {
         name: pack(*number),
-        kind: if number % 2 == 0 { PackKind::Data } else { PackKind::Page },
+        kind: if number.is_multiple_of(2) { PackKind::Data } else { PackKind::Page },
         bytes: 1 << 20,
         chunks: 9,
     };
@@ -90,9 +88,9 @@ pub fn committed(number: u8, by: u8) -> Event {
         owner: OwnerId([4; 16]),
         machine: MachineId([5; 16]),
         machine_name: "web".parse().unwrap(),
-        group: (number % 2 == 0).then_some(GroupId([6; 16])),
+        group: (number.is_multiple_of(2)).then_some(GroupId([6; 16])),
         snapshot_time: Timestamp(-5),
-        origin: (number % 3 == 0).then_some((RepositoryId([8; 16]), Timestamp(9))),
+        origin: (number.is_multiple_of(3)).then_some((RepositoryId([8; 16]), Timestamp(9))),
         protected_until: Timestamp(if number == 9 { i64::MAX } else { 0 }),
         bytes_logical: 10,
         bytes_new: 11,
@@ -110,7 +108,8 @@ pub fn doomed(marked: u64, marked_too: &[u8], packs: &[u8], finalised: &[u8]) ->
 }
 
 pub fn dropped(marked: u64, marked_too: &[u8], packs: &[u8], orphans: &[(u8, WriterId, u64)]) -> Event {
-    let orphan = |(number, writer, term): &(u8, WriterId, u64)| Orphan { name: pack(*number), writer: *writer, term: *term };
+    let orphan =
+        |(number, writer, term): &(u8, WriterId, u64)| Orphan { name: pack(*number), writer: *writer, term: *term };
     Event::Dropped(Dropped {
         token: TOKEN,
         marked,

@@ -150,7 +150,11 @@ fn r6_a_session_from_before_the_doom_keeps_its_packs() {
     let marked = state.end().sequence;
     assert_eq!(apply(&mut state, W, vec![doomed(marked, &[], &[1], &[])]), []);
     let seen = state.end().sequence;
-    assert_eq!(apply(&mut state, W, vec![dropped(seen, &[], &[1], &[])]), [Void::InUse], "it may have been told \"have\"");
+    assert_eq!(
+        apply(&mut state, W, vec![dropped(seen, &[], &[1], &[])]),
+        [Void::InUse],
+        "it may have been told \"have\""
+    );
     assert_eq!(apply(&mut state, W, vec![dropped(seen, &[], &[2], &[])]), [Void::InUse], "it is not doomed");
     assert_eq!(apply(&mut state, W, vec![Event::SessionFenced(session(4))]), []);
     assert_eq!(apply(&mut state, W, vec![dropped(marked, &[], &[1], &[])]), [Void::InUse], "checked before the doom");
@@ -176,7 +180,11 @@ fn r10_readers_pin_and_do_nothing_else() {
     let seen = state.end().sequence;
     assert_eq!(apply(&mut state, W, vec![dropped(seen, &[], &[1], &[])]), [Void::InUse]);
     let damage = Event::ChunkSuspect(ChunkId([1; 32]), pack(2));
-    assert_eq!(apply(&mut state, reader, vec![damage, Event::SessionClosed(session(4))]), [], "they may tell of damage");
+    assert_eq!(
+        apply(&mut state, reader, vec![damage, Event::SessionClosed(session(4))]),
+        [],
+        "they may tell of damage"
+    );
     assert_eq!(apply(&mut state, W, vec![dropped(seen, &[], &[1], &[])]), []);
 }
 

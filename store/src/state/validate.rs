@@ -73,9 +73,7 @@ impl State {
                 self.all_points(&opened.pins)
             }
             Event::SessionClosed(session) => self.own_session(record, *session).map(|_| ()),
-            Event::SessionFenced(session) => {
-                self.sessions.contains_key(session).then_some(()).ok_or(Void::Session)
-            }
+            Event::SessionFenced(session) => self.sessions.contains_key(session).then_some(()).ok_or(Void::Session),
             Event::PacksAdded(packs) => {
                 let used = |name: &PackName| self.numbers.contains_key(name) || self.dropped.contains(name);
                 let distinct: BTreeSet<_> = packs.iter().map(|pack| pack.name).collect();
@@ -158,7 +156,9 @@ impl State {
         }
         self.all_marked(doomed.marked, &doomed.marked_too)?;
         // What was forgotten at the mark and is not final would come back without its chunks (R11).
-        let gone = |(id, point): &(&PointId, &super::Point)| point.forgotten.is_some_and(|at| at <= doomed.marked) && !pinned(id);
+        let gone = |(id, point): &(&PointId, &super::Point)| {
+            point.forgotten.is_some_and(|at| at <= doomed.marked) && !pinned(id)
+        };
         let all_final = self.points.iter().filter(gone).all(|(id, _)| doomed.finalised.contains(id));
         if all_final { Ok(()) } else { Err(Void::NotMarked) }
     }

@@ -13,8 +13,11 @@ pub struct Bench {
 
 /// What a run of the program gave.
 pub struct Run {
+    /// Exit code; -1 when a signal ended it.
     pub code: i32,
+    /// What it printed.
     pub stdout: String,
+    /// What it complained of.
     pub stderr: String,
 }
 
@@ -30,6 +33,7 @@ impl Drop for Ended {
 
 /// A small file system in memory that is unmounted with the test.
 pub struct SmallFileSystem {
+    /// Where it is mounted.
     pub path: PathBuf,
 }
 
@@ -39,7 +43,17 @@ impl Drop for SmallFileSystem {
     }
 }
 
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Bench {
+    /// Makes the disk, the repository and its point.
+    ///
+    /// # Panics
+    /// When anything fails, as all of these.
     pub fn new() -> Self {
         let bench = Self { folder: tempfile::tempdir().unwrap() };
         // Compresses to half: rows of one random half and one of zeros, no two blocks alike.
@@ -54,6 +68,7 @@ impl Bench {
         bench
     }
 
+    /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -87,6 +102,7 @@ impl Bench {
         command
     }
 
+    /// The packs of `repo`.
     pub fn packs(&self) -> Vec<PathBuf> {
         let shards = fs::read_dir(self.path("repo/packs")).unwrap().map(|it| it.unwrap().path());
         shards.flat_map(|shard| fs::read_dir(shard).unwrap().map(|it| it.unwrap().path())).collect()
