@@ -2,9 +2,9 @@
 //! and nothing lost. A kind without a row does not compile.
 
 use mover::ErrorKind;
-use windlass_tests::program::{Bench, Run};
 use std::fs;
 use std::path::Path;
+use windlass_tests::program::{Bench, Run};
 
 /// How a kind is caused here.
 enum Cause {

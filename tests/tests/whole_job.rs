@@ -1,10 +1,10 @@
 //! The main job with the real programs: full, incremental by bitmap, fingerprint, copy, loss of the primary, restore to
 //! raw and to qcow2.
 
-use windlass_tests::program::Bench;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use windlass_tests::program::Bench;
 
 /// A field of the last line of `--json` output.
 fn field(output: &str, name: &str) -> String {

@@ -2,8 +2,8 @@
 
 use crate::{
     Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, Manifest, MapRoot, OwnerId, PAGE_ENTRIES, Page,
-    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId, Stats, Suspect,
-    Timestamp, digest, with_opener,
+    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId,
+    Stats, Suspect, Timestamp, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
