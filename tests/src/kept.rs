@@ -4,14 +4,15 @@ use crate::conformance::options;
 use crate::fake::{Image, Machine, Target};
 use chunker::{BLOB_HEADER_BYTES, ChunkId};
 use mover::{
-    BackupReport, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Result, World, backup,
-    restore,
+    BackupReport, ErrorKind, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Result,
+    World, backup, restore,
 };
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use store::format::config::ConfigFile;
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
@@ -45,6 +46,22 @@ impl Bench {
     /// As [`Local::open`].
     pub async fn open(&self, folder: &Path, access: Access) -> Result<Local> {
         self.open_with(folder, access, Arc::new(DiskIo)).await
+    }
+
+    /// Opens the repository in `folder` for writing after a job on it was dropped: file work that such a job had begun
+    /// ends by itself, and holds the lock until then.
+    ///
+    /// # Errors
+    /// As [`Local::open`]; `Busy` when the lock is held for long.
+    pub async fn reopen(&self, folder: &Path) -> Result<Local> {
+        let mut tries = 0;
+        loop {
+            match self.open(folder, Access::Write).await {
+                Err(error) if error.kind() == ErrorKind::Busy && tries < 2000 => tries += 1,
+                opened => return opened,
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Opens the repository in `folder` through `io`.

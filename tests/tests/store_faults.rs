@@ -39,7 +39,7 @@ impl Story {
 
     /// Puts everything right in a new process, and looks at what is there.
     async fn settle(&self, folder: &Path, acknowledged: Option<PointId>, what: &str) {
-        let local = self.bench.open(folder, Access::Write).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let local = self.bench.reopen(folder).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let left = std::fs::read_dir(folder.join("incoming")).unwrap().count();
         assert_eq!(left, 0, "{what}: files in incoming/");
         let mut history = self.history.clone();
@@ -167,7 +167,7 @@ async fn init() {
             let again = Local::init(work.path(), None, &bench.world);
             assert!(again.as_ref().is_ok_and(|_| true) || again.unwrap_err().kind() == ErrorKind::Usage);
         }
-        let local = bench.open(work.path(), Access::Write).await.unwrap();
+        let local = bench.reopen(work.path()).await.unwrap();
         assert!(made.is_err() || made.unwrap() == *local.config());
         assert!(points(&local).await.is_empty());
         let machine = Machine::new(&bench.world, &[1 << 20]);
@@ -203,7 +203,7 @@ async fn copies() {
         if let Err(error) = &made {
             assert!(is_of_the_store(error), "{what}");
         }
-        let to = story.bench.open(work.path(), Access::Write).await.unwrap();
+        let to = story.bench.reopen(work.path()).await.unwrap();
         let there = points(&to).await.len();
         assert!(there == 2 || made.is_err(), "{what}");
         once(&to, &second).await.unwrap();
