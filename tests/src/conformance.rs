@@ -1,4 +1,4 @@
-//! What every repository must do: cases over the traits, run for each implementation by [`conformance!`](crate::conformance).
+//! What every repository must do: cases over the traits, run for each implementation by `conformance!`.
 
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod commit;

@@ -6,7 +6,6 @@ mod tools;
 mod kill;
 mod nbd;
 mod sources;
-mod speed;
 mod targets;
 mod tracking;
 mod walk;
