@@ -21,9 +21,14 @@ pub struct Ran {
     pub stdout: String,
 }
 
-/// Runs `command` once everything before is on disk. GNU time gives what the kernel counted.
+/// Runs `command` once everything before is on disk and all that it names is in the page cache: some kernels take
+/// pages away that were not used for a while. GNU time gives what the kernel counted.
 pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
     ran(Command::new("sync"))?;
+    let variables = command.get_envs().filter_map(|(_, value)| value);
+    for named in command.get_args().chain(variables).map(Path::new).filter(|named| named.is_absolute()) {
+        warm(named)?;
+    }
     let counted = scratch.join("time");
     let mut timed = Command::new("/usr/bin/time");
     timed.arg("-o").arg(&counted).args(["-f", "%U %S %M"]).arg(command.get_program()).args(command.get_args());
@@ -43,6 +48,18 @@ pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
     let numbers: Vec<f64> = counted.split_whitespace().filter_map(|it| it.parse().ok()).collect();
     let [user, system, kib] = numbers[..] else { bail!("cannot read what time printed: {counted:?}") };
     Ok(Ran { sample: Sample { wall_s, cpu_s: user + system, peak_bytes: kib as u64 * 1024 }, stdout })
+}
+
+/// Reads every file at or below `path`; nothing when there is none.
+fn warm(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path)? {
+            warm(&entry?.path())?;
+        }
+    } else if path.is_file() {
+        std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
+    }
+    Ok(())
 }
 
 /// Runs `command` to its successful end and gives what it printed.
