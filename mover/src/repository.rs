@@ -3,7 +3,7 @@
 use crate::{
     DiskId, Error, GroupId, MachineId, Manifest, Name, OwnerId, PointId, RepositoryId, Result, SessionId, Timestamp,
 };
-use chunker::{Blob, ChunkId, ChunkKind, DomainKey};
+use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey};
 use futures::Stream;
 use std::future::Future;
 
@@ -209,6 +209,19 @@ pub struct Flushed {
     pub bytes_blobs: u64,
     /// All blobs, pages and manifests too.
     pub bytes_stored: u64,
+}
+
+impl Flushed {
+    /// Counts one more blob; pages and manifests only among all that was stored.
+    pub fn add(&mut self, blob: &BlobHeader) {
+        let bytes = u64::from(blob.blob_bytes());
+        self.bytes_stored += bytes;
+        if !blob.kind.is_structure() {
+            self.chunks += 1;
+            self.bytes_plain += u64::from(blob.plain_bytes);
+            self.bytes_blobs += bytes;
+        }
+    }
 }
 
 /// A point to be committed.

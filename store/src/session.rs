@@ -136,20 +136,8 @@ impl Session {
         }
         let taken = self.packer.append(self.id, kind, arrivals).await?;
         self.tell(taken.iter().map(|taken| (taken.id, Told::Own)));
-        let mut more = Flushed::default();
-        for header in taken.iter().map(|taken| taken.header) {
-            more.bytes_stored += u64::from(header.blob_bytes());
-            if kind == PackKind::Data {
-                more.chunks += 1;
-                more.bytes_plain += u64::from(header.plain_bytes);
-                more.bytes_blobs += u64::from(header.blob_bytes());
-            }
-        }
         let mut stored = self.stored.lock().expect("no holder panics");
-        stored.chunks += more.chunks;
-        stored.bytes_plain += more.bytes_plain;
-        stored.bytes_blobs += more.bytes_blobs;
-        stored.bytes_stored += more.bytes_stored;
+        taken.iter().for_each(|taken| stored.add(&taken.header));
         Ok(())
     }
 

@@ -188,7 +188,7 @@ impl State {
         if before != Presence::Missing {
             return;
         }
-        lease.flushed.add(&blob);
+        lease.flushed.add(blob.header());
         self.open.insert(id, blob);
     }
 
@@ -253,7 +253,7 @@ impl State {
             self.suspects.remove(id);
             self.doomed.remove(id);
             if let Some(lease) = self.sessions.get_mut(&session) {
-                lease.flushed.add(blob);
+                lease.flushed.add(blob.header());
             }
             self.chunks.insert(*id, Held { blob: blob.clone(), added: self.log.sequence });
         }
@@ -302,16 +302,4 @@ impl State {
 fn after(end: Incarnation) -> Incarnation {
     let sequence = end.sequence + 1;
     Incarnation { sequence, hash: digest(&[&end.hash[..], &sequence.to_le_bytes()].concat()) }
-}
-
-impl Flushed {
-    fn add(&mut self, blob: &Blob) {
-        let (header, bytes) = (blob.header(), blob.bytes().len() as u64);
-        self.bytes_stored += bytes;
-        if !header.kind.is_structure() {
-            self.chunks += 1;
-            self.bytes_plain += u64::from(header.plain_bytes);
-            self.bytes_blobs += bytes;
-        }
-    }
 }
