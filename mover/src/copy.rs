@@ -183,4 +183,4 @@ fn sound(batch: ChunkBatch) -> Result<Vec<(ChunkId, Blob)>> {
 }
 
 /// Leaves on their way at once: 64 MiB of disk each, of which a few MiB of blobs are held.
-const LEAVES_MAX: usize = 3;
+const LEAVES_MAX: usize = 4;

@@ -4,6 +4,7 @@
 //! Architecture Invariant: nothing here knows a hypervisor, RocksDB, or how a repository stores. `bincode` is used in
 //! `codec` alone. Record layouts are in `FORMAT.md`.
 
+mod aligned;
 mod backup;
 mod closure;
 pub mod codec;
@@ -29,6 +30,7 @@ mod target;
 mod testing;
 mod world;
 
+pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
 pub use backup::{BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy};

@@ -1,8 +1,8 @@
 //! A disk of a recovery point is written to a target.
 
 use crate::{
-    ChunkBatch, ChunkError, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool, Progress,
-    ReadSession, Result, Target, with_opener,
+    AlignedBuffer, ChunkBatch, ChunkError, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool,
+    Progress, ReadSession, Result, Target, with_opener,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
@@ -164,6 +164,7 @@ impl Window {
     }
 }
 
+/// Runs of neighbouring blocks, each in memory that can be written directly. The batch's compressed bytes go on the way.
 fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
     let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(arrived.len());
     for (id, places, blob) in arrived {
@@ -173,23 +174,25 @@ fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Ve
         blocks.extend(places.iter().map(|place| (*place, id, blob.clone())));
     }
     blocks.sort_unstable_by_key(|(block, _, _)| *block);
-    let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
-    for (block, id, blob) in blocks {
+    let follows = |a: &(u64, ChunkId, Blob), b: &(u64, ChunkId, Blob)| a.0 + 1 == b.0;
+    let runs = blocks.chunk_by(follows).flat_map(|run| run.chunks(RUN_BLOCKS_MAX));
+    runs.map(|run| Ok((run[0].0 * u64::from(GRID_BYTES), decode_run(prints, size, run)?))).collect()
+}
+
+fn decode_run(prints: &Fingerprinter, size: u64, run: &[(u64, ChunkId, Blob)]) -> Result<Bytes> {
+    let mut bytes = AlignedBuffer::with_capacity(run.len() * GRID_BYTES as usize);
+    for (block, id, blob) in run {
         let offset = block * u64::from(GRID_BYTES);
-        let follows = runs.last().is_some_and(|(start, bytes)| start + bytes.len() as u64 == offset);
-        if !follows || runs.last().is_some_and(|(_, bytes)| bytes.len() >= RUN_BYTES_MAX) {
-            runs.push((offset, Vec::new()));
-        }
-        let run = &mut runs.last_mut().expect("just pushed").1;
-        let before = run.len();
-        with_opener(|opener| opener.open_verified(prints, &id, &blob, run))
+        let before = bytes.len();
+        bytes
+            .append_with(|plain| with_opener(|opener| opener.open_verified(prints, id, blob, plain)))
             .map_err(|error| Error::integrity(format!("offset {offset}, chunk {id}")).because(error))?;
-        let length = (run.len() - before) as u64;
+        let length = (bytes.len() - before) as u64;
         if blob.header().kind != ChunkKind::Data || length != u64::from(GRID_BYTES).min(size - offset) {
             return Err(Error::integrity(format!("offset {offset}: chunk {id} has {length} bytes")));
         }
     }
-    Ok(runs.into_iter().map(|(offset, bytes)| (offset, bytes.into())).collect())
+    Ok(bytes.freeze())
 }
 
 /// Leaves looked at together: a GiB of disk, about a megabyte of places.
@@ -198,5 +201,5 @@ const WINDOW_LEAVES: u64 = 16;
 /// Batches decoded and written at once.
 const BATCHES_MAX: usize = 8;
 
-/// Longest write.
-const RUN_BYTES_MAX: usize = 4 << 20;
+/// Blocks of the longest write: 4 MiB.
+const RUN_BLOCKS_MAX: usize = 64;

@@ -10,7 +10,7 @@
 //! Decimal numbers have 20 digits, so that names sort as numbers.
 
 use crate::error::{reading, storage};
-use crate::format::pack::PackName;
+use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
 use mover::{Error, Result, World};
 use std::fs::File;
@@ -107,12 +107,17 @@ impl Directory {
         self.temporary(INCOMING_PACK)
     }
 
-    /// Creates a file under a name of [`Self::temporary_pack`].
+    /// Creates the file of a pack under a name of [`Self::temporary_pack`]. Data is not read again soon; pages are, by
+    /// the next backup.
     ///
     /// # Errors
     /// Of the storage.
-    pub fn create_temporary(&self, path: &Path) -> Result<File> {
-        self.io.create(path).map_err(|error| storage("cannot create", path, error))
+    pub fn create_pack(&self, path: &Path, kind: PackKind) -> Result<File> {
+        let created = match kind {
+            PackKind::Data => self.io.create_large(path),
+            PackKind::Page => self.io.create(path),
+        };
+        created.map_err(|error| storage("cannot create", path, error))
     }
 
     fn temporary(&self, prefix: &str) -> PathBuf {

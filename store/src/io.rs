@@ -5,14 +5,21 @@ mod fault;
 
 pub use fault::{Fault, FaultIo};
 
+use mover::direct_prefix;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// File operations, blocking. Each method is one operation that can fail.
 pub trait Io: Send + Sync {
     /// Creates a file that must not exist, for writing and reading back.
     fn create(&self, path: &Path) -> io::Result<File>;
+
+    /// As [`Self::create`], for a large file that is written once and not read soon: what is aligned is written past
+    /// the page cache where the file system can do that.
+    fn create_large(&self, path: &Path) -> io::Result<File>;
 
     /// Appends all of `parts` to `file`.
     fn append(&self, file: &File, parts: &mut [IoSlice<'_>]) -> io::Result<()>;
@@ -53,7 +60,29 @@ impl Io for DiskIo {
         OpenOptions::new().read(true).write(true).create_new(true).open(path)
     }
 
+    fn create_large(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
+        match options.open(path) {
+            // The file may be there all the same: the flag is looked at last.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let _ = fs::remove_file(path);
+                self.create(path)
+            }
+            opened => opened,
+        }
+    }
+
     fn append(&self, mut file: &File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        if fcntl_getfl(file)?.contains(OFlags::DIRECT) {
+            if let [only] = parts {
+                let direct = append_direct(file, direct_prefix(only))?;
+                IoSlice::advance_slices(&mut parts, direct);
+            }
+            if !parts.is_empty() {
+                fcntl_setfl(file, fcntl_getfl(file)?.difference(OFlags::DIRECT))?;
+            }
+        }
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             match file.write_vectored(&parts[..parts.len().min(VECTORS_MAX)]) {
@@ -119,6 +148,21 @@ impl Io for DiskIo {
         bytes.truncate(length);
         Ok(bytes)
     }
+}
+
+/// Appends what is aligned; gives how many bytes that were: less when the file system wants more than an aligned write.
+fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write(&bytes[done..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// Linux takes 1,024 buffers in one call.

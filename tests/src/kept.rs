@@ -144,6 +144,10 @@ impl Io for Frozen {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
+    fn create_large(&self, _: &Path) -> io::Result<fs::File> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
     fn append(&self, _: &fs::File, _: &mut [io::IoSlice<'_>]) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }

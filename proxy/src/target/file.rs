@@ -5,11 +5,12 @@ use super::place::{NewFile, Over, exists, in_use, must_not_exist, target_error};
 use crate::lock::{Locked, Purpose, lock_image};
 use bytes::Bytes;
 use chunker::Extent;
-use mover::{Error, Result, blocking};
+use mover::{DIRECT_BYTES, Error, Result, blocking, direct_prefix};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct FileTarget {
     file: Arc<File>,
+    /// The same file for writing past the page cache, where the file system can: what is restored is not read again
+    /// soon, and copying it through the page cache costs more than decoding it.
+    direct: Option<Arc<File>>,
     path: PathBuf,
     size: u64,
     content: Content,
@@ -71,7 +75,7 @@ impl FileTarget {
                 }
             };
             file.set_len(size).map_err(failed)?;
-            Ok(Self { file: Arc::new(file), path, size, content, new })
+            Ok(Self { direct: direct(&file), file: Arc::new(file), path, size, content, new })
         })
         .await
     }
@@ -93,7 +97,7 @@ impl FileTarget {
                 return Err(in_use(&path));
             }
             let size = (&file).seek(io::SeekFrom::End(0)).map_err(failed)?;
-            Ok(Self { file: Arc::new(file), path, size, content: Content::Old, new: None })
+            Ok(Self { direct: direct(&file), file: Arc::new(file), path, size, content: Content::Old, new: None })
         })
         .await
     }
@@ -108,8 +112,12 @@ impl FileTarget {
     /// # Errors
     /// `Target`, `TargetFull`.
     pub async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
-        let file = self.file.clone();
-        let written = blocking(move || file.write_all_at(&bytes, offset)).await;
+        let (file, direct) = (self.file.clone(), self.direct.clone());
+        let written = blocking(move || {
+            let direct = direct.map_or(Ok(0), |direct| write_direct(&direct, offset, &bytes))?;
+            file.write_all_at(&bytes[direct..], offset + direct as u64)
+        });
+        let written = written.await;
         written.map_err(|error| target_error(error, &self.path))
     }
 
@@ -130,7 +138,8 @@ impl FileTarget {
     /// # Errors
     /// `Target`, `TargetFull`; `Usage` when somebody made a file of the name meanwhile.
     pub async fn finish(self) -> Result<()> {
-        let Self { file, path, new, .. } = self;
+        let Self { file, path, new, direct, .. } = self;
+        drop(direct);
         blocking(move || {
             let failed = |error: io::Error| match error.kind() {
                 io::ErrorKind::AlreadyExists => exists(&path),
@@ -140,6 +149,27 @@ impl FileTarget {
             new.map_or(Ok(()), |new| new.appear(&file, Over::Nothing).map_err(failed))
         })
         .await
+    }
+}
+
+/// Another handle to `file` that goes past the page cache.
+fn direct(file: &File) -> Option<Arc<File>> {
+    let flags = (OFlags::DIRECT | OFlags::CLOEXEC).bits().cast_signed();
+    let this = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().write(true).custom_flags(flags).open(this).ok().map(Arc::new)
+}
+
+/// Writes what is aligned; gives how many bytes that were.
+fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+    if !offset.is_multiple_of(DIRECT_BYTES as u64) {
+        return Ok(0);
+    }
+    let bytes = direct_prefix(bytes);
+    match file.write_all_at(bytes, offset) {
+        Ok(()) => Ok(bytes.len()),
+        // The disk has larger sectors. Writing a part twice is harmless.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(0),
+        Err(error) => Err(error),
     }
 }
 

@@ -87,6 +87,10 @@ impl<I: Io> Io for FaultIo<I> {
         self.run(|| self.inner.create(path))
     }
 
+    fn create_large(&self, path: &Path) -> io::Result<File> {
+        self.run(|| self.inner.create_large(path))
+    }
+
     fn append(&self, file: &File, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
         match self.verdict() {
             Verdict::Pass => self.inner.append(file, parts),

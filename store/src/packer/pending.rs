@@ -1,0 +1,139 @@
+//! What has been taken and the log does not know yet.
+
+use crate::format::event::AddedPack;
+use crate::format::pack::PackEntry;
+use chunker::ChunkId;
+use mover::{Error, ErrorKind, Result, SessionId};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Packs that the log does not know yet, and what is in them.
+#[derive(Default)]
+pub struct Pending {
+    chunks: HashMap<ChunkId, PendingChunk>,
+    packs: BTreeMap<u64, PendingPack>,
+    next_pack: u64,
+    failed: Option<(ErrorKind, String)>,
+}
+
+/// A chunk that the log does not know yet.
+#[derive(Clone, Copy)]
+pub struct PendingChunk {
+    /// Who put it first.
+    pub session: SessionId,
+    /// The pack (a number of this process), offset of its record and length of its blob, once it is written.
+    pub place: Option<(u64, u32, u32)>,
+}
+
+/// A pack that the log does not know yet.
+pub struct PendingPack {
+    /// Where its bytes are, under a temporary name.
+    pub path: PathBuf,
+    /// Its nonce.
+    pub nonce: [u8; 16],
+    /// What to log, once it is durable under its own name.
+    pub sealed: Option<SealedPack>,
+}
+
+/// A durable pack.
+#[derive(Clone)]
+pub struct SealedPack {
+    /// For the log.
+    pub added: AddedPack,
+    /// For the index.
+    pub entries: Arc<Vec<PackEntry>>,
+}
+
+impl Pending {
+    /// What is known of a chunk.
+    pub fn chunk(&self, id: &ChunkId) -> Option<PendingChunk> {
+        self.chunks.get(id).copied()
+    }
+
+    /// Takes `id` for `session` unless somebody has put it already. What is taken must be on its way to the packer when
+    /// the lock is given back: who is told "pending" relies on its own flush coming after.
+    pub(super) fn reserve(&mut self, id: ChunkId, session: SessionId) -> bool {
+        let new = !self.chunks.contains_key(&id);
+        if new {
+            self.chunks.insert(id, PendingChunk { session, place: None });
+        }
+        new
+    }
+
+    /// True for a chunk whose pack is durable, so that the next record will name it.
+    pub fn is_sealed(&self, id: &ChunkId) -> bool {
+        let place = self.chunks.get(id).and_then(|chunk| chunk.place);
+        place.and_then(|place| self.packs.get(&place.0)).is_some_and(|pack| pack.sealed.is_some())
+    }
+
+    /// A pack by its number.
+    pub fn pack(&self, number: u64) -> Option<&PendingPack> {
+        self.packs.get(&number)
+    }
+
+    /// The packs that are durable, by number.
+    pub fn sealed(&self) -> Vec<(u64, SealedPack)> {
+        self.packs.iter().filter_map(|(number, pack)| Some((*number, pack.sealed.clone()?))).collect()
+    }
+
+    /// How many packs are durable.
+    pub fn sealed_count(&self) -> usize {
+        self.packs.values().filter(|pack| pack.sealed.is_some()).count()
+    }
+
+    /// Enters a pack that is begun and gives its number.
+    pub(super) fn begin_pack(&mut self, path: PathBuf, nonce: [u8; 16]) -> u64 {
+        let number = self.next_pack;
+        self.next_pack += 1;
+        self.packs.insert(number, PendingPack { path, nonce, sealed: None });
+        number
+    }
+
+    /// Enters where records of a pack are, which are written.
+    pub(super) fn written<'a>(&mut self, pack: u64, entries: impl IntoIterator<Item = &'a PackEntry>) {
+        for entry in entries {
+            if let Some(chunk) = self.chunks.get_mut(&entry.id) {
+                chunk.place.get_or_insert((pack, entry.offset, entry.blob_bytes));
+            }
+        }
+    }
+
+    /// Enters that a pack is durable under its name.
+    pub(super) fn seal(&mut self, pack: u64, sealed: SealedPack) {
+        if let Some(waiting) = self.packs.get_mut(&pack) {
+            waiting.sealed = Some(sealed);
+        }
+    }
+
+    /// Forgets a pack that is in the log and the index now, and gives its temporary name.
+    pub fn logged(&mut self, number: u64) -> Option<PathBuf> {
+        let pack = self.packs.remove(&number)?;
+        for entry in pack.sealed.iter().flat_map(|sealed| sealed.entries.iter()) {
+            if self.chunks.get(&entry.id).is_some_and(|chunk| chunk.place.is_some_and(|place| place.0 == number)) {
+                self.chunks.remove(&entry.id);
+            }
+        }
+        Some(pack.path)
+    }
+
+    /// Stops all writing until the repository is opened again; the first error stays (never retry a failed sync).
+    pub fn fail(&mut self, error: &Error) {
+        self.failed.get_or_insert_with(|| (error.kind(), error.message()));
+    }
+
+    /// Fails when writing has stopped.
+    ///
+    /// # Errors
+    /// The first error, again.
+    pub fn check(&self) -> Result<()> {
+        let Some((kind, message)) = &self.failed else { return Ok(()) };
+        Err(Error::new(*kind, format!("the repository stopped writing: {message}"))
+            .hint("when the storage is sound again, run the job again; nothing that was committed is affected"))
+    }
+}
+
+/// Locks what is pending.
+pub fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
+    pending.lock().expect("no holder panics")
+}
