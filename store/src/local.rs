@@ -249,8 +249,8 @@ impl Inner {
             let entries = match known(name) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
-                None => crate::reader::footer(&self.directory, name)
-                    .or_else(|_| crate::reader::footer(&self.directory, name))
+                None => crate::reader::footer(&self.directory, &pack.added)
+                    .or_else(|_| crate::reader::footer(&self.directory, &pack.added))
                     .map(Arc::new),
             };
             match entries {

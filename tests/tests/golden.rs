@@ -112,7 +112,7 @@ fn golden_packs() {
         let (made, entries) = pack(kind);
         let kept = golden(&format!("pack-{kind:?}").to_lowercase(), &made);
         assert_eq!(PackHeader::decode(&kept), Ok(pack_header(kind)));
-        assert_eq!(decode_footer(&kept, kept.len() as u64).as_ref(), Ok(&entries));
+        assert_eq!(decode_footer(&kept, kind, kept.len() as u64).as_ref(), Ok(&entries));
         assert_eq!(scan_records(&kept, &pack_header(kind).nonce), entries);
         for (ordinal, entry) in (0u32..).zip(&entries) {
             let record = read_record_header(&kept[entry.offset as usize..], &pack_header(kind).nonce);
