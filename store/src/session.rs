@@ -171,6 +171,7 @@ impl Session {
             protected_until: Timestamp::default(),
             bytes_logical: it.bytes_logical(),
             bytes_new: it.bytes_new,
+            extensions: Vec::new(),
         })
     }
 
