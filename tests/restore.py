@@ -54,6 +54,9 @@ def hashed(data, *layout):
     need(blake3(data[:-32]).digest() == data[-32:], f"{layout[0]}: the hash does not match")
     return Fields(data[:-32], *layout)
 
+def opened(f):
+    """What events and digests say of a session: itself, and whether it writes."""
+    return (f.take(16), f.number(1), f.take(32), f.list(lambda: f.take(16)), f.extensions())[:2]
 def committed(f):
     """What events and digests say of a point: its session, itself, the rest."""
     session, point, manifest, _, name, _ = *map(f.take, (16, 16, 32, 32)), f.text(), f.option(16)
@@ -77,13 +80,10 @@ class Repository:
             self.index(path / f"packs/{name.hex()[:2]}/{name.hex()}")
     def digest(self, f):
         need(f.take(f.number(4)) == self.config and f.take(16) == self.id, "it is of another repository")
-        self.end = f.number(), f.take(32)
-        self.terms = dict(f.list(lambda: (f.take(16), f.number(), f.take(40))[:2]))
-        for _ in range(f.number(4)):
-            session, writes, _, _ = f.take(16), f.number(1), f.take(32), f.list(lambda: f.take(16))
-            self.sessions[session], _ = (f.take(16), f.number(), writes), f.take(16)
-        _, packs = f.take(4), f.list(lambda: (f.take(4), f.take(32), f.take(21), f.option(8)))
-        self.packs, _ = [name for _, name, _, _ in packs], f.list(lambda: f.take(32))
+        self.end, self.terms = (f.number(), f.take(32)), dict(f.list(lambda: (f.take(16), f.number(), f.take(40))[:2]))
+        sessions, _ = f.list(lambda: (*opened(f), f.take(16), f.number(), f.take(16))), f.take(4)
+        self.sessions = {key: (writer, term, writes) for key, writes, writer, term, _ in sessions}
+        self.packs, _ = f.list(lambda: (f.take(4), f.take(32), f.take(21), f.option(8))[1]), f.list(lambda: f.take(32))
         for _ in range(f.number(4)):
             (_, point, self.points[point]), _, forgotten = committed(f), f.take(25), f.option(8)
             self.points[point]["there"], _ = not forgotten, f.list(lambda: (f.text(), f.text()))
@@ -104,7 +104,7 @@ class Repository:
         elif code == 1 or term != known or (term == 0 and code not in (2, 3, 12)):
             warn(f"record {self.end[0]}: event {code} is void")
         elif code == 2:
-            self.sessions.setdefault(f.take(16), (writer, term, f.number(1)))
+            self.sessions = {(it := opened(f))[0]: (writer, term, it[1])} | self.sessions
         elif code in (3, 4):
             session = f.take(16)
             if code == 4 or self.sessions.get(session, ())[:2] == (writer, term):

@@ -1,5 +1,6 @@
 //! A snapshot session becomes a recovery point.
 
+mod check;
 mod disk;
 mod repair;
 
@@ -9,7 +10,7 @@ use crate::{
     Attachment, Begin, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest, MapReader, Name,
     NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
     ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish,
-    Verification, World, WriteSession, with_sealer,
+    Verification, World, WriteSession, check_text, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
@@ -90,7 +91,8 @@ pub struct DiskReport {
 /// is ended on every path; the point is durable and visible when this returns `Ok`, and there is none otherwise.
 ///
 /// # Errors
-/// Those of source and repository, unmixed; nothing that was stored is lost for the next try.
+/// `Usage` for what no manifest can hold, before anything is read; those of source and repository, unmixed. Nothing
+/// that was stored is lost for the next try.
 pub async fn backup<R: Repository, S: Source>(
     repository: &R,
     source: S,
@@ -128,6 +130,7 @@ async fn run<R: Repository, S: Source>(
     progress: &Progress,
 ) -> Result<BackupReport> {
     let begin_time = world.now();
+    check::check_request(options, source.disks())?;
     let (machine, parent) = lineage(repository, options, world).await?;
     let point = options.point.unwrap_or_else(|| PointId::random(world));
     let begin = Begin {
@@ -197,6 +200,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let of_disk = |changed: Error| changed.context(format_args!("disk {}", description.name));
             let base = before.map(|record| ParentDisk { repository, record });
             let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
+            check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects };
             let (root, tracking) = pass.run(changed, &mut warnings).await.map_err(of_disk)?;

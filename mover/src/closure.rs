@@ -42,12 +42,13 @@ pub async fn missing_for<R: ReadSession, P: Presences>(
     for disk in &manifest.disks {
         let mut same = parents.iter().flat_map(|parent| &parent.disks).filter(|it| it.id == disk.id);
         let old = same.clone().find(|it| it.root == disk.root).or_else(|| same.next()).map(|it| it.root);
-        walk.tree(PageFlavour::Disk, disk.root, old).await.map_err(|error| error.context(&disk.name))?;
+        walk.tree(disk.root, None, old).await.map_err(|error| error.context(&disk.name))?;
     }
     for attachment in &manifest.attachments {
         let mut same = parents.iter().flat_map(|parent| &parent.attachments);
-        let old = same.find(|it| it.root == attachment.root).map(|it| it.root);
-        walk.tree(PageFlavour::Stream, attachment.root, old).await.map_err(|error| error.context(&attachment.kind))?;
+        let old = same.find(|it| it.root == attachment.root && it.bytes == attachment.bytes).map(|it| it.root);
+        let walked = walk.tree(attachment.root, Some(attachment.bytes), old).await;
+        walked.map_err(|error| error.context(&attachment.kind))?;
     }
     walk.ask_leaves(0).await?;
     Ok(walk.missing)
@@ -58,7 +59,7 @@ struct Walk<'a, R, P> {
     presences: &'a P,
     limit: usize,
     /// Pages below which everything is accounted for: a map that refers to one page a million times is walked once.
-    walked: HashSet<(ChunkId, u8, PageFlavour)>,
+    walked: HashSet<(ChunkId, u8, Option<u64>)>,
     listed: HashSet<ChunkId>,
     missing: Vec<ChunkId>,
     /// Chunks of leaves that are still to be asked for.
@@ -69,19 +70,22 @@ struct Walk<'a, R, P> {
 struct Subtree {
     id: ChunkId,
     level: u8,
+    /// In a stream, how many of its bytes are below.
+    bytes: Option<u64>,
     old: MapRoot,
 }
 
 impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
-    async fn tree(&mut self, flavour: PageFlavour, new: MapRoot, old: Option<MapRoot>) -> Result<()> {
+    /// Walks the map of a disk, or of a stream of so many bytes.
+    async fn tree(&mut self, new: MapRoot, bytes: Option<u64>, old: Option<MapRoot>) -> Result<()> {
         let Some(id) = new.id else { return Ok(()) };
         let old = self.lowered(old.unwrap_or_default(), new.level).await?;
-        let mut stack = vec![Subtree { id, level: new.level, old }];
+        let mut stack = vec![Subtree { id, level: new.level, bytes, old }];
         while !stack.is_empty() && self.missing.len() < self.limit {
             let mut batch = stack.split_off(stack.len().saturating_sub(PAGES_AT_ONCE));
             batch.retain(|it| {
                 let covered = it.old == MapRoot { level: it.level, id: Some(it.id) };
-                !covered && self.walked.insert((it.id, it.level, flavour))
+                !covered && self.walked.insert((it.id, it.level, it.bytes))
             });
             let present = self.ask(ChunkKind::Page, batch.iter().map(|it| it.id).collect()).await?;
             let there = batch.into_iter().zip(present).filter(|(_, present)| *present).map(|(it, _)| it);
@@ -90,9 +94,8 @@ impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
                     self.list(at.id);
                     continue;
                 };
-                if new.flavour() != flavour {
-                    return Err(Error::integrity(format!("page {} belongs to another kind of map", at.id)));
-                }
+                let placed = new.check_place(at.bytes);
+                placed.map_err(|error| Error::from(error).context(format_args!("page {}", at.id)))?;
                 self.descend(&at, &new, old.as_deref(), &mut stack);
             }
             self.ask_leaves(IDS_AT_ONCE).await?;
@@ -131,7 +134,8 @@ impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
             // A lower map is the first subtree of a higher one.
             let first = entry == 0 && at.old.level < at.level;
             let old = if first { at.old } else { MapRoot { level, id: before(entry) } };
-            stack.push(Subtree { id, level, old });
+            let bytes = new.lengths().get(entry as usize).copied();
+            stack.push(Subtree { id, level, bytes, old });
         }
     }
 

@@ -24,7 +24,7 @@ pub struct CopyReport {
 ///
 /// # Errors
 /// `Domain` when chunk ids mean different things; `RolledBack` when the source's log is not the one seen by an earlier
-/// copy; those of both repositories.
+/// copy; `Version` when the point has something that must be understood and is not; those of both repositories.
 pub async fn copy<A: Repository, B: Repository>(
     from: &A,
     to: &B,
@@ -52,12 +52,16 @@ pub async fn copy<A: Repository, B: Repository>(
     progress.enter(Phase::Move);
     let reader = from.read(&[point.id]).await?;
     let manifest = reader.manifest(point.id).await?;
+    let prints = Fingerprinter::new(&from.config().domain);
+    // A copy keeps its manifest byte for byte, also what this version does not know of it (R13).
+    if prints.id(ChunkKind::Manifest, &manifest.encode()) != point.manifest {
+        return Err(Error::internal(format!("the manifest of point {} would not be the same in the copy", point.id)));
+    }
     // Pages in common with the newest copy of the same machine need not be walked: the session pins it.
     let parent = there.iter().rfind(|have| have.machine == point.machine).map(|have| have.id);
     let begin =
         Begin { point: point.id, parents: parent.into_iter().collect(), owner: OwnerId::default(), verification };
     let (session, _) = to.begin(begin).await?;
-    let prints = Fingerprinter::new(&from.config().domain);
     let seen = Some((from.config().id, from.incarnation().await?));
     let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, seen };
     let job = Job { reader: &reader, session: &session, prints: &prints, progress };

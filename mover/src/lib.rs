@@ -39,15 +39,16 @@ pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
 pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};
 pub use manifest::{
-    Attachment, ChangeTracking, Consistency, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest, TrackingRecord,
+    Attachment, ChangeTracking, Consistency, DISK_BYTES_MAX, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest,
+    TrackingRecord,
 };
-pub use map::{MapBuilder, MapReader, MapRoot, NewPage, STREAM_LEVEL_MAX, level_of, stream_map};
+pub use map::{MapBuilder, MapReader, MapRoot, NewPage, level_of, stream_map};
 pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
 pub use name::Name;
-pub use page::{PAGE_ENTRIES, Page, PageFlavour, PageRef};
+pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Phase, Progress};
-pub use record::{RecordError, RecordReader, RecordWriter};
+pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
     ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,

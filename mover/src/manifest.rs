@@ -1,14 +1,20 @@
 //! The manifest: everything one recovery point consists of. Layout in FORMAT.md, section "Manifest".
 
+mod check;
+
 use crate::{
-    CheckpointId, DiskId, GroupId, MachineId, MapRoot, Name, PAGE_ENTRIES, PointId, RecordError, RecordReader,
-    RecordWriter, STREAM_LEVEL_MAX, Timestamp, level_of,
+    CheckpointId, DiskId, GroupId, MachineId, MapRoot, Name, PAGE_ENTRIES, PAGE_LEVEL_MAX, PointId, RecordError,
+    RecordReader, RecordWriter, Timestamp, level_of,
 };
 use chunker::{ChunkId, GRID_BYTES};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Longest manifest in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
+
+/// Largest disk, 2^56 bytes: what the four levels below a root of the highest level hold.
+pub const DISK_BYTES_MAX: u64 = PAGE_ENTRIES.pow(4) * GRID_BYTES as u64;
+const _: () = assert!(level_of(DISK_BYTES_MAX) == PAGE_LEVEL_MAX && level_of(DISK_BYTES_MAX + 1) > PAGE_LEVEL_MAX);
 
 /// What a restore of the point amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +203,9 @@ impl Manifest {
     }
 
     /// The bytes that are fingerprinted and stored.
+    ///
+    /// # Panics
+    /// With a text that is too long; [`Self::encode_checked`] refuses it.
     pub fn encode(&self) -> Vec<u8> {
         let mut to = RecordWriter::new();
         to.bytes(MANIFEST_MAGIC).u16(MANIFEST_VERSION).u16(0);
@@ -229,7 +238,8 @@ impl Manifest {
         to.finish()
     }
 
-    /// Reads a manifest and checks that it makes sense: distinct disks, trees that fit the sizes.
+    /// Reads a manifest and checks that it makes sense: distinct disks and attachments, trees that fit the sizes. What
+    /// is read encodes to the same bytes.
     ///
     /// # Errors
     /// What is wrong.
@@ -270,26 +280,12 @@ impl Manifest {
             producer: from.text("producer")?,
             bytes_new: from.u64("new bytes")?,
             disks: from.list("disks", 100, read_disk)?,
-            attachments: from.list("attachments", 14, |from| {
-                Ok(Attachment {
-                    kind: read_name(from, "attachment kind")?,
-                    name: from.text("attachment name")?,
-                    bytes: from.u64("attachment length")?,
-                    root: match read_root(from)? {
-                        root if root.level <= STREAM_LEVEL_MAX => root,
-                        root => return Err(RecordError::Value { field: "map level", value: root.level.into() }),
-                    },
-                })
-            })?,
+            attachments: from.list("attachments", 15, read_attachment)?,
             extensions: Vec::new(),
         };
         made.extensions = from.extensions()?.to_vec();
         from.end()?;
-        let names: BTreeSet<_> = made.disks.iter().map(|disk| &disk.name).collect();
-        let ids: BTreeSet<_> = made.disks.iter().map(|disk| disk.id).collect();
-        if names.len() != made.disks.len() || ids.len() != made.disks.len() {
-            return Err(RecordError::Value { field: "disks with one name", value: made.disks.len() as u64 });
-        }
+        made.check_distinct()?;
         Ok(made)
     }
 }
@@ -308,11 +304,20 @@ fn read_root(from: &mut RecordReader<'_>) -> Result<MapRoot, RecordError> {
 
 /// Labels stand in the order of their keys, so that decoding and encoding gives the same bytes.
 fn read_labels(from: &mut RecordReader<'_>) -> Result<BTreeMap<String, String>, RecordError> {
-    let labels = from.list("labels", 4, |from| Ok((from.text("label")?, from.text("label")?)))?;
-    if labels.is_sorted_by(|a, b| a.0 < b.0) {
-        return Ok(labels.into_iter().collect());
+    let label = |from: &mut RecordReader<'_>| Ok((from.text("label")?, from.text("label")?));
+    Ok(from.set("labels", 4, label, |a, b| a.0 < b.0)?.into_iter().collect())
+}
+
+fn read_attachment(from: &mut RecordReader<'_>) -> Result<Attachment, RecordError> {
+    let (kind, name) = (read_name(from, "attachment kind")?, from.text("attachment name")?);
+    let (bytes, root) = (from.u64("attachment length")?, read_root(from)?);
+    if root.level > PAGE_LEVEL_MAX {
+        return Err(RecordError::Value { field: "map level", value: root.level.into() });
     }
-    Err(RecordError::Value { field: "labels", value: labels.len() as u64 })
+    if !check::stream_fits(bytes, root) {
+        return Err(RecordError::Value { field: "attachment length", value: bytes });
+    }
+    Ok(Attachment { kind, name, bytes, root })
 }
 
 fn read_name(from: &mut RecordReader<'_>, field: &'static str) -> Result<Name, RecordError> {
@@ -388,8 +393,6 @@ fn read_disk(from: &mut RecordReader<'_>) -> Result<DiskRecord, RecordError> {
     })
 }
 
-/// Largest disk: what a tree of five levels of 64 KiB blocks holds without its end passing 2^63.
-const DISK_BYTES_MAX: u64 = PAGE_ENTRIES.pow(4) * GRID_BYTES as u64;
 const MANIFEST_MAGIC: &[u8; 4] = b"WLMF";
 const MANIFEST_VERSION: u16 = 1;
 

@@ -1,7 +1,7 @@
 //! The disk map: a Merkle radix tree of pages. Reading it, and building the next one out of the last.
 
 use crate::pool::with_opener;
-use crate::{Error, PAGE_ENTRIES, Page, PageRef, ReadSession, Result};
+use crate::{Error, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result};
 use chunker::{ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
@@ -15,9 +15,6 @@ pub struct MapRoot {
     /// The root page; none when everything is zero (or the stream is empty).
     pub id: Option<ChunkId>,
 }
-
-/// Highest level of a stream map: 2^40 chunks.
-pub const STREAM_LEVEL_MAX: u8 = 3;
 
 /// The height of the map of a disk of `size` bytes.
 pub const fn level_of(size: u64) -> u8 {
@@ -179,11 +176,11 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
     pub fn finish(mut self) -> (MapRoot, Vec<NewPage>) {
         let level = self.open.len() - 1;
         (0..=level).for_each(|at| self.close(at));
-        (MapRoot { level: u8::try_from(level).expect("five levels at most"), id: self.root }, self.made)
+        (MapRoot { level: u8::try_from(level).expect("four levels at most"), id: self.root }, self.made)
     }
 
     async fn seek(&mut self, leaf: u64) -> Result<()> {
-        let index_at = |level: usize| leaf / PAGE_ENTRIES.pow(u32::try_from(level).expect("five levels at most"));
+        let index_at = |level: usize| leaf / PAGE_ENTRIES.pow(u32::try_from(level).expect("four levels at most"));
         for level in 0..self.open.len() {
             if self.open[level].as_ref().is_some_and(|open| open.index != index_at(level)) {
                 self.close(level);
@@ -198,7 +195,7 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
                 None => self.root.map_or(PageRef::Absent, PageRef::Chunk),
             };
             let base = base.chunk();
-            let depth = u8::try_from(level).expect("five levels at most");
+            let depth = u8::try_from(level).expect("four levels at most");
             let page = match (base, &self.base) {
                 (Some(id), Some((_, reader))) => Page::clone(&*reader.page(id, depth).await?),
                 (Some(_), None) => unreachable!("without a base every page is opened once: blocks ascend"),
@@ -236,7 +233,7 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
 pub fn stream_map(prints: &Fingerprinter, chunks: &[(ChunkId, u64)]) -> Result<(MapRoot, Vec<NewPage>)> {
     let mut made = Vec::new();
     let mut entries = chunks.to_vec();
-    for level in 0..=STREAM_LEVEL_MAX {
+    for level in 0..=PAGE_LEVEL_MAX {
         let per_page = usize::try_from(PAGE_ENTRIES).expect("1,024");
         entries = entries
             .chunks(per_page)

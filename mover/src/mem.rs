@@ -296,12 +296,7 @@ impl MemSession {
             return Err(Error::usage("a commit of no points, or of one point twice"));
         }
         let encode = |draft: &PointDraft| {
-            let plain = draft.manifest.encode();
-            match Manifest::decode(&plain) {
-                Ok(same) if same == draft.manifest => {}
-                Ok(_) => return Err(Error::usage("a manifest whose texts are too long")),
-                Err(error) => return Err(Error::usage("a manifest that makes no sense").because(error)),
-            }
+            let plain = draft.manifest.encode_checked()?;
             let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
             Ok((self.shared().prints.id(ChunkKind::Manifest, &plain), blob))
         };

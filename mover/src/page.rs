@@ -1,10 +1,13 @@
 //! Map pages: 1,024 references each. Layout in FORMAT.md, section "Page".
 
 use crate::{RecordError, RecordReader, RecordWriter};
-use chunker::ChunkId;
+use chunker::{ChunkId, PLAIN_BYTES_MAX};
 
 /// References in a full page.
 pub const PAGE_ENTRIES: u64 = 1024;
+
+/// Highest level of a page: the root of a map of 1,024^4 = 2^40 chunks.
+pub const PAGE_LEVEL_MAX: u8 = 3;
 
 /// What a page is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +93,22 @@ impl Page {
     /// Bytes below each entry of a stream page; empty for disks.
     pub fn lengths(&self) -> &[u64] {
         &self.lengths
+    }
+
+    /// Whether the page belongs where it was found: in a disk's map, or in that of a stream which has so many bytes
+    /// below this place.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check_place(&self, stream_bytes: Option<u64>) -> Result<(), RecordError> {
+        let flavour = if stream_bytes.is_some() { PageFlavour::Stream } else { PageFlavour::Disk };
+        if self.flavour != flavour {
+            return Err(RecordError::Value { field: "page flavour", value: self.flavour as u64 });
+        }
+        match total(&self.lengths) {
+            have if stream_bytes.is_none_or(|bytes| have == Some(bytes)) => Ok(()),
+            have => Err(RecordError::Value { field: "length of the stream", value: have.unwrap_or(u64::MAX) }),
+        }
     }
 
     /// The ids it refers to, in order.
@@ -183,13 +202,23 @@ impl Page {
         if entries.last() == Some(&PageRef::Absent) {
             return bad("page count", count.into());
         }
+        // A chunk has a byte at least, and an entry no more than the chunks that can be below it.
+        let most = u64::from(PLAIN_BYTES_MAX) * PAGE_ENTRIES.pow(u32::from(level));
+        if let Some(length) = lengths.iter().find(|length| !(1..=most).contains(*length)) {
+            return bad("page length", *length);
+        }
+        if total(&lengths).is_none() {
+            return bad("page length", u64::MAX);
+        }
         from.end()?;
         Ok(Self { flavour, level, entries, lengths })
     }
 }
 
-/// 1024^5 blocks of 64 KiB are 2^66 bytes: no disk needs a higher tree.
-const PAGE_LEVEL_MAX: u8 = 4;
+fn total(lengths: &[u64]) -> Option<u64> {
+    lengths.iter().try_fold(0, |sum: u64, length| sum.checked_add(*length))
+}
+
 const PAGE_MAGIC: &[u8; 4] = b"WLPG";
 const PAGE_VERSION: u8 = 1;
 const ABSENT: u8 = 0;
@@ -204,7 +233,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
-        fn round_trip(level in 0..5u8, sets in prop::collection::vec((0..1024u64, 0..3u8, any::<u8>()), 1..40)) {
+        fn round_trip(level in 0..=PAGE_LEVEL_MAX, sets in prop::collection::vec((0..1024u64, 0..3u8, any::<u8>()), 1..40)) {
             let mut page = Page::disk(level);
             for (at, state, byte) in sets {
                 page.set(at, match state {
@@ -238,5 +267,46 @@ mod tests {
         let mut gap = bytes;
         gap[14] = ABSENT;
         assert!(Page::decode(&gap).is_err());
+    }
+
+    #[test]
+    fn no_page_stands_above_the_highest_root() {
+        let mut page = Page::disk(PAGE_LEVEL_MAX);
+        page.set(0, PageRef::Chunk(ChunkId([1; 32])));
+        let mut bytes = page.encode();
+        assert_eq!(Page::decode(&bytes), Ok(page));
+        bytes[6] += 1;
+        assert!(Page::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn lengths_of_streams_can_be() {
+        let chunk = u64::from(PLAIN_BYTES_MAX);
+        let id = ChunkId([1; 32]);
+        for (level, length, good) in [
+            (0, 0, false),
+            (0, 1, true),
+            (0, chunk, true),
+            (0, chunk + 1, false),
+            (1, chunk << 10, true),
+            (1, (chunk << 10) + 1, false),
+            (3, chunk << 30, true),
+            (3, u64::MAX, false),
+        ] {
+            let page = Page::stream(level, &[(id, length)]);
+            assert_eq!(Page::decode(&page.encode()).is_ok(), good, "{length} bytes at level {level}");
+        }
+        // Each can be, the sum cannot.
+        assert!(Page::decode(&Page::stream(3, &[(id, chunk << 30); 1023]).encode()).is_ok());
+        assert!(Page::decode(&Page::stream(3, &[(id, chunk << 30); 1024]).encode()).is_err());
+    }
+
+    #[test]
+    fn a_page_is_of_the_map_it_stands_in() {
+        let stream = Page::stream(0, &[(ChunkId([1; 32]), 10), (ChunkId([2; 32]), 20)]);
+        assert_eq!(stream.check_place(Some(30)), Ok(()));
+        assert!(stream.check_place(Some(29)).is_err() && stream.check_place(None).is_err());
+        assert_eq!(Page::disk(0).check_place(None), Ok(()));
+        assert!(Page::disk(0).check_place(Some(0)).is_err());
     }
 }

@@ -1,6 +1,21 @@
 //! Reading and writing of hand-specified records: little-endian, lengths before contents, nothing trusted.
 
-use crate::Error;
+use crate::{Error, Result as Outcome};
+use std::fmt;
+
+/// Longest text of a record in bytes.
+pub const TEXT_BYTES_MAX: usize = u16::MAX as usize;
+
+/// Whether a text fits into a record. To be asked where it enters the program: nothing is cut to fit.
+///
+/// # Errors
+/// `Usage`, naming `what` it is.
+pub fn check_text(what: impl fmt::Display, text: &str) -> Outcome<()> {
+    if text.len() <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{what} has {} bytes, more than {TEXT_BYTES_MAX}", text.len())).hint("make it shorter"))
+}
 
 /// Why bytes are not the record they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +37,12 @@ pub enum RecordError {
     /// Text that is not UTF-8 or not a name.
     #[error("{field} is not valid text")]
     Text {
+        /// Which.
+        field: &'static str,
+    },
+    /// The items of a set stand in another order than theirs, or one stands twice.
+    #[error("{field} do not ascend")]
+    Order {
         /// Which.
         field: &'static str,
     },
@@ -163,6 +184,22 @@ impl<'a> RecordReader<'a> {
         (0..count).map(|_| read(self)).collect()
     }
 
+    /// As [`Self::list`], of items that ascend: `before` tells that one belongs before another, never that equal ones
+    /// do. So a set has one encoding.
+    ///
+    /// # Errors
+    /// As [`Self::list`], or [`RecordError::Order`].
+    pub fn set<T>(
+        &mut self,
+        field: &'static str,
+        item_bytes_min: usize,
+        read: impl FnMut(&mut Self) -> Result<T, RecordError>,
+        before: impl Fn(&T, &T) -> bool,
+    ) -> Result<Vec<T>, RecordError> {
+        let items = self.list(field, item_bytes_min, read)?;
+        if items.is_sorted_by(before) { Ok(items) } else { Err(RecordError::Order { field }) }
+    }
+
     /// A u16 length and that many bytes of UTF-8.
     ///
     /// # Errors
@@ -264,10 +301,12 @@ impl RecordWriter {
         self
     }
 
-    /// A u16 length and UTF-8, cut at a character when longer than 65,535 bytes.
+    /// A u16 length and UTF-8.
+    ///
+    /// # Panics
+    /// When it is longer than [`TEXT_BYTES_MAX`]: [`check_text`] comes first.
     pub fn text(&mut self, text: &str) -> &mut Self {
-        let end = text.floor_char_boundary(usize::from(u16::MAX));
-        self.u16(u16::try_from(end).expect("cut to fit")).bytes(&text.as_bytes()[..end])
+        self.u16(u16::try_from(text.len()).expect("checked where it entered")).bytes(text.as_bytes())
     }
 
     /// Extensions as they were read.
@@ -301,5 +340,41 @@ impl RecordWriter {
     /// The finished record.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn texts_are_whole_or_refused() {
+        let longest = "ü".repeat(TEXT_BYTES_MAX / 2) + "x";
+        check_text("it", &longest).unwrap();
+        let mut to = RecordWriter::new();
+        to.text(&longest);
+        assert_eq!(RecordReader::new(to.as_slice()).text("it"), Ok(longest.clone()));
+        let refused = check_text("it", &(longest + "x")).unwrap_err();
+        assert!(refused.kind() == ErrorKind::Usage && refused.message().starts_with("it has 65536 bytes"), "{refused}");
+    }
+
+    #[test]
+    #[should_panic(expected = "checked where it entered")]
+    fn nothing_is_cut() {
+        RecordWriter::new().text(&"x".repeat(TEXT_BYTES_MAX + 1));
+    }
+
+    #[test]
+    fn sets_ascend() {
+        for (items, good) in [(&[][..], true), (&[1], true), (&[1, 2, 9], true), (&[1, 1], false), (&[2, 1], false)] {
+            let mut to = RecordWriter::new();
+            to.list(items, |to, item| {
+                to.u8(*item);
+            });
+            let read = RecordReader::new(to.as_slice()).set("items", 1, |from| from.u8("item"), |a, b| a < b);
+            let want = if good { Ok(items.to_vec()) } else { Err(RecordError::Order { field: "items" }) };
+            assert_eq!(read, want);
+        }
     }
 }

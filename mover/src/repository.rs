@@ -313,7 +313,7 @@ pub struct Stats {
 }
 
 /// The end of a commit log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Incarnation {
     /// Number of the last record.
     pub sequence: u64,

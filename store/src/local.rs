@@ -249,8 +249,8 @@ impl Inner {
             let entries = match known(name) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
-                None => crate::reader::footer(&self.directory, name)
-                    .or_else(|_| crate::reader::footer(&self.directory, name))
+                None => crate::reader::footer(&self.directory, &pack.added)
+                    .or_else(|_| crate::reader::footer(&self.directory, &pack.added))
                     .map(Arc::new),
             };
             match entries {
@@ -387,6 +387,7 @@ impl Repository for Local {
             owner: begin.owner,
             point: begin.point,
             pins: begin.parents.clone(),
+            extensions: Vec::new(),
         };
         self.with(move |inner| inner.open_session(&opened)).await?;
         let session = Session::new(self.clone(), session, packer, &begin);
@@ -400,7 +401,7 @@ impl Repository for Local {
         }
         let (session, pins) = (SessionId::random(&self.inner.world), points.to_vec());
         let (owner, point) = (OwnerId::default(), PointId::default());
-        let opened = SessionOpened { session, writes: false, owner, point, pins };
+        let opened = SessionOpened { session, writes: false, owner, point, pins, extensions: Vec::new() };
         let pinned = self.with(move |inner| {
             let unpinned = |state: &State| gone(state, &opened).map_or(Ok(false), Err);
             if inner.unwritable.load(SeqCst) {

@@ -21,8 +21,11 @@ pub struct CommitLog {
     directory: Directory,
     config: Vec<u8>,
     state: Arc<State>,
-    /// The newest digest at or below the end of the log, as far as known.
+    /// Where a digest was last found or due.
     digested: u64,
+    /// The state lacks what an event or extension of a later version says. Digests of it would hide that from who knows
+    /// them, once the log below is pruned: none are written.
+    lacking: bool,
 }
 
 impl CommitLog {
@@ -32,12 +35,11 @@ impl CommitLog {
     /// `Integrity` when a record does not fit the one before, `Version`, or of the storage.
     pub fn open(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
         let state = Arc::new(State::new(repository, &config));
-        let mut log = Self { directory, config, state, digested: 0 };
+        let mut log = Self { directory, config, state, digested: 0, lacking: false };
         for sequence in log.digests()?.into_iter().rev() {
             match log.read_digest(sequence) {
-                Ok(state) => {
-                    log.state = Arc::new(state);
-                    log.digested = sequence;
+                Ok(digest) => {
+                    log.begin_with(digest);
                     break;
                 }
                 // The log below it still says everything, unless it was pruned, and then replay says so.
@@ -67,12 +69,18 @@ impl CommitLog {
             let newest = self.digests()?.into_iter().next_back();
             match newest.filter(|sequence| *sequence > self.state.end().sequence) {
                 Some(sequence) => {
-                    self.state = Arc::new(self.read_digest(sequence)?);
-                    self.digested = sequence;
+                    let digest = self.read_digest(sequence)?;
+                    self.begin_with(digest);
                 }
                 None => return Ok(()),
             }
         }
+    }
+
+    fn begin_with(&mut self, digest: Digest) {
+        self.digested = digest.state.end().sequence;
+        self.lacking = !digest.extensions.is_empty();
+        self.state = Arc::new(digest.state);
     }
 
     /// Numbers of the digests, ascending.
@@ -95,6 +103,7 @@ impl CommitLog {
         let voids = Arc::make_mut(&mut self.state)
             .apply(record, end.hash)
             .map_err(|error| Error::from(error).context(log_object(record.sequence)))?;
+        self.lacking |= record.events.iter().any(|event| matches!(event, Event::Unknown { .. }));
         for (at, void) in voids {
             tracing::warn!(sequence = record.sequence, event = record.events[at].code(), %void, "a void event");
         }
@@ -109,7 +118,8 @@ impl CommitLog {
     /// again before anything is appended.
     ///
     /// # Errors
-    /// That of `make`; `Fenced` when the author's term or session is over; of the storage.
+    /// That of `make`; `Fenced` when the author's term or session is over; `Version` when the log has what must be
+    /// understood and is not; `Usage` for a text that is too long; of the storage.
     pub fn append(
         &mut self,
         author: Author,
@@ -127,6 +137,7 @@ impl CommitLog {
             if events.is_empty() {
                 return Ok(None);
             }
+            events.iter().try_for_each(Event::check_texts)?;
             let world = self.directory.world();
             let record = LogRecord {
                 sequence: self.state.end().sequence + 1,
@@ -164,7 +175,8 @@ impl CommitLog {
             return Ok(());
         }
         for sequence in self.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
-            if !self.read_digest(sequence).is_ok_and(|state| state.accounts_for(author.writer, author.term, end)) {
+            let read = self.read_digest(sequence);
+            if !read.is_ok_and(|digest| digest.state.accounts_for(author.writer, author.term, end)) {
                 return Err(Error::fenced("the log was pruned past this writer").hint("open the repository again"));
             }
         }
@@ -184,17 +196,20 @@ impl CommitLog {
         Ok(seen.sequence < end.sequence && self.record(seen.sequence)?.is_none_or(|(_, then)| then == seen))
     }
 
-    fn read_digest(&self, sequence: u64) -> Result<State> {
+    fn read_digest(&self, sequence: u64) -> Result<Digest> {
         let name = state_object(sequence);
         let bytes = self.directory.read(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
-        let Digest { config, state } = Digest::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
-        if config != self.config || state.end().sequence != sequence || state.repository() != self.state.repository() {
+        let digest = Digest::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
+        let state = &digest.state;
+        // The bytes of the file: a configuration may have extensions that this version does not know.
+        let ours = digest.config == self.config && state.repository() == self.state.repository();
+        if !ours || state.end().sequence != sequence {
             return Err(Error::integrity(format!("{name} belongs to another repository or record")));
         }
         // A digest of a log that went another way since must not be believed.
         match self.record(sequence)? {
             Some((_, end)) if end != state.end() => Err(Error::integrity(format!("{name} is of another log"))),
-            _ => Ok(state),
+            _ => Ok(digest),
         }
     }
 
@@ -204,12 +219,13 @@ impl CommitLog {
     /// Of the storage.
     pub fn digest_when_due(&mut self) -> Result<()> {
         let end = self.state.end().sequence;
-        if end < self.digested + DIGEST_RECORDS {
+        if end < self.digested + DIGEST_RECORDS || self.lacking {
             return Ok(());
         }
-        let digest = Digest { config: self.config.clone(), state: State::clone(&self.state) };
-        self.directory.create(&state_object(end), &digest.encode())?;
         self.digested = end;
+        if !self.write_digest(DIGEST_BYTES_MAX)? {
+            return Ok(());
+        }
         match self.prune(PRUNE_RECORDS) {
             Err(error) if error.kind() == ErrorKind::Integrity => {
                 tracing::warn!(%error, "the log is not pruned");
@@ -217,6 +233,23 @@ impl CommitLog {
             }
             pruned => pruned.map(|_| ()),
         }
+    }
+
+    /// Writes a digest of the present state, unless it is longer than any that is read: then the log keeps everything,
+    /// and false is returned.
+    fn write_digest(&self, bytes_max: u64) -> Result<bool> {
+        let end = self.state.end().sequence;
+        let digest = Digest::new(self.config.clone(), State::clone(&self.state));
+        let Some(bytes) = digest.encode_within(bytes_max) else {
+            tracing::warn!(
+                bytes_max,
+                "the repository's state is too long for a digest, so the log is not pruned and takes ever longer to \
+                 open: let some of the machines go on in another repository"
+            );
+            return Ok(false);
+        };
+        self.directory.create(&state_object(end), &bytes)?;
+        Ok(true)
     }
 
     /// Deletes the records below the older of the two newest digests, and older digests, when there are more than
@@ -238,13 +271,13 @@ impl CommitLog {
         if below.len() <= records_max {
             return Ok(0);
         }
-        let mut state = self.read_digest(*older)?;
+        let mut state = self.read_digest(*older)?.state;
         for sequence in older + 1..=*newer {
             let record = self.record(sequence)?;
             let (record, end) = record.ok_or_else(|| Error::integrity(format!("record {sequence} is missing")))?;
             state.apply(&record, end.hash)?;
         }
-        if state != self.read_digest(*newer)? {
+        if state != self.read_digest(*newer)?.state {
             return Err(Error::integrity(format!("{} is not what the log gives", state_object(*newer))));
         }
         // Both must outlast the records.

@@ -301,20 +301,20 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
             continue;
         }
         let bytes = read_incoming(inner, &path)?;
-        let own = PackHeader::decode(&bytes).is_ok_and(|header| {
+        let own = PackHeader::decode(&bytes).ok().filter(|header| {
             header.repository == inner.config.config.id
                 && header.writer == inner.config.writer
                 // The present term too: a process may have died before its first record.
                 && header.term <= inner.author.term
         });
-        if !own {
+        let Some(header) = own else {
             // Not even a header of its own writer: an empty file of a process that died early.
             if bytes.len() < PACK_HEADER_BYTES {
                 found.useless.push(path);
             }
             continue;
-        }
-        match decode_footer(&bytes, bytes.len() as u64) {
+        };
+        match decode_footer(&bytes, header.kind, bytes.len() as u64) {
             // After a power cut the footer may be there and what lies before it not: the records are looked at too.
             Ok(entries) if all_records_sound(&bytes, &entries) => {
                 let pack = PackName(digest(&bytes));

@@ -2,6 +2,7 @@
 
 use crate::directory::{Directory, pack_object};
 use crate::error::{reading, storage};
+use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
     footer_bytes, read_record_header,
@@ -287,7 +288,8 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
 ///
 /// # Errors
 /// `Integrity`, or of the storage.
-pub fn footer(directory: &Directory, name: &PackName) -> Result<Vec<PackEntry>> {
+pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>> {
+    let name = &pack.name;
     let file = directory.open_pack(name)?;
     let fail = |error| reading(pack_object(name).as_ref(), error);
     let length = directory.io().length(&file).map_err(fail)?;
@@ -303,9 +305,9 @@ pub fn footer(directory: &Directory, name: &PackName) -> Result<Vec<PackEntry>> 
     let decoded = match footer_bytes(&tail) {
         Ok(whole) if whole > tail.len() as u64 && whole <= length => {
             tail = read(whole)?;
-            decode_footer(&tail, length)
+            decode_footer(&tail, pack.kind, length)
         }
-        Ok(_) => decode_footer(&tail, length),
+        Ok(_) => decode_footer(&tail, pack.kind, length),
         Err(error) => Err(error),
     };
     decoded.or_else(|error| {

@@ -143,9 +143,7 @@ impl Session {
 
     /// Stores a manifest and gives its chunk.
     async fn put_manifest(&self, manifest: &Manifest) -> Result<ChunkId> {
-        let plain = manifest.encode();
-        Manifest::decode(&plain)
-            .map_err(|error| Error::internal("a manifest that cannot be read back").because(error))?;
+        let plain = manifest.encode_checked()?;
         let id = self.local.inner.prints.id(ChunkKind::Manifest, &plain);
         let blob = with_sealer(chunker::Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
         self.take(vec![(id, blob)]).await?;
@@ -173,6 +171,7 @@ impl Session {
             protected_until: Timestamp::default(),
             bytes_logical: it.bytes_logical(),
             bytes_new: it.bytes_new,
+            extensions: Vec::new(),
         })
     }
 

@@ -36,13 +36,13 @@ pub struct State {
     settings: BTreeMap<String, String>,
     peers: BTreeMap<RepositoryId, Incarnation>,
     /// Ends of the log that an administrator gave up.
-    lost: Vec<Lost>,
+    lost: BTreeSet<Lost>,
     /// Codes of critical events of later versions: who does not know them must not write.
     not_understood: BTreeSet<u16>,
 }
 
 /// A part of the log that was rolled back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lost {
     /// Its last record that anybody is known to have seen.
     pub end: Incarnation,
@@ -62,7 +62,7 @@ pub struct Writer {
 /// An open lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// What it is for.
+    /// What it is for; its pins ascend, each once.
     pub opened: SessionOpened,
     /// Who holds it.
     pub writer: WriterId,
@@ -123,7 +123,7 @@ impl State {
             role: 0,
             settings: BTreeMap::new(),
             peers: BTreeMap::new(),
-            lost: Vec::new(),
+            lost: BTreeSet::new(),
             not_understood: BTreeSet::new(),
         }
     }
@@ -275,8 +275,10 @@ impl State {
             }
             Event::SessionOpened(opened) => {
                 let (writer, term, time) = (record.writer, record.term, record.time);
-                let session = Session { opened: opened.clone(), writer, term, since: sequence, time };
-                self.sessions.insert(opened.session, session);
+                let mut opened = opened.clone();
+                opened.pins.sort_unstable();
+                opened.pins.dedup();
+                self.sessions.insert(opened.session, Session { opened, writer, term, since: sequence, time });
             }
             Event::SessionClosed(session) | Event::SessionFenced(session) => {
                 self.sessions.remove(session);
@@ -298,13 +300,9 @@ impl State {
             }),
             Event::Pinned(points) => self.each_point(points, |point| point.pinned = true),
             Event::Unpinned(points) => self.each_point(points, |point| point.pinned = false),
-            Event::Annotated(point, key, value) => self.each_point(&[*point], |point| {
-                if value.is_empty() {
-                    point.labels.remove(key);
-                } else {
-                    point.labels.insert(key.clone(), value.clone());
-                }
-            }),
+            Event::Annotated(point, key, value) => {
+                self.each_point(&[*point], |point| set_text(&mut point.labels, key, value));
+            }
             Event::ChunkSuspect(chunk, pack) => {
                 self.suspects.insert((*chunk, *pack));
             }
@@ -329,13 +327,13 @@ impl State {
                 dropped.orphans.iter().for_each(|orphan| self.drop_pack(&orphan.name));
             }
             Event::Role(role) => self.role = *role,
-            Event::Configuration(key, value) => {
-                self.settings.insert(key.clone(), value.clone());
-            }
+            Event::Configuration(key, value) => set_text(&mut self.settings, key, value),
             Event::PeerSeen(repository, seen) => {
                 self.peers.insert(*repository, *seen);
             }
-            Event::NewIncarnation(end) => self.lost.push(Lost { end: *end, at: sequence }),
+            Event::NewIncarnation(end) => {
+                self.lost.insert(Lost { end: *end, at: sequence });
+            }
             Event::Unknown { code, critical } => {
                 if *critical {
                     self.not_understood.insert(*code);
@@ -365,6 +363,15 @@ impl State {
                 change(point);
             }
         }
+    }
+}
+
+/// An empty value removes the key.
+fn set_text(texts: &mut BTreeMap<String, String>, key: &str, value: &str) {
+    if value.is_empty() {
+        texts.remove(key);
+    } else {
+        texts.insert(key.to_owned(), value.to_owned());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Verifying a repository: its structure, its stored bytes, or every chunk; and naming what each error costs.
 
 use crate::directory::{STATE, log_object, pack_object, state_object};
-use crate::format::event::Event;
+use crate::format::event::{AddedPack, Event};
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, blob_hash, decode_footer,
     footer_bytes, read_record_header, scan_records,
@@ -13,8 +13,8 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
 use futures::{StreamExt, stream};
 use mover::{
-    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, PageFlavour, Phase, PointId, Progress, ReadSession,
-    Repository, Result, TreeDiff, blocking, digest, with_opener,
+    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, Phase, PointId, Progress, ReadSession, Repository, Result,
+    TreeDiff, blocking, digest, with_opener,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -253,7 +253,7 @@ struct Walk<'a, R> {
     /// Bad chunks for which a place was told.
     named: BTreeSet<ChunkId>,
     /// Pages found whole: shared pages are walked once.
-    walked: HashSet<ChunkId>,
+    walked: HashSet<(ChunkId, Option<u64>)>,
 }
 
 impl<R: ReadSession> Walk<'_, R> {
@@ -266,9 +266,10 @@ impl<R: ReadSession> Walk<'_, R> {
                 return Ok(());
             }
         };
-        let disks = manifest.disks.iter().map(|disk| (&disk.name, disk.root));
-        for (name, root) in disks.chain(manifest.attachments.iter().map(|it| (&it.kind, it.root))) {
-            let errors = self.tree(root).await?;
+        let disks = manifest.disks.iter().map(|disk| (&disk.name, disk.root, None));
+        let attachments = manifest.attachments.iter().map(|it| (&it.kind, it.root, Some(it.bytes)));
+        for (name, root, bytes) in disks.chain(attachments) {
+            let errors = self.tree(root, bytes).await?;
             for (offset, chunk, pack, what) in errors {
                 let (point, disk) = (Some(id), Some(name.clone()));
                 report.add(VerifyError { point, disk, offset, chunk, pack, what });
@@ -277,12 +278,17 @@ impl<R: ReadSession> Walk<'_, R> {
         Ok(())
     }
 
-    /// Errors below a root: offset, chunk, pack, what. Goes on beside a page that does not read.
-    async fn tree(&mut self, root: MapRoot) -> Result<Vec<(Option<u64>, Option<ChunkId>, Option<String>, String)>> {
+    /// Errors below the root of a disk, or of a stream of so many bytes: offset, chunk, pack, what. Goes on beside a page
+    /// that does not read.
+    async fn tree(
+        &mut self,
+        root: MapRoot,
+        bytes: Option<u64>,
+    ) -> Result<Vec<(Option<u64>, Option<ChunkId>, Option<String>, String)>> {
         let mut errors = Vec::new();
-        let mut stack: Vec<(ChunkId, u8, u64)> = root.id.iter().map(|id| (*id, root.level, 0)).collect();
-        while let Some((id, level, index)) = stack.pop() {
-            if self.walked.contains(&id) {
+        let mut stack: Vec<_> = root.id.iter().map(|id| (*id, root.level, 0, bytes)).collect();
+        while let Some((id, level, index, bytes)) = stack.pop() {
+            if self.walked.contains(&(id, bytes)) {
                 continue;
             }
             let span = u64::from(GRID_BYTES).saturating_mul(mover::PAGE_ENTRIES.saturating_pow(u32::from(level)));
@@ -296,12 +302,17 @@ impl<R: ReadSession> Walk<'_, R> {
                     continue;
                 }
             };
-            let disk = page.flavour() == PageFlavour::Disk;
-            let offset = |at: usize| disk.then(|| start.saturating_add(span.saturating_mul(at as u64)));
+            if let Err(error) = page.check_place(bytes) {
+                self.named.insert(id);
+                errors.push((Some(start), Some(id), None, error.to_string()));
+                continue;
+            }
+            let offset = |at: usize| bytes.is_none().then(|| start.saturating_add(span.saturating_mul(at as u64)));
             let entries = page.entries().iter().enumerate().filter_map(|(at, entry)| Some((at, entry.chunk()?)));
             let before = errors.len();
             if level > 0 {
-                stack.extend(entries.map(|(at, id)| (id, level - 1, index * mover::PAGE_ENTRIES + at as u64)));
+                let below = |at: usize| (index * mover::PAGE_ENTRIES + at as u64, page.lengths().get(at).copied());
+                stack.extend(entries.map(|(at, id)| (id, level - 1, below(at).0, below(at).1)));
             } else {
                 let entries: Vec<(usize, ChunkId)> = entries.collect();
                 let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
@@ -317,7 +328,7 @@ impl<R: ReadSession> Walk<'_, R> {
                 }
             }
             if errors.len() == before && (level == 0 || errors.is_empty()) {
-                self.walked.insert(id);
+                self.walked.insert((id, bytes));
             }
         }
         Ok(errors)
@@ -397,7 +408,7 @@ async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
     let mut checked = Checked::default();
     let reader = inner.clone();
     let whole = depth != Depth::Structure;
-    let read = blocking(move || read_pack(&reader, &added.name, added.bytes, whole)).await;
+    let read = blocking(move || read_pack(&reader, &added, whole)).await;
     let (bytes, entries) = match read {
         Ok((bytes, entries)) => (bytes, entries),
         Err(error) => {
@@ -503,18 +514,18 @@ fn check_record(
 type Footer = Result<Vec<PackEntry>, String>;
 
 /// All of a pack, or its header and footer; and its records.
-fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> Result<(Bytes, Footer)> {
-    let file = inner.directory.open_pack(name)?;
-    let fail = |error| crate::error::reading(pack_object(name).as_ref(), error);
+fn read_pack(inner: &Inner, pack: &AddedPack, whole: bool) -> Result<(Bytes, Footer)> {
+    let file = inner.directory.open_pack(&pack.name)?;
+    let fail = |error| crate::error::reading(pack_object(&pack.name).as_ref(), error);
     let io = inner.directory.io();
     let length = io.length(&file).map_err(fail)?;
-    if length != logged_bytes || length > PACK_BYTES_MAX {
-        return Err(Error::integrity(format!("it has {length} bytes instead of {logged_bytes}")));
+    if length != pack.bytes || length > PACK_BYTES_MAX {
+        return Err(Error::integrity(format!("it has {length} bytes instead of {}", pack.bytes)));
     }
     let size = |bytes: u64| usize::try_from(bytes).expect("a pack fits memory");
     if whole {
         let bytes = Bytes::from(io.read_at(&file, 0, size(length)).map_err(fail)?);
-        let footer = decode_footer(&bytes, length).map_err(|error| error.to_string());
+        let footer = decode_footer(&bytes, pack.kind, length).map_err(|error| error.to_string());
         return Ok((bytes, footer));
     }
     let header = io.read_at(&file, 0, PACK_HEADER_BYTES.min(size(length))).map_err(fail)?;
@@ -526,7 +537,7 @@ fn read_pack(inner: &Inner, name: &PackName, logged_bytes: u64, whole: bool) -> 
         io.read_at(&file, length - bytes, size(bytes))
     });
     let footer = match footer {
-        Ok(read) => decode_footer(&read.map_err(fail)?, length).map_err(|error| error.to_string()),
+        Ok(read) => decode_footer(&read.map_err(fail)?, pack.kind, length).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     Ok((Bytes::new(), header.and(footer)))

@@ -38,6 +38,7 @@ macro_rules! conformance {
                 refused_commit_is_repaired_by_backup an_abandoned_session_leaves_no_point
                 a_dropped_session_leaves_no_point groups_are_all_or_nothing lying_puts_are_refused
                 checksums_are_compared_even_when_the_sender_is_trusted nonsense_is_not_committed the_point_is_as_drafted
+                texts_are_not_cut attachments_are_as_long_as_they_say
             }
             sharing {
                 a_chunk_of_another_session_is_waited_for a_putter_that_goes_away_takes_nobody_along
@@ -56,6 +57,7 @@ macro_rules! conformance {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
                 other_domains_are_refused pinned_subtrees_are_not_walked a_page_in_the_target_does_not_vouch
                 refused_commit_is_repaired_by_copy newer_point_first origin_survives_a_chain
+                manifests_of_later_versions_go_byte_for_byte
             }
         }
     };

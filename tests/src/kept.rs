@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::format::config::ConfigFile;
+use store::format::event::AddedPack;
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
 use store::io::{DiskIo, Io};
@@ -245,11 +246,11 @@ pub fn pack_path(repository: &Path, name: &PackName) -> PathBuf {
 /// # Panics
 /// When one is damaged.
 pub fn footers(repository: &Path) -> Vec<(PackName, Vec<PackEntry>)> {
-    let footer = |name: PackName| {
-        let bytes = fs::read(pack_path(repository, &name)).expect("a pack of the log");
-        (name, decode_footer(&bytes, bytes.len() as u64).expect("a sound footer"))
+    let footer = |pack: &AddedPack| {
+        let bytes = fs::read(pack_path(repository, &pack.name)).expect("a pack of the log");
+        (pack.name, decode_footer(&bytes, pack.kind, bytes.len() as u64).expect("a sound footer"))
     };
-    replay(repository).packs().values().map(|pack| footer(pack.added.name)).collect()
+    replay(repository).packs().values().map(|pack| footer(&pack.added)).collect()
 }
 
 /// How often each chunk is stored in the packs of the log.

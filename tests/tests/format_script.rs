@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use chunker::{Compression, Extent};
 use mover::{
-    BackupOptions, BackupReport, Consistency, NewAttachment, PointId, Pool, Progress, TrackingWish, Verification,
-    World, backup,
+    BackupOptions, BackupReport, Consistency, NewAttachment, OwnerId, PointId, Pool, Progress, SessionId, Timestamp,
+    TrackingWish, Verification, World, WriterId, backup,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use store::format::event::{Event, SessionOpened};
+use store::format::record::LogRecord;
 use store::state::Digest;
 use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, Trouble, noise};
@@ -52,15 +54,35 @@ async fn the_script_notices_damage() {
     assert!(!refused.status.success() && text(&refused).contains("hash does not match"), "{}", text(&refused));
 }
 
-/// A log whose beginning was pruned.
+/// A log whose beginning was pruned, while a later version reads.
 #[tokio::test]
 async fn the_script_begins_with_a_digest() {
     let kept = Kept::new().await;
     let root = kept.repository();
-    let state = replay(&root);
+    let mut state = replay(&root);
+    let opened = SessionOpened {
+        session: SessionId([1; 16]),
+        writes: false,
+        owner: OwnerId::default(),
+        point: PointId::default(),
+        pins: vec![kept.points[0].0],
+        extensions: b"\x09\0\0\0\x03\0\0\0abc".to_vec(),
+    };
+    let record = LogRecord {
+        sequence: state.end().sequence + 1,
+        previous: state.end().hash,
+        repository: state.repository(),
+        writer: WriterId([2; 16]),
+        term: 0,
+        nonce: [3; 16],
+        time: Timestamp(4),
+        events: vec![Event::SessionOpened(opened)],
+    };
+    let (_, hashed) = LogRecord::decode(&record.encode()).expect("a record");
+    assert_eq!(state.apply(&record, hashed.hash), Ok(Vec::new()));
     let (end, log) = (state.end().sequence, root.join(format!("log/{:020}", 0)));
     let config = fs::read(root.join("config")).expect("the configuration");
-    fs::write(root.join(format!("state/{end:020}")), Digest { config, state }.encode()).expect("a digest");
+    fs::write(root.join(format!("state/{end:020}")), Digest::new(config, state).encode()).expect("a digest");
     for entry in fs::read_dir(&log).expect("the log") {
         fs::remove_file(entry.expect("an entry").path()).expect("a record");
     }

@@ -112,7 +112,7 @@ fn golden_packs() {
         let (made, entries) = pack(kind);
         let kept = golden(&format!("pack-{kind:?}").to_lowercase(), &made);
         assert_eq!(PackHeader::decode(&kept), Ok(pack_header(kind)));
-        assert_eq!(decode_footer(&kept, kept.len() as u64).as_ref(), Ok(&entries));
+        assert_eq!(decode_footer(&kept, kind, kept.len() as u64).as_ref(), Ok(&entries));
         assert_eq!(scan_records(&kept, &pack_header(kind).nonce), entries);
         for (ordinal, entry) in (0u32..).zip(&entries) {
             let record = read_record_header(&kept[entry.offset as usize..], &pack_header(kind).nonce);
@@ -135,10 +135,10 @@ fn golden_log_record() {
 fn golden_digest() {
     let (log, state) = history();
     golden("log", &log.concat());
-    let made = Digest { config: config().bytes, state };
+    let made = Digest::new(config().bytes, state);
     let kept = golden("digest", &made.encode());
     assert_eq!(Digest::decode(&kept), Ok(made));
-    let empty = Digest { config: config().bytes, state: State::new(RepositoryId([1; 16]), &config().bytes) };
+    let empty = Digest::new(config().bytes, State::new(RepositoryId([1; 16]), &config().bytes));
     assert_eq!(Digest::decode(&golden("digest-empty", &empty.encode())), Ok(empty));
 }
 
@@ -170,7 +170,7 @@ fn golden_format_mentions_every_event_and_magic() {
         pages()[0].1.encode()[..4].to_vec(),
         manifest().encode()[..4].to_vec(),
         record(1, [0; 32], 1, Vec::new()).encode()[..8].to_vec(),
-        Digest { config: Vec::new(), state: State::new(RepositoryId([1; 16]), &config().bytes) }.encode()[..8].to_vec(),
+        Digest::new(Vec::new(), State::new(RepositoryId([1; 16]), &config().bytes)).encode()[..8].to_vec(),
     ];
     for magic in magics {
         let text = format!("`{}`", magic.escape_ascii());
@@ -381,6 +381,7 @@ fn point(id: u8, session: u8, optional: bool) -> CommittedPoint {
         protected_until: Timestamp(if optional { 1_800_000_000_000_000_000 } else { 0 }),
         bytes_logical: 10 << 30,
         bytes_new: 524_288,
+        extensions: if optional { extension() } else { Vec::new() },
     }
 }
 
@@ -391,7 +392,15 @@ fn opened(session: u8, writes: bool, pins: &[u8]) -> Event {
         owner: OwnerId([0x30; 16]),
         point: PointId([if writes { 0x20 } else { 0 }; 16]),
         pins: points(pins),
+        extensions: if writes { extension() } else { Vec::new() },
     })
+}
+
+/// One that no version has a use for, and that need not be understood.
+fn extension() -> Vec<u8> {
+    let mut to = RecordWriter::new();
+    to.u16(0xfffe).u16(0).u32(5).bytes(b"later");
+    to.finish()
 }
 
 fn points(ids: &[u8]) -> Vec<PointId> {
@@ -481,17 +490,20 @@ fn history() -> (Vec<Vec<u8>>, State) {
         vec![Event::Dropped(dropped), Event::PacksAdded(vec![added(0x70, PackKind::Data)])],
         vec![
             opened(0x67, true, &[0x20]),
-            opened(0x68, false, &[0x20, 0x23]),
+            opened(0x69, false, &[]),
+            opened(0x68, false, &[0x23, 0x20, 0x23]),
             Event::PacksAdded(vec![added(0x74, PackKind::Page)]),
             Event::Role(1),
             Event::Configuration("keep-daily".into(), "7".into()),
+            Event::Configuration("keep-weekly".into(), "4".into()),
+            Event::Configuration("keep-weekly".into(), String::new()),
             Event::PeerSeen(RepositoryId([0x50; 16]), end),
             Event::NewIncarnation(end),
             Event::PointCommitted(point(0x24, 0x68, false)),
             Event::Forgotten(points(&[0x20])),
         ],
-        vec![Event::SessionFenced(SessionId([0x68; 16])), Event::PointCommitted(point(0x24, 0x67, false))],
-        vec![Event::Forgotten(points(&[0x24]))],
+        vec![Event::PointCommitted(point(0x24, 0x67, false))],
+        vec![Event::Forgotten(points(&[0x24])), Event::SessionFenced(SessionId([0x69; 16]))],
     ];
     let mut state = State::new(RepositoryId([1; 16]), &config().bytes);
     let (mut log, mut voids) = (Vec::new(), Vec::new());
@@ -502,6 +514,6 @@ fn history() -> (Vec<Vec<u8>>, State) {
         voids.extend(void.into_iter().map(|(at, void)| (end.sequence, at, void)));
         log.push(made);
     }
-    assert_eq!(voids, [(6, 1, Void::PackTwice), (7, 7, Void::Session), (7, 8, Void::Protected)]);
+    assert_eq!(voids, [(6, 1, Void::PackTwice), (7, 10, Void::Session), (7, 11, Void::Protected)]);
     (log, state)
 }

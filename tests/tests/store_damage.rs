@@ -280,10 +280,20 @@ async fn what_is_newer_is_told_apart() {
     fs::write(last.with_file_name(format!("{:020}", record.sequence)), record.encode()).unwrap();
     for access in [Access::Read, Access::Write] {
         let local = bench.open(&root, access).await.unwrap();
+        let listed = local.list(&mover::PointFilter::default()).await.unwrap();
+        assert_eq!(listed.iter().map(|point| point.id).collect::<Vec<_>>(), points);
         let restored = bench.restore(&local, points[0], &images).await;
         assert!(restored.is_ok(), "{restored:?}");
         let refused = bench.backup(&local, &Machine::new(&bench.world, &[BLOCK])).await.unwrap_err();
-        assert!(matches!(refused.kind(), ErrorKind::Version | ErrorKind::Usage), "{refused:?}");
+        let why = refused.message();
+        match access {
+            Access::Read => assert_eq!(refused.kind(), ErrorKind::Usage, "{why}"),
+            Access::Write => {
+                assert!(refused.kind() == ErrorKind::Version && why.contains("events of kind 999"), "{why}");
+                assert!(refused.remedy().is_some_and(|remedy| remedy.contains("newer windlass")));
+            }
+        }
+        assert_eq!(replay(&root).end().sequence, record.sequence, "nothing is written");
     }
     drop(kept);
 }

@@ -137,6 +137,39 @@ async fn maps_of_another_flavour_are_refused() {
     assert_eq!(error.kind(), ErrorKind::Integrity);
 }
 
+#[tokio::test]
+async fn attachments_are_as_long_as_their_maps() {
+    let shelf = Shelf::new().await;
+    let chunks: Vec<(ChunkId, u64)> = (0..1500).map(|number| (testing::chunk(number), 10 + number)).collect();
+    let (root, pages) = crate::stream_map(&shelf.prints, &chunks).unwrap();
+    let leaves: Vec<ChunkId> = pages[..2].iter().map(|page| page.id).collect();
+    let length = |chunks: &[(ChunkId, u64)]| chunks.iter().map(|(_, length)| length).sum::<u64>();
+    let (first, second) = (length(&chunks[..1024]), length(&chunks[1024..]));
+    shelf.keep(pages).await;
+    // A root whose sum is right, and which tells of its leaves what they are not.
+    let plain = Page::stream(1, &[(leaves[0], first + 1), (leaves[1], second - 1)]).encode();
+    let lie = MapRoot { level: 1, id: Some(shelf.prints.id(ChunkKind::Page, &plain)) };
+    shelf.keep(vec![crate::NewPage { id: lie.id.unwrap(), plain }]).await;
+    crate::WriteSession::flush(&shelf.session).await.unwrap();
+    let with = |bytes: u64, root: MapRoot| {
+        let mut made = manifest(0, MapRoot { level: 0, id: None });
+        let (kind, name) = ("nvram".parse().unwrap(), "vars".to_owned());
+        made.attachments.push(crate::Attachment { kind, name, bytes, root });
+        made
+    };
+    let (absent, good) = (Absent::default(), with(first + second, root));
+    let ask = async |child: &Manifest, parents: &[Manifest]| {
+        missing_for(&shelf.session, &shelf.prints, child, parents, &absent, 9).await.map_err(|error| error.kind())
+    };
+    assert_eq!(ask(&good, &[]).await, Ok(Vec::new()));
+    for bytes in [first + second - 1, first + second + 1, first] {
+        assert_eq!(ask(&with(bytes, root), &[]).await, Err(ErrorKind::Integrity), "{bytes} bytes");
+        let parents = std::slice::from_ref(&good);
+        assert_eq!(ask(&with(bytes, root), parents).await, Err(ErrorKind::Integrity), "the parent's is shorter");
+    }
+    assert_eq!(ask(&with(first + second, lie), &[]).await, Err(ErrorKind::Integrity));
+}
+
 #[test]
 fn repairs_end_when_nothing_new_is_listed() {
     let mut repairs = Repairs::default();

@@ -85,6 +85,15 @@ mod tests {
             assert!(ConfigFile::decode(&bad).is_err(), "byte {at}");
             assert!(ConfigFile::decode(&bytes[..at]).is_err(), "cut at {at}");
         }
+        // What a later version adds stays as it is, as digests and the log's chain are compared with the file's bytes.
+        for (flags, fine) in [(0, true), (1, false)] {
+            let mut extended = bytes[..bytes.len() - 36].to_vec();
+            extended.extend([&11u32.to_le_bytes()[..], &[9, 0, flags, 0, 3, 0, 0, 0], b"abc"].concat());
+            extended.extend(digest(&extended));
+            let read = ConfigFile::decode(&extended);
+            assert_eq!(read.is_ok(), fine);
+            assert!(read.map_or_else(|error| matches!(error, RecordError::Newer { .. }), |it| it.bytes == extended));
+        }
         let mut newer = bytes;
         newer[8] = 2;
         assert!(matches!(ConfigFile::decode(&newer), Err(RecordError::Newer { .. })));

@@ -204,11 +204,12 @@ pub fn footer_bytes(tail: &[u8]) -> Result<u64, RecordError> {
     Ok(u64::from(length) + TRAILER_BYTES as u64)
 }
 
-/// Reads a footer from the last bytes of a pack of `pack_bytes`; `tail` holds at least [`footer_bytes`].
+/// Reads a footer from the last bytes of a pack of this kind and of `pack_bytes`; `tail` holds at least
+/// [`footer_bytes`].
 ///
 /// # Errors
-/// What is wrong: entries must lie in order inside the pack.
-pub fn decode_footer(tail: &[u8], pack_bytes: u64) -> Result<Vec<PackEntry>, RecordError> {
+/// What is wrong: entries must lie in order inside the pack, and be of chunks that belong into it.
+pub fn decode_footer(tail: &[u8], pack: PackKind, pack_bytes: u64) -> Result<Vec<PackEntry>, RecordError> {
     let whole = footer_bytes(tail)?;
     let start = (tail.len() as u64).checked_sub(whole).ok_or(RecordError::Short { field: "footer" })?;
     let start = usize::try_from(start).map_err(|_| RecordError::Short { field: "footer" })?;
@@ -227,8 +228,12 @@ pub fn decode_footer(tail: &[u8], pack_bytes: u64) -> Result<Vec<PackEntry>, Rec
         let (offset, blob_bytes) = (from.u32("entry offset")?, from.u32("entry length")?);
         let plain_bytes = from.u32("entry plain length")?;
         let code = from.u8("entry kind")?;
-        let kind = ChunkKind::from_code(code).ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
-        if from.array::<3>("entry reserved")? != [0; 3] || plain_bytes > PLAIN_BYTES_MAX {
+        let kind = ChunkKind::from_code(code).filter(|kind| PackKind::of(*kind) == pack);
+        let kind = kind.ok_or(RecordError::Value { field: "entry kind", value: code.into() })?;
+        if from.array::<3>("entry reserved")? != [0; 3] {
+            return Err(RecordError::Value { field: "entry reserved", value: 1 });
+        }
+        if plain_bytes > PLAIN_BYTES_MAX {
             return Err(RecordError::Value { field: "entry plain length", value: plain_bytes.into() });
         }
         let entry = PackEntry { id, kind, offset, blob_bytes, plain_bytes, blob_hash: from.array("entry hash")? };

@@ -11,7 +11,7 @@ pub const RECORD_BYTES_MAX: usize = 1 << 20;
 pub struct LogRecord {
     /// Its number; the first is 1.
     pub sequence: u64,
-    /// Hash of the record before; zero for the first.
+    /// Hash of the record before; of `config` in the first.
     pub previous: [u8; 32],
     /// The repository.
     pub repository: RepositoryId,

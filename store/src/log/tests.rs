@@ -46,9 +46,9 @@ fn fill(log: &mut CommitLog, author: Author, sequence: u64) {
 }
 
 fn write_digest(log: &mut CommitLog) {
-    let digest = Digest { config: CONFIG.to_vec(), state: State::clone(log.state()) };
     let name = state_object(log.state().end().sequence);
-    assert_eq!(log.directory.create(&name, &digest.encode()).unwrap(), Created::New);
+    assert!(log.write_digest(DIGEST_BYTES_MAX).unwrap());
+    assert!(log.directory.read(&name, DIGEST_BYTES_MAX).unwrap().is_some());
 }
 
 fn records(root: &Path) -> Vec<u64> {
@@ -236,7 +236,7 @@ fn r3_nothing_is_pruned_that_is_not_proven() {
     let before = Arc::make_mut(&mut before.state);
     before.apply(&lie, wrong.end().hash).unwrap();
     std::mem::swap(&mut wrong, before);
-    let digest = Digest { config: CONFIG.to_vec(), state: wrong };
+    let digest = Digest::new(CONFIG.to_vec(), wrong);
     directory.create(&state_object(40), &digest.encode()).unwrap();
     assert_eq!(log.prune(0).unwrap_err().kind(), ErrorKind::Integrity);
     assert_eq!(records(folder.path()).len(), 40);
@@ -321,6 +321,76 @@ fn r3_digests_are_written_and_used() {
     bytes[100] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     assert!(open(&directory).is_err() || *open(&directory).unwrap().state() != state);
+}
+
+#[test]
+fn r3_a_state_that_no_digest_can_hold_stays_in_the_log() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    fill(&mut log, A1, 20);
+    let length = Digest::new(CONFIG.to_vec(), State::clone(log.state())).encode().len() as u64;
+    assert!(!log.write_digest(length - 1).unwrap());
+    assert!(log.digests().unwrap().is_empty(), "what nobody can read is not written");
+    assert_eq!(log.prune(0).unwrap(), 0);
+    assert_eq!(records(folder.path()).len(), 20);
+    assert_eq!(open(&directory).unwrap().state(), log.state());
+    assert!(log.write_digest(length).unwrap());
+    assert_eq!(log.digests().unwrap(), [20]);
+}
+
+/// Who knows the event must find it in the log or in a digest.
+#[test]
+fn r3_no_digest_lacks_what_a_later_version_said() {
+    let (_folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    log.append(A1, |_| Ok(vec![Event::Unknown { code: 900, critical: false }])).unwrap();
+    let mut log = open(&directory).unwrap();
+    fill(&mut log, A1, DIGEST_RECORDS + 10);
+    log.digest_when_due().unwrap();
+    assert!(log.digests().unwrap().is_empty());
+    // A digest by a program that knows it says it in an extension; this one begins there, and adds none of its own.
+    let later = |log: &CommitLog, extensions: &[u8]| {
+        let digest =
+            Digest { extensions: extensions.to_vec(), ..Digest::new(CONFIG.to_vec(), log.state().as_ref().clone()) };
+        directory.create(&state_object(log.state().end().sequence), &digest.encode()).unwrap();
+    };
+    later(&log, b"\x09\0\0\0\x03\0\0\0abc");
+    let mut read = open(&directory).unwrap();
+    assert_eq!((read.state(), read.digested), (log.state(), log.state().end().sequence));
+    fill(&mut read, A1, log.state().end().sequence + DIGEST_RECORDS);
+    read.digest_when_due().unwrap();
+    assert_eq!(read.digests().unwrap(), [log.state().end().sequence]);
+    // With everything known again there are digests again.
+    log.catch_up().unwrap();
+    later(&log, b"");
+    let mut read = open(&directory).unwrap();
+    fill(&mut read, A1, log.state().end().sequence + DIGEST_RECORDS);
+    read.digest_when_due().unwrap();
+    assert_eq!(read.digests().unwrap().len(), 3);
+}
+
+#[test]
+fn texts_that_no_record_holds_are_refused() {
+    let (_folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    let before = log.state().end();
+    let long = "x".repeat(mover::TEXT_BYTES_MAX + 1);
+    let point = crate::state::testing::point(1);
+    for event in [
+        Event::Configuration(long.clone(), "7".into()),
+        Event::Configuration("keep".into(), long.clone()),
+        Event::Annotated(point, long.clone(), "a".into()),
+        Event::Annotated(point, "a".into(), long.clone()),
+    ] {
+        let refused = log.append(A1, |_| Ok(vec![event.clone()])).unwrap_err();
+        assert!(refused.kind() == ErrorKind::Usage && refused.remedy().is_some(), "{refused}");
+    }
+    assert_eq!(log.state().end(), before);
+    log.append(A1, |_| Ok(vec![Event::Configuration("keep".into(), long[1..].into())])).unwrap();
+    assert_eq!(open(&directory).unwrap().state(), log.state());
 }
 
 #[test]

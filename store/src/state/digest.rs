@@ -2,15 +2,12 @@
 
 use super::{Lost, Pack, Point, Session, State, Writer};
 use crate::format::event::{AddedPack, CommittedPoint, SessionOpened};
-use crate::format::pack::{PackKind, PackName};
+use crate::format::pack::PackName;
 use chunker::ChunkId;
-use mover::{
-    Incarnation, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId, SessionId, Timestamp,
-    WriterId, digest,
-};
+use mover::{Incarnation, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};
 use std::collections::HashMap;
 
-/// Longest digest that is read.
+/// Longest digest that is read, so the longest that may be written.
 pub const DIGEST_BYTES_MAX: u64 = 1 << 30;
 
 /// A state and the repository's `config`, which is repeated in each digest (R14).
@@ -20,9 +17,21 @@ pub struct Digest {
     pub config: Vec<u8>,
     /// The state.
     pub state: State,
+    /// Extensions of later versions, as they stand. They say of the state what this version does not know.
+    pub extensions: Vec<u8>,
 }
 
 impl Digest {
+    /// A digest of all that this version knows.
+    pub const fn new(config: Vec<u8>, state: State) -> Self {
+        Self { config, state, extensions: Vec::new() }
+    }
+
+    /// As [`Self::encode`]; none when that is longer than `bytes_max`, as nobody would read it.
+    pub fn encode_within(&self, bytes_max: u64) -> Option<Vec<u8>> {
+        Some(self.encode()).filter(|bytes| bytes.len() as u64 <= bytes_max)
+    }
+
     /// The file's bytes: two writers of one number write the same ones.
     pub fn encode(&self) -> Vec<u8> {
         let state = &self.state;
@@ -36,17 +45,13 @@ impl Digest {
             write_incarnation(to, writer.last);
         });
         to.list(&state.sessions.values().collect::<Vec<_>>(), |to, session| {
-            let opened = &session.opened;
-            to.bytes(&opened.session.0).u8(opened.writes.into()).bytes(&opened.owner.0).bytes(&opened.point.0);
-            to.list(&opened.pins, |to, pin| {
-                to.bytes(&pin.0);
-            });
+            session.opened.write(to);
             to.bytes(&session.writer.0).u64(session.term).u64(session.since).i64(session.time.0);
         });
         to.u32(state.next_pack);
         to.list(&state.packs.iter().collect::<Vec<_>>(), |to, (number, pack)| {
-            let added = &pack.added;
-            to.u32(**number).bytes(&added.name.0).u8(added.kind as u8).u64(added.bytes).u32(added.chunks);
+            to.u32(**number);
+            pack.added.write(to);
             to.u64(pack.since).option(pack.doomed, |to, at| {
                 to.u64(at);
             });
@@ -76,20 +81,20 @@ impl Digest {
             to.bytes(&repository.0);
             write_incarnation(to, **seen);
         });
-        to.list(&state.lost, |to, lost| {
+        to.list(&state.lost.iter().collect::<Vec<_>>(), |to, lost| {
             write_incarnation(to, lost.end);
             to.u64(lost.at);
         });
         to.list(&state.not_understood.iter().collect::<Vec<_>>(), |to, code| {
             to.u16(**code);
         });
-        to.no_extensions();
+        to.extensions(&self.extensions);
         let hash = digest(to.as_slice());
         to.bytes(&hash);
         to.finish()
     }
 
-    /// Reads a digest.
+    /// Reads a digest; refuses every byte string that [`Self::encode`] does not give, so that a state has one digest.
     ///
     /// # Errors
     /// What is wrong.
@@ -112,30 +117,45 @@ impl Digest {
         let config = from.bytes("config", length)?.to_vec();
         let mut state = State::new(RepositoryId(from.array("repository")?), &config);
         state.end = read_incarnation(&mut from)?;
-        state.writers = from.list("writers", 64, read_writer)?.into_iter().collect();
-        let sessions = from.list("sessions", 93, read_session)?;
+        state.writers = from.set("writers", 64, read_writer, |a, b| a.0 < b.0)?.into_iter().collect();
+        let sessions = from
+            .set("sessions", SessionOpened::BYTES_MIN + 40, read_session, |a, b| a.opened.session < b.opened.session)?;
         state.sessions = sessions.into_iter().map(|session| (session.opened.session, session)).collect();
         state.next_pack = from.u32("packs")?;
-        state.packs = from.list("packs", 58, read_pack)?.into_iter().collect();
-        state.numbers = state.packs.iter().map(|(number, pack)| (pack.added.name, *number)).collect::<HashMap<_, _>>();
-        state.dropped = from.list("dropped", 32, |from| from.array("dropped").map(PackName))?.into_iter().collect();
-        let points = from.list("points", 152, read_point)?;
+        state.packs = from.set("packs", AddedPack::BYTES + 13, read_pack, |a, b| a.0 < b.0)?.into_iter().collect();
+        let name = |from: &mut RecordReader<'_>| from.array("dropped").map(PackName);
+        state.dropped = from.set("dropped", 32, name, |a, b| a < b)?.into_iter().collect();
+        state.numbers = numbers(&state)?;
+        let points = from
+            .set("points", CommittedPoint::BYTES_MIN + 30, read_point, |a, b| a.committed.point < b.committed.point)?;
         state.points = points.into_iter().map(|point| (point.committed.point, point)).collect();
         let suspect =
             |from: &mut RecordReader<'_>| Ok((ChunkId(from.array("suspect")?), PackName(from.array("suspect")?)));
-        state.suspects = from.list("suspects", 64, suspect)?.into_iter().collect();
+        state.suspects = from.set("suspects", 64, suspect, |a, b| a < b)?.into_iter().collect();
         state.sweep = from.option("sweep", |from| from.array("sweep"))?;
         state.role = from.u8("role")?;
         state.settings = read_texts(&mut from)?.into_iter().collect();
         let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_incarnation(from)?));
-        state.peers = from.list("peers", 56, peer)?.into_iter().collect();
-        state.lost =
-            from.list("lost", 48, |from| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? }))?;
-        state.not_understood = from.list("unknown events", 2, |from| from.u16("unknown event"))?.into_iter().collect();
-        from.extensions()?;
+        state.peers = from.set("peers", 56, peer, |a, b| a.0 < b.0)?.into_iter().collect();
+        let lost = |from: &mut RecordReader<'_>| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? });
+        state.lost = from.set("lost", 48, lost, |a, b| a < b)?.into_iter().collect();
+        let code = |from: &mut RecordReader<'_>| from.u16("unknown event");
+        state.not_understood = from.set("unknown events", 2, code, |a, b| a < b)?.into_iter().collect();
+        let extensions = from.extensions()?.to_vec();
         from.end()?;
-        Ok(Self { config, state })
+        Ok(Self { config, state, extensions })
     }
+}
+
+/// The packs' numbers by name. A name is in use once, and never again after it was dropped (R4).
+fn numbers(state: &State) -> Result<HashMap<PackName, u32>, RecordError> {
+    let numbers: HashMap<_, _> = state.packs.iter().map(|(number, pack)| (pack.added.name, *number)).collect();
+    let again = numbers.keys().any(|name| state.dropped.contains(name));
+    let last = state.packs.keys().next_back().is_none_or(|last| *last < state.next_pack);
+    if again || numbers.len() != state.packs.len() || !last {
+        return Err(RecordError::Value { field: "packs", value: state.packs.len() as u64 });
+    }
+    Ok(numbers)
 }
 
 fn write_incarnation(to: &mut RecordWriter, it: Incarnation) {
@@ -153,7 +173,12 @@ fn write_texts(to: &mut RecordWriter, texts: &[(&String, &String)]) {
 }
 
 fn read_texts(from: &mut RecordReader<'_>) -> Result<Vec<(String, String)>, RecordError> {
-    from.list("labels", 4, |from| Ok((from.text("label")?, from.text("label")?)))
+    let label = |from: &mut RecordReader<'_>| match (from.text("label")?, from.text("label")?) {
+        // Setting one to nothing removes it.
+        (_, value) if value.is_empty() => Err(RecordError::Value { field: "label", value: 0 }),
+        label => Ok(label),
+    };
+    from.set("labels", 4, label, |a, b| a.0 < b.0)
 }
 
 fn read_writer(from: &mut RecordReader<'_>) -> Result<(WriterId, Writer), RecordError> {
@@ -170,13 +195,10 @@ fn read_flag(from: &mut RecordReader<'_>, field: &'static str) -> Result<bool, R
 }
 
 fn read_session(from: &mut RecordReader<'_>) -> Result<Session, RecordError> {
-    let opened = SessionOpened {
-        session: SessionId(from.array("session")?),
-        writes: read_flag(from, "session kind")?,
-        owner: OwnerId(from.array("owner")?),
-        point: PointId(from.array("point")?),
-        pins: from.list("pins", 16, |from| from.array("pin").map(PointId))?,
-    };
+    let opened = SessionOpened::read(from)?;
+    if !opened.pins.is_sorted_by(|a, b| a < b) {
+        return Err(RecordError::Order { field: "pins" });
+    }
     Ok(Session {
         opened,
         writer: WriterId(from.array("writer")?),
@@ -187,13 +209,7 @@ fn read_session(from: &mut RecordReader<'_>) -> Result<Session, RecordError> {
 }
 
 fn read_pack(from: &mut RecordReader<'_>) -> Result<(u32, Pack), RecordError> {
-    let number = from.u32("pack number")?;
-    let added = AddedPack {
-        name: PackName(from.array("pack")?),
-        kind: PackKind::from_code(from.u8("pack kind")?)?,
-        bytes: from.u64("pack length")?,
-        chunks: from.u32("pack chunks")?,
-    };
+    let (number, added) = (from.u32("pack number")?, AddedPack::read(from)?);
     Ok((number, Pack { added, since: from.u64("since")?, doomed: from.option("doomed", |from| from.u64("doomed"))? }))
 }
 

@@ -15,6 +15,8 @@ pub const A: WriterId = WriterId([0xa; 16]);
 pub const B: WriterId = WriterId([0xb; 16]);
 pub const READER: WriterId = WriterId([0xe; 16]);
 pub const TOKEN: [u8; 16] = [7; 16];
+/// An extension that need not be understood: tag 9, flags 0, length 3.
+pub const EXTENSION: &[u8] = b"\x09\0\0\0\x03\0\0\0abc";
 
 pub fn empty() -> State {
     State::new(REPOSITORY, CONFIG)
@@ -67,7 +69,9 @@ pub fn pack(number: u8) -> PackName {
 pub fn opened(number: u8, writes: bool, pins: &[u8]) -> Event {
     let pins = pins.iter().map(|pin| point(*pin)).collect();
     let (session, owner) = (session(number), OwnerId([4; 16]));
-    Event::SessionOpened(SessionOpened { session, writes, owner, point: point(number), pins })
+    // As a later version might have it.
+    let extensions = if number.is_multiple_of(2) { Vec::new() } else { EXTENSION.to_vec() };
+    Event::SessionOpened(SessionOpened { session, writes, owner, point: point(number), pins, extensions })
 }
 
 pub fn added(numbers: &[u8]) -> Event {
@@ -94,6 +98,7 @@ pub fn committed(number: u8, by: u8) -> Event {
         protected_until: Timestamp(if number == 9 { i64::MAX } else { 0 }),
         bytes_logical: 10,
         bytes_new: 11,
+        extensions: if number.is_multiple_of(2) { EXTENSION.to_vec() } else { Vec::new() },
     })
 }
 

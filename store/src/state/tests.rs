@@ -67,10 +67,22 @@ fn r3_a_digest_accounts_for_a_writer_term_and_record() {
     // The same writer's next process says nothing about a record of the one before.
     apply(&mut state, (A, 2), vec![Event::WriterTerm]);
     assert!(!state.accounts_for(A, 1, state.end()) && !state.accounts_for(A, 1, before));
-    // A record of a term that is over proves nothing about its writer.
-    let end = state.end();
-    assert_eq!(apply(&mut state, W, vec![Event::Role(2)]), [Void::Term]);
+    // A record of a term that is over, or was never begun, proves nothing about its writer and begins none.
+    let (end, writers) = (state.end(), state.writers().clone());
+    for (author, events) in [
+        (W, vec![Event::Role(2)]),
+        ((A, 3), vec![Event::Role(2)]),
+        ((A, 4), vec![Event::WriterTerm, Event::Role(2)]),
+        ((A, u64::MAX), vec![Event::Unknown { code: 900, critical: false }]),
+        ((A, 3), Vec::new()),
+        ((WriterId([0xc; 16]), 1), vec![Event::Role(2)]),
+        ((WriterId([0xc; 16]), 7), vec![Event::WriterTerm]),
+    ] {
+        let void = vec![Void::Term; events.len()];
+        assert_eq!(apply(&mut state, author, events), void);
+    }
     assert!(state.accounts_for(A, 2, end));
+    assert_eq!(*state.writers(), writers);
     // Readers count as long as they have a session.
     apply(&mut state, (READER, 0), vec![opened(1, false, &[])]);
     assert!(state.accounts_for(READER, 0, state.end()));
@@ -223,6 +235,161 @@ fn r12_critical_unknown_events_are_remembered() {
 }
 
 #[test]
+fn b8_what_later_versions_add_to_sessions_and_points_stays() {
+    let mut state = begun();
+    let both = vec![opened(1, true, &[]), opened(2, true, &[]), committed(2, 1), committed(3, 2)];
+    assert_eq!(apply(&mut state, W, both), []);
+    let digest = Digest::new(CONFIG.to_vec(), state);
+    let read = Digest::decode(&digest.encode()).unwrap();
+    assert_eq!(read, digest);
+    assert_eq!(read.encode(), digest.encode());
+    let sessions: Vec<_> = read.state.sessions().values().map(|it| it.opened.extensions.as_slice()).collect();
+    let points: Vec<_> = read.state.points().values().map(|it| it.committed.extensions.as_slice()).collect();
+    assert_eq!((sessions, points), (vec![EXTENSION, b""], vec![EXTENSION, b""]));
+    // One that must be understood is not passed over.
+    for at in 0..digest.encode().len() - EXTENSION.len() {
+        let mut bytes = digest.encode();
+        if bytes[at..].starts_with(EXTENSION) {
+            bytes[at + 2] = 1;
+            assert!(matches!(Digest::decode(&sealed(bytes)), Err(RecordError::Newer { .. })), "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_value_removes_a_setting_or_label() {
+    let mut state = kept();
+    let set = |key: &str, value: &str| Event::Configuration(key.into(), value.into());
+    let label = |key: &str, value: &str| Event::Annotated(point(1), key.into(), value.into());
+    let before = (state.settings.clone(), state.points()[&point(1)].labels.clone());
+    assert_eq!(apply(&mut state, W, vec![set("keep", "7"), set("hold", "1"), label("why", "x"), set("none", "")]), []);
+    assert_eq!(state.settings, [("hold", "1"), ("keep", "7")].map(|(key, value)| (key.into(), value.into())).into());
+    assert_eq!(apply(&mut state, W, vec![set("keep", ""), set("hold", ""), label("why", "")]), []);
+    assert_eq!((state.settings.clone(), state.points()[&point(1)].labels.clone()), before);
+}
+
+#[test]
+fn a_session_pins_each_point_once() {
+    let mut state = kept();
+    assert_eq!(apply(&mut state, W, vec![opened(4, false, &[2, 1, 2, 1])]), []);
+    assert_eq!(state.sessions()[&session(4)].opened.pins, [point(1), point(2)]);
+}
+
+/// The bytes with a hash that is right.
+fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let body = bytes.len() - 32;
+    let hash = mover::digest(&bytes[..body]);
+    bytes[body..].copy_from_slice(&hash);
+    bytes
+}
+
+/// A state with two of everything that a digest lists.
+fn two_of_each() -> State {
+    let mut state = kept();
+    let seen = |sequence| Incarnation { sequence, hash: [1; 32] };
+    let set = |key: &str, value: &str| Event::Configuration(key.into(), value.into());
+    let label = |key: &str, value: &str| Event::Annotated(point(1), key.into(), value.into());
+    let events = vec![
+        opened(4, true, &[1, 2]),
+        opened(5, false, &[1]),
+        added(&[3, 4]),
+        Event::ChunkSuspect(ChunkId([8; 32]), pack(1)),
+        Event::ChunkSuspect(ChunkId([8; 32]), pack(2)),
+        set("a", "1"),
+        set("b", "2"),
+        label("c", "1"),
+        label("d", "2"),
+        Event::PeerSeen(mover::RepositoryId([8; 16]), seen(5)),
+        Event::PeerSeen(mover::RepositoryId([9; 16]), seen(5)),
+        Event::NewIncarnation(seen(10)),
+        Event::NewIncarnation(seen(11)),
+        Event::Unknown { code: 900, critical: true },
+        Event::Unknown { code: 901, critical: true },
+        dropped(state.end().sequence, &[1, 2], &[], &[(8, A, 0), (9, A, 0)]),
+    ];
+    assert_eq!(apply(&mut state, W, events), []);
+    state
+}
+
+#[test]
+fn digests_with_anything_twice_or_out_of_order_are_refused() {
+    let digest = Digest::new(CONFIG.to_vec(), two_of_each());
+    let bytes = digest.encode();
+    assert_eq!(Digest::decode(&bytes), Ok(digest.clone()));
+    // Each pair of neighbours by its encoding: given twice, or exchanged, it is another way to say the same.
+    let text = |key: &str, value: &str| {
+        let mut to = mover::RecordWriter::new();
+        to.text(key).text(value);
+        to.finish()
+    };
+    let suspect = |number: u8| [[8; 32], [number; 32]].concat();
+    let end = |sequence: u64| [&sequence.to_le_bytes()[..], &[1; 32]].concat();
+    let lost = |sequence: u64| [end(sequence), digest.state.end.sequence.to_le_bytes().to_vec()].concat();
+    let peer = |number: u8| [&[number; 16][..], &end(5)].concat();
+    let pairs: Vec<(&str, Vec<u8>, Vec<u8>)> = vec![
+        ("pins", vec![1; 16], vec![2; 16]),
+        ("dropped", vec![8; 32], vec![9; 32]),
+        ("labels", text("c", "1"), text("d", "2")),
+        ("suspects", suspect(1), suspect(2)),
+        ("labels", text("a", "1"), text("b", "2")),
+        ("peers", peer(8), peer(9)),
+        ("lost", lost(10), lost(11)),
+        ("unknown events", 900u16.to_le_bytes().to_vec(), 901u16.to_le_bytes().to_vec()),
+    ];
+    for (field, first, second) in pairs {
+        let list = [&2u32.to_le_bytes()[..], &first, &second].concat();
+        let at: Vec<usize> = (0..bytes.len() - list.len()).filter(|at| bytes[*at..].starts_with(&list)).collect();
+        assert_eq!(at.len(), 1, "{field}");
+        for items in [[&second, &first], [&first, &first]] {
+            let mut bad = bytes.clone();
+            bad[at[0] + 4..at[0] + list.len()].copy_from_slice(&items.map(Vec::as_slice).concat());
+            assert_eq!(Digest::decode(&sealed(bad)), Err(RecordError::Order { field }));
+        }
+    }
+    // Lists of longer items: what begins the second is made to begin like the first, or before it.
+    let packs = |number: u32, name: u8| [&number.to_le_bytes()[..], &[name; 32]].concat();
+    let session = |number: u8| [&[number; 16][..], &[u8::from(number == 4)], &[4; 16], &[number; 16]].concat();
+    let points = |by: u8| [&[by; 16][..], &[by; 16], &[by; 32]].concat();
+    let point = |by: u8, id: u8| [&[by; 16][..], &[id; 16], &[2; 32]].concat();
+    let own = |id: WriterId, term: u64| [&id.0[..], &term.to_le_bytes()].concat();
+    for (field, second, instead) in [
+        ("writers", own(B, 1), own(A, 1)),
+        ("sessions", session(5), session(4)),
+        ("sessions", session(5), session(3)),
+        ("packs", packs(1, 2), packs(0, 2)),
+        ("points", points(2), point(2, 1)),
+        ("points", points(2), point(2, 0)),
+    ] {
+        let at: Vec<usize> = (0..bytes.len() - second.len()).filter(|at| bytes[*at..].starts_with(&second)).collect();
+        assert_eq!(at.len(), 1, "{field}");
+        let mut bad = bytes.clone();
+        bad[at[0]..at[0] + second.len()].copy_from_slice(&instead);
+        assert_eq!(Digest::decode(&sealed(bad)), Err(RecordError::Order { field }));
+    }
+    let mut removed = digest.clone();
+    removed.state.settings.insert("a".into(), String::new());
+    assert!(matches!(Digest::decode(&removed.encode()), Err(RecordError::Value { field: "label", .. })));
+    // Packs besides their numbers: a name twice, a name that was dropped, a number that is still to come.
+    let mut twice = digest.clone();
+    twice.state.packs.get_mut(&1).unwrap().added.name = pack(1);
+    let mut back = digest.clone();
+    back.state.dropped.insert(pack(2));
+    let mut early = digest;
+    early.state.next_pack = 3;
+    for bad in [twice, back, early] {
+        assert!(matches!(Digest::decode(&bad.encode()), Err(RecordError::Value { field: "packs", .. })));
+    }
+}
+
+#[test]
+fn a_digest_is_written_within_its_limit_or_not() {
+    let digest = Digest::new(CONFIG.to_vec(), kept());
+    let bytes = digest.encode();
+    assert_eq!(digest.encode_within(bytes.len() as u64), Some(bytes.clone()));
+    assert_eq!(digest.encode_within(bytes.len() as u64 - 1), None);
+}
+
+#[test]
 fn r14_a_log_belongs_to_its_configuration() {
     let (first, end) = record(&empty(), W, vec![Event::WriterTerm]);
     let mut other = State::new(REPOSITORY, b"another configuration");
@@ -277,7 +444,7 @@ proptest! {
             states.push(state.clone());
         }
         for (at, then) in states.iter().enumerate() {
-            let digest = Digest { config: CONFIG.to_vec(), state: then.clone() };
+            let digest = Digest::new(CONFIG.to_vec(), then.clone());
             let bytes = digest.encode();
             let read = Digest::decode(&bytes).unwrap();
             prop_assert_eq!(&read, &digest);
@@ -318,13 +485,38 @@ proptest! {
         }
     }
 
+    /// What is read is what would be written: whatever was changed under a hash that is right.
+    #[test]
+    fn what_decodes_is_canonical(
+        history in histories(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        extended in any::<bool>(),
+    ) {
+        let mut state = empty();
+        for (author, events) in history {
+            apply(&mut state, author, events);
+        }
+        let extensions = if extended { EXTENSION.to_vec() } else { Vec::new() };
+        let digest = Digest { config: CONFIG.to_vec(), state, extensions };
+        let mut bytes = digest.encode();
+        prop_assert_eq!(Digest::decode(&bytes), Ok(digest));
+        for (at, value) in changes {
+            let at = at.index(bytes.len() - 32);
+            bytes[at] = value;
+        }
+        let bytes = sealed(bytes);
+        if let Ok(read) = Digest::decode(&bytes) {
+            prop_assert_eq!(read.encode(), bytes);
+        }
+    }
+
     #[test]
     fn every_cut_and_flip_of_a_digest_is_refused(history in histories(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
         let mut state = empty();
         for (author, events) in history {
             apply(&mut state, author, events);
         }
-        let bytes = Digest { config: CONFIG.to_vec(), state }.encode();
+        let bytes = Digest::new(CONFIG.to_vec(), state).encode();
         let at = at.index(bytes.len());
         prop_assert!(Digest::decode(&bytes[..at]).is_err());
         let mut flipped = bytes;

@@ -245,6 +245,50 @@ pub async fn nonsense_is_not_committed<F: Fixture>(lab: Lab<F>) {
     assert!(lab.points().await.is_empty());
 }
 
+pub async fn texts_are_not_cut<F: Fixture>(lab: Lab<F>) {
+    let long = "ü".repeat(mover::TEXT_BYTES_MAX / 2 + 1);
+    let machine = Machine::new(&lab.world, &[1 << 20]);
+    let tagged = mover::BackupOptions { tags: vec![long.clone()], ..options("words") };
+    let refused = lab.backup_with(&lab.repository, &tagged, machine.snapshot()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Usage, "{refused}");
+    assert_eq!(machine.outcomes(), [mover::Outcome::Abandoned]);
+    let point = PointId::random(&lab.world);
+    let session = lab.session_of(point, &[]).await;
+    let good = lab.draft(point, put_all(&lab, &session).await);
+    let mut tag = good.clone();
+    tag.manifest.tags.push(long.clone());
+    let mut path = good.clone();
+    path.manifest.disks[0].format_options = long;
+    for bad in [tag, path] {
+        let refused = session.commit(&[bad]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Usage, "{refused}");
+    }
+    assert!(lab.points().await.is_empty());
+    committed(session.commit(&[good]).await.unwrap());
+}
+
+pub async fn attachments_are_as_long_as_they_say<F: Fixture>(lab: Lab<F>) {
+    let point = PointId::random(&lab.world);
+    let session = lab.session_of(point, &[]).await;
+    let mut good = lab.draft(point, put_all(&lab, &session).await);
+    let plain = noise(8, 30_000);
+    let (id, blob) = lab.chunk(ChunkKind::Attachment, &plain);
+    let (root, pages) = mover::stream_map(&lab.prints, &[(id, plain.len() as u64)]).unwrap();
+    let pages = pages.iter().map(|page| lab.chunk(ChunkKind::Page, &page.plain));
+    session.put(pages.chain([(id, blob)]).collect()).await.unwrap();
+    session.flush().await.unwrap();
+    let (kind, name) = ("nvram".parse().unwrap(), "vars".to_owned());
+    good.manifest.attachments = vec![mover::Attachment { kind, name, bytes: plain.len() as u64, root }];
+    for bytes in [1, 29_999, 30_001] {
+        let mut bad = good.clone();
+        bad.manifest.attachments[0].bytes = bytes;
+        let refused = session.commit(&[bad]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Integrity, "{bytes} bytes: {refused}");
+    }
+    assert!(lab.points().await.is_empty());
+    committed(session.commit(&[good]).await.unwrap());
+}
+
 pub async fn the_point_is_as_drafted<F: Fixture>(lab: Lab<F>) {
     let point = PointId::random(&lab.world);
     let session = lab.session_of(point, &[]).await;

@@ -1,10 +1,10 @@
 //! From one repository to another.
 
-use super::kit::{BLOCK, Fixture, LEAF, Lab};
+use super::kit::{BLOCK, Fixture, LEAF, Lab, committed};
 use crate::fake::{Machine, noise};
 use crate::meddle::Meddled;
 use chunker::ChunkKind;
-use mover::{CopyReport, ErrorKind, ReadSession, Repository, WriteSession};
+use mover::{CopyReport, ErrorKind, PointId, ReadSession, Repository, WriteSession};
 
 fn machine<F: Fixture>(lab: &Lab<F>) -> Machine {
     let machine = Machine::new(&lab.world, &[20 * LEAF]);
@@ -172,4 +172,31 @@ pub async fn origin_survives_a_chain<F: Fixture>(lab: Lab<F>) {
     assert_eq!((next.parent, next.chunks_new), (Some(point.id), 1));
     assert_eq!(next.disks[0].tracking.mode, mover::ChangeTracking::Bitmap);
     three.assert_restores(next.point.id, &machine.images()).await;
+}
+
+pub async fn manifests_of_later_versions_go_byte_for_byte<F: Fixture>(lab: Lab<F>) {
+    let point = PointId::random(&lab.world);
+    let session = lab.session_of(point, &[]).await;
+    let chunk = lab.block(1);
+    let (root, pages) = lab.map(&[(3, chunk.0)]).await;
+    session.put(pages).await.unwrap();
+    session.put(vec![chunk]).await.unwrap();
+    session.flush().await.unwrap();
+    // Two extensions, one without a value. With bit 0 it would have to be understood.
+    let extensions = |flags: u8| [&[9, 0, flags, 0, 3, 0, 0, 0][..], b"abc", &[8, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let mut draft = lab.draft(point, root);
+    draft.manifest.extensions = extensions(1);
+    let refused = session.commit(std::slice::from_ref(&draft)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Version, "{refused}");
+    draft.manifest.extensions = extensions(0);
+    let made = committed(session.commit(&[draft]).await.unwrap()).remove(0);
+    let (other, third) = (lab.sibling().await, lab.sibling().await);
+    lab.copy_to(&other.repository, &made).await.unwrap();
+    let copied = other.points().await.remove(0);
+    other.copy_to(&third.repository, &copied).await.unwrap();
+    for copy in [&other, &third] {
+        assert_eq!(copy.points().await[0].manifest, made.manifest);
+        let reader = copy.repository.read(&[point]).await.unwrap();
+        assert_eq!(reader.manifest(point).await.unwrap().extensions, extensions(0));
+    }
 }

@@ -49,7 +49,7 @@ fn text(bytes: Bytes, decode: bool) -> Result<String> {
 
 fn pack(bytes: &Bytes, decode: bool) -> Result<String> {
     let header = PackHeader::decode(bytes)?;
-    let (entries, state) = match decode_footer(bytes, bytes.len() as u64) {
+    let (entries, state) = match decode_footer(bytes, header.kind, bytes.len() as u64) {
         Ok(entries) => (entries, "sealed".to_owned()),
         Err(error) => (scan_records(bytes, &header.nonce), format!("without a footer ({error}), scanned")),
     };

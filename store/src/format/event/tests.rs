@@ -96,6 +96,20 @@ fn every_flip_and_cut_of_a_record_is_refused() {
 }
 
 #[test]
+fn b8_extensions_of_sessions_and_points_are_kept() {
+    for event in [opened(1, true, &[1]), committed(2, 1)] {
+        let bytes = encode(std::slice::from_ref(&event));
+        assert!(bytes.ends_with(EXTENSION));
+        let read = Event::read(&mut RecordReader::new(&bytes)).unwrap();
+        assert_eq!((encode(std::slice::from_ref(&read)), read), (bytes.clone(), event));
+        let mut critical = bytes;
+        let flags = critical.len() - EXTENSION.len() + 2;
+        critical[flags] = 1;
+        assert!(matches!(Event::read(&mut RecordReader::new(&critical)), Err(RecordError::Newer { .. })));
+    }
+}
+
+#[test]
 fn a_newer_record_is_told_apart() {
     let bytes = record(&begun(), (A, 1), vec![Event::WriterTerm]).0.encode();
     for at in [8, 10] {

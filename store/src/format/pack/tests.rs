@@ -43,7 +43,7 @@ fn footer_and_scan_agree() {
     for chunks in [0, 1, 5] {
         let (bytes, entries) = pack(chunks);
         assert_eq!(PackHeader::decode(&bytes), Ok(header()));
-        assert_eq!(decode_footer(&bytes, bytes.len() as u64), Ok(entries.clone()));
+        assert_eq!(decode_footer(&bytes, PackKind::Data, bytes.len() as u64), Ok(entries.clone()));
         assert_eq!(scan_records(&bytes, &[5; 16]), entries);
     }
 }
@@ -65,7 +65,7 @@ fn every_flip_in_header_and_footer_is_seen() {
     for at in (0..PACK_HEADER_BYTES).chain(records_end..bytes.len()) {
         let mut bad = bytes.clone();
         bad[at] ^= 4;
-        let seen = PackHeader::decode(&bad).is_err() || decode_footer(&bad, bad.len() as u64).is_err();
+        let seen = PackHeader::decode(&bad).is_err() || decode_footer(&bad, PackKind::Data, bad.len() as u64).is_err();
         assert!(seen, "byte {at}");
     }
 }
@@ -83,7 +83,31 @@ fn a_footer_that_lies_about_its_length_is_refused() {
         let mut bad = bytes.clone();
         let at = bad.len() - TRAILER_BYTES;
         bad[at..at + 4].copy_from_slice(&length.to_le_bytes());
-        assert!(decode_footer(&bad, bad.len() as u64).is_err());
+        assert!(decode_footer(&bad, PackKind::Data, bad.len() as u64).is_err());
     }
-    assert!(decode_footer(&bytes[bytes.len() - 40..], bytes.len() as u64).is_err());
+    assert!(decode_footer(&bytes[bytes.len() - 40..], PackKind::Data, bytes.len() as u64).is_err());
+}
+
+#[test]
+fn a_footer_whose_checksum_holds_is_not_believed_for_that() {
+    let (bytes, entries) = pack(2);
+    let footer = bytes.len() - usize::try_from(footer_bytes(&bytes).unwrap()).unwrap();
+    // Into the second entry: its kind, each reserved byte, its plain length and offset.
+    let changed = |at: usize, value: &[u8]| {
+        let mut bad = bytes.clone();
+        let (at, trailer) = (footer + 12 + ENTRY_BYTES + at, bad.len() - TRAILER_BYTES);
+        bad[at..at + value.len()].copy_from_slice(value);
+        let crc = crc32c::crc32c(&bad[footer..trailer]).to_le_bytes();
+        bad[trailer + 4..trailer + 8].copy_from_slice(&crc);
+        decode_footer(&bad, PackKind::Data, bad.len() as u64)
+    };
+    let plain_bytes = |length: u32| changed(40, &length.to_le_bytes());
+    assert_eq!(changed(40, &entries[1].plain_bytes.to_le_bytes()), Ok(entries.clone()));
+    assert!(plain_bytes(PLAIN_BYTES_MAX).is_ok() && plain_bytes(PLAIN_BYTES_MAX + 1).is_err());
+    let kind = |kind: ChunkKind| changed(44, &[kind.code()]);
+    assert!(kind(ChunkKind::Attachment).is_ok());
+    assert!(kind(ChunkKind::Page).is_err() && kind(ChunkKind::Manifest).is_err() && changed(44, &[4]).is_err());
+    assert!(decode_footer(&bytes, PackKind::Page, bytes.len() as u64).is_err(), "a pack of another kind");
+    assert!((45..48).all(|at| changed(at, &[1]).is_err()));
+    assert!(changed(32, &(entries[1].offset + 1).to_le_bytes()).is_err());
 }

@@ -1,0 +1,116 @@
+//! What no manifest can hold is refused before anything is read.
+
+use super::BackupOptions;
+use crate::{DISK_BYTES_MAX, DiskDescription, Error, Result, check_text};
+use std::collections::BTreeSet;
+
+/// Looks at what was asked for, and at what the source tells of its disks.
+///
+/// # Errors
+/// `Usage`.
+pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription]) -> Result<()> {
+    options.tags.iter().try_for_each(|tag| check_text("a tag", tag))?;
+    let mut files = BTreeSet::new();
+    for it in &options.attachments {
+        check_text("the name of an attachment", &it.name)?;
+        if !files.insert((&it.kind, &it.name)) {
+            return Err(Error::usage(format!("two attachments of kind {} are called {:?}", it.kind, it.name))
+                .hint("give one of them another kind or file name"));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for disk in disks {
+        if !names.insert(&disk.name) {
+            return Err(Error::usage(format!("two disks are called {}", disk.name)));
+        }
+        check_disk(disk).map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+    }
+    Ok(())
+}
+
+fn check_disk(disk: &DiskDescription) -> Result<()> {
+    if disk.size > DISK_BYTES_MAX {
+        return Err(Error::usage(format!("it has {} bytes, more than {DISK_BYTES_MAX}", disk.size)));
+    }
+    check_text("its format", &disk.format)?;
+    check_text("the options of its format", &disk.format_options)?;
+    disk.chain.iter().try_for_each(|layer| check_text("the path of an image", &layer.path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Consistency, ErrorKind, NewAttachment, TEXT_BYTES_MAX, Timestamp, TrackingWish, Verification};
+    use chunker::Compression;
+
+    fn options() -> BackupOptions {
+        BackupOptions {
+            machine_name: "web".parse().unwrap(),
+            machine: None,
+            point: None,
+            wish: TrackingWish::Auto,
+            compression: Compression::default(),
+            verification: Verification::Decode,
+            consistency: Consistency::Crash,
+            tags: vec!["nightly".into()],
+            attachments: vec![file("nvram", "vars"), file("nvram", "other"), file("tpm", "vars")],
+            rate: None,
+        }
+    }
+
+    fn file(kind: &str, name: &str) -> NewAttachment {
+        NewAttachment { kind: kind.parse().unwrap(), name: name.into(), bytes: bytes::Bytes::new() }
+    }
+
+    fn disk(name: &str) -> DiskDescription {
+        let layer = crate::LayerIdentity {
+            path: "/a".into(),
+            device: 0,
+            inode: 0,
+            size: 0,
+            mtime: Timestamp(0),
+            ctime: Timestamp(0),
+        };
+        DiskDescription {
+            name: name.parse().unwrap(),
+            size: DISK_BYTES_MAX,
+            logical_sector_bytes: 0,
+            physical_sector_bytes: 0,
+            discard_bytes: 0,
+            format: "raw".into(),
+            format_options: String::new(),
+            chain: vec![layer],
+            warning: None,
+        }
+    }
+
+    #[test]
+    fn what_no_manifest_can_hold_is_refused() {
+        let disks = || vec![disk("sda"), disk("sdb")];
+        check_request(&options(), &disks()).unwrap();
+        let long = || "x".repeat(TEXT_BYTES_MAX + 1);
+        let in_options: [fn(&mut BackupOptions, String); 3] = [
+            |it, long| it.tags.push(long),
+            |it, long| it.attachments[0].name = long,
+            |it, _| it.attachments.push(file("tpm", "vars")),
+        ];
+        for change in in_options {
+            let mut bad = options();
+            change(&mut bad, long());
+            assert_eq!(check_request(&bad, &disks()).unwrap_err().kind(), ErrorKind::Usage);
+        }
+        let in_disks: [fn(&mut Vec<DiskDescription>, String); 5] = [
+            |it, long| it[1].format = long,
+            |it, long| it[1].format_options = long,
+            |it, long| it[1].chain[0].path = long,
+            |it, _| it[1].size += 1,
+            |it, _| it[1].name = it[0].name.clone(),
+        ];
+        for change in in_disks {
+            let mut bad = disks();
+            change(&mut bad, long());
+            let refused = check_request(&options(), &bad).unwrap_err();
+            assert!(refused.kind() == ErrorKind::Usage && refused.message().len() < 200, "{refused}");
+        }
+    }
+}

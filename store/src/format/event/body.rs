@@ -1,0 +1,281 @@
+//! What events say, where it is more than an id or two. Digests repeat some of it, in the same bytes.
+
+use crate::format::pack::{PackKind, PackName};
+use chunker::ChunkId;
+use mover::{
+    GroupId, Incarnation, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId,
+    SessionId, Timestamp, WriterId,
+};
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionOpened {
+    /// Its id.
+    pub session: SessionId,
+    /// True for a writer's.
+    pub writes: bool,
+    /// Whose data it is about.
+    pub owner: OwnerId,
+    /// The point it will commit; zero for readers.
+    pub point: PointId,
+    /// Points that are roots until it ends.
+    pub pins: Vec<PointId>,
+    /// Extensions of later versions, as they stand: digests repeat them.
+    pub extensions: Vec<u8>,
+}
+
+/// A pack as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedPack {
+    /// Its name.
+    pub name: PackName,
+    /// What it holds.
+    pub kind: PackKind,
+    /// Its length.
+    pub bytes: u64,
+    /// Records in it.
+    pub chunks: u32,
+}
+
+/// A point as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedPoint {
+    /// The session that commits it.
+    pub session: SessionId,
+    /// The point.
+    pub point: PointId,
+    /// Its manifest's chunk.
+    pub manifest: ChunkId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// The machine.
+    pub machine: MachineId,
+    /// The machine's name.
+    pub machine_name: Name,
+    /// Its group.
+    pub group: Option<GroupId>,
+    /// The instant it shows.
+    pub snapshot_time: Timestamp,
+    /// Where it was committed first, when not here.
+    pub origin: Option<(RepositoryId, Timestamp)>,
+    /// Neither forgotten nor swept before this time.
+    pub protected_until: Timestamp,
+    /// Sum of the sizes of its disks and attachments.
+    pub bytes_logical: u64,
+    /// Plain bytes it brought.
+    pub bytes_new: u64,
+    /// Extensions of later versions, as they stand: digests repeat them.
+    pub extensions: Vec<u8>,
+}
+
+/// Step one of deleting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doomed {
+    /// The sweep.
+    pub token: [u8; 16],
+    /// The record up to which everything was marked.
+    pub marked: u64,
+    /// Points committed or pinned after that which were marked too (R6).
+    pub marked_too: Vec<PointId>,
+    /// The packs.
+    pub packs: Vec<PackName>,
+    /// Forgotten points that cannot come back after this (R11).
+    pub finalised: Vec<PointId>,
+}
+
+/// Step two of deleting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// The sweep.
+    pub token: [u8; 16],
+    /// The record up to which everything was checked a second time.
+    pub marked: u64,
+    /// Points committed or pinned after that which were checked too.
+    pub marked_too: Vec<PointId>,
+    /// The packs.
+    pub packs: Vec<PackName>,
+    /// Packs that never came into the log and whose writers' terms are over: from here on they never can (R5).
+    pub orphans: Vec<Orphan>,
+}
+
+/// A pack object that the log does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its name.
+    pub name: PackName,
+    /// The writer in its header.
+    pub writer: WriterId,
+    /// The term in its header.
+    pub term: u64,
+}
+
+impl SessionOpened {
+    /// Fewest bytes of one.
+    pub const BYTES_MIN: usize = 57;
+
+    /// Appends its fields: the body of the event and part of a state digest.
+    pub fn write(&self, to: &mut RecordWriter) {
+        to.bytes(&self.session.0).u8(self.writes.into()).bytes(&self.owner.0).bytes(&self.point.0);
+        write_points(to, &self.pins);
+        to.extensions(&self.extensions);
+    }
+
+    /// Reads what [`Self::write`] writes.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            session: SessionId(from.array("session")?),
+            writes: match from.u8("session kind")? {
+                0 => false,
+                1 => true,
+                value => return Err(RecordError::Value { field: "session kind", value: value.into() }),
+            },
+            owner: OwnerId(from.array("owner")?),
+            point: PointId(from.array("point")?),
+            pins: read_points(from)?,
+            extensions: from.extensions()?.to_vec(),
+        })
+    }
+}
+
+impl AddedPack {
+    /// Bytes of one.
+    pub const BYTES: usize = 45;
+
+    /// Appends its fields: part of the event and of a state digest.
+    pub fn write(&self, to: &mut RecordWriter) {
+        to.bytes(&self.name.0).u8(self.kind as u8).u64(self.bytes).u32(self.chunks);
+    }
+
+    /// Reads what [`Self::write`] writes.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            name: PackName(from.array("pack")?),
+            kind: PackKind::from_code(from.u8("pack kind")?)?,
+            bytes: from.u64("pack length")?,
+            chunks: from.u32("pack chunks")?,
+        })
+    }
+}
+
+impl CommittedPoint {
+    /// Fewest bytes of one.
+    pub const BYTES_MIN: usize = 137;
+
+    /// Appends its fields: the body of the event and part of a state digest.
+    pub fn write(&self, to: &mut RecordWriter) {
+        to.bytes(&self.session.0).bytes(&self.point.0).bytes(self.manifest.as_bytes()).bytes(&self.owner.0);
+        to.bytes(&self.machine.0).text(self.machine_name.as_str());
+        to.option(self.group, |to, group| {
+            to.bytes(&group.0);
+        });
+        to.i64(self.snapshot_time.0);
+        to.option(self.origin, |to, (repository, time)| {
+            to.bytes(&repository.0).i64(time.0);
+        });
+        to.i64(self.protected_until.0).u64(self.bytes_logical).u64(self.bytes_new);
+        to.extensions(&self.extensions);
+    }
+
+    /// Reads what [`Self::write`] writes.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            session: SessionId(from.array("session")?),
+            point: PointId(from.array("point")?),
+            manifest: ChunkId(from.array("manifest")?),
+            owner: OwnerId(from.array("owner")?),
+            machine: MachineId(from.array("machine")?),
+            machine_name: from
+                .text("machine name")?
+                .parse()
+                .map_err(|_| RecordError::Text { field: "machine name" })?,
+            group: from.option("group", |from| from.array("group").map(GroupId))?,
+            snapshot_time: Timestamp(from.i64("snapshot time")?),
+            origin: from.option("origin", |from| {
+                Ok((RepositoryId(from.array("origin")?), Timestamp(from.i64("origin time")?)))
+            })?,
+            protected_until: Timestamp(from.i64("protected until")?),
+            bytes_logical: from.u64("logical bytes")?,
+            bytes_new: from.u64("new bytes")?,
+            extensions: from.extensions()?.to_vec(),
+        })
+    }
+}
+
+impl Doomed {
+    pub(super) fn write(&self, to: &mut RecordWriter) {
+        to.bytes(&self.token).u64(self.marked);
+        write_points(to, &self.marked_too);
+        write_packs(to, &self.packs);
+        write_points(to, &self.finalised);
+    }
+
+    pub(super) fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            token: from.array("sweep")?,
+            marked: from.u64("marked")?,
+            marked_too: read_points(from)?,
+            packs: read_packs(from)?,
+            finalised: read_points(from)?,
+        })
+    }
+}
+
+impl Dropped {
+    pub(super) fn write(&self, to: &mut RecordWriter) {
+        to.bytes(&self.token).u64(self.marked);
+        write_points(to, &self.marked_too);
+        write_packs(to, &self.packs);
+        to.list(&self.orphans, |to, orphan| {
+            to.bytes(&orphan.name.0).bytes(&orphan.writer.0).u64(orphan.term);
+        });
+    }
+
+    pub(super) fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
+        Ok(Self {
+            token: from.array("sweep")?,
+            marked: from.u64("marked")?,
+            marked_too: read_points(from)?,
+            packs: read_packs(from)?,
+            orphans: from.list("orphans", 56, |from| {
+                Ok(Orphan {
+                    name: PackName(from.array("pack")?),
+                    writer: WriterId(from.array("pack writer")?),
+                    term: from.u64("pack term")?,
+                })
+            })?,
+        })
+    }
+}
+
+pub(super) fn write_points(to: &mut RecordWriter, points: &[PointId]) {
+    to.list(points, |to, point| {
+        to.bytes(&point.0);
+    });
+}
+
+pub(super) fn read_points(from: &mut RecordReader<'_>) -> Result<Vec<PointId>, RecordError> {
+    from.list("points", 16, |from| from.array("point").map(PointId))
+}
+
+fn write_packs(to: &mut RecordWriter, packs: &[PackName]) {
+    to.list(packs, |to, pack| {
+        to.bytes(&pack.0);
+    });
+}
+
+fn read_packs(from: &mut RecordReader<'_>) -> Result<Vec<PackName>, RecordError> {
+    from.list("packs", 32, |from| from.array("pack").map(PackName))
+}
+
+pub(super) fn read_incarnation(from: &mut RecordReader<'_>) -> Result<Incarnation, RecordError> {
+    Ok(Incarnation { sequence: from.u64("sequence")?, hash: from.array("hash")? })
+}
