@@ -29,7 +29,7 @@ mod target;
 mod testing;
 mod world;
 
-pub use backup::{BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
+pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy};
 pub use diff::{ChangedBlock, Step, TreeDiff};

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use chunker::{Compression, Extent};
 use mover::{
-    BackupOptions, BackupReport, Consistency, NewAttachment, PointId, Pool, Progress, TrackingWish, Verification,
-    World, backup,
+    Audit, BackupOptions, BackupReport, Consistency, NewAttachment, PointId, Pool, Progress, TrackingWish,
+    Verification, World, backup,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -174,6 +174,7 @@ fn options() -> BackupOptions {
         tags: vec!["nightly".into()],
         attachments: vec![attachment],
         rate: None,
+        audit: Audit::Percent(0),
     }
 }
 

@@ -4,10 +4,10 @@ use crate::fake::{Image, Machine, Screen, Target};
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
 use futures::StreamExt;
 use mover::{
-    BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId, Manifest,
-    MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
-    ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish, Verification,
-    World, WriteSession, backup, copy, restore, with_sealer,
+    Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
+    Manifest, MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence,
+    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish,
+    Verification, World, WriteSession, backup, copy, restore, with_sealer,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -249,6 +249,7 @@ pub fn options(name: &str) -> BackupOptions {
         tags: Vec::new(),
         attachments: Vec::new(),
         rate: None,
+        audit: Audit::Percent(0),
     }
 }
 
