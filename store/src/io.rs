@@ -3,7 +3,7 @@
 
 mod fault;
 
-pub use fault::{Fault, FaultIo};
+pub use fault::{Fault, FaultIo, Release};
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};

@@ -36,10 +36,10 @@ pub trait Fixture: Sized + Send + Sync {
 
 /// A repository under test with everything that jobs need.
 pub struct Lab<F: Fixture> {
+    /// The repository, open. Dropped before the fixture: RocksDB waits a second for a folder that went away under it.
+    pub repository: F::Repository,
     /// Its fixture.
     pub fixture: F,
-    /// The repository, open.
-    pub repository: F::Repository,
     /// Its domain's fingerprints.
     pub prints: Fingerprinter,
     /// Its world.
