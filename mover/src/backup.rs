@@ -1,5 +1,6 @@
 //! A snapshot session becomes a recovery point.
 
+mod audit;
 mod check;
 mod disk;
 mod repair;
@@ -7,15 +8,18 @@ mod repair;
 use crate::closure::Repairs;
 use crate::map::stream_map;
 use crate::{
-    Attachment, Begin, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest, MapReader, Name,
-    NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
-    ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish,
-    Verification, World, WriteSession, check_text, with_sealer,
+    Attachment, Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest,
+    MapReader, Name, NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool,
+    Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord,
+    TrackingWish, Verification, World, WriteSession, check_text, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
 use disk::DiskPass;
 use std::collections::BTreeMap;
+use tokio::time::Instant;
+
+pub use audit::{Audit, AuditReport};
 
 /// What to make of a source.
 #[derive(Debug, Clone)]
@@ -40,6 +44,8 @@ pub struct BackupOptions {
     pub attachments: Vec<NewAttachment>,
     /// Most bytes to read from the source in a second.
     pub rate: Option<u64>,
+    /// How much of what a bitmap calls unchanged is read to check it.
+    pub audit: Audit,
 }
 
 /// A file that travels with the machine.
@@ -85,6 +91,8 @@ pub struct DiskReport {
     pub size: u64,
     /// How changes were found, why, and the counts.
     pub tracking: TrackingRecord,
+    /// How far the audit has come, where there was one and it found nothing.
+    pub audit: Option<AuditReport>,
 }
 
 /// Backs `source` up into `repository` as one point, against the newest point of the same machine. The source's session
@@ -186,12 +194,15 @@ struct Job<'a, R: Repository, S> {
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
     async fn run(&self, lineage: Lineage, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
+        let mut since = Instant::now();
         let reader = MapReader::new(self.session, self.prints);
         let repository = self.repository.config().id;
         let mut warnings = Vec::new();
         let parent = self.parent(lineage.parent, &mut warnings).await?;
         let parent = parent.as_ref();
-        let mut disks = Vec::new();
+        let (mut disks, mut audits) = (Vec::new(), Vec::new());
+        let positions = parent.map(audit::positions).unwrap_or_default();
+        let mut next_positions = BTreeMap::new();
         self.progress.enter(Phase::Move);
         for (index, description) in self.source.disks().iter().enumerate() {
             let before = parent.and_then(|parent| parent.disk(&description.name));
@@ -202,8 +213,14 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
             check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
-            let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects };
-            let (root, tracking) = pass.run(changed, &mut warnings).await.map_err(of_disk)?;
+            let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
+            let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
+            let (root, tracking, audit) = pass.run(changed, &mut warnings).await.map_err(of_disk)?;
+            since = Instant::now();
+            // Passes that read everything begin a new turn; without an audit its place is kept.
+            let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };
+            next_positions.insert(id, audit.map_or(kept, |audit| audit.position));
+            audits.push(audit);
             warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
             disks.push(DiskRecord {
                 id,
@@ -247,16 +264,19 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             disks,
             attachments,
             bytes_new: self.session.stored().bytes_plain,
-            extensions: Vec::new(),
+            extensions: audit::extension(&next_positions),
         };
         let point = self.commit(&manifest, &mut warnings).await?;
         let stored = self.session.stored();
-        let report = |disk: DiskRecord| DiskReport { name: disk.name, size: disk.size, tracking: disk.tracking };
+        let report = |(disk, audit): (DiskRecord, _)| {
+            let DiskRecord { name, size, tracking, .. } = disk;
+            DiskReport { name, size, tracking, audit }
+        };
         Ok(BackupReport {
             point,
             parent: manifest.parent,
             consistency: manifest.consistency,
-            disks: manifest.disks.into_iter().map(report).collect(),
+            disks: manifest.disks.into_iter().zip(audits).map(report).collect(),
             chunks_new: stored.chunks,
             bytes_new: stored.bytes_plain,
             bytes_sent: stored.bytes_blobs,

@@ -39,11 +39,16 @@ pub async fn copy<A: Repository, B: Repository>(
     if let Some(seen) = to.peer(from.config().id).await?
         && !from.has_been(seen).await?
     {
-        let sequence = seen.sequence;
+        let (id, ends, sequence) = (from.config().id, from.incarnation().await?.sequence, seen.sequence);
+        // A source whose own index had seen that record would not have been opened: `doctor` finds nothing to accept.
         return Err(Error::rolled_back(format!(
-            "the source was rolled back or replaced: an earlier copy saw its record {sequence}"
+            "the source {id} was rolled back or replaced, together with its index: an earlier copy saw its log up to \
+             record {sequence}, and its log, which ends at record {ends}, does not go on from there"
         ))
-        .hint("bring the source's newer files back; or, when they are lost, run `windlass doctor --accept-rollback` on it"));
+        .hint(
+            "bring the source's newer files back; or, when they are lost, copy to a new repository made with `windlass \
+             init --like`: what was copied before stays in this one",
+        ));
     }
     let there = to.list(&PointFilter::default()).await?;
     if there.iter().any(|have| have.id == point.id) {

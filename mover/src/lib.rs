@@ -31,7 +31,7 @@ mod testing;
 mod world;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
-pub use backup::{BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
+pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy};
 pub use diff::{ChangedBlock, Step, TreeDiff};

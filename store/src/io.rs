@@ -3,7 +3,7 @@
 
 mod fault;
 
-pub use fault::{Fault, FaultIo};
+pub use fault::{Fault, FaultIo, Release};
 
 use mover::direct_prefix;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};

@@ -138,7 +138,8 @@ impl Local {
             let seen = index.applied();
             index.close();
             if log.passed(seen)? {
-                return Err(Error::usage("the repository was not rolled back"));
+                return Err(Error::usage("the repository was not rolled back, as far as its index knows")
+                    .hint("nothing needs to be accepted: it opens as it is"));
             }
             let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
             log.append(author, |_| Ok(vec![Event::WriterTerm, Event::NewIncarnation(seen)]))?;

@@ -50,7 +50,8 @@ macro_rules! conformance {
             }
             faults {
                 source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails
-                target_too_small lying_tracking_is_found_out broken_at_every_operation one_rotten_chunk_of_two_copies
+                target_too_small lying_tracking_is_found_out an_audit_finds_what_tracking_hid
+                a_damaged_map_is_found_by_the_audit broken_at_every_operation one_rotten_chunk_of_two_copies
                 withheld_and_repeated_chunks
             }
             copying {

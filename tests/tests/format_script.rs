@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use chunker::{Compression, Extent};
 use mover::{
-    BackupOptions, BackupReport, Consistency, NewAttachment, OwnerId, PointId, Pool, Progress, SessionId, Timestamp,
-    TrackingWish, Verification, World, WriterId, backup,
+    Audit, BackupOptions, BackupReport, Consistency, NewAttachment, OwnerId, PointId, Pool, Progress, SessionId,
+    Timestamp, TrackingWish, Verification, World, WriterId, backup,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -196,6 +196,7 @@ fn options() -> BackupOptions {
         tags: vec!["nightly".into()],
         attachments: vec![attachment],
         rate: None,
+        audit: Audit::Percent(0),
     }
 }
 

@@ -147,8 +147,9 @@ pub struct Backup {
     /// Let the repository check what arrives by checksum only, not by decoding it once more
     #[arg(long)]
     pub no_extra_verify: bool,
-    /// Read this share of what the tracking calls unchanged, and compare
-    #[arg(long, value_name = "PERCENT")]
+    /// Check this share of each disk where a bitmap calls it unchanged, the next share in the next increment; 0: none.
+    /// [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
     pub audit: Option<u8>,
     /// Let this proxy do it
     #[arg(long, value_name = "NAME")]

@@ -1,6 +1,7 @@
 //! One disk of a backup: what may have changed is read, cut, compared and stored; the map follows.
 
 use super::Job;
+use super::audit::{AuditReport, Begun};
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, PAGE_ENTRIES, Page,
     PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of, with_sealer,
@@ -25,6 +26,8 @@ pub(super) struct DiskPass<'a, R: Repository, S> {
     pub reader: &'a MapReader<'a, R::Session>,
     /// Offsets of blocks whose chunk in the parent is suspect (R16).
     pub suspects: BTreeSet<u64>,
+    /// Where its audit begins.
+    pub begun: Begun,
 }
 
 /// A run of blocks inside one leaf page.
@@ -44,20 +47,25 @@ struct Done {
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     /// Reads, stores and maps the disk. Damage in the parent's map makes it a full pass: pages that are written anew
     /// heal it, and a machine whose last point is damaged can still be backed up.
-    pub async fn run(mut self, changed: Changed, warnings: &mut Vec<String>) -> Result<(MapRoot, TrackingRecord)> {
-        match self.attempt(changed.clone()).await {
+    pub async fn run(
+        mut self,
+        changed: Changed,
+        warnings: &mut Vec<String>,
+    ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
+        match self.audited(changed.clone(), warnings).await {
             Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
                 let name = &self.description.name;
                 tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
                 warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
                 let reason = "the parent's map is damaged".into();
-                self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }).await
+                let (root, tracking) = self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }).await?;
+                Ok((root, tracking, None))
             }
             made => made,
         }
     }
 
-    async fn attempt(&mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
+    pub(super) async fn attempt(&mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
         let size = self.description.size;
         if changed.mode == ChangeTracking::Bitmap
             && let Some(lie) = self.lie(&changed).await?
@@ -167,7 +175,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok(Done { refs: cut.refs, bytes_read: extent.length, bytes_changed })
     }
 
-    async fn leaf_before(&self, extent: Extent) -> Result<Option<Arc<Page>>> {
+    pub(super) async fn leaf_before(&self, extent: Extent) -> Result<Option<Arc<Page>>> {
         match self.before {
             Some(before) => self.reader.leaf(before.root, extent.offset / (PAGE_ENTRIES * u64::from(GRID_BYTES))).await,
             None => Ok(None),
@@ -271,7 +279,7 @@ fn cut(
 }
 
 /// The grid blocks that lie in `set` entirely.
-fn whole_blocks(set: &ExtentSet, size: u64) -> ExtentSet {
+pub(super) fn whole_blocks(set: &ExtentSet, size: u64) -> ExtentSet {
     set.complement(size).align(u64::from(GRID_BYTES), size).complement(size)
 }
 
@@ -288,17 +296,17 @@ fn pieces(read: &ExtentSet, zero: &ExtentSet) -> impl Iterator<Item = Piece> {
 }
 
 /// Spreads reads so that no more than a number of bytes is read in a second on average.
-struct Pacer {
+pub(super) struct Pacer {
     rate: Option<u64>,
     next: std::sync::Mutex<Instant>,
 }
 
 impl Pacer {
-    fn new(rate: Option<u64>) -> Self {
+    pub(super) fn new(rate: Option<u64>) -> Self {
         Self { rate, next: std::sync::Mutex::new(Instant::now()) }
     }
 
-    async fn wait(&self, bytes: u64) {
+    pub(super) async fn wait(&self, bytes: u64) {
         let Some(rate) = self.rate else { return };
         let turn = {
             let mut next = self.next.lock().expect("not poisoned");

@@ -3,7 +3,7 @@
 use crate::tools::*;
 use chunker::{Compression, Fingerprinter};
 use mover::{
-    BackupOptions, BackupReport, ChangeTracking, Consistency, Mem, Pool, Progress, ReadSession, Repository,
+    Audit, BackupOptions, BackupReport, ChangeTracking, Consistency, Mem, Pool, Progress, ReadSession, Repository,
     TrackingWish, Verification, World, backup, restore,
 };
 use proxy::{DiskTarget, Existing, NamedSource, SnapshotSession, SourceOptions};
@@ -37,6 +37,7 @@ impl Walk {
             tags: Vec::new(),
             attachments: Vec::new(),
             rate: None,
+            audit: Audit::Percent(0),
         };
         backup(&self.repository, source, &options, &self.pool, &self.world, &Progress::default()).await.unwrap()
     }

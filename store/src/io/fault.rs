@@ -1,10 +1,10 @@
-//! Faults at the n-th file operation.
+//! Faults at the n-th file operation, and an n-th operation that waits.
 
 use super::Io;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 
 /// What happens at the chosen operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Fault {
 pub struct FaultIo<I> {
     inner: I,
     plan: Mutex<Plan>,
+    /// Told of every change of [`Plan::hold`].
+    hold_changed: Condvar,
 }
 
 #[derive(Default)]
@@ -30,6 +32,26 @@ struct Plan {
     operations: u64,
     fault: Option<(u64, Fault)>,
     dead: bool,
+    hold: Hold,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    None,
+    /// The operation of this number is to wait.
+    Planned(u64),
+    /// It waits.
+    Held,
+}
+
+/// Ends the waiting when dropped, so that a test that fails does not hang.
+pub struct Release<'a, I>(&'a FaultIo<I>);
+
+impl<I> Drop for Release<'_, I> {
+    fn drop(&mut self) {
+        self.0.set_hold(Hold::None);
+    }
 }
 
 enum Verdict {
@@ -38,10 +60,33 @@ enum Verdict {
     Dead,
 }
 
+impl<I> FaultIo<I> {
+    /// Makes the operation that comes after `operations` more wait, before it has any effect, until what this gives is
+    /// dropped. All others go on, on other threads.
+    #[must_use = "dropped at once it holds nothing"]
+    pub fn hold(&self, operations: u64) -> Release<'_, I> {
+        let at = self.plan.lock().expect("not poisoned").operations + operations;
+        self.set_hold(Hold::Planned(at));
+        Release(self)
+    }
+
+    /// Waits until the operation is reached: true. False when there is none to wait for any more. Blocking.
+    pub fn wait_held(&self) -> bool {
+        let plan = self.plan.lock().expect("not poisoned");
+        let planned = |plan: &mut Plan| matches!(plan.hold, Hold::Planned(_));
+        self.hold_changed.wait_while(plan, planned).expect("not poisoned").hold == Hold::Held
+    }
+
+    fn set_hold(&self, hold: Hold) {
+        self.plan.lock().expect("not poisoned").hold = hold;
+        self.hold_changed.notify_all();
+    }
+}
+
 impl<I: Io> FaultIo<I> {
     /// Passes everything on to `inner` and counts, until [`Self::plan`].
     pub fn new(inner: I) -> Self {
-        Self { inner, plan: Mutex::default() }
+        Self { inner, plan: Mutex::default(), hold_changed: Condvar::new() }
     }
 
     /// Plans `fault` for the operation that comes after `operations` more.
@@ -62,6 +107,11 @@ impl<I: Io> FaultIo<I> {
         }
         let at = plan.operations;
         plan.operations += 1;
+        if plan.hold == Hold::Planned(at) {
+            plan.hold = Hold::Held;
+            self.hold_changed.notify_all();
+            plan = self.hold_changed.wait_while(plan, |plan| plan.hold == Hold::Held).expect("not poisoned");
+        }
         match plan.fault {
             Some((when, fault)) if when == at => {
                 plan.dead = fault == Fault::Cut;

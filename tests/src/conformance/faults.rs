@@ -4,7 +4,7 @@ use super::kit::{BLOCK, Fixture, LEAF, Lab, options};
 use crate::fake::{Machine, Target, Trouble, noise};
 use crate::meddle::{Meddled, Meddling};
 use chunker::{ChunkId, ChunkKind, Extent};
-use mover::{ChangeTracking, Error, ErrorKind, Failover, Outcome, ReadSession, Repository, TrackingWish};
+use mover::{Audit, ChangeTracking, Error, ErrorKind, Failover, Outcome, ReadSession, Repository, TrackingWish};
 
 fn machine<F: Fixture>(lab: &Lab<F>) -> Machine {
     let machine = Machine::new(&lab.world, &[LEAF, 10 * BLOCK]);
@@ -107,6 +107,72 @@ pub async fn lying_tracking_is_found_out<F: Fixture>(lab: Lab<F>) {
     machine.discard_untracked(1, Extent::new(10 * BLOCK, 9));
     let report = lab.backup("liar", &machine).await;
     assert_eq!(report.disks[1].tracking.mode, ChangeTracking::Fingerprint);
+    lab.assert_restores(report.point.id, &machine.images()).await;
+}
+
+pub async fn an_audit_finds_what_tracking_hid<F: Fixture>(lab: Lab<F>) {
+    // T8: written behind the tracking's back, and without a trace in the allocation.
+    let machine = Machine::new(&lab.world, &[40 * BLOCK + 77, BLOCK]);
+    machine.write(0, 0, &noise(1, 40 * BLOCK + 77));
+    let audited = |wish| mover::BackupOptions { wish, audit: Audit::Percent(25), ..options("liar") };
+    let backup = async |wish| lab.backup_with(&lab.repository, &audited(wish), machine.snapshot()).await;
+    backup(TrackingWish::Auto).await.unwrap();
+    machine.write_untracked(0, 35 * BLOCK + 5, b"hidden");
+    machine.write(0, BLOCK, b"tracked");
+    // A quarter of 41 blocks, without the one that is dirty; the last finds it.
+    let mut audits = Vec::new();
+    let found = loop {
+        let report = backup(TrackingWish::Auto).await.unwrap();
+        let disk = &report.disks[0];
+        if disk.tracking.mode != ChangeTracking::Bitmap {
+            break report;
+        }
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+        assert_eq!(disk.tracking.bytes_read, if audits.is_empty() { BLOCK } else { 0 });
+        audits.push((disk.tracking.bytes_audited / BLOCK, disk.audit.unwrap().position / BLOCK));
+    };
+    assert_eq!(audits, [(10, 11), (11, 22), (11, 33)]);
+    let tracking = &found.disks[0].tracking;
+    assert_eq!((tracking.mode, tracking.bytes_changed), (ChangeTracking::Fingerprint, BLOCK));
+    assert_eq!(tracking.bytes_audited, 7 * BLOCK + 77);
+    let place = (35 * BLOCK).to_string();
+    assert!(tracking.reason.contains(&place) && found.warnings[0].contains(&place), "{}", tracking.reason);
+    assert_eq!(found.disks[1].tracking.mode, ChangeTracking::Bitmap, "the other disk did not lie");
+    lab.assert_restores(found.point.id, &machine.images()).await;
+    // Where falling back is forbidden there is no point.
+    machine.write_untracked(0, 2 * BLOCK, b"again");
+    let refused = backup(TrackingWish::Bitmap).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Tracking);
+    assert_eq!(lab.points().await.last().unwrap().id, found.point.id);
+    // A turn that finds nothing says when it is complete; one share past the end belongs to the next.
+    backup(TrackingWish::Auto).await.unwrap();
+    let mut turn = Vec::new();
+    for _ in 0..5 {
+        let audit = backup(TrackingWish::Bitmap).await.unwrap().disks[0].audit.unwrap();
+        turn.push((audit.position / BLOCK, audit.turn_completed, audit.cut_short));
+    }
+    assert_eq!(turn, [11, 22, 33, 3, 14].map(|position| (position, position == 3, false)));
+    lab.assert_restores(lab.points().await.last().unwrap().id, &machine.images()).await;
+}
+
+pub async fn a_damaged_map_is_found_by_the_audit<F: Fixture>(lab: Lab<F>) {
+    // No block of the second leaf is zero, so that nothing else looks at it.
+    let machine = Machine::new(&lab.world, &[LEAF + 3 * BLOCK]);
+    machine.write(0, LEAF, &noise(1, 3 * BLOCK));
+    let options = mover::BackupOptions { audit: Audit::Usual, ..options("map") };
+    let first = lab.backup_with(&lab.repository, &options, machine.snapshot()).await.unwrap();
+    let pages = lab.blobs(first.point.id).await.into_iter().filter(|(_, blob)| blob.header().kind == ChunkKind::Page);
+    let mut rotten: Vec<_> = pages.map(|(id, _)| id).collect();
+    let reader = lab.repository.read(&[first.point.id]).await.unwrap();
+    let root = reader.manifest(first.point.id).await.unwrap().disks[0].root.id.unwrap();
+    drop(reader);
+    rotten.retain(|id| *id != root);
+    let repository = Meddled::new(&lab.repository);
+    repository.meddling.plan().rotten.extend(rotten);
+    // Without the audit nobody would look at that leaf, and the new point would have the damage too.
+    let report = lab.backup_with(&repository, &options, machine.snapshot()).await.unwrap();
+    let tracking = &report.disks[0].tracking;
+    assert_eq!((tracking.mode, report.warnings.len()), (ChangeTracking::Full, 1), "{}", tracking.reason);
     lab.assert_restores(report.point.id, &machine.images()).await;
 }
 

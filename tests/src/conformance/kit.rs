@@ -4,10 +4,10 @@ use crate::fake::{Image, Machine, Screen, Target};
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
 use futures::StreamExt;
 use mover::{
-    BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId, Manifest,
-    MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
-    ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish, Verification,
-    World, WriteSession, backup, copy, restore, with_sealer,
+    Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
+    Manifest, MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence,
+    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish,
+    Verification, World, WriteSession, backup, copy, restore, with_sealer,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -36,10 +36,10 @@ pub trait Fixture: Sized + Send + Sync {
 
 /// A repository under test with everything that jobs need.
 pub struct Lab<F: Fixture> {
+    /// The repository, open. Dropped before the fixture: RocksDB waits a second for a folder that went away under it.
+    pub repository: F::Repository,
     /// Its fixture.
     pub fixture: F,
-    /// The repository, open.
-    pub repository: F::Repository,
     /// Its domain's fingerprints.
     pub prints: Fingerprinter,
     /// Its world.
@@ -249,6 +249,7 @@ pub fn options(name: &str) -> BackupOptions {
         tags: Vec::new(),
         attachments: Vec::new(),
         rate: None,
+        audit: Audit::Percent(0),
     }
 }
 

@@ -12,8 +12,8 @@ use crate::text::{count, escaped, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
 use hooks::{Frozen, Hooks};
 use mover::{
-    BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result, Source as _,
-    TrackingWish, Verification, backup, blocking,
+    Audit, BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result,
+    Source as _, TrackingWish, Verification, backup, blocking,
 };
 use proxy::NamedSource;
 use serde::Serialize;
@@ -44,6 +44,10 @@ struct Disk {
     bytes_read: u64,
     bytes_changed: u64,
     bytes_audited: u64,
+    /// Offset at which the next audit goes on; null without audit.
+    audit_position: Option<u64>,
+    audit_turn_completed: bool,
+    audit_cut_short: bool,
 }
 
 pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
@@ -79,10 +83,6 @@ fn refuse_what_cannot_be_done(arguments: &Backup) -> Result<()> {
             Error::usage("--proxy: this version has no proxies").hint("run the backup on the host of the disks")
         );
     }
-    if arguments.audit.is_some_and(|percent| percent > 0) {
-        return Err(Error::usage("--audit: this version cannot audit change tracking")
-            .hint("--change-tracking fingerprint reads and compares everything"));
-    }
     if arguments.quiesce == Quiesce::Require {
         return Err(Error::new(ErrorKind::Quiesce, "a disk image without its machine cannot be quiesced")
             .hint("leave out --quiesce require, and quiesce with --pre-freeze and --post-thaw where that is needed"));
@@ -109,6 +109,7 @@ async fn options(arguments: &Backup) -> Result<BackupOptions> {
         tags: arguments.tag.clone(),
         attachments,
         rate: arguments.rate,
+        audit: arguments.audit.map_or(Audit::Usual, Audit::Percent),
     })
 }
 
@@ -186,6 +187,9 @@ fn disk_fields(disk: &mover::DiskReport) -> Disk {
         bytes_read: disk.tracking.bytes_read,
         bytes_changed: disk.tracking.bytes_changed,
         bytes_audited: disk.tracking.bytes_audited,
+        audit_position: disk.audit.map(|audit| audit.position),
+        audit_turn_completed: disk.audit.is_some_and(|audit| audit.turn_completed),
+        audit_cut_short: disk.audit.is_some_and(|audit| audit.cut_short),
     }
 }
 
@@ -204,6 +208,16 @@ fn print(context: &Context, report: &BackupReport, duration: Duration) {
         ]);
     }
     out.table(&rows);
+    for disk in &report.disks {
+        let Some(audit) = disk.audit else { continue };
+        let ends = match (audit.turn_completed, audit.cut_short) {
+            (true, _) => "this completes a turn over the disk".to_owned(),
+            (false, true) => format!("its time was up, the next increment goes on at {}", size(audit.position)),
+            (false, false) => format!("the next increment goes on at {}", size(audit.position)),
+        };
+        let audited = size(disk.tracking.bytes_audited);
+        out.line(&format!("{}: {audited} that the bitmap calls unchanged are unchanged; {ends}", disk.name));
+    }
     out.line(&format!(
         "point {} of {}, {} consistent: {} new in {} chunks, {} stored, {}",
         short(report.point.id),

@@ -1,0 +1,321 @@
+//! The audit of change tracking (T8): a part of what the bitmap calls unchanged is read all the same and compared with
+//! the parent. Where the audit of one increment stops, that of the next begins, so that it goes round the disk.
+
+use super::disk::{DiskPass, Pacer, whole_blocks};
+use crate::{
+    ChangeTracking, Changed, DiskId, Error, Manifest, MapRoot, PAGE_ENTRIES, Page, PageRef, RecordError, RecordReader,
+    RecordWriter, Repository, Result, Source, TrackingRecord, TrackingWish,
+};
+use bytes::Bytes;
+use chunker::{ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
+use futures::{StreamExt, stream};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How much of what the bitmap calls unchanged is read all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Audit {
+    /// 1 % of it, and less where that is more than 1 GiB or takes more than 2 % of the increment's time.
+    #[default]
+    Usual,
+    /// What of it lies in so many percent of the disk, whatever it takes; 0 is no audit.
+    Percent(u8),
+}
+
+/// How far the audit of a disk has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditReport {
+    /// Offset at which the next increment goes on.
+    pub position: u64,
+    /// The end of the disk was passed.
+    pub turn_completed: bool,
+    /// Less was audited than the share of this increment.
+    pub cut_short: bool,
+}
+
+/// Where and when the audit of a disk begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    /// Offset at which that of the parent stopped.
+    pub position: u64,
+    /// The beginning of the increment's work on this disk.
+    pub since: Instant,
+}
+
+/// What an audit came to.
+enum Found {
+    Nothing,
+    AsBefore(u64, AuditReport),
+    /// Bytes read until then, and the block that is not what it was.
+    Changed(u64, u64),
+}
+
+impl<R: Repository, S: Source> DiskPass<'_, R, S> {
+    /// One pass over the disk, audited. A bitmap that lied is not believed any more: everything is read and compared.
+    pub(super) async fn audited(
+        &mut self,
+        changed: Changed,
+        warnings: &mut Vec<String>,
+    ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
+        let (root, mut tracking) = self.attempt(changed.clone()).await?;
+        if tracking.mode != ChangeTracking::Bitmap {
+            return Ok((root, tracking, None));
+        }
+        let (bytes, offset) = match self.audit(&changed).await? {
+            Found::Nothing => return Ok((root, tracking, None)),
+            Found::AsBefore(bytes, report) => {
+                tracking.bytes_audited = bytes;
+                return Ok((root, tracking, Some(report)));
+            }
+            Found::Changed(bytes, offset) => (bytes, offset),
+        };
+        let lie = format!("the audit found offset {offset} changed, which the bitmap calls unchanged");
+        if self.job.options.wish == TrackingWish::Bitmap {
+            return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
+        }
+        let name = &self.description.name;
+        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
+        // Since when it is so, nobody knows: this is news about points that are there, not only about this one.
+        warnings.push(format!(
+            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
+        ));
+        let read_before = tracking.bytes_read;
+        let (root, mut tracking) =
+            self.attempt(Changed { mode: ChangeTracking::Fingerprint, reason: lie, ..changed }).await?;
+        tracking.bytes_read += read_before;
+        tracking.bytes_audited = bytes;
+        Ok((root, tracking, None))
+    }
+
+    async fn audit(&self, changed: &Changed) -> Result<Found> {
+        let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
+        let suspects = self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect();
+        // What is zero by allocation was compared with the parent already, all of it.
+        let known = changed.dirty.align(grid, size).union(&suspects).union(&whole_blocks(&changed.zeroes, size));
+        let clean = ExtentSet::whole(size).subtract(&known);
+        let options = self.job.options;
+        let Some(share) = Share::of(options.audit, size, clean.bytes()) else { return Ok(Found::Nothing) };
+        let (began, pacer) = (Instant::now(), &Pacer::new(options.rate));
+        let limit = share.limit(began.duration_since(self.begun.since), options.rate);
+        let ring = Ring::new(size, self.begun.position);
+        let (mut planned, mut stopped) = (0, false);
+        let parts = ring.parts(&clean, share.blocks);
+        let pieces = parts.iter().flat_map(Part::pieces).take_while(|piece| {
+            // At least one, so that every turn ends.
+            let room = planned == 0 || planned < limit.bytes && began.elapsed() < limit.time;
+            stopped |= !room;
+            planned += if room { piece.extent.length } else { 0 };
+            room
+        });
+        let mut compared = stream::iter(pieces)
+            .map(|piece| async move { self.first_difference(piece.extent, pacer).await.map(|found| (piece, found)) })
+            .buffered(PIECES_MAX);
+        let (mut bytes, mut reached) = (0, ring.from);
+        // Nothing else is waited for in here: pieces that nobody polls may stand before it in a queue.
+        while let Some(done) = compared.next().await {
+            let (piece, difference) = done?;
+            bytes += piece.extent.length;
+            reached = piece.reached;
+            if let Some(offset) = difference {
+                return Ok(Found::Changed(bytes, offset));
+            }
+        }
+        drop(compared);
+        if !stopped {
+            reached = ring.from + share.blocks;
+        }
+        let report = AuditReport {
+            position: reached % ring.blocks * grid,
+            turn_completed: reached >= ring.blocks,
+            cut_short: stopped && planned < share.bytes,
+        };
+        Ok(Found::AsBefore(bytes, report))
+    }
+
+    /// The first block in `extent` that is not what the parent has there.
+    async fn first_difference(&self, extent: Extent, pacer: &Pacer) -> Result<Option<u64>> {
+        let before = self.leaf_before(extent).await?;
+        let (job, size) = (self.job, self.description.size);
+        job.progress.expect(extent.length);
+        pacer.wait(extent.length).await;
+        let bytes = job.source.read(self.index, extent).await?;
+        if bytes.len() as u64 != extent.length {
+            return Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)));
+        }
+        let prints = job.prints.clone();
+        let compare = move || first_difference(&prints, &bytes, extent, size, before.as_deref());
+        let found = job.pool.run(compare).await;
+        job.progress.advance(extent.length);
+        Ok(found)
+    }
+}
+
+/// By chunk id, as everything that is called unchanged (T7). What could not be read at the parent proves nothing.
+fn first_difference(
+    prints: &Fingerprinter,
+    bytes: &Bytes,
+    extent: Extent,
+    size: u64,
+    before: Option<&Page>,
+) -> Option<u64> {
+    let differs = |block: &Extent| {
+        let was =
+            before.map_or(PageRef::Absent, |page| page.entry(block.offset / u64::from(GRID_BYTES) % PAGE_ENTRIES));
+        let from = usize::try_from(block.offset - extent.offset).expect("a piece fits memory");
+        let plain = &bytes[from..from + usize::try_from(block.length).expect("a block fits memory")];
+        match was {
+            PageRef::Unreadable => false,
+            PageRef::Absent => !is_zero(plain),
+            PageRef::Chunk(id) => prints.id(ChunkKind::Data, plain) != id,
+        }
+    };
+    grid_blocks(extent, size).find(differs).map(|block| block.offset)
+}
+
+/// What belongs to one increment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    /// Blocks of the disk to go on by, at most.
+    blocks: u64,
+    /// Clean bytes to read, at most.
+    bytes: u64,
+    capped: bool,
+}
+
+/// Where an increment stops before it has done its share.
+struct Limit {
+    bytes: u64,
+    time: Duration,
+}
+
+impl Share {
+    /// None when nothing is to be audited.
+    ///
+    /// A percentage that was asked for is one of the disk, because only that keeps the promise whatever changes: from
+    /// any position, ⌈100 / percent⌉ shares are a turn. The usual share is one of the clean bytes: what is not allocated
+    /// costs nothing to pass, and no increment gets much more to read than another.
+    fn of(audit: Audit, size: u64, clean: u64) -> Option<Self> {
+        let blocks = size.div_ceil(GRID_BYTES.into());
+        match audit {
+            _ if clean == 0 => None,
+            Audit::Percent(0) => None,
+            Audit::Percent(percent) => {
+                let blocks = (blocks * u64::from(percent.min(100))).div_ceil(100);
+                Some(Self { blocks, bytes: u64::MAX, capped: false })
+            }
+            Audit::Usual => Some(Self { blocks, bytes: clean.div_ceil(100), capped: true }),
+        }
+    }
+
+    fn limit(&self, spent: Duration, rate: Option<u64>) -> Limit {
+        if !self.capped {
+            return Limit { bytes: self.bytes, time: Duration::MAX };
+        }
+        let time = spent / TIME_SHARE;
+        let paced = rate.map_or(u64::MAX, |rate| (rate as f64 * time.as_secs_f64()) as u64);
+        Limit { bytes: self.bytes.min(BYTES_MAX).min(paced), time }
+    }
+}
+
+/// A disk as blocks in a ring.
+#[derive(Debug, Clone, Copy)]
+struct Ring {
+    size: u64,
+    blocks: u64,
+    /// The block at which this increment begins.
+    from: u64,
+}
+
+/// Clean extents on one side of the end of the disk.
+struct Part {
+    clean: ExtentSet,
+    /// Blocks of the ring before those of this part: all, for what lies behind the end.
+    passed: u64,
+}
+
+/// A read of the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    extent: Extent,
+    /// The block after it, counted on past the end of the disk.
+    reached: u64,
+}
+
+impl Ring {
+    /// A position past the end (the disk was larger) is the beginning.
+    fn new(size: u64, position: u64) -> Self {
+        let grid = u64::from(GRID_BYTES);
+        let blocks = size.div_ceil(grid);
+        let from = if position / grid < blocks { position / grid } else { 0 };
+        Self { size, blocks, from }
+    }
+
+    /// What is `clean` in the next `blocks` of the ring: as far as the end of the disk, and from its beginning.
+    fn parts(self, clean: &ExtentSet, blocks: u64) -> [Part; 2] {
+        let (grid, end) = (u64::from(GRID_BYTES), self.from + blocks.min(self.blocks));
+        let part = |from: u64, to: u64| -> ExtentSet {
+            let part = [Extent::from(from * grid..(to * grid).min(self.size))].into_iter().collect();
+            clean.intersect(&part)
+        };
+        let wrapped = part(0, end.saturating_sub(self.blocks));
+        [Part { clean: part(self.from, end.min(self.blocks)), passed: 0 }, Part { clean: wrapped, passed: self.blocks }]
+    }
+}
+
+impl Part {
+    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        let reached = |extent: Extent| self.passed + extent.end().div_ceil(GRID_BYTES.into());
+        self.clean.split(PIECE_BYTES).map(move |extent| Piece { extent, reached: reached(extent) })
+    }
+}
+
+/// Where the audit of each disk goes on, as `manifest` has it. What cannot be read is the beginning: this is where an
+/// audit looks, nothing that a restore depends on.
+pub(super) fn positions(manifest: &Manifest) -> BTreeMap<DiskId, u64> {
+    read_positions(&manifest.extensions).unwrap_or_default()
+}
+
+fn read_positions(extensions: &[u8]) -> Result<BTreeMap<DiskId, u64>, RecordError> {
+    let mut from = RecordReader::new(extensions);
+    while from.remaining() > 0 {
+        let (tag, _flags, length) = (from.u16("tag")?, from.u16("tag flags")?, from.u32("tag length")?);
+        let value = from.bytes("tag", usize::try_from(length).map_err(|_| RecordError::Short { field: "tag" })?)?;
+        if tag == POSITIONS_TAG {
+            let mut value = RecordReader::new(value);
+            let one = |from: &mut RecordReader<'_>| Ok((DiskId(from.array("disk")?), from.u64("audit position")?));
+            return Ok(value.list("audit positions", 24, one)?.into_iter().collect());
+        }
+    }
+    Ok(BTreeMap::new())
+}
+
+/// The extension of a manifest that says where each audit goes on; nothing when all are at the beginning.
+pub(super) fn extension(positions: &BTreeMap<DiskId, u64>) -> Vec<u8> {
+    let positions: Vec<_> = positions.iter().filter(|(_, position)| **position > 0).collect();
+    if positions.is_empty() {
+        return Vec::new();
+    }
+    let mut value = RecordWriter::new();
+    value.list(&positions, |to, (disk, position)| {
+        to.bytes(&disk.0).u64(**position);
+    });
+    let length = u32::try_from(value.len()).expect("a manifest has few disks");
+    let mut to = RecordWriter::new();
+    to.u16(POSITIONS_TAG).u16(0).u32(length).bytes(value.as_slice());
+    to.finish()
+}
+
+/// An extension of the manifest; an old reader may overlook it.
+const POSITIONS_TAG: u16 = 2;
+/// Bytes of one read: a whole number of blocks, a whole part of a leaf.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Pieces on their way at once: enough for two processors, and little to wait for when time is up.
+const PIECES_MAX: usize = 3;
+/// Most bytes of the usual audit.
+const BYTES_MAX: u64 = 1 << 30;
+/// Of so many parts of the increment's time the usual audit takes one.
+const TIME_SHARE: u32 = 50;
+
+#[cfg(test)]
+mod tests;
