@@ -48,7 +48,7 @@ pub use progress::{Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession, verified,
 };
 pub use restore::{RestoreReport, restore};
 pub use select::{Selector, select};

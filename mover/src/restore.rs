@@ -1,8 +1,10 @@
 //! A disk of a recovery point is written to a target.
 
+mod again;
+
 use crate::{
-    ChunkBatch, ChunkError, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool, Progress,
-    ReadSession, Result, Target, with_opener,
+    ChunkBatch, ChunkError, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool,
+    Progress, ReadSession, Result, Target, with_opener,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
@@ -134,7 +136,14 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it.
     async fn write(&self, arrived: Vec<Arrived>) -> Result<u64> {
         let (prints, size) = (self.prints.clone(), self.disk.size);
-        let runs = self.pool.run(move || decode(&prints, size, arrived)).await?;
+        let again = arrived.clone();
+        let runs = match self.pool.run(move || decode(&prints, size, arrived)).await {
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                let (prints, arrived) = (self.prints.clone(), self.replace_wrong(again).await);
+                self.pool.run(move || decode(&prints, size, arrived)).await?
+            }
+            decoded => decoded?,
+        };
         let mut written = 0;
         for (offset, bytes) in runs {
             let length = bytes.len() as u64;

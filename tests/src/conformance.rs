@@ -50,7 +50,8 @@ macro_rules! conformance {
             faults {
                 source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails
                 target_too_small lying_tracking_is_found_out broken_at_every_operation one_rotten_chunk_of_two_copies
-                withheld_and_repeated_chunks
+                withheld_and_repeated_chunks chunks_withheld_by_one_copy a_copy_that_dies_in_the_middle
+                content_that_is_not_what_its_id_says
             }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
