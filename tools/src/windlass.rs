@@ -23,6 +23,7 @@ pub struct Context {
 #[repr(u8)]
 pub enum Exit {
     Done = 0,
+    Failed = 1,
     SomeFailed = 3,
     Warnings = 4,
     Corrupt = 13,
