@@ -50,7 +50,7 @@ pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
     ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession, verified,
 };
-pub use restore::{RestoreReport, restore};
+pub use restore::{RestoreReport, restore, restore_delta};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
 pub use target::Target;

@@ -7,6 +7,8 @@ pub mod copying;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod dedup;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
+pub mod delta;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod faults;
 mod kit;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
@@ -53,6 +55,10 @@ macro_rules! conformance {
                 withheld_and_repeated_chunks chunks_withheld_by_one_copy a_copy_that_dies_in_the_middle
                 content_that_is_not_what_its_id_says
             }
+            delta {
+                only_what_differs_is_fetched_and_written zeros_are_told_from_what_was_there
+                a_target_of_another_size broken_off_and_finished_by_the_same_call a_target_that_cannot_be_read
+            }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
                 other_domains_are_refused pinned_subtrees_are_not_walked a_page_in_the_target_does_not_vouch
@@ -85,6 +91,7 @@ mod tests {
             include_str!("conformance/commit.rs"),
             include_str!("conformance/copying.rs"),
             include_str!("conformance/dedup.rs"),
+            include_str!("conformance/delta.rs"),
             include_str!("conformance/faults.rs"),
             include_str!("conformance/reading.rs"),
             include_str!("conformance/round_trip.rs"),
