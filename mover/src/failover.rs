@@ -1,7 +1,8 @@
 //! Several copies read as one: what the first cannot serve comes from the next, chunk by chunk.
 
 use crate::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result};
-use chunker::{Blob, ChunkId};
+use chunker::{Blob, ChunkId, Fingerprinter};
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -28,22 +29,6 @@ impl<R: ReadSession> Failover<R> {
     fn count(&self, at: usize, blob: &Blob) {
         *self.served.lock().expect("not poisoned").entry(at).or_default() += blob.bytes().len() as u64;
     }
-
-    /// What the sessions from number `from` on give for one chunk.
-    async fn elsewhere(&self, from: usize, id: ChunkId, first: ChunkError) -> Result<Blob, ChunkError> {
-        for (at, (address, session)) in self.sessions.iter().enumerate().skip(from) {
-            let found = session.get(vec![id]);
-            futures::pin_mut!(found);
-            while let Some(batch) = found.next().await {
-                if let Some(blob) = batch.into_iter().find_map(|(got, blob)| blob.ok().filter(|_| got == id)) {
-                    tracing::warn!(chunk = %id, copy = address, reason = %first, "served by another copy");
-                    self.count(at, &blob);
-                    return Ok(blob);
-                }
-            }
-        }
-        Err(first)
-    }
 }
 
 impl<R: ReadSession> ReadSession for Failover<R> {
@@ -59,20 +44,102 @@ impl<R: ReadSession> ReadSession for Failover<R> {
     }
 
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
-        let batches = stream::iter(self.sessions.first()).flat_map(move |(_, first)| first.get(ids.clone()));
-        batches.then(move |batch| async move {
-            let mut made = Vec::with_capacity(batch.len());
-            for (id, blob) in batch {
-                let blob = match blob {
-                    Ok(blob) => {
-                        self.count(0, &blob);
-                        Ok(blob)
-                    }
-                    Err(error) => self.elsewhere(1, id, error).await,
-                };
-                made.push((id, blob));
+        let asking = Asking { copies: self, wanted: Wanted::new(ids), asked: 0, batches: stream::empty().boxed() };
+        stream::unfold(asking, |mut asking| async move { asking.next().await.map(|batch| (batch, asking)) })
+    }
+
+    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        let mut wanted = Wanted::new(ids);
+        let mut made = ChunkBatch::new();
+        for (at, (address, session)) in self.sessions.iter().enumerate() {
+            if wanted.0.is_empty() {
+                break;
             }
-            made
-        })
+            let found = wanted.take(session.get_verified(prints, wanted.ids()).await);
+            found.iter().for_each(|(_, blob)| self.count(at, blob));
+            if !found.is_empty() {
+                tracing::warn!(
+                    copy = address,
+                    chunks = found.len(),
+                    "read again, after a blob was not what it should be"
+                );
+            }
+            made.extend(found.into_iter().map(|(id, blob)| (id, Ok(blob))));
+        }
+        made.extend(wanted.given_up());
+        made
+    }
+}
+
+/// Chunks that no copy has given yet, and why the first that was asked did not.
+struct Wanted(BTreeMap<ChunkId, Option<ChunkError>>);
+
+impl Wanted {
+    fn new(ids: Vec<ChunkId>) -> Self {
+        Self(ids.into_iter().map(|id| (id, None)).collect())
+    }
+
+    fn ids(&self) -> Vec<ChunkId> {
+        self.0.keys().copied().collect()
+    }
+
+    /// The blobs in `batch` that were still wanted. Errors wait here for the next copy.
+    fn take(&mut self, batch: ChunkBatch) -> Vec<(ChunkId, Blob)> {
+        let mut found = Vec::with_capacity(batch.len());
+        for (id, blob) in batch {
+            match (blob, self.0.get_mut(&id)) {
+                (Ok(blob), Some(_)) => {
+                    self.0.remove(&id);
+                    found.push((id, blob));
+                }
+                (Err(error), Some(reason)) => {
+                    reason.get_or_insert(error);
+                }
+                (_, None) => {}
+            }
+        }
+        found
+    }
+
+    /// What is left when nobody can be asked any more.
+    fn given_up(&mut self) -> ChunkBatch {
+        let reason = |(chunk, reason): (_, Option<_>)| (chunk, Err(reason.unwrap_or(ChunkError::Missing { chunk })));
+        std::mem::take(&mut self.0).into_iter().map(reason).collect()
+    }
+}
+
+/// One call of `get`: all that a copy failed or withheld is asked of the next one at once, when the copy has told
+/// everything, so that a copy that dies in the middle costs one more request and not one for each chunk.
+struct Asking<'a, R> {
+    copies: &'a Failover<R>,
+    wanted: Wanted,
+    /// Copies that were asked; the last of them gives `batches`.
+    asked: usize,
+    batches: BoxStream<'a, ChunkBatch>,
+}
+
+impl<R: ReadSession> Asking<'_, R> {
+    async fn next(&mut self) -> Option<ChunkBatch> {
+        let sessions = &self.copies.sessions;
+        while !self.wanted.0.is_empty() {
+            if let Some(batch) = self.batches.next().await {
+                let found = self.wanted.take(batch);
+                found.iter().for_each(|(_, blob)| self.copies.count(self.asked - 1, blob));
+                if !found.is_empty() {
+                    return Some(found.into_iter().map(|(id, blob)| (id, Ok(blob))).collect());
+                }
+                continue;
+            }
+            let Some((address, session)) = sessions.get(self.asked) else { return Some(self.wanted.given_up()) };
+            if self.asked > 0 {
+                let reason =
+                    self.wanted.0.values().flatten().next().map_or_else(|| "withheld".into(), |it| it.to_string());
+                let (chunks, from) = (self.wanted.0.len(), &sessions[self.asked - 1].0);
+                tracing::warn!(chunks, from, reason, copy = address, "another copy is asked");
+            }
+            self.asked += 1;
+            self.batches = session.get(self.wanted.ids()).boxed();
+        }
+        None
     }
 }

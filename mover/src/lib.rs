@@ -51,9 +51,9 @@ pub use progress::{Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession, verified,
 };
-pub use restore::{RestoreReport, restore};
+pub use restore::{RestoreReport, restore, restore_delta};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
 pub use target::Target;

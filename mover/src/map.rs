@@ -2,7 +2,7 @@
 
 use crate::pool::with_opener;
 use crate::{Error, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result};
-use chunker::{ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -60,11 +60,16 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
             .await
             .and_then(|batch| batch.into_iter().find(|(got, _)| *got == id))
             .ok_or_else(|| Error::internal("a read session gave nothing for a page"))?;
-        let blob = blob?;
-        let decoded = with_opener(|opener| {
-            let mut plain = Vec::new();
-            opener.open_verified(self.prints, &id, &blob, &mut plain).map(|()| plain)
-        });
+        let mut blob = blob?;
+        let mut decoded = self.open(id, &blob);
+        if decoded.is_err() {
+            // Its checksum is right and its content is not; perhaps another place has it.
+            let again = self.session.get_verified(self.prints, vec![id]).await;
+            for (_, found) in again {
+                blob = found.map_err(|error| Error::from(error).context("a page of the disk map"))?;
+                decoded = self.open(id, &blob);
+            }
+        }
         let plain = decoded.map_err(|error| Error::integrity(format!("page {id}")).because(error))?;
         if blob.header().kind != ChunkKind::Page {
             return Err(Error::integrity(format!("chunk {id} is not a page")));
@@ -77,6 +82,11 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
         }
         cache.insert(id, page.clone());
         Ok(page)
+    }
+
+    fn open(&self, id: ChunkId, blob: &Blob) -> Result<Vec<u8>, BlobError> {
+        let mut plain = Vec::new();
+        with_opener(|opener| opener.open_verified(self.prints, &id, blob, &mut plain)).map(|()| plain)
     }
 
     /// Leaf number `index` (64 MiB of disk each); none when it is all zero.

@@ -1,10 +1,12 @@
 //! Where recovery points are kept.
 
 use crate::{
-    DiskId, Error, GroupId, MachineId, Manifest, Name, OwnerId, PointId, RepositoryId, Result, SessionId, Timestamp,
+    DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, RepositoryId, Result, SessionId,
+    Timestamp, with_opener,
 };
-use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey};
-use futures::Stream;
+use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
+use futures::{Stream, StreamExt};
+use std::collections::BTreeMap;
 use std::future::Future;
 
 /// A place that keeps chunks and recovery points. The same promises hold on a directory, across the wire and in memory:
@@ -51,6 +53,43 @@ pub trait ReadSession: Send + Sync {
     /// of bounded size. A blob's checksum was compared; its fingerprint is for the caller to check. A chunk that cannot
     /// be had is an item, not the end.
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send;
+
+    /// As [`Self::get`], for chunks whose blob turned out not to be what its id says: what is given here was decoded and
+    /// fingerprinted. Where a chunk lies in several places or copies each is tried, and one that is found damaged counts
+    /// as such from then on. For a batch, not for a disk: it is slower.
+    fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> impl Future<Output = ChunkBatch> + Send {
+        verified(self.get(ids.clone()), prints, ids)
+    }
+}
+
+/// What `batches` give for `ids`, each decoded and compared with its fingerprint; one item for each id.
+pub async fn verified(
+    batches: impl Stream<Item = ChunkBatch> + Send,
+    prints: &Fingerprinter,
+    ids: Vec<ChunkId>,
+) -> ChunkBatch {
+    let missing = |chunk| (chunk, ChunkError::Missing { chunk });
+    let mut wanted: BTreeMap<ChunkId, ChunkError> = ids.into_iter().map(missing).collect();
+    let mut made = ChunkBatch::new();
+    futures::pin_mut!(batches);
+    while let Some(batch) = batches.next().await {
+        for (chunk, blob) in batch {
+            let Some(reason) = wanted.get_mut(&chunk) else { continue };
+            let sound = blob.and_then(|blob| {
+                let opened = with_opener(|opener| opener.open_verified(prints, &chunk, &blob, &mut Vec::new()));
+                opened.map(|()| blob).map_err(|error| ChunkError::Wrong { chunk, what: error.to_string() })
+            });
+            match sound {
+                Ok(blob) => {
+                    wanted.remove(&chunk);
+                    made.push((chunk, Ok(blob)));
+                }
+                Err(error) => *reason = error,
+            }
+        }
+    }
+    made.extend(wanted.into_iter().map(|(chunk, error)| (chunk, Err(error))));
+    made
 }
 
 /// Blobs that were read together.
@@ -75,11 +114,21 @@ pub enum ChunkError {
         /// What is wrong.
         what: String,
     },
-    /// It could not be read.
+    /// Its checksum is right and its content is not what the id says.
+    #[error("chunk {chunk} is not what it should be: {what}")]
+    Wrong {
+        /// Which.
+        chunk: ChunkId,
+        /// What is wrong.
+        what: String,
+    },
+    /// It could not be read, which says nothing about what is stored.
     #[error("chunk {chunk} cannot be read: {what}")]
     Unreadable {
         /// Which.
         chunk: ChunkId,
+        /// What that means: of the storage, of a connection.
+        kind: ErrorKind,
         /// What failed.
         what: String,
     },
@@ -88,9 +137,13 @@ pub enum ChunkError {
 impl From<ChunkError> for Error {
     fn from(error: ChunkError) -> Self {
         match error {
-            ChunkError::Unreadable { .. } => Self::store_io(error.to_string()),
-            ChunkError::Missing { .. } | ChunkError::Damaged { .. } => Self::integrity(error.to_string())
-                .hint("run `windlass verify`, and name another copy with --also-from where there is one"),
+            ChunkError::Unreadable { kind, .. } => Self::new(kind, error.to_string()),
+            ChunkError::Missing { .. } | ChunkError::Damaged { .. } | ChunkError::Wrong { .. } => {
+                Self::integrity(error.to_string()).hint(
+                    "name another copy with --also-from where there is one; `windlass verify` tells what else is \
+                     damaged, and the next backup stores again what the machine still has",
+                )
+            }
         }
     }
 }

@@ -1,14 +1,20 @@
 //! A disk of a recovery point is written to a target.
 
+mod again;
+mod delta;
+
 use crate::{
-    AlignedBuffer, ChunkBatch, ChunkError, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Phase, Pool,
-    Progress, ReadSession, Result, Target, with_opener,
+    AlignedBuffer, ChunkBatch, ChunkError, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page, PageRef, Phase,
+    Pool, Progress, ReadSession, Result, Target, with_opener,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use delta::Held;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+
+pub use delta::restore_delta;
 
 /// What a restore did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,6 +38,19 @@ pub async fn restore<R: ReadSession, T: Target>(
     pool: &Pool,
     progress: &Progress,
 ) -> Result<RestoreReport> {
+    restore_onto(session, prints, disk, target, None, pool, progress).await
+}
+
+/// Writes `disk` to `target`, except what it is known to hold.
+async fn restore_onto<R: ReadSession, T: Target>(
+    session: &R,
+    prints: &Fingerprinter,
+    disk: &DiskRecord,
+    target: T,
+    held: Option<Held>,
+    pool: &Pool,
+    progress: &Progress,
+) -> Result<RestoreReport> {
     if target.size() < disk.size {
         return Err(Error::usage(format!(
             "the target holds {} bytes, disk {} has {}",
@@ -44,7 +63,7 @@ pub async fn restore<R: ReadSession, T: Target>(
     progress.enter(Phase::Move);
     progress.expect(disk.size);
     let reader = MapReader::new(session, prints);
-    let job = Job { reader: &reader, prints, disk, target: &target, pool, progress };
+    let job = Job { reader: &reader, prints, disk, target: &target, held: held.as_ref(), pool, progress };
     let written = job.run().await.map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
     progress.enter(Phase::Commit);
     target.finish().await?;
@@ -56,6 +75,8 @@ struct Job<'a, R, T> {
     prints: &'a Fingerprinter,
     disk: &'a DiskRecord,
     target: &'a T,
+    /// What the target holds already, when it is updated in place.
+    held: Option<&'a Held>,
     pool: &'a Pool,
     progress: &'a Progress,
 }
@@ -107,6 +128,9 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
                 Some(page) => self.sort_leaf(&page, extent, &mut places, &mut zeroes)?,
             }
         }
+        if let Some(held) = self.held {
+            (places, zeroes) = self.differing(held, places, zeroes).await?;
+        }
         for extent in zeroes.iter() {
             self.target.zero(extent).await?;
             self.progress.advance(extent.length);
@@ -134,7 +158,14 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it.
     async fn write(&self, arrived: Vec<Arrived>) -> Result<u64> {
         let (prints, size) = (self.prints.clone(), self.disk.size);
-        let runs = self.pool.run(move || decode(&prints, size, arrived)).await?;
+        let again = arrived.clone();
+        let runs = match self.pool.run(move || decode(&prints, size, arrived)).await {
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                let (prints, arrived) = (self.prints.clone(), self.replace_wrong(again).await);
+                self.pool.run(move || decode(&prints, size, arrived)).await?
+            }
+            decoded => decoded?,
+        };
         let mut written = 0;
         for (offset, bytes) in runs {
             let length = bytes.len() as u64;

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use bytes::Bytes;
-use chunker::Extent;
+use chunker::{Extent, ExtentSet};
 use std::future::Future;
 
 /// One disk that is being written.
@@ -20,6 +20,15 @@ pub trait Target: Send + Sync {
     /// Makes a range read as zeros, without storing them where it can be helped.
     fn zero(&self, extent: Extent) -> impl Future<Output = Result<()>> + Send;
 
-    /// Makes everything durable under its final name. A target that is dropped without it removes what it created.
+    /// The bytes of `extent` as the target holds them, exactly `extent.length` of them: for an update in place. Asked
+    /// before those bytes are written.
+    fn read(&self, extent: Extent) -> impl Future<Output = Result<Bytes>> + Send;
+
+    /// Ranges that are known to read as zeros without reading them; none where that cannot be told. Asked before
+    /// anything is written.
+    fn zeroes(&self) -> impl Future<Output = Result<ExtentSet>> + Send;
+
+    /// Makes everything durable under its final name. A target that is dropped without it removes what it created, and
+    /// only that: what was there before stays.
     fn finish(self) -> impl Future<Output = Result<()>> + Send;
 }

@@ -19,6 +19,7 @@ use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
 use qcow2::Qcow2Disk;
 use raw::RawDisk;
+pub(crate) use raw::{holes, read_extent};
 use std::collections::BTreeSet;
 use std::future::Future;
 

@@ -8,7 +8,7 @@ use crate::address::{ImageFormat, TargetAddress};
 use crate::nbd::{NbdDisk, NbdUri};
 use crate::source::nbd_error;
 use bytes::Bytes;
-use chunker::Extent;
+use chunker::{Extent, ExtentSet};
 use file::FileTarget;
 use mover::{Error, ErrorKind, Result, Target};
 use qcow2::Qcow2Target;
@@ -21,7 +21,8 @@ pub enum Existing {
     Refuse,
     /// Its content is lost: a raw file is emptied at once, a qcow2 image is replaced when the new one is complete.
     Replace,
-    /// Write into it; what is not written or zeroed stays. One that is not there is made.
+    /// Update it: it must be there and large enough, and what is neither written nor zeroed stays, behind the disk's end
+    /// too. However the update ends, the file is never removed.
     Keep,
 }
 
@@ -56,8 +57,12 @@ impl DiskTarget {
         }?;
         if opened.size() < size {
             let have = opened.size();
-            return Err(Error::usage(format!("{address} holds {have} bytes and the disk has {size}"))
-                .hint("restore to a target that is at least as large"));
+            return Err(Error::usage(format!("{address} holds {have} bytes and the disk has {size}")).hint(
+                match existing {
+                    Existing::Keep => "make it larger (`qemu-img resize`), or restore to a new target without --delta",
+                    Existing::Refuse | Existing::Replace => "restore to a target that is at least as large",
+                },
+            ));
         }
         Ok(opened)
     }
@@ -88,6 +93,22 @@ impl Target for DiskTarget {
         }
     }
 
+    async fn read(&self, extent: Extent) -> Result<Bytes> {
+        match self {
+            Self::File(file) => file.read(extent).await,
+            Self::Qcow2(qcow2) => qcow2.read(extent).await,
+            Self::Nbd(nbd) => nbd.told(nbd.disk.read(extent).await),
+        }
+    }
+
+    async fn zeroes(&self) -> Result<ExtentSet> {
+        match self {
+            Self::File(file) => file.zeroes().await,
+            Self::Qcow2(qcow2) => qcow2.zeroes().await,
+            Self::Nbd(nbd) => nbd.told(nbd.disk.extents().await).map(|extents| extents.zeroes),
+        }
+    }
+
     async fn finish(self) -> Result<()> {
         match self {
             Self::File(file) => file.finish().await,
@@ -114,7 +135,7 @@ impl NbdTarget {
         Ok(Self { disk, uri: uri.clone() })
     }
 
-    fn told(&self, done: Result<(), crate::nbd::NbdError>) -> Result<()> {
+    fn told<V>(&self, done: Result<V, crate::nbd::NbdError>) -> Result<V> {
         done.map_err(|error| nbd_error(error, ErrorKind::Target).context(&self.uri))
     }
 }

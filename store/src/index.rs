@@ -40,6 +40,10 @@ pub struct Index {
     next_pack: u32,
     /// What the database's view of the log ends with.
     applied: Incarnation,
+    /// Packs with a lower number that could not be read, in this process or an earlier one.
+    skipped: BTreeSet<u32>,
+    /// Those of earlier processes that were not tried again yet.
+    again: BTreeSet<u32>,
     /// Packs put into the database's memory since the last flush.
     unflushed: u32,
 }
@@ -68,6 +72,8 @@ impl Index {
             overlay: HashMap::new(),
             next_pack: 0,
             applied: Incarnation::default(),
+            skipped: BTreeSet::new(),
+            again: BTreeSet::new(),
             unflushed: 0,
         };
         let opened = match access {
@@ -77,12 +83,17 @@ impl Index {
         let tag = opened.map_err(|error| Error::store_io("index").because(error)).and_then(|database| {
             let tag = database.get(TAG_KEY).map_err(|error| Error::store_io("index").because(error))?;
             let tag = tag.map(|bytes| codec::decode::<Tag, TAG_BYTES_MAX>(&bytes)).transpose()?;
-            Ok((database, tag))
+            let skipped = database.get(SKIPPED_KEY).map_err(|error| Error::store_io("index").because(error))?;
+            let skipped = skipped.map(|bytes| codec::decode::<BTreeSet<u32>, SKIPPED_BYTES_MAX>(&bytes)).transpose()?;
+            Ok((database, tag.map(|tag| (tag, skipped.unwrap_or_default()))))
         });
         match (tag, access) {
-            (Ok((database, Some(tag))), _) if tag.version == INDEX_VERSION && tag.repository == repository.0 => {
+            (Ok((database, Some((tag, skipped)))), _)
+                if tag.version == INDEX_VERSION && tag.repository == repository.0 =>
+            {
                 let applied = Incarnation { sequence: tag.sequence, hash: tag.hash };
-                Ok(Self { next_pack: tag.packs, applied, ..fresh(Some(database)) })
+                let again = skipped.clone();
+                Ok(Self { next_pack: tag.packs, applied, skipped, again, ..fresh(Some(database)) })
             }
             (Ok((database, None)), IndexAccess::Owner) => Ok(fresh(Some(database))),
             (_, IndexAccess::Guest) => Ok(fresh(None)),
@@ -125,12 +136,30 @@ impl Index {
         self.next_pack
     }
 
+    /// Packs that an earlier process could not read: each is named once, to be tried again.
+    pub fn take_again(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.again)
+    }
+
+    /// Goes on without pack `number`, which cannot be read.
+    pub fn skip(&mut self, number: u32) {
+        if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.insert(number);
+        }
+        self.next_pack = self.next_pack.max(number + 1);
+    }
+
+    /// Forgets about pack `number`, which the log does not have any more.
+    pub fn forget(&mut self, number: u32) {
+        self.skipped.remove(&number);
+    }
+
     /// The end of the log as the database saw it last: proof against a rollback (R15).
     pub const fn applied(&self) -> Incarnation {
         self.applied
     }
 
-    /// Adds the records of pack `number`; numbers ascend.
+    /// Adds the records of pack `number`. Numbers ascend, except those of packs that were skipped.
     ///
     /// # Errors
     /// Of the storage.
@@ -138,7 +167,7 @@ impl Index {
         let place = |entry: &PackEntry| Place { pack: number, offset: entry.offset, blob_bytes: entry.blob_bytes };
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
             entries.iter().for_each(|entry| self.overlay.entry(entry.id).or_default().push(place(entry)));
-            self.next_pack = number + 1;
+            self.added(number);
             return Ok(());
         };
         let mut batch = WriteBatch::default();
@@ -156,9 +185,14 @@ impl Index {
             }
         }
         database.write_opt(batch, &without_log()).map_err(failed)?;
-        self.next_pack = number + 1;
+        self.added(number);
         self.unflushed += 1;
         Ok(())
+    }
+
+    fn added(&mut self, number: u32) {
+        self.next_pack = self.next_pack.max(number + 1);
+        self.skipped.remove(&number);
     }
 
     /// Notes that everything up to `end` is in the index, and makes it last when enough has come together.
@@ -182,7 +216,10 @@ impl Index {
             packs: self.next_pack,
         };
         let bytes = codec::encode::<_, TAG_BYTES_MAX>(&tag)?;
-        database.put_opt(TAG_KEY, bytes, &without_log()).map_err(failed)?;
+        let mut batch = WriteBatch::default();
+        batch.put(TAG_KEY, bytes);
+        batch.put(SKIPPED_KEY, codec::encode::<_, SKIPPED_BYTES_MAX>(&self.skipped)?);
+        database.write_opt(batch, &without_log()).map_err(failed)?;
         self.applied = end;
         Ok(())
     }
@@ -239,6 +276,7 @@ impl Index {
         if !self.overlay.is_empty() {
             for (id, places) in ids.iter().zip(&mut found) {
                 places.extend(self.overlay.get(id).into_iter().flatten());
+                places.sort_unstable();
             }
         }
         Ok(found)
@@ -297,17 +335,27 @@ fn without_log() -> WriteOptions {
 }
 
 fn decode_places(bytes: &[u8]) -> Result<Vec<Place>> {
-    codec::decode::<_, PLACES_BYTES_MAX>(bytes)
+    // A damaged cache is no damaged repository.
+    codec::decode::<_, PLACES_BYTES_MAX>(bytes).map_err(|error| unusable().because(error))
 }
 
 fn failed(error: rocksdb::Error) -> Error {
-    Error::store_io("the index failed").because(error).hint("run `windlass rebuild-index`; nothing is lost with it")
+    unusable().because(error)
+}
+
+fn unusable() -> Error {
+    Error::store_io("the index failed").hint("run `windlass rebuild-index`; nothing is lost with it")
 }
 
 const INDEX_VERSION: u16 = 1;
 /// Not a chunk id: those have 32 bytes.
 const TAG_KEY: &[u8] = b"tag";
 const TAG_BYTES_MAX: usize = 128;
+/// Nor this.
+const SKIPPED_KEY: &[u8] = b"skipped";
+/// Packs that are remembered as not read; more need `windlass rebuild-index`.
+const SKIPPED_MAX: usize = 1024;
+const SKIPPED_BYTES_MAX: usize = 8 + SKIPPED_MAX * 4;
 /// Places kept for one chunk; more only waste space.
 const PLACES_MAX: usize = 64;
 const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 12;

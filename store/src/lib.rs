@@ -32,6 +32,7 @@
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
+mod damage;
 mod directory;
 mod error;
 pub mod format;

@@ -232,7 +232,7 @@ impl Inner {
     }
 
     /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
-    /// what is in it counts as missing until the index is built again.
+    /// what is in it counts as missing until it can be read when the repository is opened.
     pub fn index_new_packs(&self, state: &State) -> Result<()> {
         self.index_packs(state, |_| None)
     }
@@ -243,8 +243,12 @@ impl Inner {
         known: impl Fn(&PackName) -> Option<Arc<Vec<crate::format::pack::PackEntry>>>,
     ) -> Result<()> {
         let mut index = self.index.write().expect("no holder panics");
-        let from = index.next_pack();
-        for (number, pack) in state.packs().range(from..) {
+        let new = state.packs().range(index.next_pack()..).map(|(number, _)| *number);
+        for number in index.take_again().into_iter().chain(new) {
+            let Some(pack) = state.packs().get(&number) else {
+                index.forget(number);
+                continue;
+            };
             let name = &pack.added.name;
             let entries = match known(name) {
                 Some(entries) => Ok(entries),
@@ -254,8 +258,15 @@ impl Inner {
                     .map(Arc::new),
             };
             match entries {
-                Ok(entries) => index.add(*number, &entries)?,
-                Err(error) => tracing::warn!(pack = %name, %error, "a pack cannot be indexed; run `windlass verify`"),
+                Ok(entries) => index.add(number, &entries)?,
+                Err(error) => {
+                    tracing::warn!(
+                        pack = %name, %error,
+                        "a pack cannot be read, and what is in it counts as missing; it is tried again whenever the \
+                         repository is opened, and `windlass verify` tells what needs it"
+                    );
+                    index.skip(number);
+                }
             }
         }
         index.tag(self.config.config.id, state.end())

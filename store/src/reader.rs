@@ -1,5 +1,6 @@
 //! Reading chunks out of packs: places sorted by pack and offset, neighbours read together, several reads ahead.
 
+use crate::damage::get_verified;
 use crate::directory::{Directory, pack_object};
 use crate::error::{reading, storage};
 use crate::format::event::AddedPack;
@@ -11,7 +12,7 @@ use crate::index::Place;
 use crate::local::{Inner, Local, PackFile};
 use crate::packer::lock;
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind};
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{Stream, StreamExt, pin_mut, stream};
 use mover::{
     ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener,
@@ -51,6 +52,10 @@ impl ReadSession for Reader {
 
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
         get(self.local.clone(), ids)
+    }
+
+    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        get_verified(&self.local, prints, ids).await
     }
 }
 
@@ -120,12 +125,21 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
             Err(error) => return failed(ids, &error),
         }
     }
-    let mut runs = Vec::new();
+    let (mut runs, mut lost) = (Vec::new(), Vec::new());
     let mut placed: Vec<(Place, ChunkId)> = Vec::new();
     for (id, place) in ids.into_iter().zip(places) {
         match place {
             Some(place) => placed.push((place, id)),
-            None => runs.push(pending_run(inner, id)),
+            None => match pending_run(inner, id) {
+                Some(run) => runs.push(run),
+                None => lost.push(id),
+            },
+        }
+    }
+    if !lost.is_empty() {
+        match inner.why_not(lost.clone()) {
+            Ok(batch) => runs.push(Run::Failed(batch)),
+            Err(error) => runs.extend(failed(lost, &error)),
         }
     }
     placed.sort_unstable();
@@ -154,21 +168,16 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
     runs
 }
 
-fn pending_run(inner: &Inner, chunk: ChunkId) -> Run {
+fn pending_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
     let pending = lock(&inner.pending);
-    let found = pending.chunk(&chunk).and_then(|it| it.place);
-    let found = found.and_then(|(pack, offset, blob_bytes)| Some((pending.pack(pack)?, offset, blob_bytes)));
-    match found {
-        Some((pack, offset, blob_bytes)) => {
-            Run::Pending { chunk, path: pack.path.clone(), nonce: pack.nonce, offset, blob_bytes }
-        }
-        None => Run::Failed(vec![(chunk, Err(ChunkError::Missing { chunk }))]),
-    }
+    let (pack, offset, blob_bytes) = pending.chunk(&chunk)?.place?;
+    let pack = pending.pack(pack)?;
+    Some(Run::Pending { chunk, path: pack.path.clone(), nonce: pack.nonce, offset, blob_bytes })
 }
 
 fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
-    let what = error.to_string();
-    let batch = ids.into_iter().map(|chunk| (chunk, Err(ChunkError::Unreadable { chunk, what: what.clone() })));
+    let (kind, what) = (error.kind(), error.to_string());
+    let batch = ids.into_iter().map(|chunk| (chunk, Err(ChunkError::Unreadable { chunk, kind, what: what.clone() })));
     vec![Run::Failed(batch.collect())]
 }
 
@@ -186,7 +195,7 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
                 // Its pack may have come into the log in the meantime, and lost that name.
                 Err(error) => match logged_run(inner, chunk) {
                     Some(run) => return read_run(inner, run),
-                    None => Err(ChunkError::Unreadable { chunk, what: error.to_string() }),
+                    None => Err(ChunkError::Unreadable { chunk, kind: error.kind(), what: error.to_string() }),
                 },
             };
             vec![(chunk, blob)]
@@ -230,7 +239,7 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
                     inner.note_damaged(chunk, pack);
                     (chunk, Err(ChunkError::Damaged { chunk, pack: name.clone(), what: what.clone() }))
                 }
-                _ => (chunk, Err(ChunkError::Unreadable { chunk, what: format!("pack {name}: {what}") })),
+                kind => (chunk, Err(ChunkError::Unreadable { chunk, kind, what: format!("pack {name}: {what}") })),
             };
             chunks.into_iter().map(one).collect()
         }

@@ -241,6 +241,10 @@ impl ReadSession for Session {
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
         reader::get(self.local.clone(), ids)
     }
+
+    async fn get_verified(&self, prints: &chunker::Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        crate::damage::get_verified(&self.local, prints, ids).await
+    }
 }
 
 impl WriteSession for Session {

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
 use futures::{StreamExt, stream};
 use mover::{
-    Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, Phase, PointId, Progress, ReadSession, Repository, Result,
-    TreeDiff, blocking, digest, with_opener,
+    ChunkError, Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, Phase, PointId, Progress, ReadSession,
+    Repository, Result, TreeDiff, blocking, digest, with_opener,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -82,6 +82,15 @@ pub struct VerifyError {
     pub pack: Option<String>,
     /// What is wrong.
     pub what: String,
+    /// It could not be read, which says nothing about what is stored.
+    pub unread: bool,
+}
+
+impl VerifyError {
+    fn of(error: &Error) -> Self {
+        let unread = !matches!(error.kind(), ErrorKind::Integrity | ErrorKind::Version);
+        Self { what: error.to_string(), unread, ..Self::default() }
+    }
 }
 
 impl Local {
@@ -94,9 +103,7 @@ impl Local {
         let state = self.with(Inner::catch_up).await?;
         progress.enter(Phase::Move);
         let mut report = VerifyReport::default();
-        for what in self.with(check_history).await {
-            report.add(VerifyError { what, ..VerifyError::default() });
-        }
+        self.with(check_history).await.into_iter().for_each(|error| report.add(error));
         let packs = self.packs_to_check(&state, &options).await?;
         let depth = options.depth;
         progress.expect(packs.iter().map(|(_, pack, deep)| if *deep { pack.added.bytes } else { 0 }).sum());
@@ -117,7 +124,8 @@ impl Local {
             report.chunks += checked.chunks;
             bad.extend(checked.bad.into_iter().map(|(id, what)| ((id, name), what)));
             for what in &checked.errors {
-                report.add(VerifyError { pack: Some(name.to_string()), what: what.clone(), ..VerifyError::default() });
+                let (pack, what, unread) = (Some(name.to_string()), what.clone(), checked.unread);
+                report.add(VerifyError { pack, what, unread, ..VerifyError::default() });
             }
             if let (true, Some(number)) = (checked.unreadable, state.pack_number(&name)) {
                 unreadable.insert(number, checked.errors.concat());
@@ -262,29 +270,22 @@ impl<R: ReadSession> Walk<'_, R> {
         let manifest = match self.session.manifest(id).await {
             Ok(manifest) => manifest,
             Err(error) => {
-                report.add(VerifyError { point: Some(id), what: error.to_string(), ..VerifyError::default() });
+                report.add(VerifyError { point: Some(id), ..VerifyError::of(&error) });
                 return Ok(());
             }
         };
         let disks = manifest.disks.iter().map(|disk| (&disk.name, disk.root, None));
         let attachments = manifest.attachments.iter().map(|it| (&it.kind, it.root, Some(it.bytes)));
         for (name, root, bytes) in disks.chain(attachments) {
-            let errors = self.tree(root, bytes).await?;
-            for (offset, chunk, pack, what) in errors {
-                let (point, disk) = (Some(id), Some(name.clone()));
-                report.add(VerifyError { point, disk, offset, chunk, pack, what });
+            for error in self.tree(root, bytes).await? {
+                report.add(VerifyError { point: Some(id), disk: Some(name.clone()), ..error });
             }
         }
         Ok(())
     }
 
-    /// Errors below the root of a disk, or of a stream of so many bytes: offset, chunk, pack, what. Goes on beside a page
-    /// that does not read.
-    async fn tree(
-        &mut self,
-        root: MapRoot,
-        bytes: Option<u64>,
-    ) -> Result<Vec<(Option<u64>, Option<ChunkId>, Option<String>, String)>> {
+    /// Errors below the root of a disk, or of a stream of so many bytes. Goes on beside a page that does not read.
+    async fn tree(&mut self, root: MapRoot, bytes: Option<u64>) -> Result<Vec<VerifyError>> {
         let mut errors = Vec::new();
         let mut stack: Vec<_> = root.id.iter().map(|id| (*id, root.level, 0, bytes)).collect();
         while let Some((id, level, index, bytes)) = stack.pop() {
@@ -298,13 +299,14 @@ impl<R: ReadSession> Walk<'_, R> {
                 Err(error) => {
                     self.named.insert(id);
                     let pack = self.why.get(&id).map(|(pack, _)| pack.to_string());
-                    errors.push((Some(start), Some(id), pack, error.to_string()));
+                    errors.push(VerifyError { offset: Some(start), chunk: Some(id), pack, ..VerifyError::of(&error) });
                     continue;
                 }
             };
             if let Err(error) = page.check_place(bytes) {
                 self.named.insert(id);
-                errors.push((Some(start), Some(id), None, error.to_string()));
+                let (offset, chunk, what) = (Some(start), Some(id), error.to_string());
+                errors.push(VerifyError { offset, chunk, what, ..VerifyError::default() });
                 continue;
             }
             let offset = |at: usize| bytes.is_none().then(|| start.saturating_add(span.saturating_mul(at as u64)));
@@ -316,15 +318,18 @@ impl<R: ReadSession> Walk<'_, R> {
             } else {
                 let entries: Vec<(usize, ChunkId)> = entries.collect();
                 let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
-                let places = self.local.with(move |inner| inner.locate(&ids)).await?;
-                for ((at, id), place) in entries.into_iter().zip(places) {
-                    let (pack, what) = match (place, self.why.get(&id)) {
-                        (Some(_), _) => continue,
-                        (None, Some((pack, what))) => (Some(pack.to_string()), (*what).to_owned()),
-                        (None, None) => (None, "the chunk is missing or known to be damaged".to_owned()),
+                for (id, why) in self.local.with(move |inner| inner.not_usable(ids)).await? {
+                    let (pack, what) = match (self.why.get(&id), why) {
+                        (Some((pack, what)), _) => (Some(pack.to_string()), (*what).to_owned()),
+                        (None, ChunkError::Damaged { pack, what, .. }) => (Some(pack), what),
+                        (None, _) => (None, "the chunk is missing".to_owned()),
                     };
                     self.named.insert(id);
-                    errors.push((offset(at), Some(id), pack, what));
+                    let places = entries.iter().filter(|(_, entry)| *entry == id);
+                    errors.extend(places.map(|(at, _)| {
+                        let (offset, chunk, pack, what) = (offset(*at), Some(id), pack.clone(), what.clone());
+                        VerifyError { offset, chunk, pack, what, ..VerifyError::default() }
+                    }));
                 }
             }
             if errors.len() == before && (level == 0 || errors.is_empty()) {
@@ -336,13 +341,15 @@ impl<R: ReadSession> Walk<'_, R> {
 }
 
 /// Log and digests: every record chains, every digest is what the log gives.
-fn check_history(inner: &Inner) -> Vec<String> {
+fn check_history(inner: &Inner) -> Vec<VerifyError> {
+    let damage = |what: String| VerifyError { what, ..VerifyError::default() };
+    let at = |name: &str, error: &Error| VerifyError { what: format!("{name}: {error}"), ..VerifyError::of(error) };
     let mut wrong = Vec::new();
     let config = inner.config.bytes.clone();
     let end = inner.state().end().sequence;
     let digests: Vec<u64> = match inner.directory.list(STATE) {
         Ok(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
-        Err(error) => return vec![error.to_string()],
+        Err(error) => return vec![VerifyError::of(&error)],
     };
     let read_digest = |sequence: u64| -> Result<Digest> {
         let bytes = inner.directory.read(&state_object(sequence), DIGEST_BYTES_MAX)?;
@@ -356,20 +363,20 @@ fn check_history(inner: &Inner) -> Vec<String> {
     let mut state = State::new(inner.config.config.id, &config);
     let first = match read_record(1) {
         Ok(first) => first,
-        Err(error) => return vec![format!("{}: {error}", log_object(1))],
+        Err(error) => return vec![at(&log_object(1), &error)],
     };
     if first.is_none() && end > 0 {
         // A pruned log begins with a digest. What lies below was written by somebody who did not know, and counts for
         // nothing.
         match digests.first().map(|sequence| read_digest(*sequence)) {
             Some(Ok(digest)) if digest.config == config => state = digest.state,
-            Some(Ok(_)) => return vec!["the oldest state digest is of another repository".into()],
-            Some(Err(error)) => return vec![format!("the oldest state digest: {error}")],
-            None => return vec![format!("{} is missing", log_object(1))],
+            Some(Ok(_)) => return vec![damage("the oldest state digest is of another repository".into())],
+            Some(Err(error)) => return vec![at("the oldest state digest", &error)],
+            None => return vec![damage(format!("{} is missing", log_object(1)))],
         }
     }
     if let Some(beyond) = digests.iter().find(|sequence| **sequence > end) {
-        wrong.push(format!("{} is of a record that is not there", state_object(*beyond)));
+        wrong.push(damage(format!("{} is of a record that is not there", state_object(*beyond))));
     }
     for sequence in state.end().sequence + 1..=end {
         let name = log_object(sequence);
@@ -378,14 +385,14 @@ fn check_history(inner: &Inner) -> Vec<String> {
             Ok(state.apply(&record, end.hash)?)
         });
         if let Err(error) = applied {
-            wrong.push(format!("{name}: {error}"));
+            wrong.push(at(&name, &error));
             return wrong;
         }
         if digests.contains(&sequence) {
             match read_digest(sequence) {
                 Ok(digest) if digest.config == config && digest.state == state => {}
-                Ok(_) => wrong.push(format!("{} is not what the log gives", state_object(sequence))),
-                Err(error) => wrong.push(format!("{}: {error}", state_object(sequence))),
+                Ok(_) => wrong.push(damage(format!("{} is not what the log gives", state_object(sequence)))),
+                Err(error) => wrong.push(at(&state_object(sequence), &error)),
             }
         }
     }
@@ -401,6 +408,8 @@ struct Checked {
     errors: Vec<String>,
     /// Nothing in it can be read.
     unreadable: bool,
+    /// The storage failed; the only error then.
+    unread: bool,
 }
 
 async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
@@ -414,6 +423,7 @@ async fn check_pack(inner: Arc<Inner>, pack: &Pack, depth: Depth) -> Checked {
         Err(error) => {
             checked.errors.push(error.to_string());
             checked.unreadable = error.kind() == ErrorKind::Integrity;
+            checked.unread = !checked.unreadable;
             return checked;
         }
     };

@@ -7,6 +7,8 @@ pub mod copying;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod dedup;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
+pub mod delta;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod faults;
 mod kit;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
@@ -52,7 +54,12 @@ macro_rules! conformance {
                 source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails
                 target_too_small lying_tracking_is_found_out an_audit_finds_what_tracking_hid
                 a_damaged_map_is_found_by_the_audit broken_at_every_operation one_rotten_chunk_of_two_copies
-                withheld_and_repeated_chunks
+                withheld_and_repeated_chunks chunks_withheld_by_one_copy a_copy_that_dies_in_the_middle
+                content_that_is_not_what_its_id_says
+            }
+            delta {
+                only_what_differs_is_fetched_and_written zeros_are_told_from_what_was_there
+                a_target_of_another_size broken_off_and_finished_by_the_same_call a_target_that_cannot_be_read
             }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
@@ -87,6 +94,7 @@ mod tests {
             include_str!("conformance/commit.rs"),
             include_str!("conformance/copying.rs"),
             include_str!("conformance/dedup.rs"),
+            include_str!("conformance/delta.rs"),
             include_str!("conformance/faults.rs"),
             include_str!("conformance/reading.rs"),
             include_str!("conformance/round_trip.rs"),

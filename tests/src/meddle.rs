@@ -34,6 +34,8 @@ pub struct Plan {
     pub have: BTreeSet<ChunkId>,
     /// Chunks that come damaged.
     pub rotten: BTreeSet<ChunkId>,
+    /// Blobs that come in place of others: their checksums match, their content does not.
+    pub swapped: BTreeMap<ChunkId, Blob>,
     /// Chunks that never come.
     pub withheld: BTreeSet<ChunkId>,
     /// Every batch comes twice.
@@ -80,11 +82,11 @@ impl Meddling {
         let mut made = ChunkBatch::new();
         for (id, blob) in batch.into_iter().filter(|(id, _)| !plan.withheld.contains(id)) {
             let blob = match &failed {
-                Some(error) => Err(ChunkError::Unreadable { chunk: id, what: error.message() }),
+                Some(error) => Err(ChunkError::Unreadable { chunk: id, kind: error.kind(), what: error.message() }),
                 None if plan.rotten.contains(&id) => {
                     Err(ChunkError::Damaged { chunk: id, pack: "none".into(), what: "as planned".into() })
                 }
-                None => blob,
+                None => plan.swapped.get(&id).cloned().map_or(blob, Ok),
             };
             made.push((id, blob));
         }

@@ -1,5 +1,6 @@
 //! The `windlass` program on a small machine: a repository with one point, and what tests break.
 
+use rustix::process::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,19 @@ impl Bench {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
         assert!(first.contains("progress"), "{first}");
         let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        rustix::process::kill_process(pid, Signal::INT).unwrap();
+        finish(child)
+    }
+
+    /// Runs a job and sends it a signal as soon as `file` is no longer `content` (or when it has ended before that).
+    pub fn run_signalled(&self, arguments: &[&str], file: &Path, content: &[u8], signal: Signal) -> Run {
+        let mut child = self.command(arguments).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() && fs::read(file).unwrap() == content {}
+        let pid = rustix::process::Pid::from_child(&child);
+        // It is our child until it was waited for, so the number is still its own.
+        if child.try_wait().unwrap().is_none() {
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
         finish(child)
     }
 
@@ -138,18 +151,27 @@ impl Bench {
     pub fn nbdkit_failing(&self, socket: &Path) -> Ended {
         let trigger = self.path("trigger");
         fs::write(&trigger, b"").unwrap();
+        let (disk, trigger) = (self.path("disk.raw"), format!("error-file={}", trigger.display()));
+        let failing = ["error=EIO", "error-pread-rate=100%", &trigger];
+        self.nbdkit(socket, &disk, &[&["--filter=error"], &failing[..]].concat())
+    }
+
+    /// An NBD server of a file. Arguments that begin with `--` go before the plugin, others behind the file.
+    pub fn nbdkit(&self, socket: &Path, file: &Path, arguments: &[&str]) -> Ended {
+        let (before, behind): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|it| it.starts_with("--"));
         let child = Command::new("nbdkit")
-            .args(["--foreground", "--exit-with-parent", "--filter=error", "--unix"])
+            .args(["--foreground", "--exit-with-parent", "--unix"])
             .arg(socket)
+            .args(before)
             .arg("file")
-            .arg(self.path("disk.raw"))
-            .args(["error=EIO", "error-pread-rate=100%"])
-            .arg(format!("error-file={}", trigger.display()))
+            .arg(file)
+            .args(behind)
             .stderr(Stdio::null())
             .spawn()
             .expect("nbdkit is installed");
         let ended = Ended(child);
-        while !socket.exists() {
+        // Its name is there a moment before it takes connections.
+        while std::os::unix::net::UnixStream::connect(socket).is_err() {
             std::thread::yield_now();
         }
         ended

@@ -1,14 +1,16 @@
 //! Damage in a repository's files: found, told with what it costs, and healed by the next backup.
 
+use chunker::{ChunkId, ChunkKind, Compression};
 use mover::{
-    BackupOptions, ErrorKind, MapReader, PageRef, PointId, Progress, ReadSession, Repository, TrackingWish, backup,
+    BackupOptions, Begin, ErrorKind, MapReader, OwnerId, PageRef, PointId, Progress, ReadSession, Repository,
+    TrackingWish, Verification, WriteSession, backup, with_sealer,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::format::event::Event;
 use store::format::record::LogRecord;
-use store::io::DiskIo;
+use store::io::{DiskIo, Fault, FaultIo};
 use store::{Access, Depth, Local};
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Machine, noise};
@@ -223,6 +225,125 @@ async fn what_a_restore_finds_is_marked_and_healed() {
     let failed = two.restore(0).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Integrity);
     two.heals(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_damage_is_told_as_damage() {
+    let two = Two::new().await;
+    let (victim, pack) = (two.block(11).await, two.data_pack());
+    let pack = pack.file_name().unwrap().to_str().unwrap().to_owned();
+    damage(two.kept.path(), victim);
+    let told = |error: mover::Error| {
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Integrity, "{text}");
+        assert!(text.contains("damaged") && !text.contains("missing"), "{text}");
+        assert!(text.contains(&pack) && text.contains(&victim.to_string()), "{text}");
+        assert!(text.contains("sda") && text.contains(&(11 * BLOCK).to_string()), "{text}");
+        assert!(error.remedy().unwrap().contains("--also-from"));
+        text
+    };
+    told(two.restore(0).await.unwrap_err());
+    // Now this process knows; after the next record the log does, too.
+    assert!(told(two.restore(0).await.unwrap_err()).contains("known already"));
+    let two = two.reopened_after(|_| ()).await;
+    assert!(told(two.restore(0).await.unwrap_err()).contains("known already"));
+    let report = two.bench.verify(&two.local, Depth::Structure).await;
+    let error = report.errors.iter().find(|error| error.chunk == Some(victim)).unwrap();
+    assert_eq!((error.pack.as_ref(), error.offset), (Some(&pack), Some(11 * BLOCK)));
+    two.heals(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_is_not_what_its_id_says_is_named_and_heals() {
+    let two = Two::new().await;
+    let prints = chunker::Fingerprinter::new(&two.local.config().domain);
+    let machine = Machine::new(&two.bench.world, &[100 * BLOCK]);
+    machine.write(0, 0, &noise(3, 5 * BLOCK));
+    // A trusted sender that lies: the checksum is right, the content is another block's.
+    let right = prints.id(ChunkKind::Data, &noise(3, BLOCK));
+    let begin = Begin {
+        point: PointId([9; 16]),
+        parents: Vec::new(),
+        owner: OwnerId::default(),
+        verification: Verification::Checksum,
+    };
+    let (session, _) = two.local.begin(begin).await.unwrap();
+    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &noise(4, BLOCK)));
+    session.put(vec![(right, blob)]).await.unwrap();
+    session.flush().await.unwrap();
+    session.abandon().await.unwrap();
+    let backup = async |wish| {
+        let options = BackupOptions { wish, ..options("three") };
+        let (bench, source) = (&two.bench, machine.snapshot());
+        backup(&two.local, source, &options, &bench.pool, &bench.world, &Progress::default()).await.unwrap()
+    };
+    let point = backup(TrackingWish::Auto).await.point.id;
+    let failed = two.bench.restore(&two.local, point, &machine.images()).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    let (text, (pack, _)) =
+        (failed.to_string(), footers(two.kept.path()).into_iter().find(|it| holds(it, right)).unwrap());
+    assert!(text.contains(&right.to_string()) && text.contains(&pack.to_string()), "{text}");
+    // It was noticed: the next backup under its bitmap brings the right one, and a second place is tried.
+    let report = backup(TrackingWish::Bitmap).await;
+    assert_eq!((report.chunks_new, report.disks[0].tracking.bytes_read), (1, BLOCK));
+    two.bench.restore(&two.local, point, &machine.images()).await.unwrap();
+}
+
+fn holds((_, entries): &(store::format::pack::PackName, Vec<store::format::pack::PackEntry>), id: ChunkId) -> bool {
+    entries.iter().any(|entry| entry.id == id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_could_not_be_indexed_is_tried_again() {
+    let two = Two::new().await;
+    let (pack, away) = (two.data_pack(), two.kept.path().join("away"));
+    let two = two
+        .reopened_after(|root| {
+            fs::remove_dir_all(root.join("index")).unwrap();
+            fs::rename(&pack, &away).unwrap();
+        })
+        .await;
+    assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+    two.restore(1).await.unwrap();
+    // Still away: remembered all the same.
+    let two = two.reopened_after(|_| ()).await;
+    assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+    let two = two.reopened_after(|_| fs::rename(&away, &pack).unwrap()).await;
+    two.restore(0).await.unwrap();
+    let two = two.reopened_after(|_| ()).await;
+    two.restore(0).await.unwrap();
+    let again = two.backup(0, TrackingWish::Fingerprint).await;
+    assert_eq!(again.chunks_new, 0, "and nothing is stored twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_disk_is_not_taken_for_damage() {
+    let two = Two::new().await;
+    let verify = async |local: &Local| {
+        let options = store::VerifyOptions { depth: Depth::Decode, points: Vec::new() };
+        let report = local.verify(options, Arc::default()).await?;
+        assert!(report.errors.iter().all(|error| error.unread), "{:?}", report.errors);
+        Ok(())
+    };
+    let restore = async |local: &Local| two.bench.restore(local, two.points[0], &two.machines[0].images()).await;
+    for job in [0, 1] {
+        for after in 0.. {
+            assert!(after < 500, "a job ends");
+            let io = Arc::new(FaultIo::new(DiskIo));
+            let local = two.bench.open_with(two.kept.path(), Access::Read, io.clone()).await.unwrap();
+            io.plan(after, Fault::Fail);
+            let last = io.operations() + after;
+            let made: mover::Result<()> = if job == 0 { verify(&local).await } else { restore(&local).await };
+            if let Err(error) = made {
+                assert_eq!(error.kind(), ErrorKind::StoreIo, "at {after}: {error}");
+            }
+            if io.operations() <= last {
+                assert!(after > 10, "{after} operations");
+                break;
+            }
+        }
+    }
+    assert_eq!(two.local.stats().await.unwrap().suspects, 0, "and nothing is suspect");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -237,7 +237,7 @@ pub struct Diff {
 Examples:
   windlass restore web@latest --to /images/web.qcow2 -r /backup/main
   windlass restore db@latest~1 --disk b --to /dev/vg0/b --overwrite -r /backup/main
-  windlass restore web@latest --to web.raw --also-from /mnt/usb/second -r /backup/main")]
+  windlass restore web@latest --to web.raw --delta --also-from /mnt/usb/second -r /backup/main")]
 pub struct Restore {
     /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
     #[arg(value_parser = parsed::<Selector>)]
@@ -256,10 +256,14 @@ pub struct Restore {
     /// Read only this copy
     #[arg(long, value_name = "ADDR", conflicts_with = "also_from")]
     pub copy: Option<Kept>,
-    /// Write only what differs from what TARGET holds
+    /// TARGET holds an older state: write only what differs
+    ///
+    /// TARGET must be there and at least as large as the disk; it is read, compared by fingerprint and updated in place,
+    /// and what lies behind the disk's end stays. No --overwrite is needed, and it changes nothing. An update that is
+    /// broken off leaves parts of both states; the same command finishes it.
     #[arg(long)]
     pub delta: bool,
-    /// Write over what is there
+    /// Write over what is there; without --delta, nothing of it stays in a file
     #[arg(long)]
     pub overwrite: bool,
 }

@@ -7,12 +7,12 @@ use mover::{
     CheckpointId, DiskRecord, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
     TrackingWish, blocking,
 };
-use proxy::{Existing, NamedSource, SourceOptions, TargetAddress};
+use proxy::{NamedSource, SourceOptions, TargetAddress};
 use std::future::Future;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
 
-pub use proxy::{DiskTarget, SnapshotSession};
+pub use proxy::{DiskTarget, Existing, SnapshotSession};
 pub use store::{Access, Local};
 
 /// Opens a repository.
@@ -93,11 +93,10 @@ async fn has_checkpoint(repository: &Local, checkpoint: CheckpointId) -> Result<
 }
 
 /// Opens what a disk is restored to.
-pub async fn target(address: &TargetAddress, disk: &DiskRecord, overwrite: bool) -> Result<DiskTarget> {
-    if matches!(address, TargetAddress::Device(_)) && !overwrite {
+pub async fn target(address: &TargetAddress, disk: &DiskRecord, existing: Existing) -> Result<DiskTarget> {
+    if matches!(address, TargetAddress::Device(_)) && existing == Existing::Refuse {
         return Err(Error::usage(format!("{address} is a block device, and what is on it would be lost"))
-            .hint("say --overwrite if that is wanted"));
+            .hint("say --overwrite if that is wanted, or --delta if it holds an older state of the disk"));
     }
-    let existing = if overwrite { Existing::Replace } else { Existing::Refuse };
     DiskTarget::open(address, disk.size, existing).await
 }

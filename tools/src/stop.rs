@@ -1,8 +1,10 @@
 //! SIGINT and SIGTERM: the job ends between two batches and tidies up; a second signal ends the program at once.
 
 use bytes::Bytes;
-use chunker::Extent;
-use mover::{Changed, DiskDescription, Error, ErrorKind, Outcome, ParentDisk, Result, Source, Timestamp, TrackingWish};
+use chunker::{Extent, ExtentSet};
+use mover::{
+    Changed, DiskDescription, Error, ErrorKind, Outcome, ParentDisk, Result, Source, Target, Timestamp, TrackingWish,
+};
 use std::future::Future;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -58,39 +60,69 @@ fn stopped() -> Error {
     Error::new(ErrorKind::Cancelled, "stopped by a signal")
 }
 
-/// A source whose reads fail once a signal came, so that the job over it ends in order and the snapshot session is
-/// finished as abandoned. What changes an image is never dropped half way.
+/// A source or target that fails once a signal came, so that the job over it ends in order: the snapshot session is
+/// finished as abandoned, an update in place tells how far it came. What changes an image is never dropped half way.
 pub struct Stoppable<S> {
-    pub source: S,
+    pub inner: S,
     pub stop: Stop,
 }
 
 impl<S: Source> Source for Stoppable<S> {
     fn disks(&self) -> &[DiskDescription] {
-        self.source.disks()
+        self.inner.disks()
     }
 
     fn snapshot_time(&self) -> Timestamp {
-        self.source.snapshot_time()
+        self.inner.snapshot_time()
     }
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
         self.stop.check()?;
-        self.source.changed(disk, parent, wish).await
+        self.inner.changed(disk, parent, wish).await
     }
 
     async fn read(&self, disk: usize, extent: Extent) -> Result<Bytes> {
         self.stop.check()?;
-        self.stop.race(self.source.read(disk, extent)).await
+        self.stop.race(self.inner.read(disk, extent)).await
     }
 
     async fn check(&self) -> Result<()> {
         self.stop.check()?;
-        self.source.check().await
+        self.inner.check().await
     }
 
     async fn finish(self, outcome: Outcome) -> Result<()> {
-        self.source.finish(outcome).await
+        self.inner.finish(outcome).await
+    }
+}
+
+impl<T: Target> Target for Stoppable<T> {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        self.stop.check()?;
+        self.stop.race(self.inner.write(offset, bytes)).await
+    }
+
+    async fn zero(&self, extent: Extent) -> Result<()> {
+        self.stop.check()?;
+        self.stop.race(self.inner.zero(extent)).await
+    }
+
+    async fn read(&self, extent: Extent) -> Result<Bytes> {
+        self.stop.check()?;
+        self.stop.race(self.inner.read(extent)).await
+    }
+
+    async fn zeroes(&self) -> Result<ExtentSet> {
+        self.stop.race(self.inner.zeroes()).await
+    }
+
+    async fn finish(self) -> Result<()> {
+        self.stop.check()?;
+        self.inner.finish().await
     }
 }
 

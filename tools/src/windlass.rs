@@ -23,6 +23,7 @@ pub struct Context {
 #[repr(u8)]
 pub enum Exit {
     Done = 0,
+    Failed = 1,
     SomeFailed = 3,
     Warnings = 4,
     Corrupt = 13,
@@ -70,7 +71,11 @@ async fn run(out: Output, command: Command, job: bool) -> u8 {
         Err(error) => {
             // A signal reaches the programs that serve the disks as well: what they failed with is only a consequence.
             let error = match context.stop.check() {
-                Err(stopped) if error.kind() != ErrorKind::Cancelled => stopped.because(error),
+                Err(stopped) if error.kind() != ErrorKind::Cancelled => {
+                    let remedy = error.remedy().map(str::to_owned);
+                    let stopped = stopped.because(error);
+                    remedy.into_iter().fold(stopped, Error::hint)
+                }
                 _ => error,
             };
             context.out.failure(&error, job);

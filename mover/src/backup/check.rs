@@ -55,6 +55,7 @@ mod tests {
             tags: vec!["nightly".into()],
             attachments: vec![file("nvram", "vars"), file("nvram", "other"), file("tpm", "vars")],
             rate: None,
+            audit: crate::Audit::default(),
         }
     }
 

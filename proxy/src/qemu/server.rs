@@ -2,6 +2,7 @@
 
 use super::tool::{ToolError, last_words, memory_file};
 use crate::nbd::{CONNECTIONS_MAX, NbdDisk, NbdError};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
 };
@@ -53,6 +54,16 @@ pub struct NbdServerProcess {
     process: OwnedFd,
     ended: oneshot::Receiver<io::Result<ExitStatus>>,
     words: File,
+    ending: Ending,
+}
+
+/// How the process is ended when it is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// At once.
+    Kill,
+    /// It closes the image first, and that is waited for.
+    InOrder,
 }
 
 impl NbdServerProcess {
@@ -78,7 +89,7 @@ impl NbdServerProcess {
             .map_err(start)?;
         let lost = || io::Error::other("the thread that starts it ended");
         let process = wait_start.await.map_err(|_| start(lost()))?.map_err(start)?;
-        let server = Self { process, ended, words };
+        let server = Self { process, ended, words, ending: Ending::Kill };
         let sockets = sockets
             .into_iter()
             .map(|socket| socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket)))
@@ -88,6 +99,12 @@ impl NbdServerProcess {
             Ok(disk) => Ok((server, disk)),
             Err(error) => Err(server.explain(error).await),
         }
+    }
+
+    /// From here on a drop lets the process close the image, and waits for that: for an image that was there before us
+    /// and is written in place, whose bitmaps would be lost and whose freed clusters would leak otherwise.
+    pub fn end_in_order(&mut self) {
+        self.ending = Ending::InOrder;
     }
 
     /// Ends the process and waits until it released the image. Connections must be closed, or their requests fail.
@@ -126,7 +143,7 @@ impl NbdServerProcess {
     /// By a handle of the process, not its number, which may be somebody else's by now.
     ///
     /// SIGTERM ends it in order, but only once it serves: `qemu-nbd` forgets one that comes while it starts. SIGKILL
-    /// always works and harms nothing: an image that is read is not written, and one that is written is incomplete.
+    /// always works, and harms neither an image that is only read nor one that is ours and incomplete.
     fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.process, signal);
     }
@@ -134,7 +151,12 @@ impl NbdServerProcess {
 
 impl Drop for NbdServerProcess {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
+        if self.ending == Ending::Kill {
+            return self.signal(Signal::KILL);
+        }
+        self.signal(Signal::TERM);
+        // The descriptor of a process becomes readable when it has ended. No timeout: it may have much to write.
+        while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], None) {}
     }
 }
 

@@ -77,7 +77,7 @@ impl RawDisk {
     /// `Source`.
     pub async fn read(&self, extent: Extent) -> Result<Bytes> {
         let file = self.file.clone();
-        blocking(move || read(&file, extent))
+        blocking(move || read_extent(&file, extent))
             .await
             .map_err(|error| self.failed(&format!("cannot read {} bytes at {}", extent.length, extent.offset), error))
     }
@@ -116,7 +116,7 @@ fn open(image: &ImageFile) -> io::Result<(File, Option<String>)> {
 }
 
 /// Ranges that the file system stores nothing for; none where it cannot tell.
-fn holes(file: &File, size: u64) -> io::Result<ExtentSet> {
+pub fn holes(file: &File, size: u64) -> io::Result<ExtentSet> {
     let mut holes = ExtentSet::new();
     let mut at = 0;
     while at < size {
@@ -140,7 +140,7 @@ fn holes(file: &File, size: u64) -> io::Result<ExtentSet> {
 }
 
 /// Exactly the bytes of `extent`, without zeroing the buffer first.
-fn read(file: &File, extent: Extent) -> io::Result<Bytes> {
+pub fn read_extent(file: &File, extent: Extent) -> io::Result<Bytes> {
     let length = usize::try_from(extent.length).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {

@@ -1,10 +1,12 @@
 //! A raw file or block device as target.
 
 use super::Existing;
-use super::place::{NewFile, Over, exists, in_use, must_not_exist, target_error};
+use super::place::{NewFile, Over, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error};
+use crate::address::ImageFormat;
 use crate::lock::{Locked, Purpose, lock_image};
+use crate::source::{ImageFile, holes, read_extent};
 use bytes::Bytes;
-use chunker::Extent;
+use chunker::{Extent, ExtentSet};
 use mover::{DIRECT_BYTES, Error, Result, blocking, direct_prefix};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
@@ -39,7 +41,7 @@ enum Content {
 }
 
 impl FileTarget {
-    /// A file of exactly `size` bytes.
+    /// A file of exactly `size` bytes, or with [`Existing::Keep`] of those that it has.
     ///
     /// # Errors
     /// `Usage`, `Busy`, `Target`, `TargetFull`.
@@ -53,6 +55,9 @@ impl FileTarget {
             let old = match File::options().read(true).write(true).open(&path) {
                 Ok(_) if existing == Existing::Refuse => return Err(exists(&path)),
                 Ok(file) => Some(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && existing == Existing::Keep => {
+                    return Err(nothing_to_update(&path));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(failed(error)),
             };
@@ -68,10 +73,20 @@ impl FileTarget {
                     if lock_image(&file, Purpose::Write).map_err(failed)? == Locked::Conflict {
                         return Err(in_use(&path));
                     }
-                    if existing == Existing::Replace {
-                        file.set_len(0).map_err(failed)?;
+                    if existing == Existing::Keep {
+                        expect_raw(&path)?;
+                        let size = file.metadata().map_err(failed)?.len();
+                        return Ok(Self {
+                            direct: direct(&file),
+                            file: Arc::new(file),
+                            path,
+                            size,
+                            content: Content::Old,
+                            new: None,
+                        });
                     }
-                    (file, None, if existing == Existing::Replace { Content::Zero } else { Content::Old })
+                    file.set_len(0).map_err(failed)?;
+                    (file, None, Content::Zero)
                 }
             };
             file.set_len(size).map_err(failed)?;
@@ -133,6 +148,26 @@ impl FileTarget {
         blocking(move || zero(&file, extent)).await.map_err(|error| target_error(error, &self.path))
     }
 
+    /// The bytes of `extent`.
+    ///
+    /// # Errors
+    /// `Target`.
+    pub async fn read(&self, extent: Extent) -> Result<Bytes> {
+        let file = self.file.clone();
+        let read = blocking(move || read_extent(&file, extent)).await;
+        read.map_err(|error| read_error(error, &self.path, extent))
+    }
+
+    /// Holes, where the file system knows them.
+    ///
+    /// # Errors
+    /// `Target`.
+    pub async fn zeroes(&self) -> Result<ExtentSet> {
+        let (file, size) = (self.file.clone(), self.size);
+        let holes = blocking(move || holes(&file, size)).await;
+        holes.map_err(|error| read_error(error, &self.path, Extent::new(0, size)))
+    }
+
     /// Makes everything durable, and a new file visible.
     ///
     /// # Errors
@@ -171,6 +206,16 @@ fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// A raw disk written into an image of another format would destroy it.
+fn expect_raw(path: &Path) -> Result<()> {
+    let image = ImageFile::look(path, None)?;
+    if image.format == ImageFormat::Raw {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{} is an image of another format than its name says", path.display()))
+        .hint("give it a name that ends in .qcow2, or restore to a new target"))
 }
 
 fn zero(file: &File, extent: Extent) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! A new file that appears under its name only when it is complete.
 
+use chunker::Extent;
 use mover::{Error, ErrorKind, Result};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use std::fs::File;
@@ -90,6 +91,14 @@ impl NewFile {
     }
 }
 
+/// `error` of reading what a target at `path` holds.
+pub fn read_error(error: io::Error, path: &Path, extent: Extent) -> Error {
+    let Extent { offset, length } = extent;
+    Error::target(format!("cannot read {length} bytes at {offset} of {}", path.display()))
+        .because(error)
+        .hint("restore without --delta: that reads nothing of the target")
+}
+
 /// `error` as one of a target at `path`.
 pub fn target_error(error: io::Error, path: &Path) -> Error {
     let kind = match error.raw_os_error() {
@@ -102,6 +111,12 @@ pub fn target_error(error: io::Error, path: &Path) -> Error {
 /// The error for a file that is there.
 pub fn exists(path: &Path) -> Error {
     Error::usage(format!("{} exists", path.display())).hint("say --overwrite to lose what is in it")
+}
+
+/// The error for a file that is to be updated and is not there.
+pub fn nothing_to_update(path: &Path) -> Error {
+    Error::usage(format!("{} does not exist, and --delta updates what is there", path.display()))
+        .hint("leave --delta out to make it")
 }
 
 /// The error for a file that somebody uses.

@@ -1,13 +1,13 @@
 //! A qcow2 image as target, through a `qemu-nbd` of our own.
 
 use super::Existing;
-use super::place::{NewFile, Over, exists, in_use, must_not_exist, target_error};
+use super::place::{NewFile, Over, exists, in_use, must_not_exist, nothing_to_update, target_error};
 use crate::lock::{Locked, Purpose, lock_image};
 use crate::nbd::{NbdDisk, NbdError};
 use crate::qemu::{Access, NbdServerProcess, ServeError, ServeOptions, ToolError, create_qcow2};
 use crate::source::nbd_error;
 use bytes::Bytes;
-use chunker::Extent;
+use chunker::{Extent, ExtentSet};
 use mover::{Error, ErrorKind, Result, blocking};
 use std::fs::File;
 use std::io;
@@ -17,15 +17,16 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Qcow2Target {
     path: PathBuf,
-    server: NbdServerProcess,
+    /// Before the process, so that its connections are closed when it is ended.
     disk: NbdDisk,
+    server: NbdServerProcess,
     /// The new image and the lock on the one that it replaces; none when an image is written in place.
     new: Option<(NewFile, Option<File>)>,
     over: Over,
 }
 
 impl Qcow2Target {
-    /// Makes an image for a disk of `size` bytes, or opens one with [`Existing::Keep`].
+    /// Makes an image for a disk of `size` bytes, or opens one with [`Existing::Keep`], whatever its size.
     ///
     /// # Errors
     /// `Usage`, `Busy`, `Target`, `TargetFull`.
@@ -34,10 +35,11 @@ impl Qcow2Target {
         let over = if existing == Existing::Refuse { Over::Nothing } else { Over::Anything };
         let look = path.clone();
         let old = blocking(move || look_at_old(&look, existing)).await?;
-        if existing == Existing::Keep && old.is_some() {
+        if existing == Existing::Keep {
             // qemu-nbd takes the lock itself.
-            drop(old);
-            let (server, disk) = serve(&path, &path).await?;
+            drop(old.ok_or_else(|| nothing_to_update(&path))?);
+            let (mut server, disk) = serve(&path, &path).await?;
+            server.end_in_order();
             return Ok(Self { path, server, disk, new: None, over });
         }
         let place = path.clone();
@@ -68,6 +70,23 @@ impl Qcow2Target {
     /// `Target`, `TargetFull`.
     pub async fn zero(&self, extent: Extent) -> Result<()> {
         self.disk.zero(extent).await.map_err(|error| local_error(error, &self.path))
+    }
+
+    /// The bytes of `extent`.
+    ///
+    /// # Errors
+    /// `Target`.
+    pub async fn read(&self, extent: Extent) -> Result<Bytes> {
+        self.disk.read(extent).await.map_err(|error| local_error(error, &self.path))
+    }
+
+    /// What is not allocated, or marked as zeros.
+    ///
+    /// # Errors
+    /// `Target`.
+    pub async fn zeroes(&self) -> Result<ExtentSet> {
+        let extents = self.disk.extents().await.map_err(|error| local_error(error, &self.path))?;
+        Ok(extents.zeroes)
     }
 
     /// Makes everything durable, ends the process, and makes a new image visible.

@@ -4,6 +4,7 @@ use super::kit::{BLOCK, Fixture, LEAF, Lab, options};
 use crate::fake::{Machine, Target, Trouble, noise};
 use crate::meddle::{Meddled, Meddling};
 use chunker::{ChunkId, ChunkKind, Extent};
+use futures::StreamExt;
 use mover::{Audit, ChangeTracking, Error, ErrorKind, Failover, Outcome, ReadSession, Repository, TrackingWish};
 
 fn machine<F: Fixture>(lab: &Lab<F>) -> Machine {
@@ -234,6 +235,76 @@ pub async fn one_rotten_chunk_of_two_copies<F: Fixture>(lab: Lab<F>) {
         text.contains("sda") && text.contains(&(7 * BLOCK).to_string()) && text.contains(&rotten.to_string()),
         "{text}"
     );
+}
+
+/// A point in two copies, both meddled with.
+macro_rules! two_copies {
+    ($lab:ident, $machine:ident, $point:ident, $near:ident, $far:ident, $both:ident) => {
+        let $machine = machine(&$lab);
+        let $point = $lab.backup("a", &$machine).await.point;
+        let other = $lab.sibling().await;
+        $lab.copy_to(&other.repository, &$point).await.unwrap();
+        let ($near, $far) = (Meddled::new(&$lab.repository), Meddled::new(&other.repository));
+        let $both = Failover::new(vec![
+            ("near".to_owned(), $near.read(&[$point.id]).await.unwrap()),
+            ("far".to_owned(), $far.read(&[$point.id]).await.unwrap()),
+        ]);
+    };
+}
+
+pub async fn chunks_withheld_by_one_copy<F: Fixture>(lab: Lab<F>) {
+    two_copies!(lab, machine, point, near, far, both);
+    let withheld = [block(&lab, 3), block(&lab, 40)];
+    near.meddling.plan().withheld.extend(withheld);
+    let root = both.manifest(point.id).await.unwrap().disks[1].root.id.unwrap();
+    near.meddling.plan().withheld.insert(root);
+    lab.assert_reader_restores(&both, point.id, &machine.images()).await;
+    let mut asked = far.meddling.plan().read.clone();
+    asked.sort_unstable();
+    let mut want = [withheld[0], withheld[1], root];
+    want.sort_unstable();
+    assert_eq!(asked, want, "nothing else is asked of the other copy");
+    // Withheld by both it is an error, not a hole.
+    far.meddling.plan().withheld.insert(withheld[0]);
+    let disk = both.manifest(point.id).await.unwrap().disks[0].clone();
+    let failed = lab.restore(&both, &disk, Target::new(disk.size)).await.err().expect("it fails");
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    assert!(failed.to_string().contains(&withheld[0].to_string()), "{failed}");
+}
+
+pub async fn a_copy_that_dies_in_the_middle<F: Fixture>(lab: Lab<F>) {
+    two_copies!(lab, machine, point, near, far, both);
+    // After the manifest and the first page: every chunk of data is asked of the other copy.
+    near.meddling.plan().fail_after = Some(2);
+    lab.assert_reader_restores(&both, point.id, &machine.images()).await;
+    let plan = far.meddling.plan();
+    assert!(plan.read.len() >= 60, "{} chunks", plan.read.len());
+    let batches = plan.operations["get"];
+    assert!(batches < 20, "{batches} batches: what is lost is asked for together");
+}
+
+pub async fn content_that_is_not_what_its_id_says<F: Fixture>(lab: Lab<F>) {
+    two_copies!(lab, machine, point, near, far, both);
+    let root = both.manifest(point.id).await.unwrap().disks[0].root.id.unwrap();
+    let page = near.read(&[point.id]).await.unwrap().get(vec![root]).concat().await.remove(0).1.unwrap();
+    let (wrong, other) = (block(&lab, 7), lab.block(99).1);
+    // A block, a page, and a block that does not even have the right length.
+    let swapped = [(wrong, other.clone()), (root, other), (block(&lab, 20), page)];
+    near.meddling.plan().swapped.extend(swapped.clone());
+    lab.assert_reader_restores(&both, point.id, &machine.images()).await;
+    let mut asked = far.meddling.plan().read.clone();
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked.len(), 3, "nothing else is asked of the other copy");
+    // Wrong in both, it never reaches the target.
+    far.meddling.plan().swapped.insert(wrong, swapped[0].1.clone());
+    let disk = both.manifest(point.id).await.unwrap().disks[0].clone();
+    let (target, screen) = Target::new(disk.size);
+    let failed = lab.restore(&both, &disk, (target, screen.clone())).await.err().expect("it fails");
+    assert_eq!(failed.kind(), ErrorKind::Integrity);
+    let (text, offset) = (failed.to_string(), (7 * BLOCK).to_string());
+    assert!(text.contains("sda") && text.contains(&offset) && text.contains(&wrong.to_string()), "{text}");
+    assert!(!screen.covered().contains(7 * BLOCK));
 }
 
 pub async fn withheld_and_repeated_chunks<F: Fixture>(lab: Lab<F>) {

@@ -6,8 +6,8 @@ use futures::StreamExt;
 use mover::{
     Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
     Manifest, MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Timestamp, TrackingRecord, TrackingWish,
-    Verification, World, WriteSession, backup, copy, restore, with_sealer,
+    Progress, ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Timestamp, TrackingRecord,
+    TrackingWish, Verification, World, WriteSession, backup, copy, restore, restore_delta, with_sealer,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -119,6 +119,16 @@ impl<F: Fixture> Lab<F> {
         (target, screen): (Target, Screen),
     ) -> Result<Screen> {
         restore(reader, &self.prints, disk, target, &self.pool, &Progress::default()).await.map(|_| screen)
+    }
+
+    /// Updates a target that holds something to the state of a disk.
+    pub async fn restore_delta<R: ReadSession>(
+        &self,
+        reader: &R,
+        disk: &DiskRecord,
+        target: Target,
+    ) -> Result<RestoreReport> {
+        restore_delta(reader, &self.prints, disk, target, &self.pool, &Progress::default()).await
     }
 
     /// Copies from here to another repository.

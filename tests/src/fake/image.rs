@@ -80,6 +80,12 @@ impl Image {
         }
     }
 
+    /// Whole blocks of zeros, as a file system tells holes.
+    pub fn zeroes(&self) -> ExtentSet {
+        let data: ExtentSet = self.blocks.iter().map(|(at, bytes)| Extent::new(*at, bytes.len() as u64)).collect();
+        data.complement(self.size)
+    }
+
     fn keep(&mut self, block: u64, bytes: Vec<u8>) {
         if is_zero(&bytes) {
             self.blocks.remove(&block);

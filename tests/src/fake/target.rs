@@ -12,6 +12,10 @@ pub struct Target {
     size: u64,
     /// Writes and zeroings that go well, and what comes then.
     fail_after: Option<(u64, Failure)>,
+    /// Where it cannot be read.
+    unreadable: ExtentSet,
+    /// Whether it tells where it holds nothing.
+    tells_holes: bool,
 }
 
 /// Makes the error that a target fails with.
@@ -27,6 +31,7 @@ struct Seen {
     /// Bytes written or made zero.
     covered: ExtentSet,
     bytes_written: u64,
+    bytes_read: u64,
     calls: u64,
     finished: bool,
 }
@@ -36,13 +41,44 @@ impl Target {
     pub fn new(size: u64) -> (Self, Screen) {
         let screen = Screen::default();
         screen.0.lock().expect("not poisoned").image = Image::new(size);
-        (Self { screen: screen.clone(), size, fail_after: None }, screen)
+        (
+            Self { screen: screen.clone(), size, fail_after: None, unreadable: ExtentSet::new(), tells_holes: true },
+            screen,
+        )
+    }
+
+    /// A target that holds this image already.
+    pub fn holding(image: Image) -> (Self, Screen) {
+        let (target, screen) = Self::new(image.size());
+        screen.0.lock().expect("not poisoned").image = image;
+        (target, screen)
+    }
+
+    /// The same, failing after a number of calls.
+    #[must_use]
+    pub fn fails_after(mut self, after: u64, with: Failure) -> Self {
+        self.fail_after = Some((after, with));
+        self
+    }
+
+    /// The same, not telling where it holds nothing.
+    #[must_use]
+    pub fn without_holes(mut self) -> Self {
+        self.tells_holes = false;
+        self
+    }
+
+    /// The same, unreadable there.
+    #[must_use]
+    pub fn unreadable_at(mut self, extent: Extent) -> Self {
+        self.unreadable.insert(extent);
+        self
     }
 
     /// The same, failing after a number of calls.
     pub fn failing(size: u64, after: u64, with: Failure) -> (Self, Screen) {
         let (target, screen) = Self::new(size);
-        (Self { fail_after: Some((after, with)), ..target }, screen)
+        (target.fails_after(after, with), screen)
     }
 
     fn take(&self, extent: Extent, bytes: Option<&[u8]>) -> Result<()> {
@@ -56,9 +92,12 @@ impl Target {
         assert!(!seen.covered.intersects(extent), "{extent:?} is written twice");
         assert!(extent.length > 0 && extent.end() <= self.size, "{extent:?} is not in the target");
         seen.covered.insert(extent);
-        if let Some(bytes) = bytes {
-            seen.bytes_written += extent.length;
-            seen.image.write(extent.offset, bytes);
+        match bytes {
+            Some(bytes) => {
+                seen.bytes_written += extent.length;
+                seen.image.write(extent.offset, bytes);
+            }
+            None => seen.image.zero(extent),
         }
         Ok(())
     }
@@ -74,6 +113,16 @@ impl Screen {
     /// Bytes written or made zero.
     pub fn covered(&self) -> ExtentSet {
         self.0.lock().expect("not poisoned").covered.clone()
+    }
+
+    /// The image as it is now, finished or not.
+    pub fn now(&self) -> Image {
+        self.0.lock().expect("not poisoned").image.clone()
+    }
+
+    /// Bytes read.
+    pub fn bytes_read(&self) -> u64 {
+        self.0.lock().expect("not poisoned").bytes_read
     }
 
     /// Bytes written, zeros not counted.
@@ -95,6 +144,22 @@ impl mover::Target for Target {
     async fn zero(&self, extent: Extent) -> Result<()> {
         tokio::task::yield_now().await;
         self.take(extent, None)
+    }
+
+    async fn read(&self, extent: Extent) -> Result<Bytes> {
+        tokio::task::yield_now().await;
+        let mut seen = self.screen.0.lock().expect("not poisoned");
+        assert!(!seen.covered.intersects(extent), "{extent:?} is read after it was written");
+        if self.unreadable.intersects(extent) {
+            return Err(Error::target("the target cannot be read, as planned"));
+        }
+        seen.bytes_read += extent.length;
+        Ok(seen.image.read(extent))
+    }
+
+    async fn zeroes(&self) -> Result<ExtentSet> {
+        let zeroes = || self.screen.0.lock().expect("not poisoned").image.zeroes();
+        Ok(if self.tells_holes { zeroes() } else { ExtentSet::new() })
     }
 
     async fn finish(self) -> Result<()> {

@@ -154,7 +154,7 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
         (Err(error), Err(_)) => return Err(error),
     };
     let progress = Progress::default();
-    let source = Stoppable { source, stop: context.stop.clone() };
+    let source = Stoppable { inner: source, stop: context.stop.clone() };
     let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
     match watched(&context.out, &progress, job).await {
         Ok(mut report) => {

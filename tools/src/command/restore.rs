@@ -3,13 +3,14 @@
 use crate::address::Kept;
 use crate::cli::Restore;
 use crate::job::watched;
-use crate::open::{self, Access, Local};
+use crate::open::{self, Access, Existing, Local};
+use crate::stop::Stoppable;
 use crate::text::{escaped, milliseconds, seconds, size};
 use crate::windlass::{Context, Exit};
 use chunker::Fingerprinter;
 use mover::{
     DiskRecord, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _, Repository,
-    RestoreReport, Result, restore, select,
+    RestoreReport, Result, restore, restore_delta, select,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -29,10 +30,6 @@ struct Summary {
 }
 
 pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
-    if arguments.delta {
-        return Err(Error::usage("--delta: this version cannot update a target in place")
-            .hint("restore to a new file, or everything with --overwrite"));
-    }
     let began = Instant::now();
     let copies = open_copies(context, arguments).await?;
     let made = from_copies(context, arguments, &copies).await;
@@ -44,7 +41,7 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     }
     let (manifest, disk, report, bytes_from) = made.map_err(|error| match error.kind() {
         // Each copy was asked for what the one before could not serve.
-        ErrorKind::Integrity if many => {
+        ErrorKind::Integrity | ErrorKind::StoreIo if many => {
             Error::new(ErrorKind::NoCopy, format!("no copy can serve it: {}", error.message()))
                 .hint("`windlass verify` tells what is damaged in a copy")
         }
@@ -150,13 +147,30 @@ async fn from_copies(context: &Context, arguments: &Restore, copies: &Copies) ->
         .place
         .patience
         .wait()
-        .retry(&context.out, &context.stop, async || open::target(&arguments.to, &disk, arguments.overwrite).await);
+        .retry(&context.out, &context.stop, async || open::target(&arguments.to, &disk, existing(arguments)).await);
     let target = target.await?;
-    let progress = Progress::default();
-    // A target that is dropped tidies up after itself.
-    let job = context.stop.race(restore(&session, &prints, &disk, target, &context.pool, &progress));
+    let (progress, pool) = (Progress::default(), &context.pool);
+    let job = async {
+        if arguments.delta {
+            // What is there is not left half written without a word: the job itself ends, and tells how far it came.
+            let target = Stoppable { inner: target, stop: context.stop.clone() };
+            let made = restore_delta(&session, &prints, &disk, target, pool, &progress).await;
+            return made.map_err(|error| error.context(&arguments.to));
+        }
+        // A new target that is dropped tidies up after itself.
+        context.stop.race(restore(&session, &prints, &disk, target, pool, &progress)).await
+    };
     let report = watched(&context.out, &progress, job).await?;
     Ok((manifest, disk, report, session.bytes_from()))
+}
+
+/// An update in place loses nothing but what differs: it is consent enough, with --overwrite or without.
+fn existing(arguments: &Restore) -> Existing {
+    match (arguments.delta, arguments.overwrite) {
+        (true, _) => Existing::Keep,
+        (false, true) => Existing::Replace,
+        (false, false) => Existing::Refuse,
+    }
 }
 
 fn choose_disk<'a>(manifest: &'a Manifest, arguments: &Restore) -> Result<&'a DiskRecord> {

@@ -74,6 +74,12 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let errors = summary.errors.len();
+    if report.errors.iter().all(|error| error.unread) {
+        let failed = format!("{} has {errors} places that could not be read", arguments.place.repository);
+        let failed = Error::store_io(failed).hint("nothing was found damaged; look at the storage, and verify again");
+        context.out.failure(&failed, false);
+        return Ok(Exit::Failed);
+    }
     let found = Error::integrity(format!("{} has {errors} errors", arguments.place.repository))
         .hint("back the machine up again, and restore meanwhile from another copy with --also-from");
     context.out.failure(&found, false);

@@ -1,0 +1,91 @@
+//! Chunks that are known to be damaged: what is said of them, and how a blob is noticed whose checksum is right and
+//! whose content is not.
+
+use crate::local::{Inner, Local};
+use crate::reader;
+use chunker::{ChunkId, Fingerprinter};
+use mover::{ChunkBatch, ChunkError, Result, verified};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Inner {
+    /// Why these chunks, which have no usable place, cannot be had: a place in a pack that is there is known to be
+    /// damaged; anything else is missing. Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn why_not(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
+        let places = self.index.read().expect("no holder panics").places(&ids)?;
+        let state = self.state();
+        let why = |(chunk, places): (ChunkId, Vec<crate::index::Place>)| {
+            let mut packs = places.iter().filter_map(|place| state.packs().get(&place.pack));
+            let error = match packs.find(|pack| pack.doomed.is_none()) {
+                Some(pack) => known(chunk, pack.added.name.to_string()),
+                None => ChunkError::Missing { chunk },
+            };
+            (chunk, Err(error))
+        };
+        Ok(ids.into_iter().zip(places).map(why).collect())
+    }
+
+    /// Those of `ids` that have no usable place, each once, and why. Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn not_usable(&self, ids: Vec<ChunkId>) -> Result<Vec<(ChunkId, ChunkError)>> {
+        let places = self.locate(&ids)?;
+        let lost: BTreeSet<ChunkId> =
+            ids.into_iter().zip(places).filter(|(_, place)| place.is_none()).map(|(id, _)| id).collect();
+        let why = self.why_not(lost.into_iter().collect())?;
+        Ok(why.into_iter().filter_map(|(id, why)| Some((id, why.err()?))).collect())
+    }
+
+    /// Notes that the place each chunk is read from holds something else; gives what to say of it. Blocking.
+    fn note_wrong(&self, wrong: Vec<(ChunkId, String)>) -> Vec<(ChunkId, ChunkError)> {
+        let ids: Vec<ChunkId> = wrong.iter().map(|(id, _)| *id).collect();
+        let places = self.locate(&ids).unwrap_or_else(|_| vec![None; ids.len()]);
+        let state = self.state();
+        let note = |((chunk, what), place): ((ChunkId, String), Option<crate::index::Place>)| {
+            let pack = place.and_then(|place| state.packs().get(&place.pack)).map(|pack| pack.added.name);
+            let Some(pack) = pack else { return (chunk, ChunkError::Wrong { chunk, what }) };
+            self.note_damaged(chunk, pack);
+            (chunk, ChunkError::Damaged { chunk, pack: pack.to_string(), what })
+        };
+        wrong.into_iter().zip(places).map(note).collect()
+    }
+}
+
+fn known(chunk: ChunkId, pack: String) -> ChunkError {
+    ChunkError::Damaged { chunk, pack, what: "that is known already, and it is stored nowhere else".into() }
+}
+
+/// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.
+pub async fn get_verified(local: &Local, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+    let mut made = ChunkBatch::new();
+    let mut found_wrong: BTreeMap<ChunkId, ChunkError> = BTreeMap::new();
+    let mut rest = ids;
+    for _ in 0..PLACES_TRIED_MAX {
+        if rest.is_empty() {
+            break;
+        }
+        let mut wrong = Vec::new();
+        for (id, blob) in verified(reader::get(local.clone(), rest.clone()), prints, rest).await {
+            match blob {
+                Err(ChunkError::Wrong { what, .. }) => wrong.push((id, what)),
+                // The first place's error says more than that there is no other.
+                Err(error) => made.push((id, Err(found_wrong.remove(&id).unwrap_or(error)))),
+                Ok(blob) => made.push((id, Ok(blob))),
+            }
+        }
+        let noted = local.with(move |inner| inner.note_wrong(wrong)).await;
+        rest = noted.iter().map(|(id, _)| *id).collect();
+        for (id, error) in noted {
+            found_wrong.entry(id).or_insert(error);
+        }
+    }
+    let given_up = |chunk| (chunk, Err(found_wrong.remove(&chunk).unwrap_or(ChunkError::Missing { chunk })));
+    made.extend(rest.into_iter().map(given_up));
+    made
+}
+
+/// Places of one chunk that are looked at: more than that wrong would mean that the reading is.
+const PLACES_TRIED_MAX: usize = 4;
