@@ -12,7 +12,7 @@ use mover::{
     Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
     ReadSession, Result, SessionId, Timestamp, Verification, WriteSession, missing_for, with_opener, with_sealer,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use tokio::sync::RwLock;
 
@@ -26,6 +26,9 @@ pub struct Session {
     verification: Verification,
     /// Where chunks are that this session was told it need not put; so that a commit asks the index only about others.
     told: Mutex<HashMap<ChunkId, Told>>,
+    /// Chunks that this session was told are missing: it need not be asked again when they are put, once. What another
+    /// session stored in between is stored twice at worst, and counts once (R9).
+    absent: Mutex<HashSet<ChunkId>>,
     /// Packs in which those chunks were: all of them, however many chunks.
     relied: Mutex<BTreeSet<u32>>,
     stored: Mutex<Flushed>,
@@ -61,6 +64,7 @@ impl Session {
             owner: begin.owner,
             verification: begin.verification,
             told: Mutex::default(),
+            absent: Mutex::default(),
             relied: Mutex::default(),
             stored: Mutex::default(),
             gate: RwLock::default(),
@@ -117,10 +121,17 @@ impl Session {
             chunks.into_iter().map(one).collect::<Result<_>>()
         };
         let arrivals: Vec<Arrival> = self.local.inner.pool.run(verified).await?;
-        let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
-        let present = self.presence(&ids, Unlogged::Any).await?;
-        let absent = arrivals.into_iter().zip(present).filter(|(_, (presence, _))| *presence == Presence::Missing);
-        Ok(absent.map(|(arrival, _)| arrival).collect())
+        let (mut absent, unknown): (Vec<_>, Vec<_>) = {
+            let mut asked = self.absent.lock().expect("no holder panics");
+            arrivals.into_iter().partition(|arrival| asked.remove(&arrival.id))
+        };
+        if !unknown.is_empty() {
+            let ids: Vec<ChunkId> = unknown.iter().map(|arrival| arrival.id).collect();
+            let present = self.presence(&ids, Unlogged::Any).await?;
+            let missing = unknown.into_iter().zip(present).filter(|(_, (it, _))| *it == Presence::Missing);
+            absent.extend(missing.map(|(arrival, _)| arrival));
+        }
+        Ok(absent)
     }
 
     async fn take(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
@@ -255,6 +266,10 @@ impl WriteSession for Session {
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let found = self.presence(ids, Unlogged::Any).await?;
         self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
+        let mut absent = self.absent.lock().expect("no holder panics");
+        let missing = ids.iter().zip(&found).filter(|(_, (presence, _))| *presence == Presence::Missing);
+        let room = TOLD_MAX.saturating_sub(absent.len());
+        absent.extend(missing.map(|(id, _)| *id).take(room));
         Ok(found.into_iter().map(|(presence, _)| presence).collect())
     }
 
