@@ -74,13 +74,14 @@ impl Io for DiskIo {
     }
 
     fn append(&self, mut file: &File, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-        if fcntl_getfl(file)?.contains(OFlags::DIRECT) {
+        let flags = fcntl_getfl(file)?;
+        if flags.contains(OFlags::DIRECT) {
             if let [only] = parts {
                 let direct = append_direct(file, direct_prefix(only))?;
                 IoSlice::advance_slices(&mut parts, direct);
             }
             if !parts.is_empty() {
-                fcntl_setfl(file, fcntl_getfl(file)?.difference(OFlags::DIRECT))?;
+                fcntl_setfl(file, flags.difference(OFlags::DIRECT))?;
             }
         }
         IoSlice::advance_slices(&mut parts, 0);

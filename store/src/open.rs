@@ -369,7 +369,9 @@ fn sound_records(inner: &Inner, path: &Path) -> Result<Vec<(PackKind, Arrival)>>
         let good = with_opener(|opener| opener.open_verified(&inner.prints, &entry.id, &blob, &mut plain)).is_ok();
         if good && place.is_none() {
             let hash = blob_hash(blob.bytes());
-            sound.push((PackKind::of(entry.kind), Arrival { id: entry.id, blob, hash }));
+            // Nobody else stores while it is opened.
+            let missing_at = Some(u64::MAX);
+            sound.push((PackKind::of(entry.kind), Arrival { id: entry.id, blob, hash, missing_at }));
         }
     }
     Ok(sound)

@@ -28,6 +28,8 @@ pub struct Arrival {
     pub blob: Blob,
     /// First 16 bytes of the blob's BLAKE3.
     pub hash: [u8; 16],
+    /// [`Pending::logged_by_others`] when the index was found to lack the chunk; `None` when it was not asked.
+    pub missing_at: Option<u64>,
 }
 
 /// A chunk that the packer has taken.
@@ -79,23 +81,32 @@ impl Packer {
     }
 
     /// Hands those of `arrivals` that nobody has put before to the packer, for packs of one kind; waits while too many
-    /// are on their way. Returns what was taken.
+    /// are on their way. Returns what was taken, and those about which the index must be asked (again) because another
+    /// session may have stored them since.
     ///
     /// # Errors
     /// When writing has stopped.
-    pub async fn append(&self, session: SessionId, kind: PackKind, mut arrivals: Vec<Arrival>) -> Result<Vec<Taken>> {
+    pub async fn append(
+        &self,
+        session: SessionId,
+        kind: PackKind,
+        arrivals: Vec<Arrival>,
+    ) -> Result<(Vec<Taken>, Vec<Arrival>)> {
         self.check()?;
         let ended = |_| self.check().err().unwrap_or_else(|| Error::internal("the packer has ended"));
         let permit = self.sender().reserve().await.map_err(ended)?;
         // From here on nothing waits, so a caller that is cancelled leaves no chunk taken and not sent; and whoever sees
         // one as pending flushes behind it in the queue (R18).
         let mut pending = lock(&self.pending);
+        let logged = pending.logged_by_others(session);
+        let (mut arrivals, late): (Vec<_>, Vec<_>) =
+            arrivals.into_iter().partition(|arrival| arrival.missing_at.is_some_and(|at| at >= logged));
         arrivals.retain(|arrival| pending.reserve(arrival.id, session));
         let taken = arrivals.iter().map(|arrival| Taken { id: arrival.id, header: *arrival.blob.header() }).collect();
         if !arrivals.is_empty() {
             permit.send(Message::Append(kind, arrivals));
         }
-        Ok(taken)
+        Ok((taken, late))
     }
 
     fn sender(&self) -> &mpsc::Sender<Message> {

@@ -12,7 +12,7 @@ use mover::{
     Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
     ReadSession, Result, SessionId, Timestamp, Verification, WriteSession, missing_for, with_opener, with_sealer,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use tokio::sync::RwLock;
 
@@ -24,11 +24,9 @@ pub struct Session {
     parents: Vec<PointId>,
     owner: OwnerId,
     verification: Verification,
-    /// Where chunks are that this session was told it need not put; so that a commit asks the index only about others.
+    /// What this session was told of chunks, so that the index is asked only once: about those that are there, not again
+    /// by the commit; about others, not again by the put.
     told: Mutex<HashMap<ChunkId, Told>>,
-    /// Chunks that this session was told are missing: it need not be asked again when they are put, once. What another
-    /// session stored in between is stored twice at worst, and counts once (R9).
-    absent: Mutex<HashSet<ChunkId>>,
     /// Packs in which those chunks were: all of them, however many chunks.
     relied: Mutex<BTreeSet<u32>>,
     stored: Mutex<Flushed>,
@@ -45,13 +43,15 @@ enum Unlogged {
     Sealed,
 }
 
-/// Why a chunk is known to be there.
+/// What a session was told of a chunk: why it is there, or that it is not.
 #[derive(Clone, Copy)]
 enum Told {
     /// It was in this pack.
     Pack(u32),
     /// It came in this session, so its pack is too young to be doomed (R6).
     Own,
+    /// It is not, and [`Pending::logged_by_others`] then: while that stays, the index need not be asked when it is put.
+    Missing(u64),
 }
 
 impl Session {
@@ -64,7 +64,6 @@ impl Session {
             owner: begin.owner,
             verification: begin.verification,
             told: Mutex::default(),
-            absent: Mutex::default(),
             relied: Mutex::default(),
             stored: Mutex::default(),
             gate: RwLock::default(),
@@ -84,7 +83,7 @@ impl Session {
         }
     }
 
-    /// What is there, in the log or on its way.
+    /// What is there, in the log or on its way; of what is there or missing, what to remember.
     async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<(Presence, Option<Told>)>> {
         let (session, ids) = (self.id, ids.to_vec());
         self.local
@@ -92,13 +91,14 @@ impl Session {
                 let mut found: Vec<_> = {
                     let unlogged = lock(&inner.pending);
                     unlogged.check()?;
+                    let missing = (Presence::Missing, Some(Told::Missing(unlogged.logged_by_others(session))));
                     let one = |id: &ChunkId| match (unlogged.chunk(id), pending) {
-                        (None, _) => Presence::Missing,
-                        (Some(_), Unlogged::Sealed) if !unlogged.is_sealed(id) => Presence::Missing,
-                        (Some(chunk), _) if chunk.session == session => Presence::Have,
-                        (Some(_), _) => Presence::Pending,
+                        (None, _) => missing,
+                        (Some(_), Unlogged::Sealed) if !unlogged.is_sealed(id) => missing,
+                        (Some(chunk), _) if chunk.session == session => (Presence::Have, None),
+                        (Some(_), _) => (Presence::Pending, None),
                     };
-                    ids.iter().map(|id| (one(id), None)).collect()
+                    ids.iter().map(one).collect()
                 };
                 let asked: Vec<usize> = (0..ids.len()).filter(|at| found[*at].0 == Presence::Missing).collect();
                 let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
@@ -112,7 +112,7 @@ impl Session {
             .await
     }
 
-    /// Checks blobs against ids, and drops those that are there already.
+    /// Checks blobs against ids.
     async fn verify(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<Vec<Arrival>> {
         let (inner, verification) = (self.local.inner.clone(), self.verification);
         let verified = move || {
@@ -120,35 +120,55 @@ impl Session {
             let one = |(id, blob)| verify_one(&inner.prints, verification, id, blob, &mut plain);
             chunks.into_iter().map(one).collect::<Result<_>>()
         };
-        let arrivals: Vec<Arrival> = self.local.inner.pool.run(verified).await?;
-        let (mut absent, unknown): (Vec<_>, Vec<_>) = {
-            let mut asked = self.absent.lock().expect("no holder panics");
-            arrivals.into_iter().partition(|arrival| asked.remove(&arrival.id))
-        };
+        self.local.inner.pool.run(verified).await
+    }
+
+    /// Those of `arrivals` that are missing; asks about those that are not known to be.
+    async fn absent(&self, arrivals: Vec<Arrival>) -> Result<Vec<Arrival>> {
+        let (mut absent, unknown): (Vec<_>, Vec<_>) =
+            arrivals.into_iter().partition(|arrival| arrival.missing_at.is_some());
         if !unknown.is_empty() {
             let ids: Vec<ChunkId> = unknown.iter().map(|arrival| arrival.id).collect();
-            let present = self.presence(&ids, Unlogged::Any).await?;
-            let missing = unknown.into_iter().zip(present).filter(|(_, (it, _))| *it == Presence::Missing);
-            absent.extend(missing.map(|(arrival, _)| arrival));
+            for (arrival, (_, told)) in unknown.into_iter().zip(self.presence(&ids, Unlogged::Any).await?) {
+                if let Some(Told::Missing(at)) = told {
+                    absent.push(Arrival { missing_at: Some(at), ..arrival });
+                }
+            }
         }
         Ok(absent)
     }
 
+    /// When this session was told that a chunk is missing; for one put.
+    fn told_missing(&self, arrivals: &mut [Arrival]) {
+        let mut told = self.told.lock().expect("no holder panics");
+        for arrival in arrivals {
+            if let Some(Told::Missing(at)) = told.get(&arrival.id) {
+                arrival.missing_at = Some(*at);
+                told.remove(&arrival.id);
+            }
+        }
+    }
+
     async fn take(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        let mut arrivals = self.verify(chunks).await?;
+        self.told_missing(&mut arrivals);
         let (structure, data): (Vec<_>, Vec<_>) =
-            self.verify(chunks).await?.into_iter().partition(|it| it.blob.header().kind.is_structure());
+            arrivals.into_iter().partition(|it| it.blob.header().kind.is_structure());
         self.store(PackKind::Data, data).await?;
         self.store(PackKind::Page, structure).await
     }
 
-    async fn store(&self, kind: PackKind, arrivals: Vec<Arrival>) -> Result<()> {
-        if arrivals.is_empty() {
-            return Ok(());
+    /// Stores those of `arrivals` that nobody stored.
+    async fn store(&self, kind: PackKind, mut arrivals: Vec<Arrival>) -> Result<()> {
+        while !arrivals.is_empty() {
+            let absent = self.absent(arrivals).await?;
+            let (taken, mut late) = self.packer.append(self.id, kind, absent).await?;
+            self.tell(taken.iter().map(|taken| (taken.id, Told::Own)));
+            let mut stored = self.stored.lock().expect("no holder panics");
+            taken.iter().for_each(|taken| stored.add(&taken.header));
+            late.iter_mut().for_each(|arrival| arrival.missing_at = None);
+            arrivals = late;
         }
-        let taken = self.packer.append(self.id, kind, arrivals).await?;
-        self.tell(taken.iter().map(|taken| (taken.id, Told::Own)));
-        let mut stored = self.stored.lock().expect("no holder panics");
-        taken.iter().for_each(|taken| stored.add(&taken.header));
         Ok(())
     }
 
@@ -210,7 +230,7 @@ impl Presences for Session {
             let known = |id: &ChunkId| match told.get(id) {
                 Some(Told::Own) => state.suspects().is_empty() && inner.nothing_damaged(),
                 Some(Told::Pack(number)) => inner.is_usable(&state, id, *number),
-                None => false,
+                Some(Told::Missing(_)) | None => false,
             };
             ids.iter().map(known).collect()
         };
@@ -241,7 +261,7 @@ fn verify_one(
     checked
         .map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
     let hash = blob_hash(blob.bytes());
-    Ok(Arrival { id, blob, hash })
+    Ok(Arrival { id, blob, hash, missing_at: None })
 }
 
 impl ReadSession for Session {
@@ -266,10 +286,6 @@ impl WriteSession for Session {
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let found = self.presence(ids, Unlogged::Any).await?;
         self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
-        let mut absent = self.absent.lock().expect("no holder panics");
-        let missing = ids.iter().zip(&found).filter(|(_, (presence, _))| *presence == Presence::Missing);
-        let room = TOLD_MAX.saturating_sub(absent.len());
-        absent.extend(missing.map(|(id, _)| *id).take(room));
         Ok(found.into_iter().map(|(presence, _)| presence).collect())
     }
 

@@ -43,7 +43,9 @@ macro_rules! conformance {
                 texts_are_not_cut attachments_are_as_long_as_they_say
             }
             sharing {
-                a_chunk_of_another_session_is_waited_for a_putter_that_goes_away_takes_nobody_along
+                a_chunk_of_another_session_is_waited_for
+                what_another_session_stored_meanwhile_is_stored_once
+                a_putter_that_goes_away_takes_nobody_along
                 machines_at_the_same_time reads_go_on_during_backups
             }
             reading {

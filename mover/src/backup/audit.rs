@@ -90,9 +90,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 
     async fn audit(&self, changed: &Changed) -> Result<Found> {
         let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
-        let suspects = self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect();
         // What is zero by allocation was compared with the parent already, all of it.
-        let known = changed.dirty.align(grid, size).union(&suspects).union(&whole_blocks(&changed.zeroes, size));
+        let known =
+            changed.dirty.align(grid, size).union(&self.suspect_blocks()).union(&whole_blocks(&changed.zeroes, size));
         let clean = ExtentSet::whole(size).subtract(&known);
         let options = self.job.options;
         let Some(share) = Share::of(options.audit, size, clean.bytes()) else { return Ok(Found::Nothing) };
@@ -138,11 +138,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let before = self.leaf_before(extent).await?;
         let (job, size) = (self.job, self.description.size);
         job.progress.expect(extent.length);
-        pacer.wait(extent.length).await;
-        let bytes = job.source.read(self.index, extent).await?;
-        if bytes.len() as u64 != extent.length {
-            return Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)));
-        }
+        let bytes = self.read(extent, pacer).await?;
         let prints = job.prints.clone();
         let compare = move || first_difference(&prints, &bytes, extent, size, before.as_deref());
         let found = job.pool.run(compare).await;

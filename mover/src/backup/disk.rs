@@ -85,9 +85,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             ChangeTracking::Bitmap => changed.dirty.align(grid, size),
             ChangeTracking::Fingerprint | ChangeTracking::Full => ExtentSet::whole(size),
         };
-        let suspects: ExtentSet =
-            self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect();
-        candidates = candidates.union(&suspects);
+        candidates = candidates.union(&self.suspect_blocks());
         let zeroes = whole_blocks(&changed.zeroes, size);
         let (read, zero) = (candidates.subtract(&zeroes), candidates.intersect(&zeroes));
         self.job.progress.expect(read.bytes());
@@ -149,6 +147,22 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok(None)
     }
 
+    /// Exactly the bytes of `extent`, at the pace that was asked for.
+    pub(super) async fn read(&self, extent: Extent, pacer: &Pacer) -> Result<Bytes> {
+        pacer.wait(extent.length).await;
+        let bytes = self.job.source.read(self.index, extent).await?;
+        if bytes.len() as u64 == extent.length {
+            return Ok(bytes);
+        }
+        Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)))
+    }
+
+    /// Blocks whose chunk in the parent is suspect.
+    pub(super) fn suspect_blocks(&self) -> ExtentSet {
+        let size = self.description.size;
+        self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect()
+    }
+
     async fn piece(&self, piece: Piece, pacer: &Pacer) -> Result<Done> {
         let (extent, size) = (piece.extent, self.description.size);
         let before = self.leaf_before(extent).await?;
@@ -161,11 +175,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             let refs = gone.iter().map(|block| (number(block), PageRef::Absent)).collect();
             return Ok(Done { refs, bytes_read: 0, bytes_changed: gone.iter().map(|block| block.length).sum() });
         }
-        pacer.wait(extent.length).await;
-        let bytes = self.job.source.read(self.index, extent).await?;
-        if bytes.len() as u64 != extent.length {
-            return Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)));
-        }
+        let bytes = self.read(extent, pacer).await?;
         let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();
         let prints = self.job.prints.clone();
         let cut = self.job.pool.run(move || cut(&prints, &bytes, extent, size, before.as_deref(), &suspects)).await;

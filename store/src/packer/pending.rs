@@ -14,7 +14,31 @@ pub struct Pending {
     chunks: HashMap<ChunkId, PendingChunk>,
     packs: BTreeMap<u64, PendingPack>,
     next_pack: u64,
+    logged: Logged,
     failed: Option<(ErrorKind, String)>,
+}
+
+/// Who had packs logged last, so that a session knows whether anybody else did since it looked.
+#[derive(Default)]
+struct Logged {
+    count: u64,
+    last: Option<(SessionId, u64)>,
+    /// The count when somebody other than the last one did.
+    before: u64,
+}
+
+impl Logged {
+    fn add(&mut self, session: SessionId) {
+        self.count += 1;
+        if let Some((_, at)) = self.last.filter(|(last, _)| *last != session) {
+            self.before = at;
+        }
+        self.last = Some((session, self.count));
+    }
+
+    fn by_others(&self, session: SessionId) -> u64 {
+        self.last.map_or(0, |(last, at)| if last == session { self.before } else { at })
+    }
 }
 
 /// A chunk that the log does not know yet.
@@ -49,6 +73,12 @@ impl Pending {
     /// What is known of a chunk.
     pub fn chunk(&self, id: &ChunkId) -> Option<PendingChunk> {
         self.chunks.get(id).copied()
+    }
+
+    /// A number that grows when a chunk that another session put has come into the index: what `session` found missing
+    /// there before must be looked up again.
+    pub fn logged_by_others(&self, session: SessionId) -> u64 {
+        self.logged.by_others(session)
     }
 
     /// Takes `id` for `session` unless somebody has put it already. What is taken must be on its way to the packer when
@@ -110,8 +140,11 @@ impl Pending {
     pub fn logged(&mut self, number: u64) -> Option<PathBuf> {
         let pack = self.packs.remove(&number)?;
         for entry in pack.sealed.iter().flat_map(|sealed| sealed.entries.iter()) {
-            if self.chunks.get(&entry.id).is_some_and(|chunk| chunk.place.is_some_and(|place| place.0 == number)) {
-                self.chunks.remove(&entry.id);
+            let here = |chunk: &PendingChunk| chunk.place.is_some_and(|place| place.0 == number);
+            if self.chunks.get(&entry.id).is_some_and(here)
+                && let Some(chunk) = self.chunks.remove(&entry.id)
+            {
+                self.logged.add(chunk.session);
             }
         }
         Some(pack.path)
@@ -136,4 +169,25 @@ impl Pending {
 /// Locks what is pending.
 pub fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
     pending.lock().expect("no holder panics")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_logged_is_told_from_what_oneself_did() {
+        let [a, b, c] = [1, 2, 3].map(|byte| SessionId([byte; 16]));
+        let mut logged = Logged::default();
+        let seen = |logged: &Logged| [a, b, c].map(|session| logged.by_others(session));
+        assert_eq!(seen(&logged), [0, 0, 0]);
+        // Who logged, and for whom the number must have grown: everybody else.
+        for who in [a, a, b, a, c, c, b, b, a, b] {
+            let before = seen(&logged);
+            logged.add(who);
+            for ((session, before), now) in [a, b, c].into_iter().zip(before).zip(seen(&logged)) {
+                assert_eq!(now > before, session != who, "{session:?} after {who:?}");
+            }
+        }
+    }
 }

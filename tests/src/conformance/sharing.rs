@@ -27,6 +27,21 @@ pub async fn a_chunk_of_another_session_is_waited_for<F: Fixture>(lab: Lab<F>) {
     assert_eq!(lab.repository.stats().await.unwrap().chunks, 4, "the block, two pages, the manifest");
 }
 
+pub async fn what_another_session_stored_meanwhile_is_stored_once<F: Fixture>(lab: Lab<F>) {
+    let (first, second) = (PointId::random(&lab.world), PointId::random(&lab.world));
+    let (slow, quick) = (lab.session_of(first, &[]).await, lab.session_of(second, &[]).await);
+    let (id, blob) = lab.block(1);
+    assert_eq!(slow.missing(ChunkKind::Data, &[id]).await.unwrap(), [Presence::Missing]);
+    let (root, pages) = lab.map(&[(0, id)]).await;
+    for (session, point) in [(&quick, second), (&slow, first)] {
+        session.put(vec![(id, blob.clone())]).await.unwrap();
+        session.put(pages.clone()).await.unwrap();
+        session.flush().await.unwrap();
+        committed(session.commit(&[lab.draft(point, root)]).await.unwrap());
+    }
+    assert_eq!(lab.repository.stats().await.unwrap().chunks, 5, "the block, two pages, two manifests");
+}
+
 pub async fn a_putter_that_goes_away_takes_nobody_along<F: Fixture>(lab: Lab<F>) {
     let point = PointId::random(&lab.world);
     let asker = lab.session_of(point, &[]).await;
