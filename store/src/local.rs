@@ -242,11 +242,17 @@ impl Inner {
         state: &State,
         known: impl Fn(&PackName) -> Option<Arc<Vec<crate::format::pack::PackEntry>>>,
     ) -> Result<()> {
-        let mut index = self.index.write().expect("no holder panics");
-        let new = state.packs().range(index.next_pack()..).map(|(number, _)| *number);
-        for number in index.take_again().into_iter().chain(new) {
+        // Whoever asks meanwhile waits for single packs' notes only, not for the database. Callers hold the log, so
+        // there is one writer.
+        let index = || self.index.write().expect("no holder panics");
+        let (again, next) = {
+            let mut index = index();
+            (index.take_again(), index.next_pack())
+        };
+        let new = state.packs().range(next..).map(|(number, _)| *number);
+        for number in again.into_iter().chain(new) {
             let Some(pack) = state.packs().get(&number) else {
-                index.forget(number);
+                index().forget(number);
                 continue;
             };
             let name = &pack.added.name;
@@ -258,18 +264,23 @@ impl Inner {
                     .map(Arc::new),
             };
             match entries {
-                Ok(entries) => index.add(number, &entries)?,
+                Ok(entries) => {
+                    self.index.read().expect("no holder panics").write(number, &entries)?;
+                    index().added(number, &entries);
+                }
                 Err(error) => {
                     tracing::warn!(
                         pack = %name, %error,
                         "a pack cannot be read, and what is in it counts as missing; it is tried again whenever the \
                          repository is opened, and `windlass verify` tells what needs it"
                     );
-                    index.skip(number);
+                    index().skip(number);
                 }
             }
         }
-        index.tag(self.config.config.id, state.end())
+        index().tag(self.config.config.id, state.end())?;
+        let index = self.index.read().expect("no holder panics");
+        if index.flush_is_due() { index.flush() } else { Ok(()) }
     }
 
     /// The usable place of each chunk: the earliest pack that holds it, is not doomed, and where it is not suspect
@@ -322,7 +333,7 @@ impl Local {
                 inner.append(|_| Ok(Vec::new()))?;
                 inner.set_packer(None);
             }
-            inner.index.write().expect("no holder panics").flush()
+            inner.index.read().expect("no holder panics").flush()
         })
         .await
     }
