@@ -6,10 +6,12 @@
 
 mod bitmap;
 mod image;
+mod map;
 mod server;
 mod tool;
 
 pub use bitmap::{TrackingName, add_bitmap, remove_bitmap};
 pub use image::{Bitmap, ImageLayer, image_chain};
+pub use map::{ClusterMap, cluster_map};
 pub use server::{Access, NbdServerProcess, ServeError, ServeOptions};
 pub use tool::{ToolError, busy, create_qcow2};

@@ -176,8 +176,7 @@ impl Index {
         let mut batch = WriteBatch::default();
         let have = database.multi_get(entries.iter().map(|entry| entry.id.as_bytes()));
         for (entry, have) in entries.iter().zip(have) {
-            let mut places =
-                have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
+            let mut places = have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
             if places.iter().all(|it| it.pack != number) {
                 places.push(place(number, entry));
                 places.sort_unstable();

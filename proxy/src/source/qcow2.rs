@@ -4,15 +4,20 @@
 //! `qemu-nbd` on the image, which locks it against writers → only now look again and believe what is seen → read →
 //! commit → end the process → remove the old bitmap. Wherever this stops, the next run finds either the old bitmap
 //! still recording, or nothing it would believe.
+//!
+//! While `qemu-nbd` holds the lock, clusters that `qemu-img map` finds in the file as they are are read from there: the
+//! way through a socket copies every byte twice more and costs as much as all else. Everything else (compressed, in a
+//! backing file, a map too long) comes through `qemu-nbd`, and so does what cannot be read directly.
 
 use super::identity::{ImageFile, Stamp, identity, remote_identity};
 use super::nbd::nbd_error;
+use super::raw::read_extents;
 use super::settle::settle;
 use super::{Described, SourceOptions};
 use crate::nbd::{Extents, NbdDisk, NbdError};
 use crate::qemu::{
-    Access, Bitmap, ImageLayer, NbdServerProcess, ServeError, ServeOptions, ToolError, TrackingName, add_bitmap,
-    image_chain, remove_bitmap,
+    Access, Bitmap, ClusterMap, ImageLayer, NbdServerProcess, ServeError, ServeOptions, ToolError, TrackingName,
+    add_bitmap, cluster_map, image_chain, remove_bitmap,
 };
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
@@ -21,6 +26,7 @@ use mover::{
     TrackingWish, blocking,
 };
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +39,7 @@ pub struct Qcow2Disk {
     path: PathBuf,
     server: NbdServerProcess,
     disk: Arc<NbdDisk>,
+    file: Arc<File>,
     /// Under way since the image is locked.
     survey: Mutex<Survey>,
     chain: Vec<LayerIdentity>,
@@ -59,6 +66,7 @@ enum Survey {
 struct Surveyed {
     extents: Extents,
     layers: Vec<ImageLayer>,
+    clusters: ClusterMap,
 }
 
 #[derive(Debug)]
@@ -112,9 +120,10 @@ impl Qcow2Disk {
             let (server, disk) = NbdServerProcess::start(&serve).await.map_err(|error| serve_error(error, &path))?;
             // From here on nobody writes to it.
             let (chain, stamps) = identities(&path, &layers).await?;
-            Ok::<_, Error>((server, disk, chain, stamps))
+            let file = File::open(&path).map_err(|error| cannot_look(&path, error))?;
+            Ok::<_, Error>((server, disk, Arc::new(file), chain, stamps))
         };
-        let (server, disk, chain, stamps) = match opened.await {
+        let (server, disk, file, chain, stamps) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
                 abandon_next(&path, &next).await;
@@ -122,7 +131,7 @@ impl Qcow2Disk {
             }
         };
         let disk = Arc::new(disk);
-        let survey = tokio::spawn(survey(disk.clone(), path.clone()));
+        let survey = tokio::spawn(survey(disk.clone(), path.clone(), top.data_file().is_none()));
         let based_on = next.as_ref().map(|name| name.base).ok();
         let superseded = settled.own.iter().filter(|name| Some(name.checkpoint) == based_on).copied();
         let superseded = std::sync::Mutex::new(superseded.collect());
@@ -135,7 +144,7 @@ impl Qcow2Disk {
             ..Described::default()
         };
         let survey = Mutex::new(Survey::Running(survey));
-        let opened = Self { path, server, disk, survey, chain, stamps, next, superseded, candidates, unusable };
+        let opened = Self { path, server, disk, file, survey, chain, stamps, next, superseded, candidates, unusable };
         Ok((opened, described))
     }
 
@@ -177,6 +186,13 @@ impl Qcow2Disk {
     /// # Errors
     /// `Source`.
     pub async fn read(&self, extent: Extent) -> Result<Bytes> {
+        if let Some(places) = self.surveyed().await?.clusters.in_file(extent) {
+            let file = self.file.clone();
+            match blocking(move || read_extents(&file, &places)).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => tracing::warn!(path = %self.path.display(), %error, ?extent, "read through qemu-nbd"),
+            }
+        }
         self.disk.read(extent).await.map_err(|error| local_error(error, &self.path))
     }
 
@@ -328,10 +344,22 @@ async fn abandon_next(path: &Path, next: &Result<TrackingName, String>) {
     }
 }
 
-/// Looks at the image a second time, now that it is locked, and asks for its extents; both at once.
-async fn survey(disk: Arc<NbdDisk>, path: PathBuf) -> Result<Surveyed, SurveyError> {
-    let (extents, layers) = tokio::join!(disk.extents(), image_chain(&path, "qcow2"));
-    Ok(Surveyed { extents: extents.map_err(SurveyError::Nbd)?, layers: layers.map_err(SurveyError::Tool)? })
+/// Looks at the image a second time, now that it is locked, and asks for its extents and clusters; all at once.
+async fn survey(disk: Arc<NbdDisk>, path: PathBuf, data_in_image: bool) -> Result<Surveyed, SurveyError> {
+    let clusters = async {
+        if !data_in_image {
+            return ClusterMap::default();
+        }
+        match cluster_map(&path).await {
+            Ok(clusters) => clusters,
+            Err(error) => {
+                tracing::info!(path = %path.display(), %error, "everything is read through qemu-nbd");
+                ClusterMap::default()
+            }
+        }
+    };
+    let (extents, layers, clusters) = tokio::join!(disk.extents(), image_chain(&path, "qcow2"), clusters);
+    Ok(Surveyed { extents: extents.map_err(SurveyError::Nbd)?, layers: layers.map_err(SurveyError::Tool)?, clusters })
 }
 
 fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
@@ -354,8 +382,7 @@ async fn identities(path: &Path, layers: &[ImageLayer]) -> Result<(Vec<LayerIden
     let data: Vec<String> = layers.iter().filter_map(ImageLayer::data_file).map(str::to_owned).collect();
     let path = path.to_owned();
     blocking(move || {
-        let failed =
-            |error: std::io::Error| Error::source("cannot be looked at").because(error).context(path.display());
+        let failed = |error| cannot_look(&path, error);
         let (mut chain, mut stamps) = (Vec::new(), Vec::new());
         for (at, place) in places.iter().enumerate() {
             let file = if at == 0 { path.clone() } else { PathBuf::from(place) };
@@ -376,6 +403,10 @@ async fn identities(path: &Path, layers: &[ImageLayer]) -> Result<(Vec<LayerIden
         Ok((chain, stamps))
     })
     .await
+}
+
+fn cannot_look(path: &Path, error: std::io::Error) -> Error {
+    Error::source("cannot be looked at").because(error).context(path.display())
 }
 
 fn warning(top: &ImageLayer) -> Option<String> {

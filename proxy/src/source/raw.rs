@@ -11,7 +11,7 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -153,5 +153,21 @@ pub fn read_extent(file: &File, extent: Extent) -> io::Result<Bytes> {
     }
     // The allocation may be longer than was asked for.
     bytes.truncate(length);
+    Ok(bytes.into())
+}
+
+/// Exactly the bytes of `extents`, one after the other.
+pub fn read_extents(file: &File, extents: &[Extent]) -> io::Result<Bytes> {
+    if let [only] = extents {
+        return read_extent(file, *only);
+    }
+    let length = usize::try_from(extents.iter().map(|extent| extent.length).sum::<u64>()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    let mut rest = &mut bytes[..];
+    for extent in extents {
+        let (now, later) = rest.split_at_mut(extent.length as usize);
+        file.read_exact_at(now, extent.offset)?;
+        rest = later;
+    }
     Ok(bytes.into())
 }

@@ -1,7 +1,9 @@
 //! Sources of every kind.
 
 use crate::tools::*;
+use chunker::ExtentSet;
 use mover::{ChangeTracking, ErrorKind, Outcome, Source, TrackingWish};
+use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn qcow2_full_then_by_bitmap() {
@@ -146,4 +148,47 @@ async fn encrypted_images_are_refused_with_a_remedy() {
     let error = open(text(&image), TrackingWish::Auto, &Default::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(error.remedy().unwrap().contains("qemu-nbd"));
+}
+
+/// What lies in the file as it is is read from there, everything else through `qemu-nbd`: the disk is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_of_every_kind_read_as_qemu_reads_them() {
+    let place = Place::new();
+    let base = place.qcow2("base.qcow2", 8 * MIB);
+    qemu_io(&base, "qcow2", &["write -P 1 0 8M"]);
+    let backed = ["-F", "qcow2", "-b", text(&base)];
+    let data = format!("data_file={}", text(&place.path("data")));
+    let cases: [(&str, &[&str]); 6] = [
+        ("plain", &[]),
+        ("tiny", &["-o", "cluster_size=512"]),
+        ("large", &["-o", "cluster_size=2M"]),
+        ("backed", &backed),
+        ("parts", &["-o", "extended_l2=on,cluster_size=128k", "-F", "qcow2", "-b", text(&base)]),
+        ("outside", &["-o", &data]),
+    ];
+    for (name, options) in cases {
+        let image = place.path(name);
+        let create = [&["create", "-q", "-f", "qcow2"][..], options, &[text(&image), "8M"]].concat();
+        run("qemu-img", &create);
+        let in_image = name != "outside";
+        if in_image {
+            qemu_io(&image, "qcow2", &["write -c -P 2 2M 2M", "write -c -P 7 6M 2M"]);
+        }
+        qemu_io(&image, "qcow2", &["write -P 3 1M 100k", "write -P 4 3M 70k", "write -z 3200k 64k", "discard 1M 32k"]);
+        if in_image {
+            run("qemu-img", &["snapshot", "-c", "before", text(&image)]);
+        }
+        // Clusters that the snapshot shares are copied: not where they were.
+        qemu_io(&image, "qcow2", &["write -P 5 1050k 3k", "write -P 6 5M 1M", "write -P 8 8191k 1k"]);
+        let (session, content) =
+            (open(text(&image), TrackingWish::Full, &BTreeSet::new()).await.unwrap(), content(&image, "qcow2"));
+        // Blocks of one kind, parts of them, and what has several kinds.
+        for piece in [4 << 10, GRID, MIB, 8 * MIB] {
+            for extent in ExtentSet::whole(8 * MIB).split(piece) {
+                let got = session.read(0, extent).await.unwrap();
+                assert!(got == content[range(extent)], "{name}, {extent:?}");
+            }
+        }
+        session.finish(Outcome::Abandoned).await.unwrap();
+    }
 }
