@@ -26,8 +26,9 @@ pub struct Ran {
 pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
     ran(Command::new("sync"))?;
     let variables = command.get_envs().filter_map(|(_, value)| value);
-    for named in command.get_args().chain(variables).map(Path::new).filter(|named| named.is_absolute()) {
-        warm(named)?;
+    let directory = command.get_current_dir().unwrap_or(Path::new("/"));
+    for named in command.get_args().chain(variables) {
+        warm(&directory.join(named))?;
     }
     let counted = scratch.join("time");
     let mut timed = Command::new("/usr/bin/time");

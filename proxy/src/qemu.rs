@@ -1,4 +1,5 @@
-//! QEMU's own tools as supervised processes: they alone read and write qcow2.
+//! QEMU's own tools as supervised processes: they alone understand and write qcow2. What `qemu-img map` finds in an
+//! image's file as it is may be read from there, under `qemu-nbd`'s lock.
 //!
 //! Which process may be ended when: `qemu-img info` at any time; `qemu-nbd` at any time when it only reads, and it
 //! ends by itself when we die; `qemu-img bitmap` never, because an image whose bitmaps are half written loses them

@@ -16,6 +16,7 @@
 //! | append | append | create-only names: one wins, the others read it, validate again and take the next number (R1) |
 //! | append | an answer that is lost | the same bytes under the name are success; an error stops all writing until reopened (R2) |
 //! | put | put of the same chunk | taken once, in one step with its place in the packer's queue; others are told "pending" and flush behind it (R18) |
+//! | put | another session's pack logged since it was told missing | the packer gives it back, and it is looked up again |
 //! | put | a job that is dropped | nothing waits between taking a chunk and sending it, so none is left that nobody stores |
 //! | commit | put of its session | a gate: the commit waits for puts on their way, and puts for it |
 //! | commit | put of another session | only what is in the log or in a durable pack counts; the rest is listed as missing |
@@ -28,7 +29,8 @@
 //! | verify | anything | it only reads; what it marks is one more record |
 //! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
 //!
-//! Within a process: `log` before `pending` or `index`; nothing else is taken while one of those is held.
+//! Within a process: `log` before `pending` or `index`; nothing else is taken while one of those is held. Who holds `log`
+//! is the index's one writer, and holds `index` alone only to note what was added.
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
