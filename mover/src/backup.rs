@@ -263,11 +263,11 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
             disks,
             attachments,
-            bytes_new: self.session.stored().bytes_plain,
+            bytes_new: self.session.stored().await?.bytes_plain,
             extensions: audit::extension(&next_positions),
         };
         let point = self.commit(&manifest, &mut warnings).await?;
-        let stored = self.session.stored();
+        let stored = self.session.stored().await?;
         let report = |(disk, audit): (DiskRecord, _)| {
             let DiskRecord { name, size, tracking, .. } = disk;
             DiskReport { name, size, tracking, audit }

@@ -109,7 +109,7 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         loop {
             match self.session.commit(&draft).await? {
                 Commit::Committed(_) => {
-                    let stored = self.session.stored();
+                    let stored = self.session.stored().await?;
                     let (chunks_moved, bytes_moved) = (stored.chunks, stored.bytes_stored);
                     return Ok(CopyReport { points: 1, chunks_moved, bytes_moved });
                 }

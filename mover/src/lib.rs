@@ -2,7 +2,7 @@
 //! and [`restore()`] over them.
 //!
 //! Architecture Invariant: nothing here knows a hypervisor, RocksDB, or how a repository stores. `bincode` is used in
-//! `codec` alone. Record layouts are in `FORMAT.md`.
+//! `codec` alone. Record layouts are in `FORMAT.md`, messages in `PROTOCOL.md`.
 
 mod aligned;
 mod backup;
@@ -12,6 +12,7 @@ mod copy;
 mod diff;
 mod error;
 mod failover;
+pub mod identity;
 mod ids;
 mod manifest;
 mod map;
@@ -28,6 +29,7 @@ mod source;
 mod target;
 #[cfg(test)]
 mod testing;
+pub mod wire;
 mod world;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};

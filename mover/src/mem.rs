@@ -230,8 +230,8 @@ impl WriteSession for MemSession {
         answer?.given(flushed)
     }
 
-    fn stored(&self) -> Flushed {
-        self.shared().state().lease(self.id()).map(|lease| lease.flushed).unwrap_or_default()
+    async fn stored(&self) -> Result<Flushed> {
+        Ok(self.shared().state().lease(self.id()).map(|lease| lease.flushed).unwrap_or_default())
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {

@@ -1,10 +1,12 @@
 //! Names of machines and disks.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// A label that is safe in paths, logs and terminals: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 impl Name {
@@ -27,6 +29,20 @@ impl FromStr for Name {
         }
         Err(crate::Error::usage(format!("{text:?} is not a name"))
             .hint("use letters, digits, '_', '.' and '-', not more than 128, beginning with a letter, digit or '_'"))
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = crate::Error;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::future::Future;
 
@@ -169,8 +170,8 @@ pub trait WriteSession: ReadSession {
     /// gives the totals.
     fn flush(&self) -> impl Future<Output = Result<Flushed>> + Send;
 
-    /// What this session has stored so far, durable or not.
-    fn stored(&self) -> Flushed;
+    /// What this session has stored of all that was put before, durable or not.
+    fn stored(&self) -> impl Future<Output = Result<Flushed>> + Send;
 
     /// Flushes, makes the points visible, all of them or none, and closes the session. [`Commit::Missing`] names
     /// chunks that the repository lacks; put them and commit again. Committing a point id that is committed already
@@ -193,7 +194,7 @@ pub struct RepositoryConfig {
 }
 
 /// What a write session is for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin {
     /// The point to be committed.
     pub point: PointId,
@@ -206,7 +207,7 @@ pub struct Begin {
 }
 
 /// How arriving blobs are checked before they count as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Verification {
     /// Decoded, and the fingerprint of the plain bytes recomputed.
     #[default]
@@ -252,7 +253,7 @@ pub enum Presence {
 }
 
 /// What a session has stored so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flushed {
     /// Chunks of disks and attachments.
     pub chunks: u64,
@@ -287,7 +288,7 @@ pub struct PointDraft {
 }
 
 /// Where a copied point comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The repository of the first commit.
     pub repository: RepositoryId,
@@ -307,11 +308,12 @@ pub enum Commit {
 }
 
 /// A committed point, as the log has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryPoint {
     /// The point.
     pub id: PointId,
     /// Its manifest's chunk.
+    #[serde(with = "chunk_id")]
     pub manifest: ChunkId,
     /// Whose it is.
     pub owner: OwnerId,
@@ -349,7 +351,7 @@ pub struct PointFilter {
 }
 
 /// Totals of a repository.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Points that are not forgotten.
     pub points: u64,
@@ -366,10 +368,24 @@ pub struct Stats {
 }
 
 /// The end of a commit log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Incarnation {
     /// Number of the last record.
     pub sequence: u64,
     /// Its hash.
     pub hash: [u8; 32],
+}
+
+/// `chunker` knows nothing of serde.
+mod chunk_id {
+    use chunker::ChunkId;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(id: &ChunkId, to: S) -> Result<S::Ok, S::Error> {
+        id.0.serialize(to)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<ChunkId, D::Error> {
+        <[u8; 32]>::deserialize(from).map(ChunkId)
+    }
 }

@@ -296,11 +296,11 @@ impl WriteSession for Session {
 
     async fn flush(&self) -> Result<Flushed> {
         self.packer.flush().await?;
-        Ok(self.stored())
+        self.stored().await
     }
 
-    fn stored(&self) -> Flushed {
-        *self.stored.lock().expect("no holder panics")
+    async fn stored(&self) -> Result<Flushed> {
+        Ok(*self.stored.lock().expect("no holder panics"))
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {

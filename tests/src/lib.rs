@@ -4,5 +4,6 @@ pub mod conformance;
 pub mod fake;
 pub mod kept;
 pub mod meddle;
+pub mod node;
 pub mod program;
 pub mod protocol;

@@ -190,8 +190,8 @@ impl<S: WriteSession> WriteSession for MeddledSession<S> {
         self.inner.flush().await
     }
 
-    fn stored(&self) -> Flushed {
-        self.inner.stored()
+    async fn stored(&self) -> Result<Flushed> {
+        self.inner.stored().await
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {

@@ -1,0 +1,29 @@
+//! The wire: the same repository across QUIC. `PROTOCOL.md` is complete enough for another implementation.
+//!
+//! | file | half | what it is about |
+//! |---|---|---|
+//! | `message` | both | what is said: type codes, fields, limits |
+//! | `frame` | both | how a message stands on a stream |
+//! | `quic` | both | certificates, windows, congestion |
+//! | `link` | client | connections that are made again when they are lost |
+//! | `remote` | client | [`Remote`]: sessions that survive |
+//! | `access` | node | who may ask what |
+//! | `serve` | node | [`Node`]: takes requests, one on each stream |
+
+pub mod access;
+mod frame;
+mod link;
+pub mod message;
+mod quic;
+mod remote;
+mod serve;
+
+pub use link::Peer;
+pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use remote::{Remote, RemoteReader, RemoteSession};
+pub use serve::Node;
+
+/// Version of the protocol that this program speaks.
+pub const VERSION: u16 = 1;
+/// Features that this program knows.
+const FEATURES: u64 = 0;

@@ -1,0 +1,39 @@
+//! Who may ask what: the one table, looked at before every request.
+
+use super::message::{Message, Request};
+use crate::identity::{Holder, Role};
+use crate::{Error, ErrorKind, Result};
+
+/// Whether a role may make a request. Exhaustive: a request without a row does not compile.
+pub const fn allows(role: Role, request: &Request) -> bool {
+    match request {
+        Request::Hello(_)
+        | Request::Open(_)
+        | Request::List(_)
+        | Request::Stats(_)
+        | Request::Incarnation(_)
+        | Request::HasBeen(_)
+        | Request::Peer(_) => true,
+        // Restoring and copying away.
+        Request::Read(_) | Request::Manifest(_) | Request::Get(_) | Request::GetVerified(_) | Request::Close(_) => true,
+        // Nodes pull: what they write is their own.
+        Request::Begin(_)
+        | Request::Missing(_)
+        | Request::Put(_)
+        | Request::Flush(_)
+        | Request::Commit(_)
+        | Request::Abandon(_) => matches!(role, Role::Proxy | Role::Admin),
+    }
+}
+
+/// Refuses what `holder` may not ask.
+///
+/// # Errors
+/// `NotAuthorised`.
+pub fn check(holder: &Holder, request: &Request) -> Result<()> {
+    if allows(holder.role, request) {
+        return Ok(());
+    }
+    let what = format!("{holder} may not do this (request {:#06x})", request.code());
+    Err(Error::new(ErrorKind::NotAuthorised, what).hint("use an identity with another role"))
+}

@@ -1,0 +1,152 @@
+//! Messages on a stream: a header of 16 bytes, the body, the bulk.
+
+use super::message::Message;
+use crate::{Error, Result};
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub struct Frame<M> {
+    /// The message.
+    pub message: M,
+    /// What stands beside it.
+    pub bulk: Bytes,
+    /// True when more messages follow on this stream.
+    pub more: bool,
+    /// The room that the bulk takes, where it is counted.
+    pub room: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a message did not arrive or could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The connection or stream is gone: on another one it may go well.
+    #[error("the connection was lost: {0}")]
+    Lost(String),
+    /// The peer does not speak this protocol.
+    #[error("{0}")]
+    Nonsense(Error),
+}
+
+impl From<Error> for FrameError {
+    fn from(error: Error) -> Self {
+        Self::Nonsense(error)
+    }
+}
+
+impl From<WriteError> for FrameError {
+    fn from(error: WriteError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+impl From<ReadError> for FrameError {
+    fn from(error: ReadError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+impl From<ReadExactError> for FrameError {
+    fn from(error: ReadExactError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+/// Sends a message. The parts of `bulk` are not copied.
+pub async fn send<M: Message>(
+    stream: &mut SendStream,
+    message: &M,
+    mut bulk: Vec<Bytes>,
+    more: bool,
+) -> Result<(), FrameError> {
+    let body = message.encode()?;
+    let bulk_bytes: usize = bulk.iter().map(Bytes::len).sum();
+    let limits = M::limits(message.code()).expect("every message has limits");
+    let too_long = || Error::internal(format!("message {:#06x} with {bulk_bytes} bytes beside it", message.code()));
+    let bulk_bytes = u32::try_from(bulk_bytes).ok().filter(|it| *it <= limits.bulk_bytes_max).ok_or_else(too_long)?;
+    let mut head = BytesMut::with_capacity(HEADER_BYTES + body.len());
+    head.put_slice(&Header { code: message.code(), more, body_bytes: body.len() as u32, bulk_bytes }.encode());
+    head.put_slice(&body);
+    bulk.insert(0, head.freeze());
+    stream.write_all_chunks(&mut bulk).await?;
+    Ok(())
+}
+
+/// Receives a message. With `room` the bulk waits until there is room for it; nothing is allocated before.
+pub async fn receive<M: Message>(
+    stream: &mut RecvStream,
+    room: Option<&Arc<Semaphore>>,
+) -> Result<Frame<M>, FrameError> {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await?;
+    let header = Header::decode::<M>(&header)?;
+    let mut body = vec![0; header.body_bytes as usize];
+    stream.read_exact(&mut body).await?;
+    let message = M::decode(header.code, &body).map_err(|error| Error::transport(error.message()))?;
+    let room = match room.filter(|_| header.bulk_bytes > 0) {
+        Some(room) => Some(room.clone().acquire_many_owned(header.bulk_bytes).await.expect("never closed")),
+        None => None,
+    };
+    let bulk = exactly(stream, header.bulk_bytes as usize).await?;
+    Ok(Frame { message, bulk, more: header.more, room })
+}
+
+/// The next `length` bytes in one piece: what comes in packets is copied once.
+async fn exactly(stream: &mut RecvStream, length: usize) -> Result<Bytes, FrameError> {
+    let mut whole = BytesMut::with_capacity(length);
+    while whole.len() < length {
+        match stream.read_chunk(length - whole.len(), true).await? {
+            Some(chunk) => whole.extend_from_slice(&chunk.bytes),
+            None => return Err(FrameError::Lost("the stream ended inside a message".into())),
+        }
+    }
+    Ok(whole.freeze())
+}
+
+/// What stands before each message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    code: u16,
+    more: bool,
+    body_bytes: u32,
+    bulk_bytes: u32,
+}
+
+impl Header {
+    fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&self.code.to_le_bytes());
+        bytes[6..8].copy_from_slice(&u16::from(self.more).to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.body_bytes.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.bulk_bytes.to_le_bytes());
+        bytes
+    }
+
+    fn decode<M: Message>(bytes: &[u8; HEADER_BYTES]) -> Result<Self> {
+        let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let bad = |what: String| Error::transport(format!("the peer does not speak this protocol: {what}"));
+        if bytes[..4] != MAGIC {
+            return Err(bad("no message begins so".into()));
+        }
+        let (code, flags) = (u16_at(4), u16_at(6));
+        let limits = M::limits(code).ok_or_else(|| bad(format!("unknown message {code:#06x}")))?;
+        if flags & !MORE != 0 {
+            return Err(bad(format!("unknown flags {flags:#06x}")));
+        }
+        let (body_bytes, bulk_bytes) = (u32_at(8), u32_at(12));
+        if body_bytes > limits.body_bytes_max || bulk_bytes > limits.bulk_bytes_max {
+            return Err(bad(format!("message {code:#06x} of {body_bytes} and {bulk_bytes} bytes is over its limits")));
+        }
+        Ok(Self { code, more: flags & MORE != 0, body_bytes, bulk_bytes })
+    }
+}
+
+const HEADER_BYTES: usize = 16;
+const MAGIC: [u8; 4] = *b"WLM1";
+/// Flag: more messages follow.
+const MORE: u16 = 1;

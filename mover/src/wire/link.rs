@@ -1,0 +1,300 @@
+//! The way from a client to one node: connections that are made again when they are lost.
+
+use super::frame::{Frame, FrameError, receive, send};
+use super::message::{Hello, NO_SESSION, Reply, Request};
+use crate::{Error, ErrorKind, Result};
+use bytes::Bytes;
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+/// Where a node is, and how to ask it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Name or address.
+    pub host: String,
+    /// UDP port.
+    pub port: u16,
+    /// Certificates, windows.
+    pub config: ClientConfig,
+    /// How long a lost node is waited for.
+    pub patience: Duration,
+    /// Connections that carry chunks, beside the one for everything else.
+    pub lanes: usize,
+}
+
+impl Peer {
+    /// With the usual patience and lanes.
+    pub fn new(host: impl Into<String>, port: u16, config: ClientConfig) -> Self {
+        Self { host: host.into(), port, config, patience: PATIENCE, lanes: LANES }
+    }
+}
+
+/// Connections to one node.
+#[derive(Debug)]
+pub struct Link {
+    endpoint: Endpoint,
+    peer: Peer,
+    /// The first for questions, the others for chunks.
+    lanes: Vec<Mutex<Option<Connection>>>,
+    next: AtomicUsize,
+    /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
+    reached: AtomicBool,
+}
+
+/// Why a call did not do its work.
+#[derive(Debug)]
+pub enum CallError {
+    /// The node does not know the session (any more).
+    NoSession,
+    /// It failed.
+    Failed(Error),
+}
+
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NoSession => Self::fenced("the node ended this session").hint("run the job again"),
+            CallError::Failed(error) => error,
+        }
+    }
+}
+
+/// Why one attempt failed.
+enum Attempt {
+    /// Another one may go well.
+    Lost(String),
+    Over(CallError),
+}
+
+impl From<FrameError> for Attempt {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Lost(what) => Self::Lost(what),
+            FrameError::Nonsense(error) => Self::Over(CallError::Failed(error)),
+        }
+    }
+}
+
+/// Replies that come one after another.
+pub struct Replies {
+    stream: RecvStream,
+    /// Keeps the connection for as long as it is read from.
+    _connection: Connection,
+    ended: bool,
+}
+
+impl Link {
+    /// A link that connects when it is used.
+    pub fn new(endpoint: Endpoint, peer: Peer) -> Self {
+        let lanes = (0..=peer.lanes.max(1)).map(|_| Mutex::default()).collect();
+        Self { endpoint, peer, lanes, next: AtomicUsize::new(0), reached: AtomicBool::new(false) }
+    }
+
+    /// Asks, and gives the first reply; again on another connection for as long as the node is waited for: every request
+    /// has the same effect twice as once.
+    ///
+    /// # Errors
+    /// The node's; `Transport` when it cannot be reached.
+    pub async fn call(&self, request: &Request, bulk: &[Bytes]) -> Result<(Reply, Bytes), CallError> {
+        let (frame, _) = self.calls(request, bulk).await?;
+        Ok((frame.message, frame.bulk))
+    }
+
+    /// As [`Self::call`], with the replies that follow. When those break off the caller asks again for what is left.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn calls(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), CallError> {
+        let reached = self.reached.load(Ordering::Relaxed);
+        let mut backoff =
+            Backoff::new(if reached { self.peer.patience } else { self.peer.patience.min(FIRST_PATIENCE) });
+        loop {
+            match self.attempt(request, bulk).await {
+                Ok(replied) => {
+                    self.reached.store(true, Ordering::Relaxed);
+                    return Ok(replied);
+                }
+                Err(Attempt::Over(error)) => return Err(error),
+                Err(Attempt::Lost(what)) => backoff.wait(&self.peer, &what).await?,
+            }
+        }
+    }
+
+    async fn attempt(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
+        let connection = self.connection(self.lane(request)).await?;
+        exchange(connection, request, bulk).await
+    }
+
+    /// Chunks go round over all connections but the first: one connection is one thread's work at either end.
+    fn lane(&self, request: &Request) -> usize {
+        match request {
+            Request::Put(_) | Request::Get(_) => 1 + self.next.fetch_add(1, Ordering::Relaxed) % (self.lanes.len() - 1),
+            _ => 0,
+        }
+    }
+
+    async fn connection(&self, lane: usize) -> Result<Connection, Attempt> {
+        let mut slot = self.lanes[lane].lock().await;
+        if let Some(open) = slot.as_ref().filter(|it| it.close_reason().is_none()) {
+            return Ok(open.clone());
+        }
+        let made = self.connect().await?;
+        *slot = Some(made.clone());
+        Ok(made)
+    }
+
+    async fn connect(&self) -> Result<Connection, Attempt> {
+        let lost = |error: &dyn std::fmt::Display| Attempt::Lost(error.to_string());
+        let addresses = tokio::net::lookup_host((self.peer.host.as_str(), self.peer.port)).await;
+        let mut tried = Attempt::Lost("its name has no address".into());
+        let both = self.endpoint.local_addr().is_ok_and(|own| own.is_ipv6());
+        for address in addresses.map_err(|error| lost(&error))? {
+            let address = if both { mapped(address) } else { address };
+            let connecting = self.endpoint.connect_with(self.peer.config.clone(), address, &self.peer.host);
+            let connecting = connecting.map_err(|error| {
+                Attempt::Over(CallError::Failed(Error::usage(format!("{}: {error}", self.peer.host))))
+            })?;
+            match connecting.await {
+                Ok(connection) => {
+                    self.greet(&connection).await?;
+                    return Ok(connection);
+                }
+                Err(error) => tried = refused(&self.peer, error),
+            }
+        }
+        Err(tried)
+    }
+
+    async fn greet(&self, connection: &Connection) -> Result<(), Attempt> {
+        let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
+        let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
+        let (frame, _) = exchange(connection.clone(), &hello, &[]).await?;
+        match frame.message {
+            Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
+            _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+        }
+    }
+
+    /// Whom this is about, for messages.
+    pub fn name(&self) -> String {
+        format!("{}:{}", self.peer.host, self.peer.port)
+    }
+
+    /// Tells the node that nothing more comes.
+    pub async fn close(&self) {
+        for lane in &self.lanes {
+            if let Some(connection) = lane.lock().await.take() {
+                connection.close(quinn::VarInt::from_u32(0), b"done");
+            }
+        }
+    }
+}
+
+impl Replies {
+    /// The next reply; none after the last.
+    ///
+    /// # Errors
+    /// The node's; none but [`FrameError::Lost`] for a connection that is gone.
+    pub async fn next(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let frame = receive::<Reply>(&mut self.stream, None).await?;
+        self.ended = !frame.more;
+        match frame.message {
+            Reply::Failed(failed) => Err(FrameError::Nonsense(failed.into())),
+            _ => Ok(Some(frame)),
+        }
+    }
+}
+
+async fn exchange(
+    connection: Connection,
+    request: &Request,
+    bulk: &[Bytes],
+) -> Result<(Frame<Reply>, Replies), Attempt> {
+    let (mut to, mut from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
+    // A node that refuses may answer and stop reading before all is sent: its answer counts.
+    let sent = send(&mut to, request, bulk.to_vec(), false).await;
+    if let Err(error @ FrameError::Nonsense(_)) = sent {
+        return Err(error.into());
+    }
+    let _ = to.finish();
+    let frame = receive::<Reply>(&mut from, None).await?;
+    if let Reply::Failed(failed) = frame.message {
+        return Err(Attempt::Over(match failed.code {
+            NO_SESSION => CallError::NoSession,
+            _ => CallError::Failed(Error::from(failed)),
+        }));
+    }
+    let ended = !frame.more;
+    Ok((frame, Replies { stream: from, _connection: connection, ended }))
+}
+
+/// A node that answers and does not accept us is not waited for.
+fn refused(peer: &Peer, error: quinn::ConnectionError) -> Attempt {
+    use quinn::ConnectionError::{ConnectionClosed, TransportError};
+    let not_authorised = |what: String| {
+        let hint = "join the site again with a token of it; `windlass token create` on an administrator's host";
+        let error = Error::new(ErrorKind::NotAuthorised, format!("{}: {what}", peer.host)).hint(hint);
+        Attempt::Over(CallError::Failed(error))
+    };
+    match error {
+        TransportError(error) => not_authorised(error.to_string()),
+        ConnectionClosed(close) if close.to_string().contains("cryptographic") => not_authorised(close.to_string()),
+        error => Attempt::Lost(error.to_string()),
+    }
+}
+
+/// For a socket that takes both families.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(it) => SocketAddr::from((it.ip().to_ipv6_mapped(), it.port())),
+        SocketAddr::V6(_) => address,
+    }
+}
+
+/// A reply that does not belong to the request.
+pub fn unexpected() -> Error {
+    Error::transport("the node gave an answer of another kind")
+}
+
+/// Waits longer each time, up to a limit for all of it.
+struct Backoff {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Backoff {
+    fn new(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience, pause: PAUSE_MIN }
+    }
+
+    async fn wait(&mut self, peer: &Peer, what: &str) -> Result<()> {
+        let Peer { host, port, .. } = peer;
+        if Instant::now() + self.pause > self.until {
+            return Err(Error::transport(format!("{host}:{port} cannot be reached: {what}"))
+                .hint("see that windlass-store runs there and that its UDP port is open"));
+        }
+        tracing::info!(host, port, what, pause_ms = self.pause.as_millis(), "connection lost, trying again");
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+const LANES: usize = 2;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);

@@ -1,0 +1,125 @@
+//! QUIC end points: TLS 1.3 with certificates of both sides, no early data, and windows for long fast links.
+
+use crate::identity::{Identity, Trust};
+use crate::{Error, Result};
+use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use rustls::server::WebPkiClientVerifier;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How fast a sender may become when packets are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// Loss means congestion.
+    #[default]
+    Cubic,
+    /// Loss means little: for links that lose packets at random. Quinn's is experimental.
+    Bbr,
+}
+
+/// An end point that answers, and asks other nodes.
+///
+/// # Errors
+/// `Usage` when the address cannot be bound, `Internal` for unusable certificates.
+pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestion: Congestion) -> Result<Endpoint> {
+    let bound = UdpSocket::bind(address).and_then(|socket| {
+        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+        Endpoint::new(
+            quinn::EndpointConfig::default(),
+            Some(server_config(identity, trust, congestion)?),
+            socket,
+            runtime,
+        )
+    });
+    bound.map_err(|error| {
+        Error::usage(format!("cannot listen on {address}"))
+            .because(error)
+            .hint("name an address of this host that is free")
+    })
+}
+
+/// An end point that only asks.
+///
+/// # Errors
+/// `Transport` when no socket can be had.
+pub fn client() -> Result<Endpoint> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let made = Endpoint::client(any).or_else(|_| Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))));
+    made.map_err(|error| Error::transport("no UDP socket").because(error))
+}
+
+/// How to ask a node.
+///
+/// # Errors
+/// `Internal` for unusable certificates.
+pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> Result<ClientConfig> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(unusable)?
+        .with_root_certificates(trust.roots().map_err(unusable)?)
+        .with_client_auth_cert(identity.chain(), identity.key())
+        .map_err(unusable)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would not show a certificate that was renewed or revoked since.
+    tls.resumption = rustls::client::Resumption::disabled();
+    let quic = QuicClientConfig::try_from(tls).map_err(unusable)?;
+    let mut config = ClientConfig::new(Arc::new(quic));
+    config.transport_config(Arc::new(transport(congestion)));
+    Ok(config)
+}
+
+fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> io::Result<ServerConfig> {
+    let roots = Arc::new(trust.roots().map_err(io::Error::other)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(io::Error::other)?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.key())
+        .map_err(io::Error::other)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.send_tls13_tickets = 0;
+    let quic = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+    let mut config = ServerConfig::with_crypto(Arc::new(quic));
+    config.transport_config(Arc::new(transport(congestion)));
+    Ok(config)
+}
+
+fn transport(congestion: Congestion) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config.max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX));
+    config.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.datagram_receive_buffer_size(None);
+    config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
+    config.receive_window(VarInt::from_u32(WINDOW_BYTES));
+    config.send_window(WINDOW_BYTES.into());
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))));
+    match congestion {
+        Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
+        Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+    };
+    config
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::internal("the certificates cannot be used").because(error)
+}
+
+/// Name of the protocol and its major version in the TLS handshake.
+pub const ALPN: &[u8] = b"windlass/1";
+/// Bytes on their way on one connection: 1 Gbit/s at 150 ms takes 19 MB.
+pub const WINDOW_BYTES: u32 = 32 << 20;
+const STREAM_WINDOW_BYTES: u32 = 24 << 20;
+/// Requests on their way on one connection.
+const STREAMS_MAX: u32 = 256;
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+const IDLE_MS: u32 = 15_000;

@@ -1,0 +1,653 @@
+//! A repository on a storage node: the client's half.
+
+use super::frame::{Frame, FrameError};
+use super::link::{CallError, Link, Peer, Replies, unexpected};
+use super::message::{
+    Ask, BeginIn, CommitIn, FailedChunk, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf, Put,
+    ReadIn, Reply, Request, Whole, WireDraft, error_kind,
+};
+use super::quic::WINDOW_BYTES;
+use crate::{
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
+    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
+    Stats, Suspect, WriteSession,
+};
+use bytes::{BufMut, Bytes, BytesMut};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use quinn::Endpoint;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A repository on a storage node.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    link: Arc<Link>,
+    config: RepositoryConfig,
+}
+
+impl Remote {
+    /// Connects and finds the repository of this name.
+    ///
+    /// # Errors
+    /// `Transport`, `NotAuthorised`, `NotFound`.
+    pub async fn connect(endpoint: Endpoint, peer: Peer, name: &str) -> Result<Self> {
+        let link = Arc::new(Link::new(endpoint, peer));
+        match link.call(&Request::Open(Open { name: name.to_owned() }), &[]).await? {
+            (Reply::Opened(opened), _) => {
+                let config = RepositoryConfig {
+                    id: opened.repository,
+                    domain: DomainKey(opened.domain),
+                    created: opened.created,
+                };
+                Ok(Self { link, config })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Tells the node that nothing more comes.
+    pub async fn close(self) {
+        self.link.close().await;
+    }
+
+    async fn ask(&self, request: Request) -> Result<Reply> {
+        Ok(self.link.call(&request, &[]).await?.0)
+    }
+
+    fn whole(&self) -> Whole {
+        Whole { repository: self.config.id }
+    }
+}
+
+impl Repository for Remote {
+    type Session = RemoteSession;
+    type Reader = RemoteReader;
+
+    fn config(&self) -> &RepositoryConfig {
+        &self.config
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<(RemoteSession, Begun)> {
+        let (id, begun) = open_write(&self.link, self.config.id, &begin).await?;
+        let lease = Lease::new(&self.link, id, Opening::Write(self.config.id, begin));
+        let shared =
+            Arc::new(Shared { lease, in_flight: Mutex::default(), failed: Mutex::default(), stored: Mutex::default() });
+        Ok((RemoteSession { shared, window: Arc::new(Semaphore::new(WINDOW_BYTES as usize)) }, begun))
+    }
+
+    async fn read(&self, points: &[PointId]) -> Result<RemoteReader> {
+        let id = open_read(&self.link, self.config.id, points).await?;
+        let open = Opening::Read(self.config.id, points.to_vec());
+        Ok(RemoteReader { lease: Lease::new(&self.link, id, open) })
+    }
+
+    async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        let request = Request::List(List {
+            repository: self.config.id,
+            machine: filter.machine.clone(),
+            forgotten: filter.forgotten,
+        });
+        // A list that breaks off is asked for again, whole.
+        for _ in 0..ATTEMPTS {
+            let (first, rest) = self.link.calls(&request, &[]).await?;
+            match all(first, rest).await {
+                Ok(frames) => {
+                    let mut points = Vec::new();
+                    for frame in frames {
+                        match frame.message {
+                            Reply::Points(page) => points.extend(page),
+                            _ => return Err(unexpected()),
+                        }
+                    }
+                    return Ok(points);
+                }
+                Err(FrameError::Lost(_)) => {}
+                Err(FrameError::Nonsense(error)) => return Err(error),
+            }
+        }
+        Err(Error::transport(format!("{}: the list of points broke off {ATTEMPTS} times", self.link.name())))
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        match self.ask(Request::Stats(self.whole())).await? {
+            Reply::Totals(stats) => Ok(stats),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn incarnation(&self) -> Result<Incarnation> {
+        match self.ask(Request::Incarnation(self.whole())).await? {
+            Reply::Ends(incarnation) => Ok(incarnation),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+        match self.ask(Request::HasBeen(HasBeen { repository: self.config.id, seen })).await? {
+            Reply::Answer(answer) => Ok(answer),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+        match self.ask(Request::Peer(PeerOf { repository: self.config.id, peer: repository })).await? {
+            Reply::Seen(seen) => Ok(seen),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// How a session is opened again when the node has forgotten it.
+#[derive(Debug, Clone)]
+enum Opening {
+    Write(RepositoryId, Begin),
+    Read(RepositoryId, Vec<PointId>),
+}
+
+/// A session on the node that outlives connections, and the node's own end: it is opened again then. What the node had
+/// promised may be gone; a commit finds that out (R7).
+#[derive(Debug)]
+struct Lease {
+    link: Arc<Link>,
+    id: Mutex<SessionId>,
+    /// Held while it is opened again, by one.
+    again: tokio::sync::Mutex<()>,
+    open: Opening,
+    /// The node has nothing left to be ended: it was committed or abandoned.
+    closed: AtomicBool,
+    /// Nobody uses it any more: what was on its way must not open it again.
+    dropped: AtomicBool,
+}
+
+impl Lease {
+    fn new(link: &Arc<Link>, id: SessionId, open: Opening) -> Self {
+        Self {
+            link: link.clone(),
+            id: Mutex::new(id),
+            again: tokio::sync::Mutex::default(),
+            open,
+            closed: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    fn id(&self) -> SessionId {
+        *self.id.lock().expect("no holder panics")
+    }
+
+    async fn call(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<(Reply, Bytes)> {
+        let (frame, _) = self.calls(request, bulk).await?;
+        Ok((frame.message, frame.bulk))
+    }
+
+    async fn calls(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies)> {
+        for _ in 0..ATTEMPTS {
+            let id = self.id();
+            match self.link.calls(&request(id), bulk).await {
+                Ok(replied) => return Ok(replied),
+                Err(CallError::NoSession) if !self.dropped.load(Ordering::Relaxed) => self.open_again(id).await?,
+                Err(error @ CallError::NoSession) => return Err(error.into()),
+                Err(CallError::Failed(error)) => return Err(error),
+            }
+        }
+        Err(CallError::NoSession.into())
+    }
+
+    async fn open_again(&self, lost: SessionId) -> Result<()> {
+        let _one = self.again.lock().await;
+        if self.id() != lost {
+            return Ok(());
+        }
+        let made = match &self.open {
+            Opening::Write(repository, begin) => open_write(&self.link, *repository, begin).await?.0,
+            Opening::Read(repository, points) => open_read(&self.link, *repository, points).await?,
+        };
+        tracing::info!(node = self.link.name(), lost = ?lost, now = ?made, "the node had forgotten the session");
+        *self.id.lock().expect("no holder panics") = made;
+        self.closed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        match self.call(|session| Request::Manifest(ManifestOf { session, point }), &[]).await? {
+            (Reply::ManifestBytes(()), bytes) => Ok(Manifest::decode(&bytes)?),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Blobs as they come; what does not come before a connection is lost is asked for again.
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        let wanted: BTreeSet<ChunkId> = ids.into_iter().collect();
+        let fetch = Fetch { lease: self, wanted, replies: None, attempts: 0 };
+        stream::unfold(fetch, |mut fetch| async move { fetch.next().await.map(|batch| (batch, fetch)) })
+    }
+
+    async fn get_verified(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
+        let mut made = ChunkBatch::new();
+        for ids in ids.chunks(IDS_MAX) {
+            let (first, rest) = self.calls(|session| Request::GetVerified(Of { session }), &[id_bytes(ids)]).await?;
+            for frame in all(first, rest).await.map_err(frame_error)? {
+                made.extend(chunks(frame)?);
+            }
+        }
+        Ok(made)
+    }
+}
+
+/// A `get` under way.
+struct Fetch<'a> {
+    lease: &'a Lease,
+    /// Not given yet.
+    wanted: BTreeSet<ChunkId>,
+    replies: Option<(Option<Frame<Reply>>, Replies)>,
+    /// Since something came.
+    attempts: u32,
+}
+
+impl Fetch<'_> {
+    async fn next(&mut self) -> Option<ChunkBatch> {
+        while !self.wanted.is_empty() {
+            match self.step().await {
+                Ok(Some(batch)) => {
+                    self.attempts = 0;
+                    let new: ChunkBatch = batch.into_iter().filter(|(id, _)| self.wanted.remove(id)).collect();
+                    if !new.is_empty() {
+                        return Some(new);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let unreadable = |chunk| {
+                        let (kind, what) = (error.kind(), error.message());
+                        (chunk, Err(ChunkError::Unreadable { chunk, kind, what }))
+                    };
+                    return Some(std::mem::take(&mut self.wanted).into_iter().map(unreadable).collect());
+                }
+            }
+        }
+        None
+    }
+
+    /// One message; none when it is to be asked (again).
+    async fn step(&mut self) -> Result<Option<ChunkBatch>> {
+        let Some((first, replies)) = &mut self.replies else {
+            self.attempts += 1;
+            if self.attempts > ATTEMPTS {
+                return Err(Error::transport(format!("{}: chunks do not come", self.lease.link.name())));
+            }
+            let ids: Vec<ChunkId> = self.wanted.iter().take(IDS_MAX).copied().collect();
+            let (first, rest) = self.lease.calls(|session| Request::Get(Of { session }), &[id_bytes(&ids)]).await?;
+            self.replies = Some((Some(first), rest));
+            return Ok(None);
+        };
+        let frame = match first.take() {
+            Some(first) => Ok(Some(first)),
+            None => replies.next().await,
+        };
+        match frame {
+            Ok(Some(frame)) => Ok(Some(chunks(frame)?)),
+            Ok(None) | Err(FrameError::Lost(_)) => {
+                self.replies = None;
+                Ok(None)
+            }
+            Err(FrameError::Nonsense(error)) => Err(error),
+        }
+    }
+}
+
+/// A read session on a node.
+#[derive(Debug)]
+pub struct RemoteReader {
+    lease: Lease,
+}
+
+impl ReadSession for RemoteReader {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        self.lease.manifest(point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        self.lease.get(ids)
+    }
+
+    async fn get_verified(&self, _prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        verified_or_failed(&self.lease, ids).await
+    }
+}
+
+impl Drop for RemoteReader {
+    fn drop(&mut self) {
+        end(&self.lease, |session| Request::Close(Of { session }));
+    }
+}
+
+/// A write session on a node. Puts go on while others are on their way, within [`WINDOW_BYTES`].
+#[derive(Debug)]
+pub struct RemoteSession {
+    shared: Arc<Shared>,
+    /// Bytes that may still be put on their way.
+    window: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    lease: Lease,
+    /// Chunks on their way: they need not be put again.
+    in_flight: Mutex<HashSet<ChunkId>>,
+    /// The first error of a put, until it is told.
+    failed: Mutex<Option<Error>>,
+    stored: Mutex<Flushed>,
+}
+
+impl Shared {
+    async fn put(&self, ids: &[ChunkId], blobs: Vec<Bytes>) {
+        let lengths: Vec<u32> = blobs.iter().map(|blob| blob.len() as u32).collect();
+        let bulk: Vec<Bytes> = [id_bytes(ids)].into_iter().chain(blobs).collect();
+        let made = self.lease.call(|session| Request::Put(Put { session, lengths: lengths.clone() }), &bulk).await;
+        match made {
+            Ok((Reply::Stored(stored), _)) => self.note(stored),
+            Ok(_) => self.fail(unexpected()),
+            Err(error) => self.fail(error),
+        }
+        let mut in_flight = self.in_flight.lock().expect("no holder panics");
+        ids.iter().for_each(|id| {
+            in_flight.remove(id);
+        });
+    }
+
+    fn fail(&self, error: Error) {
+        self.failed.lock().expect("no holder panics").get_or_insert(error);
+    }
+
+    fn told(&self) -> Result<()> {
+        self.failed.lock().expect("no holder panics").take().map_or(Ok(()), Err)
+    }
+
+    fn totals(&self) -> Flushed {
+        *self.stored.lock().expect("no holder panics")
+    }
+
+    /// Answers may come in another order than they were given.
+    fn note(&self, stored: Flushed) {
+        let mut known = self.stored.lock().expect("no holder panics");
+        if stored.bytes_stored > known.bytes_stored {
+            *known = stored;
+        }
+    }
+}
+
+impl RemoteSession {
+    /// Waits until nothing is on its way.
+    async fn arrived(&self) -> Result<OwnedSemaphorePermit> {
+        let all = self.window.clone().acquire_many_owned(WINDOW_BYTES).await.expect("never closed");
+        self.shared.told()?;
+        Ok(all)
+    }
+}
+
+impl ReadSession for RemoteSession {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        self.shared.lease.manifest(point).await
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        self.shared.lease.get(ids)
+    }
+
+    async fn get_verified(&self, _prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        verified_or_failed(&self.shared.lease, ids).await
+    }
+}
+
+impl WriteSession for RemoteSession {
+    fn id(&self) -> SessionId {
+        self.shared.lease.id()
+    }
+
+    async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+        let asked: Vec<ChunkId> = {
+            let in_flight = self.shared.in_flight.lock().expect("no holder panics");
+            ids.iter().filter(|id| !in_flight.contains(id)).copied().collect()
+        };
+        let ask = |ids: Vec<ChunkId>| async move {
+            let request = |session| Request::Missing(Ask { session, kind: kind.code() });
+            match self.shared.lease.call(request, &[id_bytes(&ids)]).await? {
+                (Reply::Presences(()), bytes) if bytes.len() == ids.len() => {
+                    bytes.iter().map(|code| presence(*code)).collect::<Result<Vec<Presence>>>()
+                }
+                _ => Err(unexpected()),
+            }
+        };
+        let batches: Vec<Vec<ChunkId>> = asked.chunks(IDS_MAX).map(<[_]>::to_vec).collect();
+        let answers: Vec<Vec<Presence>> = stream::iter(batches).map(ask).buffered(QUESTIONS_MAX).try_collect().await?;
+        let mut answers = asked.into_iter().zip(answers.into_iter().flatten()).peekable();
+        let one = |id: &ChunkId| answers.next_if(|(asked, _)| asked == id).map_or(Presence::Have, |(_, answer)| answer);
+        Ok(ids.iter().map(one).collect())
+    }
+
+    async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        self.shared.told()?;
+        for batch in batches(chunks) {
+            let bytes: usize = batch.iter().map(|(_, blob)| blob.bytes().len()).sum();
+            let room = u32::try_from(bytes).expect("a batch is bounded").min(WINDOW_BYTES);
+            let room = self.window.clone().acquire_many_owned(room).await.expect("never closed");
+            let (ids, blobs): (Vec<ChunkId>, Vec<Bytes>) =
+                batch.into_iter().map(|(id, blob)| (id, blob.bytes().clone())).unzip();
+            self.shared.in_flight.lock().expect("no holder panics").extend(&ids);
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                shared.put(&ids, blobs).await;
+                drop(room);
+            });
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<Flushed> {
+        let _all = self.arrived().await?;
+        if !self.shared.lease.closed.load(Ordering::Relaxed) {
+            match self.shared.lease.call(|session| Request::Flush(Of { session }), &[]).await? {
+                (Reply::Stored(stored), _) => self.shared.note(stored),
+                _ => return Err(unexpected()),
+            }
+        }
+        Ok(self.shared.totals())
+    }
+
+    async fn stored(&self) -> Result<Flushed> {
+        let _all = self.arrived().await?;
+        Ok(self.shared.totals())
+    }
+
+    async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        let _all = self.arrived().await?;
+        let encoded = |draft: &PointDraft| draft.manifest.encode_checked().map(Bytes::from);
+        let manifests: Vec<Bytes> = points.iter().map(encoded).collect::<Result<_>>()?;
+        let draft = |(draft, bytes): (&PointDraft, &Bytes)| WireDraft {
+            manifest_bytes: bytes.len() as u32,
+            origin: draft.origin,
+        };
+        let drafts: Vec<WireDraft> = points.iter().zip(&manifests).map(draft).collect();
+        let request = |session| Request::Commit(CommitIn { session, drafts: drafts.clone() });
+        match self.shared.lease.call(request, &manifests).await? {
+            (Reply::Committed(committed), _) => {
+                self.shared.note(committed.stored);
+                self.shared.lease.closed.store(true, Ordering::Relaxed);
+                Ok(Commit::Committed(committed.points))
+            }
+            (Reply::Lacking(()), bytes) => Ok(Commit::Missing(ids(&bytes)?)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn abandon(self) -> Result<()> {
+        // What is on its way is worth having: the next run need not send it again.
+        let _ = tokio::time::timeout(ABANDON_PATIENCE, self.arrived()).await;
+        let lease = &self.shared.lease;
+        lease.dropped.store(true, Ordering::Relaxed);
+        if lease.closed.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        match lease.link.call(&Request::Abandon(Of { session: lease.id() }), &[]).await {
+            Ok(_) | Err(CallError::NoSession) => Ok(()),
+            Err(CallError::Failed(error)) => Err(error),
+        }
+    }
+}
+
+impl Drop for RemoteSession {
+    fn drop(&mut self) {
+        end(&self.shared.lease, |session| Request::Abandon(Of { session }));
+    }
+}
+
+async fn open_write(link: &Link, repository: RepositoryId, begin: &Begin) -> Result<(SessionId, Begun)> {
+    let request = Request::Begin(BeginIn { repository, begin: begin.clone() });
+    let (first, rest) = link.calls(&request, &[]).await?;
+    let mut frames = all(first, rest).await.map_err(frame_error)?.into_iter();
+    let Some(Frame { message: Reply::Session(Of { session }), .. }) = frames.next() else { return Err(unexpected()) };
+    let mut begun = Begun::default();
+    for frame in frames {
+        match frame.message {
+            Reply::Suspects(suspects) => begun.suspects.extend(suspects.into_iter().map(Suspect::from)),
+            _ => return Err(unexpected()),
+        }
+    }
+    Ok((session, begun))
+}
+
+async fn open_read(link: &Link, repository: RepositoryId, points: &[PointId]) -> Result<SessionId> {
+    match link.call(&Request::Read(ReadIn { repository, points: points.to_vec() }), &[]).await? {
+        (Reply::Session(Of { session }), _) => Ok(session),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Ends a session without waiting: the node would end it by itself, later.
+fn end(lease: &Lease, request: impl Fn(SessionId) -> Request) {
+    lease.dropped.store(true, Ordering::Relaxed);
+    if lease.closed.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let (link, request) = (lease.link.clone(), request(lease.id()));
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            let _ = tokio::time::timeout(ABANDON_PATIENCE, link.call(&request, &[])).await;
+        });
+    }
+}
+
+async fn verified_or_failed(lease: &Lease, ids: Vec<ChunkId>) -> ChunkBatch {
+    match lease.get_verified(ids.clone()).await {
+        Ok(batch) => batch,
+        Err(error) => {
+            let (kind, what) = (error.kind(), error.message());
+            let unreadable = |chunk| (chunk, Err(ChunkError::Unreadable { chunk, kind, what: what.clone() }));
+            ids.into_iter().map(unreadable).collect()
+        }
+    }
+}
+
+async fn all(first: Frame<Reply>, mut rest: Replies) -> Result<Vec<Frame<Reply>>, FrameError> {
+    let mut frames = vec![first];
+    while let Some(frame) = rest.next().await? {
+        frames.push(frame);
+    }
+    Ok(frames)
+}
+
+fn frame_error(error: FrameError) -> Error {
+    match error {
+        FrameError::Lost(what) => Error::transport(what),
+        FrameError::Nonsense(error) => error,
+    }
+}
+
+/// Batches that fit into one message.
+fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
+    let mut made: Vec<Vec<_>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for (id, blob) in chunks {
+        let length = 32 + blob.bytes().len();
+        if bytes.saturating_add(length) > BATCH_BYTES || made.last().is_some_and(|batch| batch.len() == IDS_MAX) {
+            made.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += length;
+        made.last_mut().expect("just pushed").push((id, blob));
+    }
+    made
+}
+
+fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
+    let Reply::Chunks(it) = frame.message else { return Err(unexpected()) };
+    let blobs = split(&it.lengths, frame.bulk)?;
+    let mut batch = ChunkBatch::new();
+    for (id, bytes) in blobs {
+        let blob = Blob::parse(bytes).map_err(|error| ChunkError::Wrong { chunk: id, what: error.to_string() });
+        batch.push((id, blob));
+    }
+    batch.extend(it.failed.into_iter().map(|failed| (ChunkId(failed.chunk), Err(chunk_error(failed)))));
+    Ok(batch)
+}
+
+/// Ids and bytes of blobs of these lengths: the ids stand first.
+pub(super) fn split(lengths: &[u32], mut bulk: Bytes) -> Result<Vec<(ChunkId, Bytes)>> {
+    let wrong = || Error::transport("a message whose lengths do not fit");
+    let blobs: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
+    if bulk.len() as u64 != lengths.len() as u64 * 32 + blobs {
+        return Err(wrong());
+    }
+    let ids = ids(&bulk.split_to(lengths.len() * 32))?;
+    Ok(ids.into_iter().zip(lengths).map(|(id, length)| (id, bulk.split_to(*length as usize))).collect())
+}
+
+/// Ids that stand one after another.
+pub(super) fn ids(bytes: &[u8]) -> Result<Vec<ChunkId>> {
+    let (ids, rest) = bytes.as_chunks::<32>();
+    if !rest.is_empty() {
+        return Err(Error::transport("a message with a part of an id"));
+    }
+    Ok(ids.iter().copied().map(ChunkId).collect())
+}
+
+/// The same way back.
+pub(super) fn id_bytes(ids: &[ChunkId]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(ids.len() * 32);
+    ids.iter().for_each(|id| bytes.put_slice(&id.0));
+    bytes.freeze()
+}
+
+fn presence(code: u8) -> Result<Presence> {
+    match code {
+        0 => Ok(Presence::Missing),
+        1 => Ok(Presence::Have),
+        2 => Ok(Presence::Pending),
+        _ => Err(unexpected()),
+    }
+}
+
+fn chunk_error(failed: FailedChunk) -> ChunkError {
+    let FailedChunk { chunk, how, code, pack, what } = failed;
+    let chunk = ChunkId(chunk);
+    match how {
+        0 => ChunkError::Missing { chunk },
+        1 => ChunkError::Damaged { chunk, pack, what },
+        2 => ChunkError::Wrong { chunk, what },
+        _ => ChunkError::Unreadable { chunk, kind: error_kind(code), what },
+    }
+}
+
+/// Bytes of one put: small enough that several are on their way at once.
+const BATCH_BYTES: usize = 2 << 20;
+/// Questions about chunks on their way for one call.
+const QUESTIONS_MAX: usize = 8;
+/// Times that something broken off is asked for again.
+const ATTEMPTS: u32 = 10;
+/// For what was on its way when a session is given up.
+const ABANDON_PATIENCE: Duration = Duration::from_secs(10);
+const _: () = assert!(BATCH_BYTES <= PUT_BYTES_MAX && PUT_BYTES_MAX <= WINDOW_BYTES as usize);

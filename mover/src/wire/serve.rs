@@ -1,0 +1,511 @@
+//! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
+
+use super::access;
+use super::frame::{FrameError, receive, send};
+use super::message::{
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
+    SUSPECTS_MAX, Welcome, error_code,
+};
+use super::remote::{id_bytes, ids, split};
+use crate::identity::Holder;
+use crate::{
+    Begin, ChunkBatch, ChunkError, Commit, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, Presence,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+};
+use bytes::Bytes;
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use futures::StreamExt;
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// What a node serves. Dropping it ends all sessions.
+pub struct Node<R: Repository> {
+    repositories: HashMap<String, Arc<Served<R>>>,
+    world: World,
+    denied: Box<Denied>,
+    connections: AtomicUsize,
+}
+
+struct Served<R: Repository> {
+    repository: R,
+    prints: Fingerprinter,
+    leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
+}
+
+/// A session of a client. It ends when it is closed, or was not used for long.
+struct Lease<R: Repository> {
+    holder: Holder,
+    session: Session<R>,
+    used: Mutex<Instant>,
+}
+
+enum Session<R: Repository> {
+    Write(R::Session),
+    Read(R::Reader),
+}
+
+/// Why a request was not done.
+enum Refused {
+    /// It is told.
+    Told(Failed),
+    /// Nobody is there to be told.
+    Gone,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Told(Failed::from(&error))
+    }
+}
+
+impl From<FrameError> for Refused {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Lost(_) => Self::Gone,
+            FrameError::Nonsense(error) => error.into(),
+        }
+    }
+}
+
+type Done = Result<(), Refused>;
+/// Tells whether a certificate was revoked.
+type Denied = dyn Fn(&Holder, &CertificateDer<'_>) -> bool + Send + Sync;
+/// A session, and the repository it is of.
+type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
+
+impl<R: Repository + 'static> Node<R> {
+    /// A node without repositories.
+    pub fn new(world: World) -> Self {
+        Self { repositories: HashMap::new(), world, denied: Box::new(|_, _| false), connections: AtomicUsize::new(0) }
+    }
+
+    /// Serves `repository` under `name`.
+    #[must_use]
+    pub fn with(mut self, name: &str, repository: R) -> Self {
+        let prints = Fingerprinter::new(&repository.config().domain);
+        let served = Served { repository, prints, leases: Mutex::default() };
+        self.repositories.insert(name.to_owned(), Arc::new(served));
+        self
+    }
+
+    /// Asks `denied` about every certificate that the authority signed.
+    #[must_use]
+    pub fn denying(mut self, denied: impl Fn(&Holder, &CertificateDer<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.denied = Box::new(denied);
+        self
+    }
+
+    /// Serves until `stop` becomes true; then takes nothing new, and finishes what is under way.
+    pub async fn serve(self: Arc<Self>, endpoint: Endpoint, mut stop: watch::Receiver<bool>) {
+        let mut expiry = tokio::time::interval(LEASE_CHECK);
+        let mut tasks = tokio::task::JoinSet::new();
+        let stopping = stop.clone();
+        loop {
+            tokio::select! {
+                incoming = endpoint.accept() => match incoming {
+                    Some(incoming) => {
+                        self.admit(incoming, &mut tasks, &stopping);
+                    }
+                    None => break,
+                },
+                Some(_) = tasks.join_next() => {}
+                _ = expiry.tick() => self.expire(),
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        endpoint.set_server_config(None);
+        while tasks.join_next().await.is_some() {}
+        endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
+    }
+
+    fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &mut tokio::task::JoinSet<()>, stop: &watch::Receiver<bool>) {
+        // Who has not shown that its address is its own costs nothing but this packet.
+        if !incoming.remote_address_validated() && self.connections.load(Ordering::Relaxed) >= CONNECTIONS_UNPROVEN_MAX
+        {
+            let _ = incoming.retry();
+        } else if self.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            incoming.refuse();
+        } else {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            let (node, stop) = (self.clone(), stop.clone());
+            tasks.spawn(async move {
+                node.connection(incoming, stop).await;
+                node.connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    async fn connection(self: &Arc<Self>, incoming: Incoming, mut stop: watch::Receiver<bool>) {
+        let from = incoming.remote_address();
+        let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return tracing::info!(%from, %error, "no connection"),
+            Err(_) => return tracing::info!(%from, "no connection: it took too long"),
+        };
+        let holder = match self.holder(&connection) {
+            Ok(holder) => holder,
+            Err(error) => {
+                tracing::warn!(%from, %error, "refused");
+                return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
+            }
+        };
+        tracing::debug!(%from, %holder, "connected");
+        let room = Arc::new(Semaphore::new(ROOM_BYTES));
+        let mut tasks = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = connection.accept_bi() => match accepted {
+                    Ok((to, from)) => {
+                        let (node, holder, room) = (self.clone(), holder.clone(), room.clone());
+                        tasks.spawn(async move { node.stream(&holder, to, from, &room).await });
+                    }
+                    Err(error) => {
+                        tracing::debug!(%from, %holder, %error, "disconnected");
+                        break;
+                    }
+                },
+                Some(_) = tasks.join_next() => {}
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+        }
+        // What a lost connection had under way is given up between two steps; when stopping it is finished and told.
+        if *stop.borrow() {
+            while tasks.join_next().await.is_some() {}
+            connection.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
+        }
+    }
+
+    fn holder(&self, connection: &Connection) -> Result<Holder> {
+        let unknown = || Error::new(ErrorKind::NotAuthorised, "no certificate was shown");
+        let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let shown = shown.ok_or_else(unknown)?;
+        let certificate = shown.first().ok_or_else(unknown)?;
+        let holder = Holder::of(certificate)?;
+        if (self.denied)(&holder, certificate) {
+            return Err(Error::new(ErrorKind::NotAuthorised, format!("{holder} was revoked")));
+        }
+        Ok(holder)
+    }
+
+    async fn stream(&self, holder: &Holder, mut to: SendStream, mut from: RecvStream, room: &Arc<Semaphore>) {
+        let done = match tokio::time::timeout(REQUEST_TIMEOUT, receive::<Request>(&mut from, Some(room))).await {
+            Ok(Ok(frame)) => {
+                // Held until the chunks are with the repository.
+                let _room = frame.room;
+                self.request(holder, frame.message, frame.bulk, &mut to).await
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Error::transport("the request did not come in time").into()),
+        };
+        let told = match done {
+            Ok(()) => Ok(()),
+            Err(Refused::Told(failed)) => send(&mut to, &Reply::Failed(failed), Vec::new(), false).await,
+            Err(Refused::Gone) => return,
+        };
+        if told.is_ok() {
+            let _ = to.finish();
+        }
+    }
+
+    async fn request(&self, holder: &Holder, request: Request, bulk: Bytes, to: &mut SendStream) -> Done {
+        access::check(holder, &request)?;
+        match request {
+            Request::Hello(hello) => {
+                let (lowest, highest) = hello.versions;
+                if lowest > super::VERSION || highest < super::VERSION {
+                    let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
+                    return Err(Error::version(what).hint("use a windlass of the same version").into());
+                }
+                let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
+                let features = hello.features & super::FEATURES;
+                say(to, Reply::Welcome(Welcome { version: super::VERSION, features, program })).await
+            }
+            Request::Open(Open { name }) => {
+                let served = self.repositories.get(&name);
+                let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
+                let config = served.repository.config();
+                let (repository, domain, created) = (config.id, config.domain.0, config.created);
+                say(to, Reply::Opened(Opened { repository, domain, created })).await
+            }
+            Request::List(list) => {
+                let filter = PointFilter { machine: list.machine, forgotten: list.forgotten };
+                points(to, self.of(list.repository)?.repository.list(&filter).await?).await
+            }
+            Request::Stats(it) => say(to, Reply::Totals(self.of(it.repository)?.repository.stats().await?)).await,
+            Request::Incarnation(it) => {
+                let ends: Incarnation = self.of(it.repository)?.repository.incarnation().await?;
+                say(to, Reply::Ends(ends)).await
+            }
+            Request::HasBeen(it) => {
+                say(to, Reply::Answer(self.of(it.repository)?.repository.has_been(it.seen).await?)).await
+            }
+            Request::Peer(it) => say(to, Reply::Seen(self.of(it.repository)?.repository.peer(it.peer).await?)).await,
+            Request::Begin(it) => {
+                let served = self.of(it.repository)?;
+                // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
+                let begin = Begin { verification: Verification::Decode, ..it.begin };
+                let (session, begun) = served.repository.begin(begin).await?;
+                let id = session.id();
+                served.lend(id, holder, Session::Write(session))?;
+                let suspects: Vec<_> = begun.suspects.into_iter().map(Into::into).collect();
+                let mut pages = suspects.chunks(SUSPECTS_MAX).peekable();
+                send(to, &Reply::Session(Of { session: id }), Vec::new(), pages.peek().is_some()).await?;
+                while let Some(page) = pages.next() {
+                    send(to, &Reply::Suspects(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
+                }
+                Ok(())
+            }
+            Request::Read(it) => {
+                let served = self.of(it.repository)?;
+                let reader = served.repository.read(&it.points).await?;
+                let id = SessionId::random(&self.world);
+                served.lend(id, holder, Session::Read(reader))?;
+                say(to, Reply::Session(Of { session: id })).await
+            }
+            Request::Missing(Ask { session, kind }) => {
+                let lease = self.lease(session, holder)?;
+                let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("an unknown kind of chunk"))?;
+                let found = lease.write()?.missing(kind, &ids(&bulk)?).await?;
+                let codes: Vec<u8> = found.into_iter().map(presence_code).collect();
+                Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
+            }
+            Request::Put(put) => {
+                let lease = self.lease(put.session, holder)?;
+                let chunks = split(&put.lengths, bulk)?.into_iter().map(|(id, bytes)| {
+                    let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
+                    Ok((id, Blob::parse(bytes).map_err(wrong)?))
+                });
+                let session = lease.write()?;
+                session.put(chunks.collect::<Result<_>>()?).await?;
+                say(to, Reply::Stored(session.stored().await?)).await
+            }
+            Request::Flush(Of { session }) => {
+                let stored = self.lease(session, holder)?.write()?.flush().await?;
+                say(to, Reply::Stored(stored)).await
+            }
+            Request::Commit(commit) => self.commit(holder, commit, bulk, to).await,
+            Request::Abandon(Of { session }) | Request::Close(Of { session }) => {
+                self.lease(session, holder)?;
+                self.repositories.values().for_each(|served| served.end(session));
+                say(to, Reply::Done(())).await
+            }
+            Request::Manifest(it) => {
+                let lease = self.lease(it.session, holder)?;
+                let manifest = match &lease.session {
+                    Session::Write(session) => session.manifest(it.point).await?,
+                    Session::Read(reader) => reader.manifest(it.point).await?,
+                };
+                Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
+            }
+            Request::Get(Of { session }) => {
+                let lease = self.lease(session, holder)?;
+                match &lease.session {
+                    Session::Write(session) => blobs(to, session.get(ids(&bulk)?)).await,
+                    Session::Read(reader) => blobs(to, reader.get(ids(&bulk)?)).await,
+                }
+            }
+            Request::GetVerified(Of { session }) => {
+                let (served, lease) = self.served(session, holder)?;
+                let batch = match &lease.session {
+                    Session::Write(session) => session.get_verified(&served.prints, ids(&bulk)?).await,
+                    Session::Read(reader) => reader.get_verified(&served.prints, ids(&bulk)?).await,
+                };
+                blobs(to, futures::stream::iter([batch])).await
+            }
+        }
+    }
+
+    async fn commit(&self, holder: &Holder, commit: CommitIn, mut bulk: Bytes, to: &mut SendStream) -> Done {
+        let (served, lease) = self.served(commit.session, holder)?;
+        let mut drafts = Vec::new();
+        for draft in commit.drafts {
+            let length = draft.manifest_bytes as usize;
+            if length > bulk.len() {
+                return Err(Error::transport("a message whose lengths do not fit").into());
+            }
+            let manifest = Manifest::decode(&bulk.split_to(length)).map_err(Error::from)?;
+            drafts.push(PointDraft { manifest, origin: draft.origin });
+        }
+        let session = lease.write()?;
+        match session.commit(&drafts).await? {
+            Commit::Committed(points) => {
+                let stored = session.stored().await?;
+                served.end(commit.session);
+                say(to, Reply::Committed(Committed { points, stored })).await
+            }
+            Commit::Missing(mut missing) => {
+                missing.truncate(LACKING_MAX);
+                Ok(send(to, &Reply::Lacking(()), vec![id_bytes(&missing)], false).await?)
+            }
+        }
+    }
+
+    fn of(&self, repository: RepositoryId) -> Result<&Arc<Served<R>>> {
+        let found = self.repositories.values().find(|served| served.repository.config().id == repository);
+        found.ok_or_else(|| Error::not_found(format!("the node has no repository {repository}")))
+    }
+
+    fn lease(&self, session: SessionId, holder: &Holder) -> Result<Arc<Lease<R>>, Refused> {
+        self.served(session, holder).map(|(_, lease)| lease)
+    }
+
+    /// A session of this holder; one of somebody else is as if it were not there.
+    fn served(&self, session: SessionId, holder: &Holder) -> Result<Leased<'_, R>, Refused> {
+        for served in self.repositories.values() {
+            let leases = served.leases.lock().expect("no holder panics");
+            if let Some(lease) = leases.get(&session).filter(|lease| lease.holder == *holder) {
+                *lease.used.lock().expect("no holder panics") = Instant::now();
+                return Ok((served, lease.clone()));
+            }
+        }
+        let (message, hint) = (format!("session {session} is not known"), String::new());
+        Err(Refused::Told(Failed { code: NO_SESSION, message, hint }))
+    }
+
+    fn expire(&self) {
+        for served in self.repositories.values() {
+            let mut leases = served.leases.lock().expect("no holder panics");
+            let ended = leases.extract_if(|_, lease| {
+                Arc::strong_count(lease) == 1 && lease.used.lock().expect("no holder panics").elapsed() > LEASE_AGE_MAX
+            });
+            let ended: Vec<_> = ended.collect();
+            drop(leases);
+            for (session, lease) in ended {
+                tracing::warn!(%session, holder = %lease.holder, "session ended: it was not used for long");
+            }
+        }
+    }
+}
+
+impl<R: Repository> Served<R> {
+    fn lend(&self, id: SessionId, holder: &Holder, session: Session<R>) -> Result<()> {
+        let mut leases = self.leases.lock().expect("no holder panics");
+        if leases.values().filter(|lease| lease.holder == *holder).count() >= SESSIONS_MAX {
+            return Err(
+                Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end")
+            );
+        }
+        leases.insert(id, Arc::new(Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) }));
+        Ok(())
+    }
+
+    fn end(&self, session: SessionId) {
+        let ended = self.leases.lock().expect("no holder panics").remove(&session);
+        drop(ended);
+    }
+}
+
+impl<R: Repository> Lease<R> {
+    fn write(&self) -> Result<&R::Session> {
+        match &self.session {
+            Session::Write(session) => Ok(session),
+            Session::Read(_) => Err(Error::usage("this session only reads")),
+        }
+    }
+}
+
+async fn say(to: &mut SendStream, reply: Reply) -> Done {
+    Ok(send(to, &reply, Vec::new(), false).await?)
+}
+
+async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
+    let mut pages = points.chunks(POINTS_TOGETHER).peekable();
+    if pages.peek().is_none() {
+        return say(to, Reply::Points(Vec::new())).await;
+    }
+    while let Some(page) = pages.next() {
+        send(to, &Reply::Points(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
+    }
+    Ok(())
+}
+
+async fn blobs(to: &mut SendStream, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
+    futures::pin_mut!(batches);
+    while let Some(batch) = batches.next().await {
+        for part in parts(batch) {
+            let (message, bulk) = part;
+            send(to, &Reply::Chunks(message), bulk, true).await?;
+        }
+    }
+    let nothing = Chunks { lengths: Vec::new(), failed: Vec::new() };
+    Ok(send(to, &Reply::Chunks(nothing), Vec::new(), false).await?)
+}
+
+/// Messages that carry a batch.
+fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
+    let mut made: Vec<(Chunks, Vec<Bytes>)> = Vec::new();
+    let (mut found, mut bytes): (Vec<(ChunkId, Bytes)>, usize) = (Vec::new(), 0);
+    let mut close = |found: &mut Vec<(ChunkId, Bytes)>| {
+        let lengths = found.iter().map(|(_, blob)| blob.len() as u32).collect();
+        let ids: Vec<ChunkId> = found.iter().map(|(id, _)| *id).collect();
+        let bulk = [id_bytes(&ids)].into_iter().chain(found.drain(..).map(|(_, blob)| blob)).collect();
+        made.push((Chunks { lengths, failed: Vec::new() }, bulk));
+    };
+    let mut failed = Vec::new();
+    for (id, blob) in batch {
+        match blob {
+            Ok(blob) => {
+                let blob = blob.bytes().clone();
+                if bytes + blob.len() > PART_BYTES && !found.is_empty() {
+                    close(&mut found);
+                    bytes = 0;
+                }
+                bytes += blob.len();
+                found.push((id, blob));
+            }
+            Err(error) => failed.push(failed_chunk(error)),
+        }
+    }
+    if !found.is_empty() {
+        close(&mut found);
+    }
+    for some in failed.chunks(FAILED_TOGETHER) {
+        made.push((Chunks { lengths: Vec::new(), failed: some.to_vec() }, Vec::new()));
+    }
+    made
+}
+
+fn failed_chunk(error: ChunkError) -> FailedChunk {
+    let cut = |what: String| what.chars().take(WHAT_CHARS_MAX).collect();
+    let (chunk, how, code, pack, what) = match error {
+        ChunkError::Missing { chunk } => (chunk, 0, 0, String::new(), String::new()),
+        ChunkError::Damaged { chunk, pack, what } => (chunk, 1, 0, pack, what),
+        ChunkError::Wrong { chunk, what } => (chunk, 2, 0, String::new(), what),
+        ChunkError::Unreadable { chunk, kind, what } => (chunk, 3, error_code(kind), String::new(), what),
+    };
+    FailedChunk { chunk: chunk.0, how, code, pack: cut(pack), what: cut(what) }
+}
+
+const fn presence_code(presence: Presence) -> u8 {
+    match presence {
+        Presence::Missing => 0,
+        Presence::Have => 1,
+        Presence::Pending => 2,
+    }
+}
+
+/// Bytes of chunks of one connection that wait for the repository.
+const ROOM_BYTES: usize = 32 << 20;
+/// Bytes of blobs in one reply.
+const PART_BYTES: usize = 1 << 20;
+const POINTS_TOGETHER: usize = 1024;
+const FAILED_TOGETHER: usize = 128;
+const WHAT_CHARS_MAX: usize = 512;
+/// Sessions of one holder.
+const SESSIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 1024;
+/// From here on a client must show first that its address is its own.
+const CONNECTIONS_UNPROVEN_MAX: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a request to come whole; one that waits for room is not counted against its sender for long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+const LEASE_AGE_MAX: Duration = Duration::from_secs(600);
+const LEASE_CHECK: Duration = Duration::from_secs(10);
+const CLOSED_REFUSED: u32 = 1;
+const CLOSED_STOPPING: u32 = 2;

@@ -1,0 +1,86 @@
+//! Storage nodes inside the test's own process, and a site that gives everybody a certificate.
+
+use mover::identity::{Authority, Holder, Identity, Role, Trust};
+use mover::wire::{Congestion, Node, Peer, Remote, client, client_config, server};
+use mover::{Repository, Result, World};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A site: its authority.
+#[derive(Debug)]
+pub struct Site {
+    /// Signs certificates.
+    pub authority: Authority,
+}
+
+impl Site {
+    /// A new one.
+    pub fn new(world: &World) -> Self {
+        let name = "test".parse().expect("a name");
+        Self { authority: Authority::create(&name, world).expect("an authority") }
+    }
+
+    /// Whom to believe.
+    pub fn trust(&self) -> Trust {
+        self.authority.trust().expect("a certificate")
+    }
+
+    /// Somebody of this site.
+    pub fn identity(&self, role: Role, name: &str, world: &World) -> Identity {
+        let holder = Holder { role, name: name.parse().expect("a name") };
+        let hosts = if role == Role::Node { vec!["localhost".to_owned()] } else { Vec::new() };
+        let issued = self.authority.issue(&holder, &hosts, 1, world).expect("a certificate");
+        issued.identity().expect("a certificate")
+    }
+}
+
+/// A node that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Its port on the loopback address.
+    pub port: u16,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Serves `repository` under `name` on a free port.
+    pub fn start<R: Repository + 'static>(site: &Site, name: &str, repository: R, world: &World) -> Self {
+        Self::serve(site, Node::new(world.clone()).with(name, repository), world)
+    }
+
+    /// Serves what `node` has.
+    pub fn serve<R: Repository + 'static>(site: &Site, node: Node<R>, world: &World) -> Self {
+        let identity = site.identity(Role::Node, "node", world);
+        let address = "127.0.0.1:0".parse().expect("an address");
+        let endpoint = server(address, &identity, &site.trust(), Congestion::default()).expect("a port");
+        let port = endpoint.local_addr().expect("an address").port();
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
+        Self { port, stop, task }
+    }
+
+    /// Connects to it as a proxy.
+    ///
+    /// # Errors
+    /// As [`Remote::connect`].
+    pub async fn connect(&self, site: &Site, name: &str, world: &World) -> Result<Remote> {
+        self.connect_as(&site.identity(Role::Proxy, "proxy", world), &site.trust(), name).await
+    }
+
+    /// Connects to it as somebody.
+    ///
+    /// # Errors
+    /// As [`Remote::connect`].
+    pub async fn connect_as(&self, identity: &Identity, trust: &Trust, name: &str) -> Result<Remote> {
+        let config = client_config(identity, trust, Congestion::default())?;
+        Remote::connect(client()?, Peer::new("localhost", self.port, config), name).await
+    }
+
+    /// Stops it gracefully and waits for its end.
+    pub async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = self.task.await;
+    }
+}
