@@ -10,6 +10,10 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::str::FromStr;
 use time::{Duration, OffsetDateTime};
 use webpki::EndEntityCert;
@@ -178,6 +182,64 @@ impl Issued {
     }
 }
 
+/// An identity with whom it believes, as a folder keeps them: `ca.pem`, `cert.pem`, `key.pem`.
+#[derive(Debug)]
+pub struct Credentials {
+    /// Who one is.
+    pub identity: Identity,
+    /// Whom to believe.
+    pub trust: Trust,
+}
+
+impl Credentials {
+    /// Reads a folder. A key that others can read is refused.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let failed = |path: &Path, error: io::Error| {
+            Error::usage(path.display().to_string())
+                .because(error)
+                .hint("`windlass-store issue` makes such a folder; name it with WINDLASS_IDENTITY")
+        };
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(|error| failed(&path, error))
+        };
+        let key = folder.join(KEY);
+        let mode = fs::metadata(&key).map_err(|error| failed(&key, error))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(Error::usage(format!("{} can be read by others", key.display()))
+                .hint(format!("chmod 600 {}; when others may have read it, have it revoked", key.display())));
+        }
+        let identity = Identity::from_pem(&read(CERTIFICATE)?, &read(KEY)?);
+        let identity = identity.map_err(|error| error.context(folder.display()))?;
+        Ok(Self { identity, trust: Trust::from_pem(&read(AUTHORITY)?)? })
+    }
+
+    /// Makes a folder.
+    ///
+    /// # Errors
+    /// `Usage` when it cannot be made, or holds an identity already.
+    pub fn store(folder: &Path, issued: &Issued, authority_pem: &str) -> Result<()> {
+        let failed = |error| Error::usage(folder.display().to_string()).because(error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        create_private(&folder.join(KEY), &issued.key_pem)?;
+        fs::write(folder.join(CERTIFICATE), &issued.certificate_pem).map_err(failed)?;
+        fs::write(folder.join(AUTHORITY), authority_pem).map_err(failed)
+    }
+}
+
+/// Makes a file that must not be there, for its owner's eyes only from the first moment on.
+///
+/// # Errors
+/// `Usage`.
+pub fn create_private(path: &Path, text: &str) -> Result<()> {
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| Error::usage(path.display().to_string()).because(error))
+}
+
 /// A site's certificate authority.
 pub struct Authority {
     certificate_pem: String,
@@ -276,6 +338,9 @@ fn failed(error: rcgen::Error) -> Error {
     Error::internal("a certificate could not be made").because(error)
 }
 
+const KEY: &str = "key.pem";
+const CERTIFICATE: &str = "cert.pem";
+const AUTHORITY: &str = "ca.pem";
 const URI_SCHEME: &str = "windlass://";
 const AUTHORITY_DAYS: u32 = 3650;
 const CLOCK_SKEW_MINUTES: i64 = 10;

@@ -10,6 +10,7 @@ mod closure;
 pub mod codec;
 mod copy;
 mod diff;
+mod either;
 mod error;
 mod failover;
 pub mod identity;
@@ -37,6 +38,7 @@ pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, Ne
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy};
 pub use diff::{ChangedBlock, Step, TreeDiff};
+pub use either::Either;
 pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
 pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};

@@ -5,16 +5,34 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The address of a repository: `/path` or `file:///path`.
+/// The address of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     text: String,
-    path: PathBuf,
+    at: At,
+}
+
+/// Where a repository is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// `/path` or `file:///path`.
+    Directory(PathBuf),
+    /// `quic://host[:port]/name`.
+    Node { host: String, port: u16, name: String },
 }
 
 impl Kept {
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub const fn at(&self) -> &At {
+        &self.at
+    }
+
+    /// The directory, for what only works there.
+    pub fn directory(&self) -> Result<&Path, Error> {
+        match &self.at {
+            At::Directory(path) => Ok(path),
+            At::Node { .. } => Err(Error::usage(format!("{self}: this works on a directory only"))
+                .hint("run it on the storage node, with the repository's directory, while windlass-store is stopped")),
+        }
     }
 }
 
@@ -28,8 +46,10 @@ impl FromStr for Kept {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = |why: &str| Error::usage(format!("{why}; give a directory: /path or file:///path"));
-        let path = match text.split_once("://") {
+        let bad = |why: &str| {
+            Error::usage(format!("{why}; give a directory, /path or file:///path, or a node, quic://host[:port]/name"))
+        };
+        let at = match text.split_once("://") {
             None if text.is_empty() => return Err(bad("the address is empty")),
             // A relative path has a directory in it, so that a copy's name in a plan is never taken for one.
             None if !text.contains('/') && text != "." => {
@@ -37,17 +57,32 @@ impl FromStr for Kept {
                     "(a relative path begins with ./; names of copies need a plan, which this version does not have)";
                 return Err(bad(&format!("{text:?} is no address {why}")));
             }
-            None => PathBuf::from(text),
+            None => At::Directory(PathBuf::from(text)),
             Some(("file", path)) if path.starts_with('/') => {
-                PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?)
+                At::Directory(PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?))
             }
             Some(("file", _)) => return Err(bad("a file URI has three slashes")),
-            Some(("quic", _)) => return Err(bad("this version cannot reach storage nodes")),
+            Some(("quic", rest)) => node(rest).ok_or_else(|| bad(&format!("{text:?} names no node and repository")))?,
             Some(("s3", _)) => return Err(bad("this version cannot use buckets")),
             Some(_) => return Err(bad("unknown kind of address")),
         };
-        Ok(Self { text: text.into(), path })
+        Ok(Self { text: text.into(), at })
     }
+}
+
+/// `host[:port]/name`; an IPv6 address stands in brackets.
+fn node(text: &str) -> Option<At> {
+    let (authority, name) = text.split_once('/')?;
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (host, port.strip_prefix(':').or(port.is_empty().then_some("7440"))?)
+        }
+        None => authority.split_once(':').unwrap_or((authority, "7440")),
+    };
+    let name: Name = name.parse().ok()?;
+    (!host.is_empty()).then_some(())?;
+    Some(At::Node { host: host.into(), port: port.parse().ok()?, name: name.to_string() })
 }
 
 fn percent_decoded(text: &str) -> Option<String> {

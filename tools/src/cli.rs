@@ -66,7 +66,7 @@ pub enum Command {
 /// Where the repository is, and how patient to be.
 #[derive(Debug, Clone, Args)]
 pub struct Place {
-    /// Repository: /path or file:///path
+    /// Repository: /path, file:///path, or quic://host[:port]/name on a storage node
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
     pub repository: Kept,
     #[command(flatten)]

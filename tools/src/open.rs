@@ -1,28 +1,83 @@
 //! Opening what the arguments name: the only module that knows how repositories, sources and targets are made.
 
-use crate::address::Kept;
+use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
+use mover::identity::Credentials;
+use mover::wire::{Congestion, Peer, Remote, client, client_config};
 use mover::{
-    CheckpointId, DiskRecord, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
+    CheckpointId, DiskRecord, Either, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
     TrackingWish, blocking,
 };
 use proxy::{NamedSource, SourceOptions, TargetAddress};
 use std::future::Future;
+use std::path::PathBuf;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
 
 pub use proxy::{DiskTarget, Existing, SnapshotSession};
 pub use store::{Access, Local};
 
+/// A repository in a directory, or on a storage node.
+pub type Opened = Either<Local, Remote>;
+
 /// Opens a repository.
-pub async fn repository(context: &Context, address: &Kept, access: Access) -> Result<Local> {
-    Local::open(address.path(), access, context.pool.clone(), context.world.clone()).await
+pub async fn repository(context: &Context, address: &Kept, access: Access) -> Result<Opened> {
+    match address.at() {
+        At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
+        At::Node { host, port, name } => {
+            let Credentials { identity, trust } = credentials()?;
+            let config = client_config(&identity, &trust, Congestion::default())?;
+            let remote = Remote::connect(client()?, Peer::new(host.as_str(), *port, config), name).await;
+            Ok(Either::Right(remote.map_err(|error| error.context(address))?))
+        }
+    }
+}
+
+/// Opens a repository in a directory, for what only works there.
+pub async fn directory(context: &Context, address: &Kept, access: Access) -> Result<Local> {
+    Local::open(address.directory()?, access, context.pool.clone(), context.world.clone()).await
+}
+
+/// Closes what [`repository`] opened.
+pub async fn close(repository: Opened) -> Result<()> {
+    match repository {
+        Either::Left(local) => local.close().await,
+        Either::Right(remote) => {
+            remote.close().await;
+            Ok(())
+        }
+    }
+}
+
+/// Who we are to storage nodes.
+fn credentials() -> Result<Credentials> {
+    let named = std::env::var_os("WINDLASS_IDENTITY").map(PathBuf::from);
+    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/windlass/identity"));
+    let usual = [own, Some(PathBuf::from("/etc/windlass/identity"))];
+    let found = named.or_else(|| usual.into_iter().flatten().find(|folder| folder.join("cert.pem").exists()));
+    let folder = found.ok_or_else(|| {
+        Error::usage("a storage node is asked by somebody it knows, and there is no identity here").hint(
+            "`windlass-store issue` on the node makes one; name its folder with WINDLASS_IDENTITY, or move it to \
+                   ~/.config/windlass/identity",
+        )
+    })?;
+    Credentials::load(&folder)
 }
 
 /// Opens a repository, as long as patience lasts.
-pub async fn patiently(context: &Context, address: &Kept, access: Access, patience: &Patience) -> Result<Local> {
+pub async fn patiently(context: &Context, address: &Kept, access: Access, patience: &Patience) -> Result<Opened> {
     patience.wait().retry(&context.out, &context.stop, async || repository(context, address, access).await).await
+}
+
+/// The same for a directory.
+pub async fn directory_patiently(
+    context: &Context,
+    address: &Kept,
+    access: Access,
+    patience: &Patience,
+) -> Result<Local> {
+    patience.wait().retry(&context.out, &context.stop, async || directory(context, address, access).await).await
 }
 
 /// Opens a repository for writing and a machine's disks as one snapshot session, both at once: each takes a noticeable
@@ -33,8 +88,19 @@ pub async fn repository_and_source<T>(
     disks: &[NamedSource],
     wish: TrackingWish,
     around: impl AsyncFnOnce(DynOpening<'_>) -> Result<(SnapshotSession, T)>,
-) -> (Result<Local>, Result<(SnapshotSession, T)>) {
-    let id = match identity(address).await {
+) -> (Result<Opened>, Result<(SnapshotSession, T)>) {
+    let node = match address.at() {
+        At::Directory(_) => None,
+        At::Node { .. } => match repository(context, address, Access::Write).await {
+            Ok(opened) => Some(opened),
+            Err(error) => return (Err(error), Err(Error::internal("no repository"))),
+        },
+    };
+    let id = match &node {
+        Some(opened) => Some(opened.config().id),
+        None => identity(address).await,
+    };
+    let id = match id {
         Some(id) => id,
         // Opening it tells better what is wrong.
         None => {
@@ -45,9 +111,12 @@ pub async fn repository_and_source<T>(
             return (Err(error), Err(Error::internal("no repository")));
         }
     };
-    let (give, take) = watch::channel(None::<Local>);
+    let (give, take) = watch::channel(None::<Opened>);
     let repository = async move {
-        let opened = repository(context, address, Access::Write).await;
+        let opened = match node {
+            Some(opened) => Ok(opened),
+            None => repository(context, address, Access::Write).await,
+        };
         give.send_replace(opened.as_ref().ok().cloned());
         opened
     };
@@ -55,12 +124,12 @@ pub async fn repository_and_source<T>(
     let is_committed = |checkpoint| {
         let mut take = take.clone();
         async move {
-            let local = match take.wait_for(Option::is_some).await {
-                Ok(local) => local.clone(),
+            let opened = match take.wait_for(Option::is_some).await {
+                Ok(opened) => opened.clone(),
                 Err(_) => None,
             };
-            match local {
-                Some(local) => has_checkpoint(&local, checkpoint).await,
+            match opened {
+                Some(opened) => has_checkpoint(&opened, checkpoint).await,
                 None => Err(Error::internal("the repository could not be opened")),
             }
         }
@@ -74,14 +143,14 @@ pub type DynOpening<'a> = std::pin::Pin<Box<dyn Future<Output = Result<SnapshotS
 
 /// The repository's id, from its configuration alone.
 async fn identity(address: &Kept) -> Option<RepositoryId> {
-    let path = address.path().join("config");
+    let path = address.directory().ok()?.join("config");
     let bytes = blocking(move || std::fs::read(path)).await.ok()?;
     Some(ConfigFile::decode(&bytes).ok()?.config.id)
 }
 
 /// True when some point was begun at this checkpoint. Asked only after a broken run, so that reading every manifest,
 /// the newest first, does not matter.
-async fn has_checkpoint(repository: &Local, checkpoint: CheckpointId) -> Result<bool> {
+async fn has_checkpoint(repository: &Opened, checkpoint: CheckpointId) -> Result<bool> {
     let points = repository.list(&PointFilter::default()).await?;
     for point in points.iter().rev() {
         let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;

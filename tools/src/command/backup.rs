@@ -5,7 +5,7 @@ mod hooks;
 use crate::address::Attach;
 use crate::cli::{Backup, Quiesce, Wish};
 use crate::job::watched;
-use crate::open::{self, DynOpening, Local};
+use crate::open::{self, DynOpening, Opened};
 use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{count, escaped, milliseconds, seconds, short, size};
@@ -159,7 +159,7 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
     match watched(&context.out, &progress, job).await {
         Ok(mut report) => {
             report.warnings.extend(frozen.warning.clone());
-            if let Err(error) = repository.close().await {
+            if let Err(error) = open::close(repository).await {
                 // The point is durable: what closing failed at is settled when the repository is opened next.
                 report.warnings.push(format!("the repository could not be closed cleanly: {error}"));
             }
@@ -172,8 +172,8 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
     }
 }
 
-async fn close_after_failure(repository: Local) {
-    if let Err(error) = repository.close().await {
+async fn close_after_failure(repository: Opened) {
+    if let Err(error) = open::close(repository).await {
         tracing::warn!(%error, "the repository could not be closed cleanly");
     }
 }

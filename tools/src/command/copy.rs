@@ -2,7 +2,7 @@
 
 use crate::cli::Copy;
 use crate::job::watched;
-use crate::open::{self, Access, Local};
+use crate::open::{self, Access, Opened};
 use crate::text::{count, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
 use mover::{
@@ -33,10 +33,10 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     let (made, closed) = match (from, to) {
         (Ok(from), Ok(to)) => {
             let made = copy_all(context, arguments, &from, &to).await;
-            let closed = to.close().await;
-            (made, from.close().await.and(closed))
+            let closed = open::close(to).await;
+            (made, open::close(from).await.and(closed))
         }
-        (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), opened.close().await),
+        (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), open::close(opened).await),
         (Err(error), Err(_)) => (Err(error), Ok(())),
     };
     let (report, there, failed) = made?;
@@ -65,7 +65,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
 
 /// Copies the chosen points, oldest first, so that later ones find what they share. Gives the sum, how many were there
 /// and how many failed.
-async fn copy_all(context: &Context, arguments: &Copy, from: &Local, to: &Local) -> Result<(CopyReport, u64, u64)> {
+async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<(CopyReport, u64, u64)> {
     let points = chosen(arguments, from).await?;
     let verification = if arguments.trust_source { Verification::Checksum } else { Verification::Decode };
     let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
@@ -94,7 +94,7 @@ fn fatal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Domain | ErrorKind::StoreFull | ErrorKind::RolledBack)
 }
 
-async fn chosen(arguments: &Copy, from: &Local) -> Result<Vec<RecoveryPoint>> {
+async fn chosen(arguments: &Copy, from: &Opened) -> Result<Vec<RecoveryPoint>> {
     let filter = PointFilter { machine: arguments.machine.clone(), forgotten: false };
     let points = from.list(&filter).await?;
     let mut chosen: Vec<RecoveryPoint> = Vec::new();

@@ -1,7 +1,7 @@
 //! `windlass diff`
 
 use crate::cli::Diff;
-use crate::open::{self, Access, Local};
+use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, size};
 use crate::windlass::{Context, Exit};
@@ -40,14 +40,14 @@ pub async fn run(context: &Context, arguments: &Diff) -> Result<Exit> {
     let repository =
         open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
     let found = context.stop.race(differences(&repository, arguments)).await;
-    repository.close().await?;
+    open::close(repository).await?;
     let found = found?;
     context.out.document(&found);
     print(context, &found);
     Ok(Exit::Done)
 }
 
-async fn differences(repository: &Local, arguments: &Diff) -> Result<Difference> {
+async fn differences(repository: &Opened, arguments: &Diff) -> Result<Difference> {
     let points = repository.list(&PointFilter::default()).await?;
     let (from, to) = (select(&points, &arguments.from)?.id, select(&points, &arguments.to)?.id);
     let pinned: &[PointId] = if from == to { &[from] } else { &[from, to] };

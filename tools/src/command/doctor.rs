@@ -19,7 +19,7 @@ struct Finding {
 
 pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     if let Some(address) = arguments.repository.as_ref().filter(|_| arguments.accept_rollback) {
-        Local::accept_rollback(address.path(), context.pool.clone(), context.world.clone()).await?;
+        Local::accept_rollback(address.directory()?, context.pool.clone(), context.world.clone()).await?;
         context.out.document(&serde_json::json!({ "repository": address.to_string(), "rollback_accepted": true }));
         context.out.done(&format!("{address} is used as it is now"));
         return Ok(Exit::Done);
@@ -57,7 +57,7 @@ async fn installed(program: &str, purpose: &str) -> Finding {
 }
 
 async fn totals(context: &Context, address: &crate::address::Kept) -> Result<String> {
-    let repository = open::repository(context, address, Access::Read).await?;
+    let repository = open::directory(context, address, Access::Read).await?;
     let stats = repository.stats().await;
     repository.close().await?;
     let stats = stats?;

@@ -20,12 +20,12 @@ pub async fn run(context: &Context, arguments: &Init) -> Result<Exit> {
         Some(address) => {
             let like = open::patiently(context, address, Access::Read, &arguments.place.patience).await?;
             let config = like.config().clone();
-            like.close().await?;
+            open::close(like).await?;
             Some(config)
         }
         None => None,
     };
-    let path = arguments.place.repository.path().to_owned();
+    let path = arguments.place.repository.directory()?.to_owned();
     let world = context.world.clone();
     let config = blocking(move || Local::init(&path, like.as_ref(), &world)).await?;
     let domain = config.domain.fingerprint();

@@ -57,7 +57,7 @@ pub async fn run(context: &Context, arguments: &Points) -> Result<Exit> {
     let filter = PointFilter { machine: arguments.machine.clone(), forgotten: arguments.forgotten };
     let points = repository.list(&filter).await;
     let own = repository.config().id;
-    repository.close().await?;
+    open::close(repository).await?;
     let points = points?;
     context.out.document(&Listed { points: points.iter().map(PointFields::from).collect() });
     if points.is_empty() {

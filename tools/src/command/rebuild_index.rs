@@ -8,7 +8,8 @@ use mover::Result;
 
 pub async fn run(context: &Context, arguments: &RebuildIndex) -> Result<Exit> {
     let repository =
-        open::patiently(context, &arguments.place.repository, Access::Write, &arguments.place.patience).await?;
+        open::directory_patiently(context, &arguments.place.repository, Access::Write, &arguments.place.patience)
+            .await?;
     let made = repository.rebuild_index().await;
     repository.close().await?;
     let made = made?;

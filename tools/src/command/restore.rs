@@ -3,7 +3,7 @@
 use crate::address::Kept;
 use crate::cli::Restore;
 use crate::job::watched;
-use crate::open::{self, Access, Existing, Local};
+use crate::open::{self, Access, Existing, Opened};
 use crate::stop::Stoppable;
 use crate::text::{escaped, milliseconds, seconds, size};
 use crate::windlass::{Context, Exit};
@@ -35,7 +35,7 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     let made = from_copies(context, arguments, &copies).await;
     let many = copies.repositories.len() > 1;
     for (_, repository) in copies.repositories {
-        if let Err(error) = repository.close().await {
+        if let Err(error) = open::close(repository).await {
             tracing::warn!(%error, "a repository could not be closed cleanly");
         }
     }
@@ -75,7 +75,7 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
 /// Repositories that can be read and have the point.
 struct Copies {
     point: PointId,
-    repositories: Vec<(String, Local)>,
+    repositories: Vec<(String, Opened)>,
 }
 
 /// Opens the copies in order. The first that knows the selector decides which point is meant; what cannot be opened is
@@ -120,7 +120,7 @@ async fn add_copy(context: &Context, arguments: &Restore, address: &Kept, copies
             Ok(())
         }
         Err(error) => {
-            let _ = repository.close().await;
+            let _ = open::close(repository).await;
             Err(error)
         }
     }

@@ -2,7 +2,7 @@
 
 use super::points::PointFields;
 use crate::cli::Show;
-use crate::open::{self, Access, Local};
+use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{escaped, local_time, size, utc_time};
 use crate::windlass::{Context, Exit};
@@ -55,7 +55,7 @@ pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
     let repository =
         open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
     let found = find(&repository, &arguments.point).await;
-    repository.close().await?;
+    open::close(repository).await?;
     let (point, manifest) = found?;
     context.out.document(&Shown {
         point: (&point).into(),
@@ -77,7 +77,7 @@ pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn find(repository: &Local, selector: &Selector) -> Result<(RecoveryPoint, Manifest)> {
+async fn find(repository: &Opened, selector: &Selector) -> Result<(RecoveryPoint, Manifest)> {
     let points = repository.list(&PointFilter::default()).await?;
     let point = select(&points, selector)?.clone();
     let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;

@@ -23,7 +23,7 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
     let repository =
         open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
     let stats = repository.stats().await;
-    repository.close().await?;
+    open::close(repository).await?;
     let stats = stats?;
     let dedup_ratio = (stats.bytes_stored > 0).then(|| {
         let ratio = stats.bytes_logical as f64 / stats.bytes_stored as f64;

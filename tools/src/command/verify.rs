@@ -53,7 +53,8 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     }
     let began = Instant::now();
     let repository =
-        open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
+        open::directory_patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience)
+            .await?;
     let progress = Arc::new(Progress::default());
     let job = context.stop.race(verify(&repository, arguments, progress.clone()));
     let made = watched(&context.out, &progress, job).await;

@@ -1,0 +1,117 @@
+//! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
+
+use crate::{
+    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, Manifest, PointDraft, PointFilter, PointId, Presence,
+    ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, WriteSession,
+};
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use futures::{Stream, StreamExt};
+
+/// One of two kinds of repositories or sessions.
+#[derive(Debug, Clone)]
+pub enum Either<A, B> {
+    /// The one.
+    Left(A),
+    /// The other.
+    Right(B),
+}
+
+/// The same call on whichever it is.
+macro_rules! on_both {
+    ($either:expr, $it:ident => $call:expr) => {
+        match $either {
+            Either::Left($it) => $call,
+            Either::Right($it) => $call,
+        }
+    };
+}
+
+impl<A: Repository, B: Repository> Repository for Either<A, B> {
+    type Session = Either<A::Session, B::Session>;
+    type Reader = Either<A::Reader, B::Reader>;
+
+    fn config(&self) -> &RepositoryConfig {
+        on_both!(self, it => it.config())
+    }
+
+    async fn begin(&self, begin: Begin) -> Result<(Self::Session, Begun)> {
+        Ok(match self {
+            Self::Left(it) => it.begin(begin).await.map(|(session, begun)| (Either::Left(session), begun))?,
+            Self::Right(it) => it.begin(begin).await.map(|(session, begun)| (Either::Right(session), begun))?,
+        })
+    }
+
+    async fn read(&self, points: &[PointId]) -> Result<Self::Reader> {
+        Ok(match self {
+            Self::Left(it) => Either::Left(it.read(points).await?),
+            Self::Right(it) => Either::Right(it.read(points).await?),
+        })
+    }
+
+    async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        on_both!(self, it => it.list(filter).await)
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        on_both!(self, it => it.stats().await)
+    }
+
+    async fn incarnation(&self) -> Result<Incarnation> {
+        on_both!(self, it => it.incarnation().await)
+    }
+
+    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+        on_both!(self, it => it.has_been(seen).await)
+    }
+
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+        on_both!(self, it => it.peer(repository).await)
+    }
+}
+
+impl<A: ReadSession, B: ReadSession> ReadSession for Either<A, B> {
+    async fn manifest(&self, point: PointId) -> Result<Manifest> {
+        on_both!(self, it => it.manifest(point).await)
+    }
+
+    fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
+        match self {
+            Self::Left(it) => it.get(ids).left_stream(),
+            Self::Right(it) => it.get(ids).right_stream(),
+        }
+    }
+
+    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+        on_both!(self, it => it.get_verified(prints, ids).await)
+    }
+}
+
+impl<A: WriteSession, B: WriteSession> WriteSession for Either<A, B> {
+    fn id(&self) -> SessionId {
+        on_both!(self, it => it.id())
+    }
+
+    async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+        on_both!(self, it => it.missing(kind, ids).await)
+    }
+
+    async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
+        on_both!(self, it => it.put(chunks).await)
+    }
+
+    async fn flush(&self) -> Result<Flushed> {
+        on_both!(self, it => it.flush().await)
+    }
+
+    async fn stored(&self) -> Result<Flushed> {
+        on_both!(self, it => it.stored().await)
+    }
+
+    async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
+        on_both!(self, it => it.commit(points).await)
+    }
+
+    async fn abandon(self) -> Result<()> {
+        on_both!(self, it => it.abandon().await)
+    }
+}

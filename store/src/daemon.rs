@@ -1,0 +1,101 @@
+//! The program `windlass-store`: makes a site, gives certificates out, and serves repositories.
+
+mod cli;
+mod config;
+mod notify;
+mod site;
+
+use crate::{Access, Local};
+use clap::Parser;
+use cli::{Cli, Command, Serve};
+use config::Config;
+use mover::identity::Credentials;
+use mover::wire::{Node, server};
+use mover::{Error, Pool, Result, World};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the program.
+pub fn windlass_store() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let world = World::system();
+    let made = match cli.command {
+        Command::Init(arguments) => site::init(&arguments, &world),
+        Command::Issue(arguments) => site::issue(&arguments, &world),
+        Command::Serve(arguments) => serve(&arguments, &world),
+    };
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.remedy().into_iter().for_each(|remedy| eprintln!("hint: {remedy}"));
+            error.kind().exit_code().into()
+        }
+    }
+}
+
+fn serve(arguments: &Serve, world: &World) -> Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::internal("cannot start threads").because(error))?;
+    runtime.block_on(run(config, world))
+}
+
+async fn run(config: Config, world: &World) -> Result<()> {
+    let Credentials { identity, trust } = Credentials::load(&config.identity)?;
+    let pool = Pool::new(0)?;
+    let mut node = Node::new(world.clone());
+    let mut open = Vec::new();
+    for repository in &config.repository {
+        let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;
+        let local = local.map_err(|error| error.context(&repository.name))?;
+        node = node.with(repository.name.as_str(), local.clone());
+        open.push((repository, local));
+    }
+    let endpoint = server(config.listen, &identity, &trust, config.congestion())?;
+    let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
+    let (stop, stopped) = watch::channel(false);
+    let mut signals = Signals::listen()?;
+    // For who started this: from here on it answers.
+    println!("listening on {address}");
+    notify::ready();
+    let serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
+    signals.first().await;
+    tracing::info!("stopping: what is under way is finished");
+    notify::stopping();
+    let _ = stop.send(true);
+    // A second signal does not wait.
+    tokio::select! {
+        _ = serving => {}
+        () = signals.first() => tracing::warn!("stopping at once"),
+    }
+    for (repository, local) in open {
+        local.close().await.map_err(|error| error.context(&repository.name))?;
+    }
+    Ok(())
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let failed = |error| Error::internal("cannot listen for signals").because(error);
+        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        Ok(Self { terminate: terminate.map_err(failed)?, interrupt: interrupt.map_err(failed)? })
+    }
+
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

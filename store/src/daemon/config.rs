@@ -1,0 +1,108 @@
+//! The configuration of a storage node. Unknown keys are refused, with line and column.
+
+use mover::wire::Congestion;
+use mover::{Error, Name, Result};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and UDP port.
+    pub listen: SocketAddr,
+    /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
+    pub identity: PathBuf,
+    /// `cubic` or `bbr`.
+    #[serde(default)]
+    pub congestion: CongestionName,
+    /// What is served.
+    #[serde(default)]
+    pub repository: Vec<Repository>,
+}
+
+/// A repository that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    /// Its name in addresses.
+    pub name: Name,
+    /// Its directory.
+    pub path: PathBuf,
+}
+
+/// Names of congestion controllers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CongestionName {
+    /// See [`Congestion::Cubic`].
+    #[default]
+    Cubic,
+    /// See [`Congestion::Bbr`].
+    Bbr,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// `Usage`, with line and column of what is wrong.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| Error::usage(path.display().to_string()).because(error))?;
+        let mut config = Self::parse(&text).map_err(|error| error.context(path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        config.identity = folder.join(&config.identity);
+        config.repository.iter_mut().for_each(|it| it.path = folder.join(&it.path));
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
+        let mut names: Vec<&Name> = config.repository.iter().map(|it| &it.name).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::usage(format!("two repositories are called {}", pair[0]))),
+            None => Ok(config),
+        }
+    }
+
+    /// How senders react to loss.
+    pub const fn congestion(&self) -> Congestion {
+        match self.congestion {
+            CongestionName::Cubic => Congestion::Cubic,
+            CongestionName::Bbr => Congestion::Bbr,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_it() {
+        let text = "listen = \"[::]:7440\"\nidentity = \"node\"\ncongestion = \"bbr\"\n\
+                    [[repository]]\nname = \"main\"\npath = \"/backup/main\"\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.congestion(), Congestion::Bbr);
+        assert_eq!(config.repository[0].path, Path::new("/backup/main"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        let good = "listen = \"[::]:7440\"\nidentity = \"node\"\n";
+        let one = "[[repository]]\nname = \"main\"\npath = \"/a\"\n";
+        for (text, told) in [
+            (format!("{good}colour = 1\n"), "line 3, column 1"),
+            ("listen = \"nowhere\"\nidentity = \"node\"\n".into(), "line 1, column 10"),
+            (format!("{good}[[repository]]\nname = \"../x\"\npath = \"/a\"\n"), "line 4, column 8"),
+            (format!("{good}{one}{one}"), "two repositories are called main"),
+            (good.replace("identity", "identify"), "identify"),
+        ] {
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.to_string().contains(told), "{text}\n{error}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! A site's folder: authority, the node's identity, an administrator's.
+
+use super::cli::{Init, Issue};
+use mover::identity::{Authority, Credentials, Holder, Role, create_private};
+use mover::{Error, Name, Result, World};
+use std::fs;
+use std::path::Path;
+
+pub fn init(arguments: &Init, world: &World) -> Result<()> {
+    let folder = &arguments.folder;
+    fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+    let authority = Authority::create(&arguments.site, world)?;
+    // First what must not be there yet: a second init destroys nothing.
+    create_private(&folder.join(AUTHORITY_KEY), &authority.key_pem())?;
+    write(&folder.join(AUTHORITY), authority.certificate_pem())?;
+    write(&folder.join(SITE), &format!("{}\n", arguments.site))?;
+    let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
+    hosts.extend(arguments.host.clone());
+    let named = |role, name: &str| Ok::<_, Error>(Holder { role, name: name.parse()? });
+    for (holder, hosts, folder_name) in
+        [(named(Role::Node, "node")?, hosts, "node"), (named(Role::Admin, "admin")?, Vec::new(), "admin")]
+    {
+        let issued = authority.issue(&holder, &hosts, NODE_DAYS, world)?;
+        Credentials::store(&folder.join(folder_name), &issued, authority.certificate_pem())?;
+    }
+    let config = format!(
+        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\n# [[repository]]\n# name = \"main\"\n\
+         # path = \"/backup/main\"\n",
+        arguments.listen
+    );
+    write(&folder.join(CONFIG), &config)?;
+    println!(
+        "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
+        arguments.site,
+        folder.display()
+    );
+    println!("administrators: bring {} to their machine", folder.join("admin").display());
+    Ok(())
+}
+
+pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
+    let authority = authority(&arguments.folder)?;
+    let holder = Holder { role: arguments.role, name: arguments.name.clone() };
+    let issued = authority.issue(&holder, &arguments.host, arguments.days, world)?;
+    Credentials::store(&arguments.out, &issued, authority.certificate_pem())?;
+    println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
+    Ok(())
+}
+
+fn authority(folder: &Path) -> Result<Authority> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        fs::read_to_string(&path)
+            .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
+    };
+    let site: Name = read(SITE)?.trim().parse()?;
+    Authority::from_pem(&site, &read(AUTHORITY)?, &read(AUTHORITY_KEY)?)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|error| failed(path, error))
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::usage(path.display().to_string()).because(error)
+}
+
+const AUTHORITY: &str = "ca.pem";
+const AUTHORITY_KEY: &str = "ca-key.pem";
+const SITE: &str = "site";
+const CONFIG: &str = "windlass-store.toml";
+const NODE_DAYS: u32 = 365;
