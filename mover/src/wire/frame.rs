@@ -3,8 +3,9 @@
 use super::message::Message;
 use crate::{Error, Result};
 use bytes::{BufMut, Bytes, BytesMut};
-use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
+use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 use std::sync::Arc;
+use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A message as it arrived.
@@ -39,12 +40,6 @@ impl From<Error> for FrameError {
 
 impl From<WriteError> for FrameError {
     fn from(error: WriteError) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
-impl From<ReadError> for FrameError {
-    fn from(error: ReadError) -> Self {
         Self::Lost(error.to_string())
     }
 }
@@ -94,13 +89,15 @@ pub async fn receive<M: Message>(
     Ok(Frame { message, bulk, more: header.more, room })
 }
 
-/// The next `length` bytes in one piece: what comes in packets is copied once.
+/// The next `length` bytes in one piece: what comes in packets is copied once, into memory that was not cleared, and
+/// the connection's state is locked once for all that is there, not for each packet.
 async fn exactly(stream: &mut RecvStream, length: usize) -> Result<Bytes, FrameError> {
     let mut whole = BytesMut::with_capacity(length);
     while whole.len() < length {
-        match stream.read_chunk(length - whole.len(), true).await? {
-            Some(chunk) => whole.extend_from_slice(&chunk.bytes),
-            None => return Err(FrameError::Lost("the stream ended inside a message".into())),
+        let left = length - whole.len();
+        let read = stream.read_buf(&mut (&mut whole).limit(left)).await;
+        if read.map_err(|error| FrameError::Lost(error.to_string()))? == 0 {
+            return Err(FrameError::Lost("the stream ended inside a message".into()));
         }
     }
     Ok(whole.freeze())

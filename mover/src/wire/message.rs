@@ -112,7 +112,7 @@ messages! {
         /// The manifest of a point.
         0x0031 Manifest(ManifestOf), 64, 0;
         /// Blobs. Bulk: the ids.
-        0x0032 Get(Of), 64, IDS_MAX * 32;
+        0x0032 Get(Of), 64, GET_IDS_MAX * 32;
         /// Blobs, each decoded and compared by the node. Bulk: the ids.
         0x0033 GetVerified(Of), 64, IDS_MAX * 32;
         /// Ends a read session.
@@ -423,7 +423,9 @@ pub fn error_kind(code: u16) -> ErrorKind {
     ErrorKind::ALL.into_iter().find(|kind| error_code(*kind) == code).unwrap_or(ErrorKind::Internal)
 }
 
-/// Ids in one message.
+/// Ids in one request for blobs: many, so that the node can read what lies together together.
+pub const GET_IDS_MAX: usize = 65_536;
+/// Ids in other messages.
 pub const IDS_MAX: usize = 4096;
 /// Bytes of ids and blobs in one message; the longest blob fits.
 pub const PUT_BYTES_MAX: usize = 20 << 20;

@@ -4,7 +4,7 @@ use crate::identity::{Identity, Trust};
 use crate::{Error, Result};
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{ClientConfig, Endpoint, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt};
 use rustls::server::WebPkiClientVerifier;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
@@ -99,6 +99,9 @@ fn transport(congestion: Congestion) -> TransportConfig {
     config.send_window(WINDOW_BYTES.into());
     config.keep_alive_interval(Some(KEEP_ALIVE));
     config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MS))));
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(JUMBO_BYTES);
+    config.mtu_discovery_config(Some(mtu));
     match congestion {
         Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
@@ -121,5 +124,7 @@ pub const WINDOW_BYTES: u32 = 32 << 20;
 const STREAM_WINDOW_BYTES: u32 = 24 << 20;
 /// Requests on their way on one connection.
 const STREAMS_MAX: u32 = 256;
+/// Longest packet that is tried: a frame of 9,000 bytes without the headers of IPv6 and UDP.
+const JUMBO_BYTES: u16 = 8952;
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const IDLE_MS: u32 = 15_000;

@@ -3,8 +3,8 @@
 use super::frame::{Frame, FrameError};
 use super::link::{CallError, Link, Peer, Replies, unexpected};
 use super::message::{
-    Ask, BeginIn, CommitIn, FailedChunk, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf, Put,
-    ReadIn, Reply, Request, Whole, WireDraft, error_kind,
+    Ask, BeginIn, CommitIn, FailedChunk, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX,
+    PeerOf, Put, ReadIn, Reply, Request, Whole, WireDraft, error_kind,
 };
 use super::quic::WINDOW_BYTES;
 use crate::{
@@ -279,7 +279,7 @@ impl Fetch<'_> {
             if self.attempts > ATTEMPTS {
                 return Err(Error::transport(format!("{}: chunks do not come", self.lease.link.name())));
             }
-            let ids: Vec<ChunkId> = self.wanted.iter().take(IDS_MAX).copied().collect();
+            let ids: Vec<ChunkId> = self.wanted.iter().take(GET_IDS_MAX).copied().collect();
             let (first, rest) = self.lease.calls(|session| Request::Get(Of { session }), &[id_bytes(&ids)]).await?;
             self.replies = Some((Some(first), rest));
             return Ok(None);
