@@ -18,6 +18,7 @@ mod quic;
 mod remote;
 mod serve;
 
+pub use frame::{decode, encode};
 pub use link::Peer;
 pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
 pub use remote::{Remote, RemoteReader, RemoteSession};

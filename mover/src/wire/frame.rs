@@ -50,6 +50,38 @@ impl From<ReadExactError> for FrameError {
     }
 }
 
+/// Header and body of a message, beside which so many bytes stand.
+///
+/// # Errors
+/// `Internal` when it is over its limits.
+pub fn encode<M: Message>(message: &M, bulk_bytes: u64, more: bool) -> Result<Bytes> {
+    let (code, body) = (message.code(), message.encode()?);
+    let limits = M::limits(code).expect("every message has limits");
+    let bulk_bytes = u32::try_from(bulk_bytes).ok().filter(|it| *it <= limits.bulk_bytes_max);
+    let bulk_bytes =
+        bulk_bytes.ok_or_else(|| Error::internal(format!("message {code:#06x} with too much beside it")))?;
+    let mut head = BytesMut::with_capacity(HEADER_BYTES + body.len());
+    head.put_slice(&Header { code, more, body_bytes: body.len() as u32, bulk_bytes }.encode());
+    head.put_slice(&body);
+    Ok(head.freeze())
+}
+
+/// The message whose header and body `bytes` begin with, how many bytes stand beside it, and whether more follow; none
+/// while it is not whole.
+///
+/// # Errors
+/// `Transport` when it is none.
+pub fn decode<M: Message>(bytes: &[u8]) -> Result<Option<(M, u64, bool)>> {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+    let header = Header::decode::<M>(header)?;
+    let Some(body) = rest.get(..header.body_bytes as usize) else { return Ok(None) };
+    Ok(Some((decode_body(&header, body)?, header.bulk_bytes.into(), header.more)))
+}
+
+fn decode_body<M: Message>(header: &Header, body: &[u8]) -> Result<M> {
+    M::decode(header.code, body).map_err(|error| Error::transport(error.message()))
+}
+
 /// Sends a message. The parts of `bulk` are not copied.
 pub async fn send<M: Message>(
     stream: &mut SendStream,
@@ -57,15 +89,8 @@ pub async fn send<M: Message>(
     mut bulk: Vec<Bytes>,
     more: bool,
 ) -> Result<(), FrameError> {
-    let body = message.encode()?;
-    let bulk_bytes: usize = bulk.iter().map(Bytes::len).sum();
-    let limits = M::limits(message.code()).expect("every message has limits");
-    let too_long = || Error::internal(format!("message {:#06x} with {bulk_bytes} bytes beside it", message.code()));
-    let bulk_bytes = u32::try_from(bulk_bytes).ok().filter(|it| *it <= limits.bulk_bytes_max).ok_or_else(too_long)?;
-    let mut head = BytesMut::with_capacity(HEADER_BYTES + body.len());
-    head.put_slice(&Header { code: message.code(), more, body_bytes: body.len() as u32, bulk_bytes }.encode());
-    head.put_slice(&body);
-    bulk.insert(0, head.freeze());
+    let bulk_bytes = bulk.iter().map(|part| part.len() as u64).sum();
+    bulk.insert(0, encode(message, bulk_bytes, more)?);
     stream.write_all_chunks(&mut bulk).await?;
     Ok(())
 }
@@ -80,7 +105,7 @@ pub async fn receive<M: Message>(
     let header = Header::decode::<M>(&header)?;
     let mut body = vec![0; header.body_bytes as usize];
     stream.read_exact(&mut body).await?;
-    let message = M::decode(header.code, &body).map_err(|error| Error::transport(error.message()))?;
+    let message = decode_body(&header, &body)?;
     let room = match room.filter(|_| header.bulk_bytes > 0) {
         Some(room) => Some(room.clone().acquire_many_owned(header.bulk_bytes).await.expect("never closed")),
         None => None,

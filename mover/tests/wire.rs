@@ -1,0 +1,230 @@
+//! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
+
+use mover::identity::Role;
+use mover::wire::message::*;
+use mover::wire::{access, decode, encode};
+use mover::{
+    Begin, ErrorKind, Flushed, Incarnation, Origin, OwnerId, PointId, RecoveryPoint, RepositoryId, SessionId, Stats,
+    Suspect, Timestamp, Verification,
+};
+use proptest::prelude::*;
+use std::fmt::Write;
+use std::path::Path;
+
+/// One request of each type, with every optional field.
+fn requests() -> Vec<Request> {
+    let (repository, session) = (RepositoryId([1; 16]), SessionId([2; 16]));
+    let begin = Begin {
+        point: PointId([3; 16]),
+        parents: vec![PointId([4; 16])],
+        owner: OwnerId([5; 16]),
+        verification: Verification::Checksum,
+    };
+    let origin = Origin { repository, commit_time: Timestamp(-6), seen: Some((repository, ends())) };
+    let drafts =
+        vec![WireDraft { manifest_bytes: 7, origin: Some(origin) }, WireDraft { manifest_bytes: 8, origin: None }];
+    vec![
+        Request::Hello(Hello { versions: (1, 2), features: 3, program: "windlass".into() }),
+        Request::Open(Open { name: "main".into() }),
+        Request::List(List { repository, machine: Some("web".parse().unwrap()), forgotten: true }),
+        Request::Stats(Whole { repository }),
+        Request::Incarnation(Whole { repository }),
+        Request::HasBeen(HasBeen { repository, seen: ends() }),
+        Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) }),
+        Request::Begin(BeginIn { repository, begin }),
+        Request::Missing(Ask { session, kind: 1 }),
+        Request::Put(Put { session, lengths: vec![10, 11] }),
+        Request::Flush(Of { session }),
+        Request::Commit(CommitIn { session, drafts }),
+        Request::Abandon(Of { session }),
+        Request::Read(ReadIn { repository, points: vec![PointId([3; 16])] }),
+        Request::Manifest(ManifestOf { session, point: PointId([3; 16]) }),
+        Request::Get(Of { session }),
+        Request::GetVerified(Of { session }),
+        Request::Close(Of { session }),
+    ]
+}
+
+/// One reply of each type.
+fn replies() -> Vec<Reply> {
+    let session = SessionId([2; 16]);
+    let stored = Flushed { chunks: 1, bytes_plain: 2, bytes_blobs: 3, bytes_stored: 4 };
+    let stats = Stats { points: 1, chunks: 2, packs: 3, bytes_logical: 4, bytes_stored: 5, suspects: 6 };
+    let suspect = Suspect { chunk: chunker::ChunkId([7; 32]), disk: mover::DiskId([8; 16]), offset: 9 };
+    let failed = FailedChunk { chunk: [7; 32], how: 3, code: 8, pack: "pack".into(), what: "what".into() };
+    vec![
+        Reply::Done(()),
+        Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }),
+        Reply::Welcome(Welcome { version: 1, features: 2, program: "windlass-store".into() }),
+        Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }),
+        Reply::Points(vec![point()]),
+        Reply::Totals(stats),
+        Reply::Ends(ends()),
+        Reply::Answer(true),
+        Reply::Seen(Some(ends())),
+        Reply::Session(Of { session }),
+        Reply::Suspects(vec![suspect.into()]),
+        Reply::Presences(()),
+        Reply::Stored(stored),
+        Reply::Committed(Committed { points: vec![point()], stored }),
+        Reply::Lacking(()),
+        Reply::ManifestBytes(()),
+        Reply::Chunks(Chunks { lengths: vec![1, 2], failed: vec![failed] }),
+    ]
+}
+
+fn ends() -> Incarnation {
+    Incarnation { sequence: 12, hash: [13; 32] }
+}
+
+fn point() -> RecoveryPoint {
+    RecoveryPoint {
+        id: PointId([1; 16]),
+        manifest: chunker::ChunkId([2; 32]),
+        owner: OwnerId([3; 16]),
+        machine: mover::MachineId([4; 16]),
+        machine_name: "web".parse().unwrap(),
+        group: Some(mover::GroupId([5; 16])),
+        snapshot_time: Timestamp(6),
+        commit_time: Timestamp(7),
+        origin: (RepositoryId([8; 16]), Timestamp(9)),
+        protected_until: Timestamp(10),
+        bytes_logical: 11,
+        bytes_new: 12,
+        pinned: true,
+        forgotten: false,
+    }
+}
+
+/// A change here is a change of the protocol: it belongs into one commit with PROTOCOL.md and a version.
+#[test]
+fn golden_messages() {
+    let mut text = String::new();
+    let mut line = |name: String, bytes: &[u8]| {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(text, "{name} {hex}").unwrap();
+    };
+    let name = |message: &dyn std::fmt::Debug| {
+        let text = format!("{message:?}");
+        text[..text.find('(').unwrap()].to_owned()
+    };
+    for request in requests() {
+        let bytes = encode(&request, 0, false).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), Some((request.clone(), 0, false)));
+        line(name(&request), &bytes);
+    }
+    for reply in replies() {
+        let bytes = encode(&reply, 0, true).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), Some((reply.clone(), 0, true)));
+        line(name(&reply), &bytes);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/wire.txt");
+    if std::env::var_os("WINDLASS_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).expect("see `cargo dev golden`");
+    for (kept, made) in kept.lines().zip(text.lines()) {
+        assert_eq!(kept, made, "a message has changed");
+    }
+    assert_eq!(kept, text);
+}
+
+#[test]
+fn samples_have_every_type_and_the_document_too() {
+    let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../PROTOCOL.md")).unwrap();
+    let requests: Vec<u16> = requests().iter().map(Message::code).collect();
+    let replies: Vec<u16> = replies().iter().map(Message::code).collect();
+    assert_eq!((requests.as_slice(), replies.as_slice()), (Request::CODES, Reply::CODES));
+    for code in requests.into_iter().chain(replies) {
+        assert!(document.contains(&format!("\n| {code:#06x} | ")), "PROTOCOL.md does not describe {code:#06x}");
+    }
+}
+
+#[test]
+fn errors_keep_their_kind() {
+    let mut codes: Vec<u16> = ErrorKind::ALL.into_iter().map(error_code).collect();
+    assert!(ErrorKind::ALL.into_iter().all(|kind| error_kind(error_code(kind)) == kind));
+    codes.sort_unstable();
+    assert_eq!(codes, (1..=21).collect::<Vec<u16>>());
+    assert!(error_kind(NO_SESSION) == ErrorKind::Internal && error_kind(0) == ErrorKind::Internal);
+}
+
+#[test]
+fn lengths_over_the_limits_are_refused_before_anything_is_read() {
+    for code in 0..=u16::MAX {
+        let header = |body: u32, bulk: u32, flags: u16| {
+            let mut bytes = b"WLM1".to_vec();
+            bytes.extend(code.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(body.to_le_bytes());
+            bytes.extend(bulk.to_le_bytes());
+            decode::<Request>(&bytes).map(|decoded| decoded.is_some())
+        };
+        let Some(limits) = Request::limits(code) else {
+            assert!(header(0, 0, 0).is_err(), "{code:#06x} is not known");
+            continue;
+        };
+        let Limits { body_bytes_max: body, bulk_bytes_max: bulk } = limits;
+        assert!(!header(body, bulk, 1).unwrap(), "the limits themselves are allowed, and waited for");
+        for (body, bulk, flags) in [(body + 1, 0, 0), (1, bulk + 1, 0), (u32::MAX, u32::MAX, 0), (1, 0, 2)] {
+            assert_eq!(header(body, bulk, flags).unwrap_err().kind(), ErrorKind::Transport, "{code:#06x}");
+        }
+    }
+}
+
+/// The table of PROTOCOL.md, row by row.
+#[test]
+fn roles() {
+    for request in requests() {
+        let writes = matches!(
+            request,
+            Request::Begin(_)
+                | Request::Missing(_)
+                | Request::Put(_)
+                | Request::Flush(_)
+                | Request::Commit(_)
+                | Request::Abandon(_)
+        );
+        for role in Role::ALL {
+            let expected = match role {
+                Role::Node => !writes,
+                Role::Proxy | Role::Admin => true,
+            };
+            assert_eq!(access::allows(role, &request), expected, "{role:?} {request:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn foreign_bytes_are_refused_or_mean_one_message(
+        code in prop::sample::select([Request::CODES, Reply::CODES].concat()),
+        body in prop::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..200),
+    ) {
+        let mut bytes = b"WLM1".to_vec();
+        bytes.extend(code.to_le_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(&body);
+        if let Ok(Some((message, _, _))) = decode::<Request>(&bytes) {
+            prop_assert_eq!(encode(&message, 0, false).unwrap(), bytes.clone());
+        }
+        if let Ok(Some((message, _, _))) = decode::<Reply>(&bytes) {
+            prop_assert_eq!(encode(&message, 0, false).unwrap(), bytes.clone());
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_never_a_panic(at in any::<prop::sample::Index>(), of in any::<prop::sample::Index>(), to: u8) {
+        let request = of.get(&requests()).clone();
+        let mut bytes = encode(&request, 0, false).unwrap().to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = to;
+        let _ = decode::<Request>(&bytes);
+        let _ = decode::<Reply>(&bytes);
+        let _ = decode::<Request>(&bytes[..at]);
+    }
+}
