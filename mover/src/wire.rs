@@ -26,5 +26,9 @@ pub use serve::Node;
 
 /// Version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;
+/// Why a node closes a connection: it does not accept the client.
+const CLOSED_REFUSED: u32 = 1;
+/// Why a node closes a connection: it stops.
+const CLOSED_STOPPING: u32 = 2;
 /// Features that this program knows.
 const FEATURES: u64 = 0;

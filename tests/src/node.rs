@@ -52,9 +52,19 @@ impl Running {
 
     /// Serves what `node` has.
     pub fn serve<R: Repository + 'static>(site: &Site, node: Node<R>, world: &World) -> Self {
+        Self::start_on(site, 0, node, world)
+    }
+
+    /// The same on this port, where one was before.
+    pub fn start_on<R: Repository + 'static>(site: &Site, port: u16, node: Node<R>, world: &World) -> Self {
         let identity = site.identity(Role::Node, "node", world);
-        let address = "127.0.0.1:0".parse().expect("an address");
-        let endpoint = server(address, &identity, &site.trust(), Congestion::default()).expect("a port");
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        // Who had the port before gives it back a moment after it has ended.
+        let endpoint = (0..1000).find_map(|_| {
+            let bound = server(address, &identity, &site.trust(), Congestion::default());
+            bound.inspect_err(|_| std::thread::sleep(std::time::Duration::from_millis(5))).ok()
+        });
+        let endpoint = endpoint.expect("a port");
         let port = endpoint.local_addr().expect("an address").port();
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(Arc::new(node).serve(endpoint, stopped));

@@ -23,7 +23,7 @@ pub struct Run {
 }
 
 /// A child that ends with the test.
-pub struct Ended(Child);
+pub struct Ended(pub Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -109,7 +109,7 @@ impl Bench {
             "DISK" => format!("{here}/disk.raw"),
             other => other.replace("HERE", &here),
         };
-        let mut command = Command::new(program());
+        let mut command = Command::new(beside("windlass"));
         command.arg("--json").args(arguments.iter().map(place));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -199,10 +199,10 @@ fn finish(child: Child) -> Run {
     }
 }
 
-/// The program as it ships, beside this test in the target folder.
-fn program() -> PathBuf {
+/// A program as it ships, beside this test in the target folder.
+pub fn beside(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join("windlass");
+    let program = test.parent().and_then(Path::parent).unwrap().join(name);
     assert!(program.exists(), "{} is missing: run `cargo build --release --workspace --bins` first", program.display());
     program
 }

@@ -1,15 +1,16 @@
 //! The way from a client to one node: connections that are made again when they are lost.
 
+use super::CLOSED_REFUSED;
 use super::frame::{Frame, FrameError, receive, send};
 use super::message::{Hello, NO_SESSION, Reply, Request};
 use crate::{Error, ErrorKind, Result};
 use bytes::Bytes;
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Where a node is, and how to ask it.
 #[derive(Debug, Clone)]
@@ -132,7 +133,7 @@ impl Link {
 
     async fn attempt(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
         let connection = self.connection(self.lane(request)).await?;
-        exchange(connection, request, bulk).await
+        self.told_why(&connection, exchange(connection.clone(), request, bulk).await)
     }
 
     /// Chunks go round over all connections but the first: one connection is one thread's work at either end.
@@ -164,7 +165,8 @@ impl Link {
             let connecting = connecting.map_err(|error| {
                 Attempt::Over(CallError::Failed(Error::usage(format!("{}: {error}", self.peer.host))))
             })?;
-            match connecting.await {
+            let connected = timeout(CONNECT_TIMEOUT.min(self.peer.patience), connecting).await;
+            match connected.unwrap_or(Err(ConnectionError::TimedOut)) {
                 Ok(connection) => {
                     self.greet(&connection).await?;
                     return Ok(connection);
@@ -178,10 +180,18 @@ impl Link {
     async fn greet(&self, connection: &Connection) -> Result<(), Attempt> {
         let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
         let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
-        let (frame, _) = exchange(connection.clone(), &hello, &[]).await?;
+        let (frame, _) = self.told_why(connection, exchange(connection.clone(), &hello, &[]).await)?;
         match frame.message {
             Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
             _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+        }
+    }
+
+    /// A node looks at our certificate after we have begun to talk: what it closed the connection for counts.
+    fn told_why<T>(&self, connection: &Connection, made: Result<T, Attempt>) -> Result<T, Attempt> {
+        match (made, connection.close_reason()) {
+            (Err(Attempt::Lost(_)), Some(reason)) => Err(refused(&self.peer, reason)),
+            (made, _) => made,
         }
     }
 
@@ -194,7 +204,7 @@ impl Link {
     pub async fn close(&self) {
         for lane in &self.lanes {
             if let Some(connection) = lane.lock().await.take() {
-                connection.close(quinn::VarInt::from_u32(0), b"done");
+                connection.close(VarInt::from_u32(0), b"done");
             }
         }
     }
@@ -241,19 +251,29 @@ async fn exchange(
     Ok((frame, Replies { stream: from, _connection: connection, ended }))
 }
 
-/// A node that answers and does not accept us is not waited for.
-fn refused(peer: &Peer, error: quinn::ConnectionError) -> Attempt {
-    use quinn::ConnectionError::{ConnectionClosed, TransportError};
-    let not_authorised = |what: String| {
-        let hint = "join the site again with a token of it; `windlass token create` on an administrator's host";
-        let error = Error::new(ErrorKind::NotAuthorised, format!("{}: {what}", peer.host)).hint(hint);
-        Attempt::Over(CallError::Failed(error))
+/// A node that does not accept us, or that we do not accept, is not waited for.
+fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
+    let what = match &error {
+        ConnectionError::TransportError(error) if is_about_certificates(error.code) => error.to_string(),
+        ConnectionError::ConnectionClosed(close) if is_about_certificates(close.error_code) => close.to_string(),
+        ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(CLOSED_REFUSED) => {
+            String::from_utf8_lossy(&close.reason).into_owned()
+        }
+        ConnectionError::VersionMismatch => {
+            return Attempt::Over(CallError::Failed(Error::version(format!("{}: {error}", peer.host))));
+        }
+        _ => return Attempt::Lost(error.to_string()),
     };
-    match error {
-        TransportError(error) => not_authorised(error.to_string()),
-        ConnectionClosed(close) if close.to_string().contains("cryptographic") => not_authorised(close.to_string()),
-        error => Attempt::Lost(error.to_string()),
-    }
+    let error = Error::new(ErrorKind::NotAuthorised, format!("{}:{}: {what}", peer.host, peer.port));
+    Attempt::Over(CallError::Failed(error.hint(
+        "both sides must hold valid certificates of one site, the node one for the name in the address; \
+         `windlass-store issue` on the node makes them",
+    )))
+}
+
+/// Codes of QUIC (RFC 9001, 4.8) that carry an alert of TLS.
+fn is_about_certificates(code: TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
 }
 
 /// For a socket that takes both families.
@@ -295,6 +315,7 @@ impl Backoff {
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const LANES: usize = 2;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);

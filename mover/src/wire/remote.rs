@@ -16,7 +16,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use quinn::Endpoint;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -157,10 +157,35 @@ struct Lease {
     /// Held while it is opened again, by one.
     again: tokio::sync::Mutex<()>,
     open: Opening,
+    kept: Mutex<Kept>,
     /// The node has nothing left to be ended: it was committed or abandoned.
     closed: AtomicBool,
     /// Nobody uses it any more: what was on its way must not open it again.
     dropped: AtomicBool,
+}
+
+/// Pages and manifests that are not known to be durable: put again when the node has forgotten the session, because a
+/// backup reads its own map to find what else the node lost, which is read from the source again.
+#[derive(Debug, Default)]
+struct Kept {
+    blobs: HashMap<ChunkId, Blob>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn add(&mut self, chunks: &[(ChunkId, Blob)]) {
+        for (id, blob) in chunks.iter().filter(|(_, blob)| blob.header().kind.is_structure()) {
+            if self.blobs.insert(*id, blob.clone()).is_none() {
+                self.bytes += blob.bytes().len();
+            }
+        }
+    }
+
+    fn forget(&mut self, ids: &[ChunkId]) {
+        for blob in ids.iter().filter_map(|id| self.blobs.remove(id)) {
+            self.bytes -= blob.bytes().len();
+        }
+    }
 }
 
 impl Lease {
@@ -170,6 +195,7 @@ impl Lease {
             id: Mutex::new(id),
             again: tokio::sync::Mutex::default(),
             open,
+            kept: Mutex::default(),
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
@@ -207,6 +233,11 @@ impl Lease {
             Opening::Read(repository, points) => open_read(&self.link, *repository, points).await?,
         };
         tracing::info!(node = self.link.name(), lost = ?lost, now = ?made, "the node had forgotten the session");
+        let kept = self.kept.lock().expect("no holder panics").blobs.clone();
+        for batch in batches(kept.into_iter().collect()) {
+            let (request, bulk) = put_request(made, &batch);
+            self.link.call(&request, &bulk).await?;
+        }
         *self.id.lock().expect("no holder panics") = made;
         self.closed.store(false, Ordering::Relaxed);
         Ok(())
@@ -344,17 +375,15 @@ struct Shared {
 }
 
 impl Shared {
-    async fn put(&self, ids: &[ChunkId], blobs: Vec<Bytes>) {
-        let lengths: Vec<u32> = blobs.iter().map(|blob| blob.len() as u32).collect();
-        let bulk: Vec<Bytes> = [id_bytes(ids)].into_iter().chain(blobs).collect();
-        let made = self.lease.call(|session| Request::Put(Put { session, lengths: lengths.clone() }), &bulk).await;
-        match made {
+    async fn put(&self, batch: &[(ChunkId, Blob)]) {
+        let (_, bulk) = put_request(SessionId::default(), batch);
+        match self.lease.call(|session| put_request(session, batch).0, &bulk).await {
             Ok((Reply::Stored(stored), _)) => self.note(stored),
             Ok(_) => self.fail(unexpected()),
             Err(error) => self.fail(error),
         }
         let mut in_flight = self.in_flight.lock().expect("no holder panics");
-        ids.iter().for_each(|id| {
+        batch.iter().for_each(|(id, _)| {
             in_flight.remove(id);
         });
     }
@@ -431,18 +460,24 @@ impl WriteSession for RemoteSession {
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         self.shared.told()?;
+        let kept = {
+            let mut kept = self.shared.lease.kept.lock().expect("no holder panics");
+            kept.add(&chunks);
+            kept.bytes
+        };
         for batch in batches(chunks) {
             let bytes: usize = batch.iter().map(|(_, blob)| blob.bytes().len()).sum();
             let room = u32::try_from(bytes).expect("a batch is bounded").min(WINDOW_BYTES);
             let room = self.window.clone().acquire_many_owned(room).await.expect("never closed");
-            let (ids, blobs): (Vec<ChunkId>, Vec<Bytes>) =
-                batch.into_iter().map(|(id, blob)| (id, blob.bytes().clone())).unzip();
-            self.shared.in_flight.lock().expect("no holder panics").extend(&ids);
+            self.shared.in_flight.lock().expect("no holder panics").extend(batch.iter().map(|(id, _)| *id));
             let shared = self.shared.clone();
             tokio::spawn(async move {
-                shared.put(&ids, blobs).await;
+                shared.put(&batch).await;
                 drop(room);
             });
+        }
+        if kept > KEPT_BYTES_MAX {
+            self.flush().await?;
         }
         Ok(())
     }
@@ -450,10 +485,13 @@ impl WriteSession for RemoteSession {
     async fn flush(&self) -> Result<Flushed> {
         let _all = self.arrived().await?;
         if !self.shared.lease.closed.load(Ordering::Relaxed) {
+            let kept: Vec<ChunkId> =
+                self.shared.lease.kept.lock().expect("no holder panics").blobs.keys().copied().collect();
             match self.shared.lease.call(|session| Request::Flush(Of { session }), &[]).await? {
                 (Reply::Stored(stored), _) => self.shared.note(stored),
                 _ => return Err(unexpected()),
             }
+            self.shared.lease.kept.lock().expect("no holder panics").forget(&kept);
         }
         Ok(self.shared.totals())
     }
@@ -567,6 +605,13 @@ fn frame_error(error: FrameError) -> Error {
     }
 }
 
+fn put_request(session: SessionId, batch: &[(ChunkId, Blob)]) -> (Request, Vec<Bytes>) {
+    let ids: Vec<ChunkId> = batch.iter().map(|(id, _)| *id).collect();
+    let lengths = batch.iter().map(|(_, blob)| blob.header().blob_bytes()).collect();
+    let blobs = batch.iter().map(|(_, blob)| blob.bytes().clone());
+    (Request::Put(Put { session, lengths }), [id_bytes(&ids)].into_iter().chain(blobs).collect())
+}
+
 /// Batches that fit into one message.
 fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
     let mut made: Vec<Vec<_>> = Vec::new();
@@ -644,6 +689,8 @@ fn chunk_error(failed: FailedChunk) -> ChunkError {
 
 /// Bytes of one put: small enough that several are on their way at once.
 const BATCH_BYTES: usize = 2 << 20;
+/// Pages that are held until they are durable: those of 10 GiB of disk. Beyond that they are flushed, into a small pack.
+const KEPT_BYTES_MAX: usize = 8 << 20;
 /// Questions about chunks on their way for one call.
 const QUESTIONS_MAX: usize = 8;
 /// Times that something broken off is asked for again.

@@ -7,6 +7,7 @@ use super::message::{
     SUSPECTS_MAX, Welcome, error_code,
 };
 use super::remote::{id_bytes, ids, split};
+use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use crate::identity::Holder;
 use crate::{
     Begin, ChunkBatch, ChunkError, Commit, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, Presence,
@@ -122,6 +123,8 @@ impl<R: Repository + 'static> Node<R> {
         endpoint.set_server_config(None);
         while tasks.join_next().await.is_some() {}
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
+        // So that clients hear of it.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, endpoint.wait_idle()).await;
     }
 
     fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &mut tokio::task::JoinSet<()>, stop: &watch::Receiver<bool>) {
@@ -502,10 +505,9 @@ const SESSIONS_MAX: usize = 1024;
 const CONNECTIONS_MAX: usize = 1024;
 /// From here on a client must show first that its address is its own.
 const CONNECTIONS_UNPROVEN_MAX: usize = 64;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a request to come whole; one that waits for room is not counted against its sender for long.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 const LEASE_AGE_MAX: Duration = Duration::from_secs(600);
 const LEASE_CHECK: Duration = Duration::from_secs(10);
-const CLOSED_REFUSED: u32 = 1;
-const CLOSED_STOPPING: u32 = 2;

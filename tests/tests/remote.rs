@@ -1,0 +1,155 @@
+//! Across the wire: who is refused, and what survives.
+
+use mover::identity::{Authority, Credentials, Holder, Role};
+use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
+use mover::{
+    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Repository, SystemRandom, Timestamp,
+    Verification, World, WriteSession,
+};
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::Duration;
+use windlass_tests::node::{Running, Site};
+
+fn begin(point: PointId) -> Begin {
+    Begin { point, parents: Vec::new(), owner: OwnerId::default(), verification: Verification::Decode }
+}
+
+struct At(Timestamp);
+
+impl Clock for At {
+    fn now(&self) -> Timestamp {
+        self.0
+    }
+}
+
+/// A world whose clock stands so many days away from now.
+fn days_away(days: i64) -> World {
+    let now = World::system().now().0 + days * 86_400_000_000_000;
+    World::new(Arc::new(At(Timestamp(now))), Arc::new(SystemRandom))
+}
+
+async fn kind(connecting: impl Future<Output = Result<Remote, Error>>) -> (ErrorKind, String) {
+    let error = tokio::time::timeout(Duration::from_secs(8), connecting).await.expect("it is told soon").unwrap_err();
+    (error.kind(), error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_of_the_site_is_refused() {
+    let world = World::system();
+    let (site, other) = (Site::new(&world), Site::new(&world));
+    let node = Node::new(world.clone()).with("repo", Mem::new(&world));
+    let node = node.denying(|holder, _| holder.name.as_str() == "stolen");
+    let running = Running::serve(&site, node, &world);
+    let good = site.identity(Role::Proxy, "proxy", &world);
+    running.connect_as(&good, &site.trust(), "repo").await.unwrap();
+
+    let refused = ErrorKind::NotAuthorised;
+    let stranger = other.identity(Role::Admin, "admin", &world);
+    assert_eq!(kind(running.connect_as(&stranger, &site.trust(), "repo")).await.0, refused, "of another site");
+    assert_eq!(kind(running.connect_as(&good, &other.trust(), "repo")).await.0, refused, "a node of another site");
+    for (days, why) in [(-10, "expired"), (10, "not valid yet")] {
+        let identity = site.identity(Role::Proxy, "proxy", &days_away(days));
+        assert_eq!(kind(running.connect_as(&identity, &site.trust(), "repo")).await.0, refused, "{why}");
+    }
+    let revoked = site.identity(Role::Proxy, "stolen", &world);
+    let (found, told) = kind(running.connect_as(&revoked, &site.trust(), "repo")).await;
+    assert!(found == refused && told.contains("revoked"), "{told}");
+    // A certificate that is a client's only does not make a node.
+    let config = client_config(&good, &site.trust(), Congestion::default()).unwrap();
+    let elsewhere = Remote::connect(client().unwrap(), Peer::new("127.0.0.1", running.port, config), "repo");
+    assert_eq!(kind(elsewhere).await.0, refused, "the node's certificate does not name this address");
+    let (found, told) = kind(running.connect_as(&good, &site.trust(), "nothing")).await;
+    assert!(found == ErrorKind::NotFound && told.contains("nothing"), "{told}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_may_read_and_not_write() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let running = Running::start(&site, "repo", Mem::new(&world), &world);
+    let pulling = site.identity(Role::Node, "other", &world);
+    let remote = running.connect_as(&pulling, &site.trust(), "repo").await.unwrap();
+    assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
+    let error = remote.begin(begin(PointId::random(&world))).await.map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotAuthorised);
+    assert!(error.to_string().contains("node other"), "{error}");
+    running.stop().await;
+}
+
+/// Nobody answers, or somebody who speaks something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_address_is_told_and_not_waited_for_long() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let identity = site.identity(Role::Admin, "admin", &world);
+    let config = client_config(&identity, &site.trust(), Congestion::default()).unwrap();
+    let peer = Peer {
+        patience: Duration::from_millis(300),
+        ..Peer::new("localhost", silent.local_addr().unwrap().port(), config)
+    };
+    let error = Remote::connect(client().unwrap(), peer, "repo").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transport, "{error}");
+    assert!(error.remedy().is_some());
+}
+
+/// Noise on the port harms nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_the_port() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let running = Running::start(&site, "repo", Mem::new(&world), &world);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
+    for length in (0..4000).map(|at| at * 7 % 1400) {
+        let mut bytes = vec![0; length];
+        noise.fill(&mut bytes);
+        // Some look like the first packet of a connection.
+        if let Some(first) = bytes.first_mut().filter(|_| length % 2 == 0) {
+            *first |= 0xc0;
+        }
+        let _ = socket.send_to(&bytes, ("127.0.0.1", running.port));
+    }
+    let remote = running.connect(&site, "repo", &world).await.unwrap();
+    assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_end_with_a_graceful_stop_and_are_begun_again() {
+    let world = World::system();
+    let (site, mem) = (Site::new(&world), Mem::new(&world));
+    let running = Running::start(&site, "repo", mem.clone(), &world);
+    let remote = running.connect(&site, "repo", &world).await.unwrap();
+    let (session, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    let before = session.id();
+    let port = running.port;
+    running.stop().await;
+    let again = Running::start_on(&site, port, Node::new(world.clone()).with("repo", mem), &world);
+    assert!(session.missing(chunker::ChunkKind::Data, &[]).await.unwrap().is_empty());
+    session.flush().await.unwrap();
+    assert!(session.id() != before, "the node had forgotten it");
+    again.stop().await;
+}
+
+#[test]
+fn identities_are_kept_in_folders_and_keys_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let (world, folder) = (World::system(), tempfile::tempdir().unwrap());
+    let site: mover::Name = "home".parse().unwrap();
+    let authority = Authority::create(&site, &world).unwrap();
+    let authority = Authority::from_pem(&site, authority.certificate_pem(), &authority.key_pem()).unwrap();
+    let holder = Holder { role: Role::Proxy, name: "host7".parse().unwrap() };
+    let issued = authority.issue(&holder, &[], 1, &world).unwrap();
+    let place = folder.path().join("host7");
+    Credentials::store(&place, &issued, authority.certificate_pem()).unwrap();
+    assert_eq!(Credentials::load(&place).unwrap().identity.holder(), &holder);
+    assert!(Credentials::store(&place, &issued, "").is_err(), "nothing is written over");
+    let key = place.join("key.pem");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
+    let error = Credentials::load(&place).unwrap_err();
+    assert!(error.to_string().contains("can be read by others") && error.remedy().is_some(), "{error}");
+}
