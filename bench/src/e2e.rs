@@ -4,7 +4,8 @@
 //! restored image is compared with what was backed up.
 
 use crate::measure::{Ran, bytes_below, measured, ran};
-use crate::report::{BITMAP, COPY, FAST, QCOW2, RAW, Report, Step, TRUSTING};
+use crate::node::{Node, OF_NODE};
+use crate::report::{BITMAP, COPY, FAST, QCOW2, QUIC, RAW, Report, Step, TRUSTING};
 use crate::tools::{BORG, Places, RESTIC};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -42,7 +43,7 @@ pub fn e2e(options: &E2eOptions) -> Result<()> {
         let _ = fs::remove_dir_all(&options.work);
         fs::create_dir_all(options.work.join("in"))?;
         let places = Places { work: fs::canonicalize(&options.work)?, windlass: options.windlass.clone() };
-        let made = Run { places, data: data.clone(), turn: run, report: &mut report }.all();
+        let made = Run { places, data: data.clone(), turn: run, report: &mut report, node: None }.all();
         let _ = fs::remove_dir_all(&options.work);
         made?;
     }
@@ -57,6 +58,8 @@ struct Run<'a> {
     /// Number of the run: who goes first changes with it.
     turn: u32,
     report: &'a mut Report,
+    /// None before the first step that needs it.
+    node: Option<Node>,
 }
 
 /// One tool's part of a step.
@@ -78,15 +81,28 @@ impl<'a> Run<'a> {
         ran(p.restic(&["init", "--repository-version", "2"]))?;
         ran(p.borg(&["init", "-e", "repokey-blake2"], &p.work))?;
 
+        self.node = Some(Node::start(&self.places)?);
         self.present("day1.raw")?;
-        self.in_turn(&[&Self::full_windlass, &Self::full_restic, &Self::full_borg, &Self::full_qemu])?;
+        self.in_turn(&[
+            &Self::full_windlass,
+            &Self::full_node,
+            &Self::full_restic,
+            &Self::full_borg,
+            &Self::full_qemu,
+        ])?;
         fs::remove_dir_all(self.places.path(OF_FAST))?;
         self.change_qcow2()?;
         self.present("day2.raw")?;
-        self.in_turn(&[&Self::day2_windlass, &Self::day2_restic, &Self::day2_borg])?;
+        self.in_turn(&[&Self::day2_windlass, &Self::day2_node, &Self::day2_restic, &Self::day2_borg])?;
         self.touch()?;
         self.in_turn(&[&Self::rescan_windlass, &Self::rescan_restic, &Self::rescan_borg])?;
-        self.in_turn(&[&Self::restore_windlass, &Self::restore_restic, &Self::restore_borg, &Self::restore_qemu])?;
+        self.in_turn(&[
+            &Self::restore_windlass,
+            &Self::restore_node,
+            &Self::restore_restic,
+            &Self::restore_borg,
+            &Self::restore_qemu,
+        ])?;
         self.in_turn(&[&Self::verify_windlass, &Self::verify_restic, &Self::verify_borg])?;
         self.copy()?;
         self.second_machine()
@@ -174,6 +190,35 @@ impl<'a> Run<'a> {
         let full = stored(&fs::read_to_string(self.places.path("full.json"))?)?;
         self.report.second_share = self.report.second_share.max(stored(&made.stdout)? / full);
         Ok(())
+    }
+
+    /// Both ends on the same cores, every chunk checked on arrival; CPU and memory are the client's alone.
+    fn full_node(&mut self) -> Result<()> {
+        let image = text(self.places.image())?;
+        self.on_node(Step::Full, &["backup", "--machine", "web", &image])?;
+        // Not timed: the same disk once more, so that its bitmap is based on a point there.
+        self.node_command(&["backup", "--machine", "image", "disk.qcow2"]).and_then(ran).map(|_| ())
+    }
+
+    fn day2_node(&mut self) -> Result<()> {
+        let made = self.on_node(Step::Day2, &["backup", "--machine", "image", "disk.qcow2"])?;
+        let how = &summary(&made.stdout)?["disks"][0]["change_tracking"];
+        ensure!(how == "bitmap", "the increment was made by {how}");
+        Ok(())
+    }
+
+    fn restore_node(&mut self) -> Result<()> {
+        self.on_node(Step::Restore, &["restore", "image@latest", "--to", "restored.raw"])?;
+        self.compare("restored.raw", "day2.raw")
+    }
+
+    fn on_node(&mut self, step: Step, arguments: &[&str]) -> Result<Ran> {
+        let command = self.node_command(arguments)?;
+        self.measure(step, QUIC, &command, Some(OF_NODE))
+    }
+
+    fn node_command(&self, arguments: &[&str]) -> Result<Command> {
+        Ok(self.node.as_ref().context("no node runs")?.windlass(&self.places, arguments))
     }
 
     fn full_restic(&mut self) -> Result<()> {

@@ -4,6 +4,7 @@
 
 mod e2e;
 mod measure;
+mod node;
 mod report;
 mod stages;
 mod tools;

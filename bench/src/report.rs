@@ -113,6 +113,9 @@ impl Report {
             ),
             ("copy, of a full backup", share(COPY), Bound::AtMost(0.45)),
             ("copy --trust-source, of a full backup", share(TRUSTING), Bound::AtMost(0.15)),
+            ("full backup across QUIC, times", faster(Step::Full, QUIC), Bound::AtLeast(1.8)),
+            ("increment across QUIC, times", faster(Step::Day2, QUIC), Bound::AtLeast(12.0)),
+            ("restore across QUIC, times", faster(Step::Restore, QUIC), Bound::AtLeast(1.6)),
             ("peak memory, MiB", peak, Bound::AtMost(512.0)),
             ("second machine, of the first's bytes", self.second_share, Bound::Below(0.01)),
         ];
@@ -174,6 +177,7 @@ pub const RAW: &str = "windlass raw";
 pub const FAST: &str = "windlass raw no-extra-verify";
 pub const QCOW2: &str = "windlass qcow2";
 pub const BITMAP: &str = "windlass qcow2 bitmap";
+pub const QUIC: &str = "windlass quic";
 pub const COPY: &str = "windlass";
 pub const TRUSTING: &str = "windlass --trust-source";
 const MIB: f64 = 1_048_576.0;

@@ -207,6 +207,8 @@ impl Link {
                 connection.close(VarInt::from_u32(0), b"done");
             }
         }
+        // Time to send it: a process that ends at once would leave the node waiting for it.
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -315,6 +317,7 @@ impl Backoff {
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const LANES: usize = 2;
 const PAUSE_MIN: Duration = Duration::from_millis(100);

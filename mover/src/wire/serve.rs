@@ -146,7 +146,11 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn connection(self: &Arc<Self>, incoming: Incoming, mut stop: watch::Receiver<bool>) {
         let from = incoming.remote_address();
-        let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()).await {
+        let handshake = tokio::select! {
+            handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => handshake,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let connection = match handshake {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return tracing::info!(%from, %error, "no connection"),
             Err(_) => return tracing::info!(%from, "no connection: it took too long"),

@@ -1,0 +1,62 @@
+//! A storage node for one run of the comparison: a process of its own, on the same cores.
+
+use crate::measure::ran;
+use crate::tools::Places;
+use anyhow::{Context, Result, ensure};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::process::{Child, Command, Stdio};
+
+/// A node that serves the repository [`OF_NODE`].
+pub struct Node {
+    child: Child,
+    address: String,
+}
+
+impl Node {
+    /// Makes a site and a repository in the run's folder, and serves it.
+    pub fn start(places: &Places) -> Result<Self> {
+        let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let program = places.windlass.with_file_name("windlass-store");
+        let (site, listen) = (places.path(SITE), format!("127.0.0.1:{port}"));
+        let mut init = Command::new(&program);
+        init.args(["init", "--site", "bench", "--listen", &listen]).arg(&site);
+        ran(init)?;
+        ran(places.windlass(&["init"], OF_NODE))?;
+        let config = site.join("windlass-store.toml");
+        let path = places.path(OF_NODE);
+        let text = fs::read_to_string(&config)? + &format!("[[repository]]\nname = \"main\"\npath = {path:?}\n");
+        fs::write(&config, text)?;
+        let mut serve = Command::new(&program);
+        serve.arg("serve").arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = serve.spawn().with_context(|| program.display().to_string())?;
+        let mut line = String::new();
+        let output = child.stdout.as_mut().context("its output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let node = Self { child, address: format!("quic://{listen}/main") };
+        ensure!(line.contains("listening"), "the storage node does not answer");
+        Ok(node)
+    }
+
+    /// `windlass` on the node's repository.
+    pub fn windlass(&self, places: &Places, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&places.windlass);
+        command.args(arguments).args(["-r", &self.address, "--json"]).current_dir(&places.work);
+        command.env("WINDLASS_IDENTITY", places.path(SITE).join("admin"));
+        // Nobody reads this variable: what is named is brought into the page cache.
+        command.env("WINDLASS_BENCH_NODE", places.path(OF_NODE));
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The repository's folder.
+pub const OF_NODE: &str = "windlass-node";
+const SITE: &str = "site";
