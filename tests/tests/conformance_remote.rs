@@ -23,6 +23,16 @@ impl OnNode {
     }
 }
 
+/// The node goes before its folder: RocksDB waits a second for one that went away under it.
+impl Drop for OnNode {
+    fn drop(&mut self) {
+        if let Some((node, local)) = self.running.get_mut().take() {
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(node.stop()));
+            drop(local);
+        }
+    }
+}
+
 impl Fixture for OnNode {
     type Repository = Remote;
 
