@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod deny;
 mod notify;
 mod site;
 
@@ -9,6 +10,7 @@ use crate::{Access, Local};
 use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
+use deny::DenyList;
 use mover::identity::Credentials;
 use mover::wire::{Node, server};
 use mover::{Error, Pool, Result, World};
@@ -50,6 +52,10 @@ async fn run(config: Config, world: &World) -> Result<()> {
     let Credentials { identity, trust } = Credentials::load(&config.identity)?;
     let pool = Pool::new(0)?;
     let mut node = Node::new(world.clone());
+    if let Some(path) = &config.deny {
+        let list = DenyList::new(path.clone());
+        node = node.denying(move |holder| list.denies(holder));
+    }
     let mut open = Vec::new();
     for repository in &config.repository {
         let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;

@@ -39,7 +39,7 @@ async fn who_is_not_of_the_site_is_refused() {
     let world = World::system();
     let (site, other) = (Site::new(&world), Site::new(&world));
     let node = Node::new(world.clone()).with("repo", Mem::new(&world));
-    let node = node.denying(|holder, _| holder.name.as_str() == "stolen");
+    let node = node.denying(|holder| holder.name.as_str() == "stolen");
     let running = Running::serve(&site, node, &world);
     let good = site.identity(Role::Proxy, "proxy", &world);
     running.connect_as(&good, &site.trust(), "repo").await.unwrap();

@@ -1,5 +1,6 @@
 //! Arguments that name places.
 
+use mover::wire::Congestion;
 use mover::{Error, Name};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ pub struct Kept {
 pub enum At {
     /// `/path` or `file:///path`.
     Directory(PathBuf),
-    /// `quic://host[:port]/name`.
-    Node { host: String, port: u16, name: String },
+    /// `quic://host[:port]/name[?congestion=bbr]`.
+    Node { host: String, port: u16, name: String, congestion: Congestion },
 }
 
 impl Kept {
@@ -72,6 +73,12 @@ impl FromStr for Kept {
 
 /// `host[:port]/name`; an IPv6 address stands in brackets.
 fn node(text: &str) -> Option<At> {
+    let (text, congestion) = match text.split_once('?') {
+        None => (text, Congestion::Cubic),
+        Some((text, "congestion=cubic")) => (text, Congestion::Cubic),
+        Some((text, "congestion=bbr")) => (text, Congestion::Bbr),
+        Some(_) => return None,
+    };
     let (authority, name) = text.split_once('/')?;
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -82,7 +89,7 @@ fn node(text: &str) -> Option<At> {
     };
     let name: Name = name.parse().ok()?;
     (!host.is_empty()).then_some(())?;
-    Some(At::Node { host: host.into(), port: port.parse().ok()?, name: name.to_string() })
+    Some(At::Node { host: host.into(), port: port.parse().ok()?, name: name.to_string(), congestion })
 }
 
 fn percent_decoded(text: &str) -> Option<String> {

@@ -4,7 +4,7 @@ use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
-use mover::wire::{Congestion, Peer, Remote, client, client_config};
+use mover::wire::{Peer, Remote, client, client_config};
 use mover::{
     CheckpointId, DiskRecord, Either, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
     TrackingWish, blocking,
@@ -25,9 +25,9 @@ pub type Opened = Either<Local, Remote>;
 pub async fn repository(context: &Context, address: &Kept, access: Access) -> Result<Opened> {
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
-        At::Node { host, port, name } => {
+        At::Node { host, port, name, congestion } => {
             let Credentials { identity, trust } = credentials()?;
-            let config = client_config(&identity, &trust, Congestion::default())?;
+            let config = client_config(&identity, &trust, *congestion)?;
             let remote = Remote::connect(client()?, Peer::new(host.as_str(), *port, config), name).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
         }

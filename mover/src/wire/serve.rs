@@ -75,15 +75,15 @@ impl From<FrameError> for Refused {
 }
 
 type Done = Result<(), Refused>;
-/// Tells whether a certificate was revoked.
-type Denied = dyn Fn(&Holder, &CertificateDer<'_>) -> bool + Send + Sync;
+/// Tells whether somebody was shut out.
+type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
 type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
 
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
-        Self { repositories: HashMap::new(), world, denied: Box::new(|_, _| false), connections: AtomicUsize::new(0) }
+        Self { repositories: HashMap::new(), world, denied: Box::new(|_| false), connections: AtomicUsize::new(0) }
     }
 
     /// Serves `repository` under `name`.
@@ -95,9 +95,9 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// Asks `denied` about every certificate that the authority signed.
+    /// Asks `denied` about everybody whose certificate the authority signed, at every request.
     #[must_use]
-    pub fn denying(mut self, denied: impl Fn(&Holder, &CertificateDer<'_>) -> bool + Send + Sync + 'static) -> Self {
+    pub fn denying(mut self, denied: impl Fn(&Holder) -> bool + Send + Sync + 'static) -> Self {
         self.denied = Box::new(denied);
         self
     }
@@ -194,10 +194,15 @@ impl<R: Repository + 'static> Node<R> {
         let shown = shown.ok_or_else(unknown)?;
         let certificate = shown.first().ok_or_else(unknown)?;
         let holder = Holder::of(certificate)?;
-        if (self.denied)(&holder, certificate) {
+        self.not_denied(&holder)?;
+        Ok(holder)
+    }
+
+    fn not_denied(&self, holder: &Holder) -> Result<()> {
+        if (self.denied)(holder) {
             return Err(Error::new(ErrorKind::NotAuthorised, format!("{holder} was revoked")));
         }
-        Ok(holder)
+        Ok(())
     }
 
     async fn stream(&self, holder: &Holder, mut to: SendStream, mut from: RecvStream, room: &Arc<Semaphore>) {
@@ -221,6 +226,7 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     async fn request(&self, holder: &Holder, request: Request, bulk: Bytes, to: &mut SendStream) -> Done {
+        self.not_denied(holder)?;
         access::check(holder, &request)?;
         match request {
             Request::Hello(hello) => {

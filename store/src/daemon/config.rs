@@ -14,6 +14,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
     pub identity: PathBuf,
+    /// File that lists who is shut out, a line for each: `ROLE NAME`. Read again when it changes; while it cannot be read
+    /// everybody is shut out.
+    #[serde(default)]
+    pub deny: Option<PathBuf>,
     /// `cubic` or `bbr`.
     #[serde(default)]
     pub congestion: CongestionName,
@@ -54,6 +58,7 @@ impl Config {
         let mut config = Self::parse(&text).map_err(|error| error.context(path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.identity = folder.join(&config.identity);
+        config.deny = config.deny.map(|deny| folder.join(deny));
         config.repository.iter_mut().for_each(|it| it.path = folder.join(&it.path));
         Ok(config)
     }

@@ -24,10 +24,12 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
         Credentials::store(&folder.join(folder_name), &issued, authority.certificate_pem())?;
     }
     let config = format!(
-        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\n# [[repository]]\n# name = \"main\"\n\
+        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n# Who is shut out, a line for each: proxy host7\n\
+         deny = \"deny\"\n\n# [[repository]]\n# name = \"main\"\n\
          # path = \"/backup/main\"\n",
         arguments.listen
     );
+    write(&folder.join(DENY), "")?;
     write(&folder.join(CONFIG), &config)?;
     println!(
         "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
@@ -68,5 +70,6 @@ fn failed(path: &Path, error: std::io::Error) -> Error {
 const AUTHORITY: &str = "ca.pem";
 const AUTHORITY_KEY: &str = "ca-key.pem";
 const SITE: &str = "site";
+const DENY: &str = "deny";
 const CONFIG: &str = "windlass-store.toml";
 const NODE_DAYS: u32 = 365;
