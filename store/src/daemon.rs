@@ -70,14 +70,20 @@ async fn run(config: Config, world: &World) -> Result<()> {
     // For who started this: from here on it answers.
     println!("listening on {address}");
     notify::ready();
-    let serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
-    signals.first().await;
+    let mut serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
+    tokio::select! {
+        () = signals.first() => {}
+        ended = &mut serving => {
+            let why = ended.err().map_or_else(|| "the socket failed".to_owned(), |error| error.to_string());
+            return Err(Error::transport(format!("the node stopped serving: {why}")));
+        }
+    }
     tracing::info!("stopping: what is under way is finished");
     notify::stopping();
     let _ = stop.send(true);
     // A second signal does not wait.
     tokio::select! {
-        _ = serving => {}
+        _ = &mut serving => {}
         () = signals.first() => tracing::warn!("stopping at once"),
     }
     for (repository, local) in open {

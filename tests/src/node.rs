@@ -71,12 +71,12 @@ impl Running {
         Self { port, stop, task }
     }
 
-    /// Connects to it as a proxy.
+    /// Connects to it as an administrator.
     ///
     /// # Errors
     /// As [`Remote::connect`].
     pub async fn connect(&self, site: &Site, name: &str, world: &World) -> Result<Remote> {
-        self.connect_as(&site.identity(Role::Proxy, "proxy", world), &site.trust(), name).await
+        self.connect_as(&site.identity(Role::Admin, "admin", world), &site.trust(), name).await
     }
 
     /// Connects to it as somebody.

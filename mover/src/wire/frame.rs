@@ -3,8 +3,9 @@
 use super::message::Message;
 use crate::{Error, Result};
 use bytes::{BufMut, Bytes, BytesMut};
-use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+use quinn::{RecvStream, SendStream, WriteError};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -40,12 +41,6 @@ impl From<Error> for FrameError {
 
 impl From<WriteError> for FrameError {
     fn from(error: WriteError) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
-impl From<ReadExactError> for FrameError {
-    fn from(error: ReadExactError) -> Self {
         Self::Lost(error.to_string())
     }
 }
@@ -95,37 +90,53 @@ pub async fn send<M: Message>(
     Ok(())
 }
 
-/// Receives a message. With `room` the bulk waits until there is room for it; nothing is allocated before.
+/// How a node takes what comes.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The bulk waits until there is room for it; nothing is allocated before.
+    pub room: &'a Arc<Semaphore>,
+    /// Between two parts that come.
+    pub patience: Duration,
+}
+
+/// Receives a message.
 pub async fn receive<M: Message>(
     stream: &mut RecvStream,
-    room: Option<&Arc<Semaphore>>,
+    arrival: Option<Arrival<'_>>,
 ) -> Result<Frame<M>, FrameError> {
-    let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header).await?;
-    let header = Header::decode::<M>(&header)?;
-    let mut body = vec![0; header.body_bytes as usize];
-    stream.read_exact(&mut body).await?;
-    let message = decode_body(&header, &body)?;
-    let room = match room.filter(|_| header.bulk_bytes > 0) {
-        Some(room) => Some(room.clone().acquire_many_owned(header.bulk_bytes).await.expect("never closed")),
+    let patience = arrival.map(|arrival| arrival.patience);
+    let header = exactly(stream, HEADER_BYTES, patience).await?;
+    let header = Header::decode::<M>(header.as_ref().try_into().expect("as long as asked for"))?;
+    let message = decode_body(&header, &exactly(stream, header.body_bytes as usize, patience).await?)?;
+    let room = match arrival.filter(|_| header.bulk_bytes > 0) {
+        Some(it) => Some(it.room.clone().acquire_many_owned(header.bulk_bytes).await.expect("never closed")),
         None => None,
     };
-    let bulk = exactly(stream, header.bulk_bytes as usize).await?;
+    let bulk = exactly(stream, header.bulk_bytes as usize, patience).await?;
     Ok(Frame { message, bulk, more: header.more, room })
 }
 
 /// The next `length` bytes in one piece: what comes in packets is copied once, into memory that was not cleared, and
 /// the connection's state is locked once for all that is there, not for each packet.
-async fn exactly(stream: &mut RecvStream, length: usize) -> Result<Bytes, FrameError> {
+async fn exactly(stream: &mut RecvStream, length: usize, patience: Option<Duration>) -> Result<Bytes, FrameError> {
     let mut whole = BytesMut::with_capacity(length);
     while whole.len() < length {
         let left = length - whole.len();
-        let read = stream.read_buf(&mut (&mut whole).limit(left)).await;
+        let mut rest = (&mut whole).limit(left);
+        let read = stream.read_buf(&mut rest);
+        let read = match patience {
+            Some(patience) => tokio::time::timeout(patience, read).await.map_err(|_| silent())?,
+            None => read.await,
+        };
         if read.map_err(|error| FrameError::Lost(error.to_string()))? == 0 {
             return Err(FrameError::Lost("the stream ended inside a message".into()));
         }
     }
     Ok(whole.freeze())
+}
+
+fn silent() -> FrameError {
+    FrameError::Nonsense(Error::transport("the request does not come"))
 }
 
 /// What stands before each message.

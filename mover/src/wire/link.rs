@@ -3,13 +3,16 @@
 use super::CLOSED_REFUSED;
 use super::frame::{Frame, FrameError, receive, send};
 use super::message::{Hello, NO_SESSION, Reply, Request};
+use super::quic::WINDOW_BYTES;
 use crate::{Error, ErrorKind, Result};
 use bytes::Bytes;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Where a node is, and how to ask it.
@@ -44,6 +47,10 @@ pub struct Link {
     next: AtomicUsize,
     /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
     reached: AtomicBool,
+    /// Bytes of chunks that may still be put on their way, by all sessions together.
+    pub(super) window: Arc<Semaphore>,
+    /// Ends of sessions that nobody waits for.
+    farewells: std::sync::Mutex<JoinSet<()>>,
 }
 
 /// Why a call did not do its work.
@@ -98,7 +105,15 @@ impl Link {
     /// A link that connects when it is used.
     pub fn new(endpoint: Endpoint, peer: Peer) -> Self {
         let lanes = (0..=peer.lanes.max(1)).map(|_| Mutex::default()).collect();
-        Self { endpoint, peer, lanes, next: AtomicUsize::new(0), reached: AtomicBool::new(false) }
+        Self {
+            endpoint,
+            peer,
+            lanes,
+            next: AtomicUsize::new(0),
+            reached: AtomicBool::new(false),
+            window: Arc::new(Semaphore::new(WINDOW_BYTES as usize)),
+            farewells: std::sync::Mutex::default(),
+        }
     }
 
     /// Asks, and gives the first reply; again on another connection for as long as the node is waited for: every request
@@ -120,13 +135,14 @@ impl Link {
         let mut backoff =
             Backoff::new(if reached { self.peer.patience } else { self.peer.patience.min(FIRST_PATIENCE) });
         loop {
+            let began = Instant::now();
             match self.attempt(request, bulk).await {
                 Ok(replied) => {
                     self.reached.store(true, Ordering::Relaxed);
                     return Ok(replied);
                 }
                 Err(Attempt::Over(error)) => return Err(error),
-                Err(Attempt::Lost(what)) => backoff.wait(&self.peer, &what).await?,
+                Err(Attempt::Lost(what)) => backoff.wait(&self.peer, &what, began.elapsed()).await?,
             }
         }
     }
@@ -162,9 +178,15 @@ impl Link {
         for address in addresses.map_err(|error| lost(&error))? {
             let address = if both { mapped(address) } else { address };
             let connecting = self.endpoint.connect_with(self.peer.config.clone(), address, &self.peer.host);
-            let connecting = connecting.map_err(|error| {
-                Attempt::Over(CallError::Failed(Error::usage(format!("{}: {error}", self.peer.host))))
-            })?;
+            let connecting = match connecting {
+                Ok(connecting) => connecting,
+                // Of the family that our socket does not take.
+                Err(quinn::ConnectError::InvalidRemoteAddress(_)) => continue,
+                Err(error) => {
+                    let error = Error::usage(format!("{}: {error}", self.peer.host));
+                    return Err(Attempt::Over(CallError::Failed(error)));
+                }
+            };
             let connected = timeout(CONNECT_TIMEOUT.min(self.peer.patience), connecting).await;
             match connected.unwrap_or(Err(ConnectionError::TimedOut)) {
                 Ok(connection) => {
@@ -200,8 +222,42 @@ impl Link {
         format!("{}:{}", self.peer.host, self.peer.port)
     }
 
+    /// As [`Self::calls`], with all that follow; again from the beginning when they break off.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn gather(&self, request: &Request, bulk: &[Bytes]) -> Result<Vec<Frame<Reply>>, CallError> {
+        for _ in 0..ATTEMPTS {
+            let (first, mut rest) = self.calls(request, bulk).await?;
+            let mut frames = vec![first];
+            loop {
+                match rest.next().await {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => return Ok(frames),
+                    Err(FrameError::Lost(_)) => break,
+                    Err(FrameError::Nonsense(error)) => return Err(error.into()),
+                }
+            }
+        }
+        Err(Error::transport(format!("{}: the answer broke off {ATTEMPTS} times", self.name())).into())
+    }
+
+    /// Makes a request for whose answer nobody waits but [`Self::close`].
+    pub fn farewell(self: &Arc<Self>, request: Request) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let link = self.clone();
+        let farewell = async move {
+            let _ = timeout(FAREWELL_TIMEOUT, link.call(&request, &[])).await;
+        };
+        let mut farewells = self.farewells.lock().expect("no holder panics");
+        while farewells.try_join_next().is_some() {}
+        farewells.spawn_on(farewell, &runtime);
+    }
+
     /// Tells the node that nothing more comes.
     pub async fn close(&self) {
+        let mut farewells = std::mem::take(&mut *self.farewells.lock().expect("no holder panics"));
+        let _ = timeout(FAREWELL_TIMEOUT, async { while farewells.join_next().await.is_some() {} }).await;
         for lane in &self.lanes {
             if let Some(connection) = lane.lock().await.take() {
                 connection.close(VarInt::from_u32(0), b"done");
@@ -261,6 +317,10 @@ fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
         ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(CLOSED_REFUSED) => {
             String::from_utf8_lossy(&close.reason).into_owned()
         }
+        ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == NO_APPLICATION_PROTOCOL => {
+            let error = Error::version(format!("{}: it speaks another version of the protocol", peer.host));
+            return Attempt::Over(CallError::Failed(error.hint("use a windlass of the same version")));
+        }
         ConnectionError::VersionMismatch => {
             return Attempt::Over(CallError::Failed(Error::version(format!("{}: {error}", peer.host))));
         }
@@ -275,7 +335,7 @@ fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
 
 /// Codes of QUIC (RFC 9001, 4.8) that carry an alert of TLS.
 fn is_about_certificates(code: TransportErrorCode) -> bool {
-    (0x100..0x200).contains(&u64::from(code))
+    (0x100..0x200).contains(&u64::from(code)) && u64::from(code) != NO_APPLICATION_PROTOCOL
 }
 
 /// For a socket that takes both families.
@@ -291,20 +351,26 @@ pub fn unexpected() -> Error {
     Error::transport("the node gave an answer of another kind")
 }
 
-/// Waits longer each time, up to a limit for all of it.
+/// Waits longer each time, up to a limit for all of it, which begins with the first loss.
 struct Backoff {
-    until: Instant,
+    patience: Duration,
+    until: Option<Instant>,
     pause: Duration,
 }
 
 impl Backoff {
     fn new(patience: Duration) -> Self {
-        Self { until: Instant::now() + patience, pause: PAUSE_MIN }
+        Self { patience, until: None, pause: PAUSE_MIN }
     }
 
-    async fn wait(&mut self, peer: &Peer, what: &str) -> Result<()> {
+    async fn wait(&mut self, peer: &Peer, what: &str, tried: Duration) -> Result<()> {
         let Peer { host, port, .. } = peer;
-        if Instant::now() + self.pause > self.until {
+        // It was there, and at work.
+        if tried > CONNECT_TIMEOUT + CONNECT_TIMEOUT {
+            *self = Self::new(peer.patience);
+        }
+        let until = *self.until.get_or_insert_with(|| Instant::now() + self.patience);
+        if Instant::now() + self.pause > until {
             return Err(Error::transport(format!("{host}:{port} cannot be reached: {what}"))
                 .hint("see that windlass-store runs there and that its UDP port is open"));
         }
@@ -317,6 +383,12 @@ impl Backoff {
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// The alert of TLS with which a node ends a handshake about another protocol (RFC 7301, 3.2).
+const NO_APPLICATION_PROTOCOL: u64 = 0x178;
+/// For the end of a session that nobody waits for; the node would end it by itself.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Times that something broken off is asked for again.
+pub(super) const ATTEMPTS: u32 = 10;
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const LANES: usize = 2;

@@ -1,7 +1,7 @@
 //! A repository on a storage node: the client's half.
 
 use super::frame::{Frame, FrameError};
-use super::link::{CallError, Link, Peer, Replies, unexpected};
+use super::link::{ATTEMPTS, CallError, Link, Peer, Replies, unexpected};
 use super::message::{
     Ask, BeginIn, CommitIn, FailedChunk, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX,
     PeerOf, Put, ReadIn, Reply, Request, Whole, WireDraft, error_kind,
@@ -91,25 +91,14 @@ impl Repository for Remote {
             machine: filter.machine.clone(),
             forgotten: filter.forgotten,
         });
-        // A list that breaks off is asked for again, whole.
-        for _ in 0..ATTEMPTS {
-            let (first, rest) = self.link.calls(&request, &[]).await?;
-            match all(first, rest).await {
-                Ok(frames) => {
-                    let mut points = Vec::new();
-                    for frame in frames {
-                        match frame.message {
-                            Reply::Points(page) => points.extend(page),
-                            _ => return Err(unexpected()),
-                        }
-                    }
-                    return Ok(points);
-                }
-                Err(FrameError::Lost(_)) => {}
-                Err(FrameError::Nonsense(error)) => return Err(error),
+        let mut points = Vec::new();
+        for frame in self.link.gather(&request, &[]).await? {
+            match frame.message {
+                Reply::Points(page) => points.extend(page),
+                _ => return Err(unexpected()),
             }
         }
-        Err(Error::transport(format!("{}: the list of points broke off {ATTEMPTS} times", self.link.name())))
+        Ok(points)
     }
 
     async fn stats(&self) -> Result<Stats> {
@@ -164,6 +153,19 @@ struct Lease {
     dropped: AtomicBool,
 }
 
+/// With the last who uses it, puts on their way among them, the session ends.
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::Relaxed) {
+            let of = Of { session: self.id() };
+            self.link.farewell(match self.open {
+                Opening::Write(..) => Request::Abandon(of),
+                Opening::Read(..) => Request::Close(of),
+            });
+        }
+    }
+}
+
 /// Pages and manifests that are not known to be durable: put again when the node has forgotten the session, because a
 /// backup reads its own map to find what else the node lost, which is read from the source again.
 #[derive(Debug, Default)]
@@ -215,12 +217,30 @@ impl Lease {
             let id = self.id();
             match self.link.calls(&request(id), bulk).await {
                 Ok(replied) => return Ok(replied),
-                Err(CallError::NoSession) if !self.dropped.load(Ordering::Relaxed) => self.open_again(id).await?,
-                Err(error @ CallError::NoSession) => return Err(error.into()),
-                Err(CallError::Failed(error)) => return Err(error),
+                Err(error) => self.unless_forgotten(id, error).await?,
             }
         }
         Err(CallError::NoSession.into())
+    }
+
+    /// As [`Self::calls`], with all replies.
+    async fn gather(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<Vec<Frame<Reply>>> {
+        for _ in 0..ATTEMPTS {
+            let id = self.id();
+            match self.link.gather(&request(id), bulk).await {
+                Ok(replied) => return Ok(replied),
+                Err(error) => self.unless_forgotten(id, error).await?,
+            }
+        }
+        Err(CallError::NoSession.into())
+    }
+
+    /// Opens the session again when that is what `error` is about, and somebody still wants it.
+    async fn unless_forgotten(&self, id: SessionId, error: CallError) -> Result<()> {
+        match error {
+            CallError::NoSession if !self.dropped.load(Ordering::Relaxed) => self.open_again(id).await,
+            error => Err(error.into()),
+        }
     }
 
     async fn open_again(&self, lost: SessionId) -> Result<()> {
@@ -236,7 +256,11 @@ impl Lease {
         let kept = self.kept.lock().expect("no holder panics").blobs.clone();
         for batch in batches(kept.into_iter().collect()) {
             let (request, bulk) = put_request(made, &batch);
-            self.link.call(&request, &bulk).await?;
+            match self.link.call(&request, &bulk).await {
+                // Forgotten once more: the next request finds that out.
+                Err(CallError::NoSession) => break,
+                put => put.map(|_| ())?,
+            }
         }
         *self.id.lock().expect("no holder panics") = made;
         self.closed.store(false, Ordering::Relaxed);
@@ -245,7 +269,13 @@ impl Lease {
 
     async fn manifest(&self, point: PointId) -> Result<Manifest> {
         match self.call(|session| Request::Manifest(ManifestOf { session, point }), &[]).await? {
-            (Reply::ManifestBytes(()), bytes) => Ok(Manifest::decode(&bytes)?),
+            (Reply::ManifestBytes(()), bytes) => {
+                let manifest = Manifest::decode(&bytes)?;
+                let asked = manifest.point == point;
+                asked
+                    .then_some(manifest)
+                    .ok_or_else(|| Error::integrity(format!("the manifest is not of point {point}")))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -260,8 +290,9 @@ impl Lease {
     async fn get_verified(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
         let mut made = ChunkBatch::new();
         for ids in ids.chunks(IDS_MAX) {
-            let (first, rest) = self.calls(|session| Request::GetVerified(Of { session }), &[id_bytes(ids)]).await?;
-            for frame in all(first, rest).await.map_err(frame_error)? {
+            let request = |session| Request::GetVerified(Of { session });
+            let frames = self.gather(request, &[id_bytes(ids)]).await?;
+            for frame in frames {
                 made.extend(chunks(frame)?);
             }
         }
@@ -284,9 +315,9 @@ impl Fetch<'_> {
         while !self.wanted.is_empty() {
             match self.step().await {
                 Ok(Some(batch)) => {
-                    self.attempts = 0;
                     let new: ChunkBatch = batch.into_iter().filter(|(id, _)| self.wanted.remove(id)).collect();
                     if !new.is_empty() {
+                        self.attempts = 0;
                         return Some(new);
                     }
                 }
@@ -350,17 +381,12 @@ impl ReadSession for RemoteReader {
     }
 }
 
-impl Drop for RemoteReader {
-    fn drop(&mut self) {
-        end(&self.lease, |session| Request::Close(Of { session }));
-    }
-}
-
-/// A write session on a node. Puts go on while others are on their way, within [`WINDOW_BYTES`].
+/// A write session on a node. Puts go on while others are on their way, within [`WINDOW_BYTES`] for all sessions of a
+/// connection together.
 #[derive(Debug)]
 pub struct RemoteSession {
     shared: Arc<Shared>,
-    /// Bytes that may still be put on their way.
+    /// What of the window this session has not on its way: who has all of it knows that everything has arrived.
     window: Arc<Semaphore>,
 }
 
@@ -460,23 +486,21 @@ impl WriteSession for RemoteSession {
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         self.shared.told()?;
-        let kept = {
-            let mut kept = self.shared.lease.kept.lock().expect("no holder panics");
-            kept.add(&chunks);
-            kept.bytes
-        };
         for batch in batches(chunks) {
             let bytes: usize = batch.iter().map(|(_, blob)| blob.bytes().len()).sum();
-            let room = u32::try_from(bytes).expect("a batch is bounded").min(WINDOW_BYTES);
-            let room = self.window.clone().acquire_many_owned(room).await.expect("never closed");
+            let bytes = u32::try_from(bytes).expect("a batch is bounded").min(WINDOW_BYTES);
+            let own = self.window.clone().acquire_many_owned(bytes).await.expect("never closed");
+            let room = self.shared.lease.link.window.clone().acquire_many_owned(bytes).await.expect("never closed");
+            // From here on nothing waits: a flush that is under way has seen neither.
+            self.shared.lease.kept.lock().expect("no holder panics").add(&batch);
             self.shared.in_flight.lock().expect("no holder panics").extend(batch.iter().map(|(id, _)| *id));
             let shared = self.shared.clone();
             tokio::spawn(async move {
                 shared.put(&batch).await;
-                drop(room);
+                drop((room, own));
             });
         }
-        if kept > KEPT_BYTES_MAX {
+        if self.shared.lease.kept.lock().expect("no holder panics").bytes > KEPT_BYTES_MAX {
             self.flush().await?;
         }
         Ok(())
@@ -527,11 +551,14 @@ impl WriteSession for RemoteSession {
         let _ = tokio::time::timeout(ABANDON_PATIENCE, self.arrived()).await;
         let lease = &self.shared.lease;
         lease.dropped.store(true, Ordering::Relaxed);
-        if lease.closed.swap(true, Ordering::Relaxed) {
+        if lease.closed.load(Ordering::Relaxed) {
             return Ok(());
         }
         match lease.link.call(&Request::Abandon(Of { session: lease.id() }), &[]).await {
-            Ok(_) | Err(CallError::NoSession) => Ok(()),
+            Ok(_) | Err(CallError::NoSession) => {
+                lease.closed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Err(CallError::Failed(error)) => Err(error),
         }
     }
@@ -539,14 +566,14 @@ impl WriteSession for RemoteSession {
 
 impl Drop for RemoteSession {
     fn drop(&mut self) {
-        end(&self.shared.lease, |session| Request::Abandon(Of { session }));
+        // What is on its way must not open it again.
+        self.shared.lease.dropped.store(true, Ordering::Relaxed);
     }
 }
 
 async fn open_write(link: &Link, repository: RepositoryId, begin: &Begin) -> Result<(SessionId, Begun)> {
     let request = Request::Begin(BeginIn { repository, begin: begin.clone() });
-    let (first, rest) = link.calls(&request, &[]).await?;
-    let mut frames = all(first, rest).await.map_err(frame_error)?.into_iter();
+    let mut frames = link.gather(&request, &[]).await?.into_iter();
     let Some(Frame { message: Reply::Session(Of { session }), .. }) = frames.next() else { return Err(unexpected()) };
     let mut begun = Begun::default();
     for frame in frames {
@@ -565,20 +592,6 @@ async fn open_read(link: &Link, repository: RepositoryId, points: &[PointId]) ->
     }
 }
 
-/// Ends a session without waiting: the node would end it by itself, later.
-fn end(lease: &Lease, request: impl Fn(SessionId) -> Request) {
-    lease.dropped.store(true, Ordering::Relaxed);
-    if lease.closed.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let (link, request) = (lease.link.clone(), request(lease.id()));
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(async move {
-            let _ = tokio::time::timeout(ABANDON_PATIENCE, link.call(&request, &[])).await;
-        });
-    }
-}
-
 async fn verified_or_failed(lease: &Lease, ids: Vec<ChunkId>) -> ChunkBatch {
     match lease.get_verified(ids.clone()).await {
         Ok(batch) => batch,
@@ -587,21 +600,6 @@ async fn verified_or_failed(lease: &Lease, ids: Vec<ChunkId>) -> ChunkBatch {
             let unreadable = |chunk| (chunk, Err(ChunkError::Unreadable { chunk, kind, what: what.clone() }));
             ids.into_iter().map(unreadable).collect()
         }
-    }
-}
-
-async fn all(first: Frame<Reply>, mut rest: Replies) -> Result<Vec<Frame<Reply>>, FrameError> {
-    let mut frames = vec![first];
-    while let Some(frame) = rest.next().await? {
-        frames.push(frame);
-    }
-    Ok(frames)
-}
-
-fn frame_error(error: FrameError) -> Error {
-    match error {
-        FrameError::Lost(what) => Error::transport(what),
-        FrameError::Nonsense(error) => error,
     }
 }
 
@@ -693,8 +691,6 @@ const BATCH_BYTES: usize = 2 << 20;
 const KEPT_BYTES_MAX: usize = 8 << 20;
 /// Questions about chunks on their way for one call.
 const QUESTIONS_MAX: usize = 8;
-/// Times that something broken off is asked for again.
-const ATTEMPTS: u32 = 10;
 /// For what was on its way when a session is given up.
 const ABANDON_PATIENCE: Duration = Duration::from_secs(10);
 const _: () = assert!(BATCH_BYTES <= PUT_BYTES_MAX && PUT_BYTES_MAX <= WINDOW_BYTES as usize);

@@ -1,7 +1,7 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
 use super::access;
-use super::frame::{FrameError, receive, send};
+use super::frame::{Arrival, FrameError, receive, send};
 use super::message::{
     Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
     SUSPECTS_MAX, Welcome, error_code,
@@ -19,7 +19,7 @@ use futures::StreamExt;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -30,7 +30,46 @@ pub struct Node<R: Repository> {
     repositories: HashMap<String, Arc<Served<R>>>,
     world: World,
     denied: Box<Denied>,
+    /// Connections, those that are not proven to be anybody's too.
     connections: AtomicUsize,
+    /// Connections of each holder.
+    present: Mutex<HashMap<Holder, usize>>,
+}
+
+/// A connection, and whose it is.
+struct Caller {
+    holder: Holder,
+    /// Bytes of chunks that wait for the repository.
+    room: Arc<Semaphore>,
+    /// Whether it has said hello.
+    greeted: AtomicBool,
+}
+
+/// Counts one up for as long as it lives, however that ends.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection of a holder, for as long as it lives.
+struct Present<'a> {
+    all: &'a Mutex<HashMap<Holder, usize>>,
+    holder: Holder,
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().expect("no holder panics");
+        if let Some(count) = all.get_mut(&self.holder) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.holder);
+            }
+        }
+    }
 }
 
 struct Served<R: Repository> {
@@ -83,7 +122,9 @@ type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
-        Self { repositories: HashMap::new(), world, denied: Box::new(|_| false), connections: AtomicUsize::new(0) }
+        let denied = Box::new(|_: &Holder| false);
+        let (connections, present) = (AtomicUsize::new(0), Mutex::default());
+        Self { repositories: HashMap::new(), world, denied, connections, present }
     }
 
     /// Serves `repository` under `name`.
@@ -121,7 +162,8 @@ impl<R: Repository + 'static> Node<R> {
             }
         }
         endpoint.set_server_config(None);
-        while tasks.join_next().await.is_some() {}
+        let finished = async { while tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
         // So that clients hear of it.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, endpoint.wait_idle()).await;
@@ -138,8 +180,8 @@ impl<R: Repository + 'static> Node<R> {
             self.connections.fetch_add(1, Ordering::Relaxed);
             let (node, stop) = (self.clone(), stop.clone());
             tasks.spawn(async move {
+                let _counted = Counted(&node.connections);
                 node.connection(incoming, stop).await;
-                node.connections.fetch_sub(1, Ordering::Relaxed);
             });
         }
     }
@@ -162,15 +204,20 @@ impl<R: Repository + 'static> Node<R> {
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
             }
         };
+        let Some(_present) = self.enter(&holder) else {
+            tracing::warn!(%from, %holder, "refused: it has too many connections");
+            return connection.close(VarInt::from_u32(CLOSED_REFUSED), b"too many connections of this holder");
+        };
         tracing::debug!(%from, %holder, "connected");
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
+        let caller = Arc::new(Caller { holder: holder.clone(), room, greeted: AtomicBool::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
                 accepted = connection.accept_bi() => match accepted {
                     Ok((to, from)) => {
-                        let (node, holder, room) = (self.clone(), holder.clone(), room.clone());
-                        tasks.spawn(async move { node.stream(&holder, to, from, &room).await });
+                        let (node, caller) = (self.clone(), caller.clone());
+                        tasks.spawn(async move { node.stream(&caller, to, from).await });
                     }
                     Err(error) => {
                         tracing::debug!(%from, %holder, %error, "disconnected");
@@ -183,9 +230,20 @@ impl<R: Repository + 'static> Node<R> {
         }
         // What a lost connection had under way is given up between two steps; when stopping it is finished and told.
         if *stop.borrow() {
-            while tasks.join_next().await.is_some() {}
+            // A client that does not take its answer must not hold the end up.
+            let finished = async { while tasks.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
             connection.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
         }
+    }
+
+    fn enter(&self, holder: &Holder) -> Option<Present<'_>> {
+        let mut all = self.present.lock().expect("no holder panics");
+        let count = all.entry(holder.clone()).or_default();
+        (*count < HOLDER_CONNECTIONS_MAX).then(|| {
+            *count += 1;
+            Present { all: &self.present, holder: holder.clone() }
+        })
     }
 
     fn holder(&self, connection: &Connection) -> Result<Holder> {
@@ -205,15 +263,20 @@ impl<R: Repository + 'static> Node<R> {
         Ok(())
     }
 
-    async fn stream(&self, holder: &Holder, mut to: SendStream, mut from: RecvStream, room: &Arc<Semaphore>) {
-        let done = match tokio::time::timeout(REQUEST_TIMEOUT, receive::<Request>(&mut from, Some(room))).await {
-            Ok(Ok(frame)) => {
-                // Held until the chunks are with the repository.
-                let _room = frame.room;
-                self.request(holder, frame.message, frame.bulk, &mut to).await
+    async fn stream(&self, caller: &Caller, mut to: SendStream, mut from: RecvStream) {
+        let done = match receive::<Request>(&mut from, Some(Arrival { room: &caller.room, patience: PATIENCE })).await {
+            Ok(frame) => {
+                // Held until the chunks are with the repository; what only asks takes none.
+                let _room = frame.room.filter(|_| !matches!(frame.message, Request::Get(_) | Request::GetVerified(_)));
+                let greets = matches!(frame.message, Request::Hello(_));
+                if frame.more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
+                    Err(Error::transport("hello is the first request, and each is one message").into())
+                } else {
+                    caller.greeted.store(true, Ordering::Relaxed);
+                    self.request(&caller.holder, frame.message, frame.bulk, &mut to).await
+                }
             }
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(Error::transport("the request did not come in time").into()),
+            Err(error) => Err(error.into()),
         };
         let told = match done {
             Ok(()) => Ok(()),
@@ -261,11 +324,12 @@ impl<R: Repository + 'static> Node<R> {
             Request::Peer(it) => say(to, Reply::Seen(self.of(it.repository)?.repository.peer(it.peer).await?)).await,
             Request::Begin(it) => {
                 let served = self.of(it.repository)?;
+                served.has_room(holder)?;
                 // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
                 let begin = Begin { verification: Verification::Decode, ..it.begin };
                 let (session, begun) = served.repository.begin(begin).await?;
                 let id = session.id();
-                served.lend(id, holder, Session::Write(session))?;
+                served.lend(id, holder, Session::Write(session));
                 let suspects: Vec<_> = begun.suspects.into_iter().map(Into::into).collect();
                 let mut pages = suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session: id }), Vec::new(), pages.peek().is_some()).await?;
@@ -276,9 +340,10 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Read(it) => {
                 let served = self.of(it.repository)?;
+                served.has_room(holder)?;
                 let reader = served.repository.read(&it.points).await?;
                 let id = SessionId::random(&self.world);
-                served.lend(id, holder, Session::Read(reader))?;
+                served.lend(id, holder, Session::Read(reader));
                 say(to, Reply::Session(Of { session: id })).await
             }
             Request::Missing(Ask { session, kind }) => {
@@ -325,11 +390,15 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::GetVerified(Of { session }) => {
                 let (served, lease) = self.served(session, holder)?;
-                let batch = match &lease.session {
-                    Session::Write(session) => session.get_verified(&served.prints, ids(&bulk)?).await,
-                    Session::Read(reader) => reader.get_verified(&served.prints, ids(&bulk)?).await,
-                };
-                blobs(to, futures::stream::iter([batch])).await
+                let ids = ids(&bulk)?;
+                // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
+                let batches = futures::stream::iter(ids.chunks(VERIFIED_TOGETHER)).then(|ids| async {
+                    match &lease.session {
+                        Session::Write(session) => session.get_verified(&served.prints, ids.to_vec()).await,
+                        Session::Read(reader) => reader.get_verified(&served.prints, ids.to_vec()).await,
+                    }
+                });
+                blobs(to, batches).await
             }
         }
     }
@@ -344,6 +413,9 @@ impl<R: Repository + 'static> Node<R> {
             }
             let manifest = Manifest::decode(&bulk.split_to(length)).map_err(Error::from)?;
             drafts.push(PointDraft { manifest, origin: draft.origin });
+        }
+        if !bulk.is_empty() {
+            return Err(Error::transport("a message whose lengths do not fit").into());
         }
         let session = lease.write()?;
         match session.commit(&drafts).await? {
@@ -381,36 +453,49 @@ impl<R: Repository + 'static> Node<R> {
         Err(Refused::Told(Failed { code: NO_SESSION, message, hint }))
     }
 
+    /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
+        let present = self.present.lock().expect("no holder panics").clone();
         for served in self.repositories.values() {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
-                Arc::strong_count(lease) == 1 && lease.used.lock().expect("no holder panics").elapsed() > LEASE_AGE_MAX
+                let used = lease.used.lock().expect("no holder panics").elapsed();
+                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains_key(&lease.holder)
             });
             let ended: Vec<_> = ended.collect();
             drop(leases);
             for (session, lease) in ended {
-                tracing::warn!(%session, holder = %lease.holder, "session ended: it was not used for long");
+                tracing::warn!(%session, holder = %lease.holder, "session ended: its holder is gone for long");
+                let_go(lease);
             }
         }
     }
 }
 
-impl<R: Repository> Served<R> {
-    fn lend(&self, id: SessionId, holder: &Holder, session: Session<R>) -> Result<()> {
-        let mut leases = self.leases.lock().expect("no holder panics");
-        if leases.values().filter(|lease| lease.holder == *holder).count() >= SESSIONS_MAX {
-            return Err(
-                Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end")
-            );
+/// Ends a session where waiting for its last record holds nobody up.
+fn let_go<T: Send + 'static>(lease: T) {
+    tokio::task::spawn_blocking(move || drop(lease));
+}
+
+impl<R: Repository + 'static> Served<R> {
+    /// Whether `holder` may open another session. Asked before one is opened: that leaves a record.
+    fn has_room(&self, holder: &Holder) -> Result<()> {
+        let leases = self.leases.lock().expect("no holder panics");
+        if leases.values().filter(|lease| lease.holder == *holder).count() < SESSIONS_MAX {
+            return Ok(());
         }
-        leases.insert(id, Arc::new(Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) }));
-        Ok(())
+        Err(Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end"))
+    }
+
+    fn lend(&self, id: SessionId, holder: &Holder, session: Session<R>) {
+        let lease = Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) };
+        self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
     }
 
     fn end(&self, session: SessionId) {
-        let ended = self.leases.lock().expect("no holder panics").remove(&session);
-        drop(ended);
+        if let Some(ended) = self.leases.lock().expect("no holder panics").remove(&session) {
+            let_go(ended);
+        }
     }
 }
 
@@ -503,8 +588,11 @@ const fn presence_code(presence: Presence) -> u8 {
     }
 }
 
-/// Bytes of chunks of one connection that wait for the repository.
-const ROOM_BYTES: usize = 32 << 20;
+/// Bytes beside requests of one connection that wait for the repository: more than a client has on its way (its window, and
+/// a commit), so that one which keeps to it never waits for room, and nothing that waits takes the window from what has it.
+const ROOM_BYTES: usize = 64 << 20;
+/// Chunks decoded and compared before the first is sent.
+const VERIFIED_TOGETHER: usize = 16;
 /// Bytes of blobs in one reply.
 const PART_BYTES: usize = 1 << 20;
 const POINTS_TOGETHER: usize = 1024;
@@ -517,7 +605,10 @@ const CONNECTIONS_MAX: usize = 1024;
 const CONNECTIONS_UNPROVEN_MAX: usize = 64;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a request to come whole; one that waits for room is not counted against its sender for long.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// Between two parts of a request that come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For what is under way when the node stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const HOLDER_CONNECTIONS_MAX: usize = 64;
 const LEASE_AGE_MAX: Duration = Duration::from_secs(600);
 const LEASE_CHECK: Duration = Duration::from_secs(10);

@@ -43,8 +43,7 @@ impl DenyList {
         }
         match changed.and_then(|changed| Ok((changed, std::fs::read_to_string(&self.path)?))) {
             Ok((changed, text)) => {
-                let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-                seen.denied = Some(lines.collect());
+                seen.denied = self.parse(&text);
                 seen.changed = Some(changed);
             }
             Err(error) => {
@@ -52,6 +51,26 @@ impl DenyList {
                 seen.denied = None;
             }
         }
+    }
+}
+
+impl DenyList {
+    /// None when a line is no holder's: who was meant is not known, so nobody is let in.
+    fn parse(&self, text: &str) -> Option<HashSet<String>> {
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+        let holder = |line: &str| {
+            let (role, name) = line.split_once(char::is_whitespace)?;
+            Some(Holder { role: role.parse().ok()?, name: name.trim().parse().ok()? }.to_string())
+        };
+        let parsed = lines.filter(|line| !line.is_empty()).map(|line| holder(line).ok_or(line));
+        parsed.collect::<Result<_, _>>().map_or_else(
+            |line| {
+                let path = self.path.display();
+                tracing::error!(%path, line, "the deny list has a line that is no ROLE NAME: everybody is refused");
+                None
+            },
+            Some,
+        )
     }
 }
 
@@ -69,13 +88,16 @@ mod tests {
         let holder = |name: &str| Holder { role: mover::identity::Role::Proxy, name: name.parse().unwrap() };
         let again = || list.seen.lock().unwrap().looked = None;
         assert!(list.denies(&holder("a")), "not there, though it was named");
-        std::fs::write(&path, "proxy  a\nadmin b\n").unwrap();
+        std::fs::write(&path, "# gone\nproxy  a # with the host\n\nadmin b\n").unwrap();
         again();
         assert!(list.denies(&holder("a")) && !list.denies(&holder("b")));
         std::fs::write(&path, "").unwrap();
         std::fs::File::open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
         again();
         assert!(!list.denies(&holder("a")));
+        std::fs::write(&path, "Proxy a\n").unwrap();
+        again();
+        assert!(list.denies(&holder("b")), "who is meant is not known");
         std::fs::remove_file(&path).unwrap();
         again();
         assert!(list.denies(&holder("b")));
