@@ -38,12 +38,6 @@ enum Task {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Jobs across QUIC on long, narrow and leaky links
-    Wan {
-        /// Folder with day1.raw
-        #[arg(long)]
-        data: PathBuf,
-    },
     /// Whole jobs beside restic, borg and qemu-img
     E2e {
         /// Folder with day1.raw, day2.raw and cbt-64k.json
@@ -88,9 +82,6 @@ fn run(task: Task) -> Result<()> {
             runs,
         }),
         Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
-        Task::Bench(Bench::Wan { data }) => {
-            windlass_bench::wan(&std::env::current_exe()?.with_file_name("windlass"), &data)
-        }
     }
 }
 
