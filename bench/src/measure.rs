@@ -26,7 +26,7 @@ pub struct Ran {
 pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
     ran(Command::new("sync"))?;
     let variables = command.get_envs().filter_map(|(_, value)| value);
-    let directory = command.get_current_dir().unwrap_or(Path::new("/"));
+    let directory = command.get_current_dir().unwrap_or(Path::new("."));
     for named in command.get_args().chain(variables) {
         warm(&directory.join(named))?;
     }

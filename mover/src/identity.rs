@@ -107,11 +107,6 @@ impl Trust {
         Ok(Self { authority: authority.map_err(|error| Error::usage("no certificate").because(error))? })
     }
 
-    /// BLAKE3-256 of the certificate: what a join token carries.
-    pub fn fingerprint(&self) -> [u8; 32] {
-        crate::digest(&self.authority)
-    }
-
     /// For rustls.
     ///
     /// # Errors

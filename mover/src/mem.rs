@@ -163,9 +163,7 @@ impl ReadSession for MemReader {
             let answer = answer.and_then(|()| state.lease(self.id).map(|_| ()));
             let one = |id| match &answer {
                 Ok(()) => (id, state.read(id)),
-                Err(error) => {
-                    (id, Err(crate::ChunkError::Unreadable { chunk: id, kind: error.kind(), what: error.message() }))
-                }
+                Err(error) => (id, Err(crate::ChunkError::unreadable(id, error))),
             };
             Some((batch.into_iter().map(one).collect(), rest))
         })

@@ -135,6 +135,13 @@ pub enum ChunkError {
     },
 }
 
+impl ChunkError {
+    /// What `error` means for a chunk that was to be read.
+    pub fn unreadable(chunk: ChunkId, error: &Error) -> Self {
+        Self::Unreadable { chunk, kind: error.kind(), what: error.message() }
+    }
+}
+
 impl From<ChunkError> for Error {
     fn from(error: ChunkError) -> Self {
         match error {
@@ -231,9 +238,10 @@ impl Begun {
 }
 
 /// A chunk that was found damaged, and a place in the parent that needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspect {
     /// The chunk.
+    #[serde(with = "chunk_id")]
     pub chunk: ChunkId,
     /// The disk.
     pub disk: DiskId,

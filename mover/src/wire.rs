@@ -3,6 +3,7 @@
 //! | file | half | what it is about |
 //! |---|---|---|
 //! | `message` | both | what is said: type codes, fields, limits |
+//! | `bulk` | both | ids and blobs beside messages |
 //! | `frame` | both | how a message stands on a stream |
 //! | `quic` | both | certificates, windows, congestion |
 //! | `link` | client | connections that are made again when they are lost |
@@ -11,6 +12,7 @@
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 
 pub mod access;
+mod bulk;
 mod frame;
 mod link;
 pub mod message;

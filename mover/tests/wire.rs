@@ -63,7 +63,7 @@ fn replies() -> Vec<Reply> {
         Reply::Answer(true),
         Reply::Seen(Some(ends())),
         Reply::Session(Of { session }),
-        Reply::Suspects(vec![suspect.into()]),
+        Reply::Suspects(vec![suspect]),
         Reply::Presences(()),
         Reply::Stored(stored),
         Reply::Committed(Committed { points: vec![point()], stored }),

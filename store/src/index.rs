@@ -168,7 +168,7 @@ impl Index {
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
             return Ok(());
         };
-        // In the order of the keys: a third of the time for the same inserts.
+        // In the order in which the database keeps them.
         let mut entries: Vec<&PackEntry> = entries.iter().collect();
         entries.sort_by_key(|entry| entry.id);
         // A chunk twice in one pack keeps its first record: the second is for repair only.

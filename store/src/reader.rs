@@ -176,9 +176,7 @@ fn pending_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
 }
 
 fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
-    let (kind, what) = (error.kind(), error.to_string());
-    let batch = ids.into_iter().map(|chunk| (chunk, Err(ChunkError::Unreadable { chunk, kind, what: what.clone() })));
-    vec![Run::Failed(batch.collect())]
+    vec![Run::Failed(ids.into_iter().map(|chunk| (chunk, Err(ChunkError::unreadable(chunk, error)))).collect())]
 }
 
 fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
@@ -195,7 +193,7 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
                 // Its pack may have come into the log in the meantime, and lost that name.
                 Err(error) => match logged_run(inner, chunk) {
                     Some(run) => return read_run(inner, run),
-                    None => Err(ChunkError::Unreadable { chunk, kind: error.kind(), what: error.to_string() }),
+                    None => Err(ChunkError::unreadable(chunk, &error)),
                 },
             };
             vec![(chunk, blob)]

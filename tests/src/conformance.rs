@@ -8,6 +8,7 @@ pub mod copying;
 pub mod dedup;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod delta;
+mod directory;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod faults;
 mod kit;
@@ -18,6 +19,7 @@ pub mod round_trip;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod sharing;
 
+pub use directory::InDirectory;
 pub use kit::{Fixture, Lab, options};
 
 /// Makes one test of each case for a [`Fixture`]. Called in a module of its own.

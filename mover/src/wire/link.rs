@@ -171,11 +171,10 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connection, Attempt> {
-        let lost = |error: &dyn std::fmt::Display| Attempt::Lost(error.to_string());
         let addresses = tokio::net::lookup_host((self.peer.host.as_str(), self.peer.port)).await;
         let mut tried = Attempt::Lost("its name has no address".into());
         let both = self.endpoint.local_addr().is_ok_and(|own| own.is_ipv6());
-        for address in addresses.map_err(|error| lost(&error))? {
+        for address in addresses.map_err(|error| Attempt::Lost(error.to_string()))? {
             let address = if both { mapped(address) } else { address };
             let connecting = self.endpoint.connect_with(self.peer.config.clone(), address, &self.peer.host);
             let connecting = match connecting {

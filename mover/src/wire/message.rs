@@ -4,9 +4,10 @@
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
 use crate::{
-    Begin, DiskId, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, RecoveryPoint, RepositoryId, Result,
-    SessionId, Stats, Suspect, Timestamp, codec,
+    Begin, ChunkError, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence, RecoveryPoint,
+    RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, codec,
 };
+use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
 
 /// How long a message of one type may be.
@@ -144,7 +145,7 @@ messages! {
         /// To `Begin` and `Read`: the session. More may follow.
         0x8020 Session(Of), 64, 0;
         /// To `Begin`, after `Session`: suspect chunks.
-        0x8021 Suspects(Vec<WireSuspect>), 8 + SUSPECTS_MAX * 56, 0;
+        0x8021 Suspects(Vec<Suspect>), 8 + SUSPECTS_MAX * 56, 0;
         /// To `Missing`. Bulk: a byte for each id.
         0x8022 Presences(()), 0, IDS_MAX;
         /// To `Put` and `Flush`: what the session has stored so far.
@@ -315,26 +316,6 @@ pub struct ManifestOf {
     pub point: PointId,
 }
 
-/// A suspect chunk and a place in the parent that needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WireSuspect {
-    chunk: [u8; 32],
-    disk: DiskId,
-    offset: u64,
-}
-
-impl From<Suspect> for WireSuspect {
-    fn from(it: Suspect) -> Self {
-        Self { chunk: it.chunk.0, disk: it.disk, offset: it.offset }
-    }
-}
-
-impl From<WireSuspect> for Suspect {
-    fn from(it: WireSuspect) -> Self {
-        Self { chunk: chunker::ChunkId(it.chunk), disk: it.disk, offset: it.offset }
-    }
-}
-
 /// Chunks that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunks {
@@ -357,6 +338,51 @@ pub struct FailedChunk {
     pub pack: String,
     /// What is wrong.
     pub what: String,
+}
+
+impl From<ChunkError> for FailedChunk {
+    fn from(error: ChunkError) -> Self {
+        let cut = |what: String| what.chars().take(WHAT_CHARS_MAX).collect();
+        let (chunk, how, code, pack, what) = match error {
+            ChunkError::Missing { chunk } => (chunk, 0, 0, String::new(), String::new()),
+            ChunkError::Damaged { chunk, pack, what } => (chunk, 1, 0, pack, what),
+            ChunkError::Wrong { chunk, what } => (chunk, 2, 0, String::new(), what),
+            ChunkError::Unreadable { chunk, kind, what } => (chunk, 3, error_code(kind), String::new(), what),
+        };
+        Self { chunk: chunk.0, how, code, pack: cut(pack), what: cut(what) }
+    }
+}
+
+impl From<FailedChunk> for ChunkError {
+    fn from(failed: FailedChunk) -> Self {
+        let FailedChunk { chunk, how, code, pack, what } = failed;
+        let chunk = ChunkId(chunk);
+        match how {
+            0 => Self::Missing { chunk },
+            1 => Self::Damaged { chunk, pack, what },
+            2 => Self::Wrong { chunk, what },
+            _ => Self::Unreadable { chunk, kind: error_kind(code), what },
+        }
+    }
+}
+
+/// The byte of an answer to `Missing`.
+pub const fn presence_code(presence: Presence) -> u8 {
+    match presence {
+        Presence::Missing => 0,
+        Presence::Have => 1,
+        Presence::Pending => 2,
+    }
+}
+
+/// What that byte means.
+pub const fn presence(code: u8) -> Option<Presence> {
+    match code {
+        0 => Some(Presence::Missing),
+        1 => Some(Presence::Have),
+        2 => Some(Presence::Pending),
+        _ => None,
+    }
 }
 
 /// Why a request failed.
@@ -437,6 +463,7 @@ pub const POINTS_BYTES_MAX: usize = 1 << 20;
 pub const SUSPECTS_MAX: usize = 4096;
 /// Chunks that a refused commit names.
 pub const LACKING_MAX: usize = 65_536;
+const WHAT_CHARS_MAX: usize = 512;
 const CHUNKS_BODY_MAX: usize = 1 << 20;
 /// Characters of a message or hint, each of 4 bytes at most: both fit.
 const TEXT_CHARS_MAX: usize = 1900;

@@ -1,18 +1,19 @@
 //! A repository on a storage node: the client's half.
 
+use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
 use super::link::{ATTEMPTS, CallError, Link, Peer, Replies, unexpected};
 use super::message::{
-    Ask, BeginIn, CommitIn, FailedChunk, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX,
-    PeerOf, Put, ReadIn, Reply, Request, Whole, WireDraft, error_kind,
+    Ask, BeginIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf, Put,
+    ReadIn, Reply, Request, Whole, WireDraft, presence,
 };
 use super::quic::WINDOW_BYTES;
 use crate::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
     PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, Suspect, WriteSession,
+    Stats, WriteSession,
 };
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use quinn::Endpoint;
@@ -255,8 +256,8 @@ impl Lease {
         tracing::info!(node = self.link.name(), lost = ?lost, now = ?made, "the node had forgotten the session");
         let kept = self.kept.lock().expect("no holder panics").blobs.clone();
         for batch in batches(kept.into_iter().collect()) {
-            let (request, bulk) = put_request(made, &batch);
-            match self.link.call(&request, &bulk).await {
+            let (lengths, bulk) = bulk::of_blobs(&batch);
+            match self.link.call(&Request::Put(Put { session: made, lengths }), &bulk).await {
                 // Forgotten once more: the next request finds that out.
                 Err(CallError::NoSession) => break,
                 put => put.map(|_| ())?,
@@ -287,11 +288,11 @@ impl Lease {
         stream::unfold(fetch, |mut fetch| async move { fetch.next().await.map(|batch| (batch, fetch)) })
     }
 
-    async fn get_verified(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
+    async fn get_verified(&self, ids: &[ChunkId]) -> Result<ChunkBatch> {
         let mut made = ChunkBatch::new();
         for ids in ids.chunks(IDS_MAX) {
             let request = |session| Request::GetVerified(Of { session });
-            let frames = self.gather(request, &[id_bytes(ids)]).await?;
+            let frames = self.gather(request, &[bulk::of_ids(ids.iter().copied())]).await?;
             for frame in frames {
                 made.extend(chunks(frame)?);
             }
@@ -322,13 +323,7 @@ impl Fetch<'_> {
                     }
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    let unreadable = |chunk| {
-                        let (kind, what) = (error.kind(), error.message());
-                        (chunk, Err(ChunkError::Unreadable { chunk, kind, what }))
-                    };
-                    return Some(std::mem::take(&mut self.wanted).into_iter().map(unreadable).collect());
-                }
+                Err(error) => return Some(unreadable(std::mem::take(&mut self.wanted), &error)),
             }
         }
         None
@@ -341,8 +336,8 @@ impl Fetch<'_> {
             if self.attempts > ATTEMPTS {
                 return Err(Error::transport(format!("{}: chunks do not come", self.lease.link.name())));
             }
-            let ids: Vec<ChunkId> = self.wanted.iter().take(GET_IDS_MAX).copied().collect();
-            let (first, rest) = self.lease.calls(|session| Request::Get(Of { session }), &[id_bytes(&ids)]).await?;
+            let ids = bulk::of_ids(self.wanted.iter().copied().take(GET_IDS_MAX));
+            let (first, rest) = self.lease.calls(|session| Request::Get(Of { session }), &[ids]).await?;
             self.replies = Some((Some(first), rest));
             return Ok(None);
         };
@@ -402,8 +397,9 @@ struct Shared {
 
 impl Shared {
     async fn put(&self, batch: &[(ChunkId, Blob)]) {
-        let (_, bulk) = put_request(SessionId::default(), batch);
-        match self.lease.call(|session| put_request(session, batch).0, &bulk).await {
+        let (lengths, bulk) = bulk::of_blobs(batch);
+        let request = |session| Request::Put(Put { session, lengths: lengths.clone() });
+        match self.lease.call(request, &bulk).await {
             Ok((Reply::Stored(stored), _)) => self.note(stored),
             Ok(_) => self.fail(unexpected()),
             Err(error) => self.fail(error),
@@ -470,9 +466,9 @@ impl WriteSession for RemoteSession {
         };
         let ask = |ids: Vec<ChunkId>| async move {
             let request = |session| Request::Missing(Ask { session, kind: kind.code() });
-            match self.shared.lease.call(request, &[id_bytes(&ids)]).await? {
+            match self.shared.lease.call(request, &[bulk::of_ids(ids.iter().copied())]).await? {
                 (Reply::Presences(()), bytes) if bytes.len() == ids.len() => {
-                    bytes.iter().map(|code| presence(*code)).collect::<Result<Vec<Presence>>>()
+                    bytes.iter().map(|code| presence(*code).ok_or_else(unexpected)).collect::<Result<Vec<Presence>>>()
                 }
                 _ => Err(unexpected()),
             }
@@ -541,7 +537,7 @@ impl WriteSession for RemoteSession {
                 self.shared.lease.closed.store(true, Ordering::Relaxed);
                 Ok(Commit::Committed(committed.points))
             }
-            (Reply::Lacking(()), bytes) => Ok(Commit::Missing(ids(&bytes)?)),
+            (Reply::Lacking(()), bytes) => Ok(Commit::Missing(bulk::ids(&bytes)?)),
             _ => Err(unexpected()),
         }
     }
@@ -578,7 +574,7 @@ async fn open_write(link: &Link, repository: RepositoryId, begin: &Begin) -> Res
     let mut begun = Begun::default();
     for frame in frames {
         match frame.message {
-            Reply::Suspects(suspects) => begun.suspects.extend(suspects.into_iter().map(Suspect::from)),
+            Reply::Suspects(suspects) => begun.suspects.extend(suspects),
             _ => return Err(unexpected()),
         }
     }
@@ -593,21 +589,13 @@ async fn open_read(link: &Link, repository: RepositoryId, points: &[PointId]) ->
 }
 
 async fn verified_or_failed(lease: &Lease, ids: Vec<ChunkId>) -> ChunkBatch {
-    match lease.get_verified(ids.clone()).await {
-        Ok(batch) => batch,
-        Err(error) => {
-            let (kind, what) = (error.kind(), error.message());
-            let unreadable = |chunk| (chunk, Err(ChunkError::Unreadable { chunk, kind, what: what.clone() }));
-            ids.into_iter().map(unreadable).collect()
-        }
-    }
+    let batch = lease.get_verified(&ids).await;
+    batch.unwrap_or_else(|error| unreadable(ids, &error))
 }
 
-fn put_request(session: SessionId, batch: &[(ChunkId, Blob)]) -> (Request, Vec<Bytes>) {
-    let ids: Vec<ChunkId> = batch.iter().map(|(id, _)| *id).collect();
-    let lengths = batch.iter().map(|(_, blob)| blob.header().blob_bytes()).collect();
-    let blobs = batch.iter().map(|(_, blob)| blob.bytes().clone());
-    (Request::Put(Put { session, lengths }), [id_bytes(&ids)].into_iter().chain(blobs).collect())
+/// What nobody can tell anything of.
+fn unreadable(ids: impl IntoIterator<Item = ChunkId>, error: &Error) -> ChunkBatch {
+    ids.into_iter().map(|chunk| (chunk, Err(ChunkError::unreadable(chunk, error)))).collect()
 }
 
 /// Batches that fit into one message.
@@ -615,7 +603,7 @@ fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
     let mut made: Vec<Vec<_>> = Vec::new();
     let mut bytes = usize::MAX;
     for (id, blob) in chunks {
-        let length = 32 + blob.bytes().len();
+        let length = ID_BYTES + blob.bytes().len();
         if bytes.saturating_add(length) > BATCH_BYTES || made.last().is_some_and(|batch| batch.len() == IDS_MAX) {
             made.push(Vec::new());
             bytes = 0;
@@ -628,61 +616,13 @@ fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
 
 fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
     let Reply::Chunks(it) = frame.message else { return Err(unexpected()) };
-    let blobs = split(&it.lengths, frame.bulk)?;
     let mut batch = ChunkBatch::new();
-    for (id, bytes) in blobs {
+    for (id, bytes) in bulk::blobs(&it.lengths, frame.bulk)? {
         let blob = Blob::parse(bytes).map_err(|error| ChunkError::Wrong { chunk: id, what: error.to_string() });
         batch.push((id, blob));
     }
-    batch.extend(it.failed.into_iter().map(|failed| (ChunkId(failed.chunk), Err(chunk_error(failed)))));
+    batch.extend(it.failed.into_iter().map(|failed| (ChunkId(failed.chunk), Err(failed.into()))));
     Ok(batch)
-}
-
-/// Ids and bytes of blobs of these lengths: the ids stand first.
-pub(super) fn split(lengths: &[u32], mut bulk: Bytes) -> Result<Vec<(ChunkId, Bytes)>> {
-    let wrong = || Error::transport("a message whose lengths do not fit");
-    let blobs: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
-    if bulk.len() as u64 != lengths.len() as u64 * 32 + blobs {
-        return Err(wrong());
-    }
-    let ids = ids(&bulk.split_to(lengths.len() * 32))?;
-    Ok(ids.into_iter().zip(lengths).map(|(id, length)| (id, bulk.split_to(*length as usize))).collect())
-}
-
-/// Ids that stand one after another.
-pub(super) fn ids(bytes: &[u8]) -> Result<Vec<ChunkId>> {
-    let (ids, rest) = bytes.as_chunks::<32>();
-    if !rest.is_empty() {
-        return Err(Error::transport("a message with a part of an id"));
-    }
-    Ok(ids.iter().copied().map(ChunkId).collect())
-}
-
-/// The same way back.
-pub(super) fn id_bytes(ids: &[ChunkId]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(ids.len() * 32);
-    ids.iter().for_each(|id| bytes.put_slice(&id.0));
-    bytes.freeze()
-}
-
-fn presence(code: u8) -> Result<Presence> {
-    match code {
-        0 => Ok(Presence::Missing),
-        1 => Ok(Presence::Have),
-        2 => Ok(Presence::Pending),
-        _ => Err(unexpected()),
-    }
-}
-
-fn chunk_error(failed: FailedChunk) -> ChunkError {
-    let FailedChunk { chunk, how, code, pack, what } = failed;
-    let chunk = ChunkId(chunk);
-    match how {
-        0 => ChunkError::Missing { chunk },
-        1 => ChunkError::Damaged { chunk, pack, what },
-        2 => ChunkError::Wrong { chunk, what },
-        _ => ChunkError::Unreadable { chunk, kind: error_kind(code), what },
-    }
 }
 
 /// Bytes of one put: small enough that several are on their way at once.

@@ -1,17 +1,16 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
-use super::access;
 use super::frame::{Arrival, FrameError, receive, send};
 use super::message::{
     Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
-    SUSPECTS_MAX, Welcome, error_code,
+    SUSPECTS_MAX, Welcome, presence_code,
 };
-use super::remote::{id_bytes, ids, split};
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
+use super::{access, bulk};
 use crate::identity::Holder;
 use crate::{
-    Begin, ChunkBatch, ChunkError, Commit, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, Presence,
-    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, ReadSession,
+    RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -81,13 +80,8 @@ struct Served<R: Repository> {
 /// A session of a client. It ends when it is closed, or was not used for long.
 struct Lease<R: Repository> {
     holder: Holder,
-    session: Session<R>,
+    session: Either<R::Session, R::Reader>,
     used: Mutex<Instant>,
-}
-
-enum Session<R: Repository> {
-    Write(R::Session),
-    Read(R::Reader),
 }
 
 /// Why a request was not done.
@@ -288,7 +282,7 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    async fn request(&self, holder: &Holder, request: Request, bulk: Bytes, to: &mut SendStream) -> Done {
+    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut SendStream) -> Done {
         self.not_denied(holder)?;
         access::check(holder, &request)?;
         match request {
@@ -329,9 +323,8 @@ impl<R: Repository + 'static> Node<R> {
                 let begin = Begin { verification: Verification::Decode, ..it.begin };
                 let (session, begun) = served.repository.begin(begin).await?;
                 let id = session.id();
-                served.lend(id, holder, Session::Write(session));
-                let suspects: Vec<_> = begun.suspects.into_iter().map(Into::into).collect();
-                let mut pages = suspects.chunks(SUSPECTS_MAX).peekable();
+                served.lend(id, holder, Either::Left(session));
+                let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session: id }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
                     send(to, &Reply::Suspects(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
@@ -343,19 +336,19 @@ impl<R: Repository + 'static> Node<R> {
                 served.has_room(holder)?;
                 let reader = served.repository.read(&it.points).await?;
                 let id = SessionId::random(&self.world);
-                served.lend(id, holder, Session::Read(reader));
+                served.lend(id, holder, Either::Right(reader));
                 say(to, Reply::Session(Of { session: id })).await
             }
             Request::Missing(Ask { session, kind }) => {
                 let lease = self.lease(session, holder)?;
                 let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("an unknown kind of chunk"))?;
-                let found = lease.write()?.missing(kind, &ids(&bulk)?).await?;
+                let found = lease.write()?.missing(kind, &bulk::ids(&beside)?).await?;
                 let codes: Vec<u8> = found.into_iter().map(presence_code).collect();
                 Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
             }
             Request::Put(put) => {
                 let lease = self.lease(put.session, holder)?;
-                let chunks = split(&put.lengths, bulk)?.into_iter().map(|(id, bytes)| {
+                let chunks = bulk::blobs(&put.lengths, beside)?.into_iter().map(|(id, bytes)| {
                     let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
                     Ok((id, Blob::parse(bytes).map_err(wrong)?))
                 });
@@ -367,54 +360,42 @@ impl<R: Repository + 'static> Node<R> {
                 let stored = self.lease(session, holder)?.write()?.flush().await?;
                 say(to, Reply::Stored(stored)).await
             }
-            Request::Commit(commit) => self.commit(holder, commit, bulk, to).await,
+            Request::Commit(commit) => self.commit(holder, commit, beside, to).await,
             Request::Abandon(Of { session }) | Request::Close(Of { session }) => {
-                self.lease(session, holder)?;
-                self.repositories.values().for_each(|served| served.end(session));
+                self.served(session, holder)?.0.end(session);
                 say(to, Reply::Done(())).await
             }
             Request::Manifest(it) => {
-                let lease = self.lease(it.session, holder)?;
-                let manifest = match &lease.session {
-                    Session::Write(session) => session.manifest(it.point).await?,
-                    Session::Read(reader) => reader.manifest(it.point).await?,
-                };
+                let manifest = self.lease(it.session, holder)?.session.manifest(it.point).await?;
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
-                match &lease.session {
-                    Session::Write(session) => blobs(to, session.get(ids(&bulk)?)).await,
-                    Session::Read(reader) => blobs(to, reader.get(ids(&bulk)?)).await,
-                }
+                blobs(to, lease.session.get(bulk::ids(&beside)?)).await
             }
             Request::GetVerified(Of { session }) => {
                 let (served, lease) = self.served(session, holder)?;
-                let ids = ids(&bulk)?;
+                let ids = bulk::ids(&beside)?;
                 // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
-                let batches = futures::stream::iter(ids.chunks(VERIFIED_TOGETHER)).then(|ids| async {
-                    match &lease.session {
-                        Session::Write(session) => session.get_verified(&served.prints, ids.to_vec()).await,
-                        Session::Read(reader) => reader.get_verified(&served.prints, ids.to_vec()).await,
-                    }
-                });
+                let batches = futures::stream::iter(ids.chunks(VERIFIED_TOGETHER))
+                    .then(|ids| lease.session.get_verified(&served.prints, ids.to_vec()));
                 blobs(to, batches).await
             }
         }
     }
 
-    async fn commit(&self, holder: &Holder, commit: CommitIn, mut bulk: Bytes, to: &mut SendStream) -> Done {
+    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut SendStream) -> Done {
         let (served, lease) = self.served(commit.session, holder)?;
         let mut drafts = Vec::new();
         for draft in commit.drafts {
             let length = draft.manifest_bytes as usize;
-            if length > bulk.len() {
+            if length > beside.len() {
                 return Err(Error::transport("a message whose lengths do not fit").into());
             }
-            let manifest = Manifest::decode(&bulk.split_to(length)).map_err(Error::from)?;
+            let manifest = Manifest::decode(&beside.split_to(length)).map_err(Error::from)?;
             drafts.push(PointDraft { manifest, origin: draft.origin });
         }
-        if !bulk.is_empty() {
+        if !beside.is_empty() {
             return Err(Error::transport("a message whose lengths do not fit").into());
         }
         let session = lease.write()?;
@@ -426,7 +407,7 @@ impl<R: Repository + 'static> Node<R> {
             }
             Commit::Missing(mut missing) => {
                 missing.truncate(LACKING_MAX);
-                Ok(send(to, &Reply::Lacking(()), vec![id_bytes(&missing)], false).await?)
+                Ok(send(to, &Reply::Lacking(()), vec![bulk::of_ids(missing.into_iter())], false).await?)
             }
         }
     }
@@ -487,7 +468,7 @@ impl<R: Repository + 'static> Served<R> {
         Err(Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end"))
     }
 
-    fn lend(&self, id: SessionId, holder: &Holder, session: Session<R>) {
+    fn lend(&self, id: SessionId, holder: &Holder, session: Either<R::Session, R::Reader>) {
         let lease = Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) };
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
     }
@@ -502,8 +483,8 @@ impl<R: Repository + 'static> Served<R> {
 impl<R: Repository> Lease<R> {
     fn write(&self) -> Result<&R::Session> {
         match &self.session {
-            Session::Write(session) => Ok(session),
-            Session::Read(_) => Err(Error::usage("this session only reads")),
+            Either::Left(session) => Ok(session),
+            Either::Right(_) => Err(Error::usage("this session only reads")),
         }
     }
 }
@@ -526,8 +507,7 @@ async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
 async fn blobs(to: &mut SendStream, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
     futures::pin_mut!(batches);
     while let Some(batch) = batches.next().await {
-        for part in parts(batch) {
-            let (message, bulk) = part;
+        for (message, bulk) in parts(batch) {
             send(to, &Reply::Chunks(message), bulk, true).await?;
         }
     }
@@ -538,26 +518,25 @@ async fn blobs(to: &mut SendStream, batches: impl futures::Stream<Item = ChunkBa
 /// Messages that carry a batch.
 fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
     let mut made: Vec<(Chunks, Vec<Bytes>)> = Vec::new();
-    let (mut found, mut bytes): (Vec<(ChunkId, Bytes)>, usize) = (Vec::new(), 0);
-    let mut close = |found: &mut Vec<(ChunkId, Bytes)>| {
-        let lengths = found.iter().map(|(_, blob)| blob.len() as u32).collect();
-        let ids: Vec<ChunkId> = found.iter().map(|(id, _)| *id).collect();
-        let bulk = [id_bytes(&ids)].into_iter().chain(found.drain(..).map(|(_, blob)| blob)).collect();
+    let (mut found, mut bytes): (Vec<(ChunkId, Blob)>, usize) = (Vec::new(), 0);
+    let mut close = |found: &mut Vec<(ChunkId, Blob)>| {
+        let (lengths, bulk) = bulk::of_blobs(found);
+        found.clear();
         made.push((Chunks { lengths, failed: Vec::new() }, bulk));
     };
-    let mut failed = Vec::new();
+    let mut failed: Vec<FailedChunk> = Vec::new();
     for (id, blob) in batch {
         match blob {
             Ok(blob) => {
-                let blob = blob.bytes().clone();
-                if bytes + blob.len() > PART_BYTES && !found.is_empty() {
+                let length = blob.bytes().len();
+                if bytes + length > PART_BYTES && !found.is_empty() {
                     close(&mut found);
                     bytes = 0;
                 }
-                bytes += blob.len();
+                bytes += length;
                 found.push((id, blob));
             }
-            Err(error) => failed.push(failed_chunk(error)),
+            Err(error) => failed.push(error.into()),
         }
     }
     if !found.is_empty() {
@@ -569,25 +548,6 @@ fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
     made
 }
 
-fn failed_chunk(error: ChunkError) -> FailedChunk {
-    let cut = |what: String| what.chars().take(WHAT_CHARS_MAX).collect();
-    let (chunk, how, code, pack, what) = match error {
-        ChunkError::Missing { chunk } => (chunk, 0, 0, String::new(), String::new()),
-        ChunkError::Damaged { chunk, pack, what } => (chunk, 1, 0, pack, what),
-        ChunkError::Wrong { chunk, what } => (chunk, 2, 0, String::new(), what),
-        ChunkError::Unreadable { chunk, kind, what } => (chunk, 3, error_code(kind), String::new(), what),
-    };
-    FailedChunk { chunk: chunk.0, how, code, pack: cut(pack), what: cut(what) }
-}
-
-const fn presence_code(presence: Presence) -> u8 {
-    match presence {
-        Presence::Missing => 0,
-        Presence::Have => 1,
-        Presence::Pending => 2,
-    }
-}
-
 /// Bytes beside requests of one connection that wait for the repository: more than a client has on its way (its window, and
 /// a commit), so that one which keeps to it never waits for room, and nothing that waits takes the window from what has it.
 const ROOM_BYTES: usize = 64 << 20;
@@ -597,7 +557,6 @@ const VERIFIED_TOGETHER: usize = 16;
 const PART_BYTES: usize = 1 << 20;
 const POINTS_TOGETHER: usize = 1024;
 const FAILED_TOGETHER: usize = 128;
-const WHAT_CHARS_MAX: usize = 512;
 /// Sessions of one holder.
 const SESSIONS_MAX: usize = 1024;
 const CONNECTIONS_MAX: usize = 1024;
