@@ -8,21 +8,27 @@
 //! | `quic` | both | certificates, windows, congestion |
 //! | `link` | client | connections that are made again when they are lost |
 //! | `remote` | client | [`Remote`]: sessions that survive |
+//! | `enrol` | client | making and using tokens, renewing certificates |
+//! | `keeper` | both | [`Keeper`]: an identity that renews itself |
 //! | `access` | node | who may ask what |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 
 pub mod access;
 mod bulk;
+mod enrol;
 mod frame;
+mod keeper;
 mod link;
 pub mod message;
 mod quic;
 mod remote;
 mod serve;
 
+pub use enrol::{create_token, join};
 pub use frame::{decode, encode};
+pub use keeper::{Keeper, Signer, renewed_when_used};
 pub use link::Peer;
-pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quic::{Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, server, server_of};
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

@@ -1,6 +1,6 @@
 //! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
 
-use mover::identity::Role;
+use mover::identity::{Holder, KeyClaim, Role, Wanted};
 use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
@@ -26,6 +26,9 @@ fn requests() -> Vec<Request> {
     vec![
         Request::Hello(Hello { versions: (1, 2), features: 3, program: "windlass".into() }),
         Request::Open(Open { name: "main".into() }),
+        Request::Token(TokenIn { hash: [14; 32], wanted: wanted(), valid_s: 3600 }),
+        Request::Join(JoinIn { secret: [15; 32], claim: claim() }),
+        Request::Renew(RenewIn { claim: claim() }),
         Request::List(List { repository, machine: Some("web".parse().unwrap()), forgotten: true }),
         Request::Stats(Whole { repository }),
         Request::Incarnation(Whole { repository }),
@@ -57,6 +60,8 @@ fn replies() -> Vec<Reply> {
         Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }),
         Reply::Welcome(Welcome { version: 1, features: 2, program: "windlass-store".into() }),
         Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }),
+        Reply::Expected(Expected { expires: Timestamp(4) }),
+        Reply::Certified(Certified { certificate: "cert".into(), authority: "ca".into() }),
         Reply::Points(vec![point()]),
         Reply::Totals(stats),
         Reply::Ends(ends()),
@@ -71,6 +76,15 @@ fn replies() -> Vec<Reply> {
         Reply::ManifestBytes(()),
         Reply::Chunks(Chunks { lengths: vec![1, 2], failed: vec![failed] }),
     ]
+}
+
+fn wanted() -> Wanted {
+    let holder = Holder { role: Role::Node, name: "store2".parse().unwrap() };
+    Wanted { holder, hosts: vec!["store2.example".into(), "::1".into()] }
+}
+
+fn claim() -> KeyClaim {
+    KeyClaim { point: vec![4; 65], signature: vec![16; 70] }
 }
 
 fn ends() -> Incarnation {
@@ -187,13 +201,16 @@ fn roles() {
         );
         for role in Role::ALL {
             let expected = match role {
-                Role::Node => !writes,
+                Role::Node => !writes && !matches!(request, Request::Token(_)),
                 // The sample is of a copy.
-                Role::Proxy => !matches!(request, Request::Commit(_)),
+                Role::Proxy => !matches!(request, Request::Commit(_) | Request::Token(_)),
                 Role::Admin => true,
             };
+            let expected = expected && !matches!(request, Request::Join(_));
             assert_eq!(access::allows(role, &request), expected, "{role:?} {request:?}");
         }
+        let expected = matches!(request, Request::Hello(_) | Request::Join(_));
+        assert_eq!(access::check(None, &request).is_ok(), expected, "nobody {request:?}");
     }
 }
 

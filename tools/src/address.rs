@@ -1,5 +1,6 @@
 //! Arguments that name places.
 
+use mover::identity::Address;
 use mover::wire::Congestion;
 use mover::{Error, Name};
 use std::fmt;
@@ -80,16 +81,23 @@ fn node(text: &str) -> Option<At> {
         Some(_) => return None,
     };
     let (authority, name) = text.split_once('/')?;
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            (host, port.strip_prefix(':').or(port.is_empty().then_some("7440"))?)
-        }
-        None => authority.split_once(':').unwrap_or((authority, "7440")),
-    };
+    let Address { host, port } = authority.parse().ok()?;
     let name: Name = name.parse().ok()?;
-    (!host.is_empty()).then_some(())?;
-    Some(At::Node { host: host.into(), port: port.parse().ok()?, name: name.to_string(), congestion })
+    Some(At::Node { host, port, name: name.to_string(), congestion })
+}
+
+/// The address of a node, `quic://host[:port]`, or of a repository on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeAt(pub Address);
+
+impl FromStr for NodeAt {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let rest = text.strip_prefix("quic://").map(|rest| rest.split('/').next().unwrap_or_default());
+        let rest = rest.ok_or_else(|| Error::usage(format!("{text:?} is no node; give quic://host[:port]")))?;
+        Ok(Self(rest.parse()?))
+    }
 }
 
 fn percent_decoded(text: &str) -> Option<String> {

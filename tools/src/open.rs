@@ -4,7 +4,7 @@ use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
-use mover::wire::{Peer, Remote, client, client_config};
+use mover::wire::{Peer, Remote, client, client_config, renewed_when_used};
 use mover::{
     CheckpointId, DiskRecord, Either, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
     TrackingWish, blocking,
@@ -26,7 +26,7 @@ pub async fn repository(context: &Context, address: &Kept, access: Access) -> Re
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
-            let Credentials { identity, trust } = credentials()?;
+            let Credentials { identity, trust } = credentials(context).await?;
             let config = client_config(&identity, &trust, *congestion)?;
             let remote = Remote::connect(client()?, Peer::new(host.as_str(), *port, config), name).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
@@ -51,18 +51,32 @@ pub async fn close(repository: Opened) -> Result<()> {
 }
 
 /// Who we are to storage nodes.
-fn credentials() -> Result<Credentials> {
-    let named = std::env::var_os("WINDLASS_IDENTITY").map(PathBuf::from);
-    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/windlass/identity"));
-    let usual = [own, Some(PathBuf::from("/etc/windlass/identity"))];
-    let found = named.or_else(|| usual.into_iter().flatten().find(|folder| folder.join("cert.pem").exists()));
+pub async fn credentials(context: &Context) -> Result<Credentials> {
+    let found = named_identity().or_else(|| {
+        let usual = [own_identity(), Some(PathBuf::from("/etc/windlass/identity"))];
+        usual.into_iter().flatten().find(|folder| Credentials::is_in(folder))
+    });
     let folder = found.ok_or_else(|| {
         Error::usage("a storage node is asked by somebody it knows, and there is no identity here").hint(
-            "`windlass-store issue` on the node makes one; name its folder with WINDLASS_IDENTITY, or move it to \
-                   ~/.config/windlass/identity",
+            "`windlass token join` makes one; name its folder with WINDLASS_IDENTITY, or move it to \
+             ~/.config/windlass/identity",
         )
     })?;
-    Credentials::load(&folder)
+    renewed_when_used(&folder, &context.world).await
+}
+
+/// Where an identity is put that is made here.
+pub fn identity_folder() -> Result<PathBuf> {
+    let folder = named_identity().or_else(own_identity);
+    folder.ok_or_else(|| Error::usage("no folder for the identity").hint("name one with --out"))
+}
+
+fn named_identity() -> Option<PathBuf> {
+    std::env::var_os("WINDLASS_IDENTITY").map(PathBuf::from)
+}
+
+fn own_identity() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/windlass/identity"))
 }
 
 /// Opens a repository, as long as patience lasts.

@@ -64,6 +64,12 @@ pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     })
 }
 
+/// `30s`, `5m`, `1h`.
+pub fn parsed_duration(text: &str) -> Result<Duration, Error> {
+    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    span.ok_or_else(|| Error::usage("write a duration such as 30s or 5m"))
+}
+
 /// `20MiB`, `20M` (the same), `20MB` (decimal), also with `/s`.
 pub fn parse_bytes(text: &str) -> Result<u64, Error> {
     let bad = || Error::usage("write a size such as 20MiB");

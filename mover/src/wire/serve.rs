@@ -1,13 +1,15 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
+mod joining;
+
 use super::frame::{Arrival, FrameError, receive, send};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
-    SUSPECTS_MAX, Welcome, presence_code,
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply,
+    Request, SUSPECTS_MAX, Welcome, presence_code,
 };
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
-use crate::identity::Holder;
+use crate::identity::{Holder, Registry};
 use crate::{
     Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, ReadSession,
     RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
@@ -28,7 +30,11 @@ use tokio::time::Instant;
 pub struct Node<R: Repository> {
     repositories: HashMap<String, Arc<Served<R>>>,
     world: World,
-    denied: Box<Denied>,
+    denied: Arc<Denied>,
+    /// Of the node that holds the site's authority.
+    registry: Option<Arc<Registry>>,
+    /// Connections without a certificate.
+    strangers: AtomicUsize,
     /// Connections, those that are not proven to be anybody's too.
     connections: AtomicUsize,
     /// Connections of each holder.
@@ -38,6 +44,7 @@ pub struct Node<R: Repository> {
 /// A connection, and whose it is.
 struct Caller {
     holder: Holder,
+    certificate: CertificateDer<'static>,
     /// Bytes of chunks that wait for the repository.
     room: Arc<Semaphore>,
     /// Whether it has said hello.
@@ -116,9 +123,9 @@ type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
-        let denied = Box::new(|_: &Holder| false);
-        let (connections, present) = (AtomicUsize::new(0), Mutex::default());
-        Self { repositories: HashMap::new(), world, denied, connections, present }
+        let denied = Arc::new(|_: &Holder| false);
+        let (connections, strangers, present) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::default());
+        Self { repositories: HashMap::new(), world, denied, registry: None, connections, strangers, present }
     }
 
     /// Serves `repository` under `name`.
@@ -133,7 +140,7 @@ impl<R: Repository + 'static> Node<R> {
     /// Asks `denied` about everybody whose certificate the authority signed, at every request.
     #[must_use]
     pub fn denying(mut self, denied: impl Fn(&Holder) -> bool + Send + Sync + 'static) -> Self {
-        self.denied = Box::new(denied);
+        self.denied = Arc::new(denied);
         self
     }
 
@@ -191,8 +198,9 @@ impl<R: Repository + 'static> Node<R> {
             Ok(Err(error)) => return tracing::info!(%from, %error, "no connection"),
             Err(_) => return tracing::info!(%from, "no connection: it took too long"),
         };
-        let holder = match self.holder(&connection) {
-            Ok(holder) => holder,
+        let (holder, certificate) = match self.holder(&connection) {
+            Ok(Some(shown)) => shown,
+            Ok(None) => return self.stranger(connection, stop).await,
             Err(error) => {
                 tracing::warn!(%from, %error, "refused");
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
@@ -204,7 +212,7 @@ impl<R: Repository + 'static> Node<R> {
         };
         tracing::debug!(%from, %holder, "connected");
         let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        let caller = Arc::new(Caller { holder: holder.clone(), room, greeted: AtomicBool::new(false) });
+        let caller = Arc::new(Caller { holder: holder.clone(), certificate, room, greeted: AtomicBool::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
@@ -240,14 +248,13 @@ impl<R: Repository + 'static> Node<R> {
         })
     }
 
-    fn holder(&self, connection: &Connection) -> Result<Holder> {
-        let unknown = || Error::new(ErrorKind::NotAuthorised, "no certificate was shown");
+    /// Whose certificate was shown; nobody's when none was.
+    fn holder(&self, connection: &Connection) -> Result<Option<(Holder, CertificateDer<'static>)>> {
         let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let shown = shown.ok_or_else(unknown)?;
-        let certificate = shown.first().ok_or_else(unknown)?;
-        let holder = Holder::of(certificate)?;
+        let Some(certificate) = shown.and_then(|shown| shown.into_iter().next()) else { return Ok(None) };
+        let holder = Holder::of(&certificate)?;
         self.not_denied(&holder)?;
-        Ok(holder)
+        Ok(Some((holder, certificate)))
     }
 
     fn not_denied(&self, holder: &Holder) -> Result<()> {
@@ -264,38 +271,26 @@ impl<R: Repository + 'static> Node<R> {
                 let _room = frame.room.filter(|_| !matches!(frame.message, Request::Get(_) | Request::GetVerified(_)));
                 let greets = matches!(frame.message, Request::Hello(_));
                 if frame.more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
-                    Err(Error::transport("hello is the first request, and each is one message").into())
+                    Err(not_greeted().into())
                 } else {
                     caller.greeted.store(true, Ordering::Relaxed);
-                    self.request(&caller.holder, frame.message, frame.bulk, &mut to).await
+                    self.request(caller, frame.message, frame.bulk, &mut to).await
                 }
             }
             Err(error) => Err(error.into()),
         };
-        let told = match done {
-            Ok(()) => Ok(()),
-            Err(Refused::Told(failed)) => send(&mut to, &Reply::Failed(failed), Vec::new(), false).await,
-            Err(Refused::Gone) => return,
-        };
-        if told.is_ok() {
-            let _ = to.finish();
-        }
+        tell(done, &mut to).await;
     }
 
-    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut SendStream) -> Done {
+    async fn request(&self, caller: &Caller, request: Request, beside: Bytes, to: &mut SendStream) -> Done {
+        let holder = &caller.holder;
         self.not_denied(holder)?;
-        access::check(holder, &request)?;
+        access::check(Some(holder), &request)?;
         match request {
-            Request::Hello(hello) => {
-                let (lowest, highest) = hello.versions;
-                if lowest > super::VERSION || highest < super::VERSION {
-                    let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
-                    return Err(Error::version(what).hint("use a windlass of the same version").into());
-                }
-                let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
-                let features = hello.features & super::FEATURES;
-                say(to, Reply::Welcome(Welcome { version: super::VERSION, features, program })).await
-            }
+            Request::Hello(hello) => say(to, welcome(&hello)?).await,
+            Request::Token(it) => say(to, self.expect(holder, it).await?).await,
+            Request::Join(it) => say(to, self.join(it).await?).await,
+            Request::Renew(it) => say(to, self.renew(caller, it).await?).await,
             Request::Open(Open { name }) => {
                 let served = self.repositories.get(&name);
                 let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
@@ -487,6 +482,33 @@ impl<R: Repository> Lease<R> {
             Either::Right(_) => Err(Error::usage("this session only reads")),
         }
     }
+}
+
+/// Tells how a request ended, when that was not told yet.
+async fn tell(done: Done, to: &mut SendStream) {
+    let told = match done {
+        Ok(()) => Ok(()),
+        Err(Refused::Told(failed)) => send(to, &Reply::Failed(failed), Vec::new(), false).await,
+        Err(Refused::Gone) => return,
+    };
+    if told.is_ok() {
+        let _ = to.finish();
+    }
+}
+
+fn not_greeted() -> Error {
+    Error::transport("hello is the first request, and each is one message")
+}
+
+fn welcome(hello: &Hello) -> Result<Reply> {
+    let (lowest, highest) = hello.versions;
+    if lowest > super::VERSION || highest < super::VERSION {
+        let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
+        return Err(Error::version(what).hint("use a windlass of the same version"));
+    }
+    let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
+    let features = hello.features & super::FEATURES;
+    Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
 async fn say(to: &mut SendStream, reply: Reply) -> Done {
