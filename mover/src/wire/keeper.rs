@@ -54,10 +54,10 @@ impl Keeper {
                 self.look_again().await;
                 continue;
             }
-            match renew(&self.folder, &self.signer, &self.world, PATIENCE).await {
-                Ok(renewed) => {
-                    tracing::info!(holder = %renewed.identity.holder(), "identity renewed");
-                    self.show(renewed);
+            match self.renew().await {
+                Ok(()) => {
+                    let current = self.current.borrow();
+                    tracing::info!(holder = %current.identity.holder(), "identity renewed");
                 }
                 Err(error) => {
                     let left = until(facts.not_after.0 - now.0);
@@ -70,6 +70,15 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Renews once, if it is time.
+    ///
+    /// # Errors
+    /// What the authority says, `Transport` when it cannot be reached, `Busy` when another process is at it.
+    pub async fn renew(&self) -> Result<()> {
+        self.show(renew(&self.folder, &self.signer, &self.world, PATIENCE).await?);
+        Ok(())
     }
 
     async fn look_again(&self) {
