@@ -2,11 +2,12 @@
 
 use super::{Current, enrol};
 use crate::identity::{Credentials, Issued, NewKey, Registry};
-use crate::{Error, Result, World, blocking};
+use crate::{Error, ErrorKind, Result, World, blocking};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Who signs the next certificate.
 #[derive(Debug, Clone)]
@@ -112,11 +113,15 @@ pub async fn renewed_when_used(folder: &Path, world: &World) -> Result<Credentia
     if !facts.is_due(world.now()) || tried_lately(&tried, world) {
         return Ok(found);
     }
-    match renew(folder, &Signer::There, world, PATIENCE_OF_COMMANDS).await {
+    let renewing = renew(folder, &Signer::There, world, PATIENCE_OF_COMMANDS);
+    let slow = |_| Err(Error::transport("the authority does not answer"));
+    match timeout(PATIENCE_OF_COMMANDS, renewing).await.unwrap_or_else(slow) {
         Ok(renewed) => {
             let _ = std::fs::remove_file(tried);
             Ok(renewed)
         }
+        // By another command.
+        Err(error) if error.kind() == ErrorKind::Busy => Ok(found),
         Err(error) => {
             // Not with each command again. Where this cannot be written, the next one tries.
             let _ = std::fs::write(tried, format!("{}\n", world.now().0));
