@@ -28,6 +28,16 @@ impl Kept {
         &self.at
     }
 
+    /// The node that has it.
+    pub fn node(&self) -> Result<Address, Error> {
+        match &self.at {
+            At::Node { host, port, .. } => Ok(Address { host: host.clone(), port: *port }),
+            At::Directory(_) => {
+                Err(Error::usage(format!("{self} is not on a storage node")).hint("name one with --node"))
+            }
+        }
+    }
+
     /// The directory, for what only works there.
     pub fn directory(&self) -> Result<&Path, Error> {
         match &self.at {
@@ -86,7 +96,7 @@ fn node(text: &str) -> Option<At> {
     Some(At::Node { host, port, name: name.to_string(), congestion })
 }
 
-/// The address of a node, `quic://host[:port]`, or of a repository on it.
+/// The address of a node, `quic://host[:port]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAt(pub Address);
 
@@ -94,9 +104,8 @@ impl FromStr for NodeAt {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let rest = text.strip_prefix("quic://").map(|rest| rest.split('/').next().unwrap_or_default());
-        let rest = rest.ok_or_else(|| Error::usage(format!("{text:?} is no node; give quic://host[:port]")))?;
-        Ok(Self(rest.parse()?))
+        let address = text.strip_prefix("quic://").and_then(|address| address.parse().ok());
+        address.map(Self).ok_or_else(|| Error::usage(format!("{text:?} is no node; give quic://host[:port]")))
     }
 }
 

@@ -448,9 +448,8 @@ Examples:
         #[arg(long, value_parser = parsed::<NodeAt>, value_name = "ADDR")]
         node: Option<NodeAt>,
         /// A repository on that node, instead of --node
-        #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", value_parser = parsed::<NodeAt>,
-              required_unless_present = "node")]
-        repository: Option<NodeAt>,
+        #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "node")]
+        repository: Option<Kept>,
         /// Write the token to this file, which must not be there, instead of printing it
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,

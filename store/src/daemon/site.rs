@@ -43,6 +43,7 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
         folder.display()
     );
     println!("administrators: bring {} to their machine", folder.join("admin").display());
+    println!("others join: see `windlass token create --help`");
     Ok(())
 }
 

@@ -32,10 +32,14 @@ struct Joined<'a> {
 pub async fn run(context: &Context, action: &TokenAction) -> Result<Exit> {
     match action {
         TokenAction::Create { role, name, host, valid, node, repository, out } => {
-            let node = node.as_ref().or(repository.as_ref()).ok_or_else(|| Error::usage("no node is named"))?;
+            let node = match (node, repository) {
+                (Some(node), _) => node.0.clone(),
+                (None, Some(repository)) => repository.node()?,
+                (None, None) => return Err(Error::usage("no node is named").hint("name one with --node")),
+            };
             let us = open::credentials(context).await?;
             let wanted = Wanted { holder: Holder { role: *role, name: name.clone() }, hosts: host.clone() };
-            create(context, &us, node.0.clone(), wanted, *valid, out.as_deref()).await
+            create(context, &us, node, wanted, *valid, out.as_deref()).await
         }
         TokenAction::Join { token_file, out } => join(context, token_file.as_deref(), out.clone()).await,
     }
@@ -50,6 +54,9 @@ async fn create(
     out: Option<&Path>,
 ) -> Result<Exit> {
     let holder = wanted.holder.clone();
+    if let Some(file) = out.filter(|file| file.exists()) {
+        return Err(Error::usage(format!("{} exists", file.display())).hint("name another file with --out"));
+    }
     let (token, expires) = wire::create_token(us, node, wanted, valid, &context.world).await?;
     if let Some(file) = out {
         create_private(file, format!("{token}\n").as_bytes())?;

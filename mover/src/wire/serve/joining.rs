@@ -64,6 +64,9 @@ impl<R: Repository + 'static> Node<R> {
         if counted.0.load(Ordering::Relaxed) > STRANGERS_MAX {
             return refuse("too many join at once: try again");
         }
+        // What it may send beside what it was granted before it was known.
+        connection.set_receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES));
+        connection.set_max_concurrent_bi_streams(VarInt::from_u32(STRANGER_STREAMS_MAX));
         // Nothing that a stranger may ask has anything beside it.
         let room = Arc::new(Semaphore::new(0));
         let asking = async {
@@ -110,4 +113,6 @@ fn certified(registry: &Registry, certificate: String) -> Reply {
 
 /// Connections without a certificate: few, because each may send a window's worth before it is known that it has none.
 const STRANGERS_MAX: usize = 8;
+const STRANGER_WINDOW_BYTES: u32 = 64 << 10;
+const STRANGER_STREAMS_MAX: u32 = 4;
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(10);
