@@ -235,14 +235,19 @@ async fn of_twenty_who_use_a_token_at_once_one_joins() {
     assert_eq!(joins.iter().filter(|joined| joined.is_ok()).count(), 1);
     assert!(joins.into_iter().filter_map(Result::err).all(|error| error.kind() == ErrorKind::NotAuthorised));
 
-    // Without the limit on connections of strangers in between.
+    // All of them between finding the token and using it up.
+    let all_found_it = std::sync::Barrier::new(20);
+    let denied = |_: &Holder| {
+        all_found_it.wait();
+        false
+    };
     let token = site.token("host8").await;
-    let (token, registry) = (&token, &site.registry);
+    let (token, registry, denied) = (&token, &site.registry, &denied);
     let joined = std::thread::scope(|scope| {
         let joins: Vec<_> = (0..20)
             .map(|_| {
                 let claim = NewKey::generate().unwrap().claim(&token.hash()).unwrap();
-                scope.spawn(move || registry.join(&token.secret, &claim, |_| false).is_ok())
+                scope.spawn(move || registry.join(&token.secret, &claim, denied).is_ok())
             })
             .collect();
         joins.into_iter().map(|join| join.join().unwrap()).filter(|joined| *joined).count()
