@@ -1,4 +1,5 @@
-//! Benchmarks: whole jobs beside their peers ([`e2e()`]), and stages on one core beside what limits them ([`stages()`]).
+//! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]), and
+//! jobs across long and leaky links ([`wan()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
@@ -8,6 +9,8 @@ mod node;
 mod report;
 mod stages;
 mod tools;
+mod wan;
 
 pub use e2e::{E2eOptions, e2e};
 pub use stages::stages;
+pub use wan::wan;

@@ -5,7 +5,7 @@ use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 
 /// A node that serves the repository [`OF_NODE`].
@@ -39,13 +39,20 @@ impl Node {
         Ok(node)
     }
 
+    /// Where it listens.
+    pub fn socket(&self) -> Result<SocketAddr> {
+        Ok(self.listen.parse()?)
+    }
+
     /// `windlass` on the node's repository.
     pub fn windlass(&self, places: &Places, arguments: &[&str]) -> Command {
+        self.windlass_at(places, arguments, &format!("quic://{}/main", self.listen))
+    }
+
+    /// The same under another address.
+    pub fn windlass_at(&self, places: &Places, arguments: &[&str], address: &str) -> Command {
         let mut command = Command::new(&places.windlass);
-        command
-            .args(arguments)
-            .args(["-r", &format!("quic://{}/main", self.listen), "--json"])
-            .current_dir(&places.work);
+        command.args(arguments).args(["-r", address, "--json"]).current_dir(&places.work);
         command.env("WINDLASS_IDENTITY", places.path(SITE).join("admin"));
         // Nobody reads this variable: what is named is brought into the page cache.
         command.env("WINDLASS_BENCH_NODE", places.path(OF_NODE));

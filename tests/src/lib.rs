@@ -7,3 +7,4 @@ pub mod meddle;
 pub mod node;
 pub mod program;
 pub mod protocol;
+pub mod relay;

@@ -2,7 +2,7 @@
 
 use super::CLOSED_REFUSED;
 use super::frame::{Frame, FrameError, receive, send};
-use super::message::{Hello, NO_SESSION, Reply, Request};
+use super::message::{Hello, Message, NO_SESSION, Reply, Request};
 use super::quic::WINDOW_BYTES;
 use crate::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -148,8 +148,13 @@ impl Link {
     }
 
     async fn attempt(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
-        let connection = self.connection(self.lane(request)).await?;
-        self.told_why(&connection, exchange(connection.clone(), request, bulk).await)
+        let lane = self.lane(request);
+        let connection = self.connection(lane).await?;
+        let began = Instant::now();
+        let made = self.told_why(&connection, exchange(connection.clone(), request, bulk).await);
+        let (code, ms) = (request.code(), began.elapsed().as_millis());
+        tracing::trace!(lane, code = format_args!("{code:#06x}"), ms, "asked");
+        made
     }
 
     /// Chunks go round over all connections but the first: one connection is one thread's work at either end.
@@ -259,6 +264,9 @@ impl Link {
         let _ = timeout(FAREWELL_TIMEOUT, async { while farewells.join_next().await.is_some() {} }).await;
         for lane in &self.lanes {
             if let Some(connection) = lane.lock().await.take() {
+                let quinn::PathStats { rtt, cwnd, congestion_events, lost_packets, sent_packets, current_mtu, .. } =
+                    connection.stats().path;
+                tracing::debug!(?rtt, cwnd, congestion_events, lost_packets, sent_packets, current_mtu, "closing");
                 connection.close(VarInt::from_u32(0), b"done");
             }
         }

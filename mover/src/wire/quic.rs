@@ -9,6 +9,7 @@ use quinn::{
     ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
+use rustix::net::sockopt;
 use rustls::server::WebPkiClientVerifier;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
@@ -30,7 +31,7 @@ pub enum Congestion {
 /// # Errors
 /// `Usage` when the address cannot be bound, `Internal` for unusable certificates.
 pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestion: Congestion) -> Result<Endpoint> {
-    let bound = UdpSocket::bind(address).and_then(|socket| {
+    let bound = socket(address).and_then(|socket| {
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
         Endpoint::new(endpoint_config(identity), Some(server_config(identity, trust, congestion)?), socket, runtime)
     });
@@ -47,8 +48,24 @@ pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestio
 /// `Transport` when no socket can be had.
 pub fn client() -> Result<Endpoint> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let made = Endpoint::client(any).or_else(|_| Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))));
+    let made = socket(any).or_else(|_| socket(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
+        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+        Endpoint::new(EndpointConfig::default(), None, socket, runtime)
+    });
     made.map_err(|error| Error::transport("no UDP socket").because(error))
+}
+
+/// A socket whose buffers hold what comes while both ends' threads do something else: the kernel's usual 200 KiB are 2 ms
+/// of 1 Gbit/s, and what does not fit looks like a crowded link to the sender.
+fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    // Beyond the system's limit is for root alone; others get as much as the limit gives.
+    let receiving = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BYTES));
+    let sending = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BYTES)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES));
+    receiving.and(sending)?;
+    Ok(socket)
 }
 
 /// How to ask a node.
@@ -159,5 +176,7 @@ const STREAM_WINDOW_BYTES: u32 = 24 << 20;
 const STREAMS_MAX: u32 = 256;
 /// Longest packet that is tried: a frame of 9,000 bytes without the headers of IPv6 and UDP.
 const JUMBO_BYTES: u16 = 8952;
+/// Asked of the kernel for each direction of a socket.
+const SOCKET_BYTES: usize = 4 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const IDLE_MS: u32 = 15_000;
