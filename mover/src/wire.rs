@@ -9,11 +9,13 @@
 //! | `link` | client | connections that are made again when they are lost |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `access` | node | who may ask what |
+//! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 
 pub mod access;
 mod bulk;
 mod frame;
+mod limits;
 mod link;
 pub mod message;
 mod quic;
