@@ -3,7 +3,8 @@
 //! Memory that peers can have a node hold is counted in the budgets below, whoever asks and over however many
 //! connections; `PROTOCOL.md` adds them up.
 
-use super::message::Request;
+use super::bulk::ID_BYTES;
+use super::message::{IDS_MAX, Request};
 use super::quic::{WINDOW_BYTES, WINDOW_BYTES_MIN};
 use crate::identity::Holder;
 use quinn::{Connection, VarInt};
@@ -183,7 +184,9 @@ pub struct Limits {
     pub requests: Arc<Budget>,
     /// Bytes beside requests, from the moment they are asked for until the repository has them.
     pub room: Arc<Budget>,
-    /// Bytes that making an answer takes.
+    /// Bytes that requests take while they are done, which is soon.
+    pub work: Arc<Budget>,
+    /// Bytes that long answers take, for as long as they are taken.
     pub answers: Arc<Budget>,
     /// Bytes that clients may have on their way to us, unread.
     pub receiving: Arc<Budget>,
@@ -200,6 +203,7 @@ impl Default for Limits {
             handshakes: Handshakes::default(),
             requests: Budget::new(REQUESTS_MAX),
             room: Budget::new(ROOM_BYTES),
+            work: Budget::new(WORK_BYTES),
             answers: Budget::new(ANSWERS_BYTES),
             receiving: Budget::new(RECEIVING_BYTES),
             sending: Budget::new(SENDING_BYTES),
@@ -246,10 +250,13 @@ impl Allowance {
         share.wait(bytes, ROOM_PATIENCE.min(self.limits.patience)).await.then_some(share)
     }
 
-    /// Room for making the answer of a request beside which so many bytes stand.
-    pub async fn answer(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
-        let mut share = self.limits.answers.share(&self.holder);
-        share.wait(answer_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
+    /// What doing a request takes beside which so many bytes stand.
+    pub async fn work(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
+        let lasts = matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
+            || matches!(request, Request::GetVerified(_) | Request::List(_));
+        let budget = if lasts { &self.limits.answers } else { &self.limits.work };
+        let mut share = budget.share(&self.holder);
+        share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
     }
 
     /// Clients have many messages like this one on their way: the window follows, as far as there is room.
@@ -272,10 +279,11 @@ impl Allowance {
 }
 
 /// Memory that a request takes beside what came with it, at most or nearly so.
-fn answer_bytes(request: &Request, beside_bytes: usize) -> usize {
+fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
     match request {
         // Ids, their places in order, and reads ahead of what is sent.
-        Request::Get(_) | Request::GetVerified(_) => READING_BYTES + 4 * beside_bytes,
+        Request::Get(_) => READING_BYTES.min(READ_BYTES * beside_bytes / ID_BYTES) + 3 * beside_bytes,
+        Request::GetVerified(_) => READING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
         Request::Manifest(_) | Request::Commit(_) | Request::List(_) | Request::Begin(_) => READING_BYTES,
@@ -292,9 +300,10 @@ const HANDSHAKES_UNPROVEN_MAX: usize = 64;
 const HANDSHAKES_MAX: usize = 256;
 /// Each with a body of 64 KiB at most.
 const REQUESTS_MAX: usize = 512;
-/// Three clients have as much on their way as they may (32 MiB), or one that does not keep to it 48 MiB.
-const ROOM_BYTES: usize = 96 << 20;
-const ANSWERS_BYTES: usize = 64 << 20;
+/// Two clients have nearly as much on their way as they may (32 MiB), or one that does not keep to it 40 MiB.
+const ROOM_BYTES: usize = 80 << 20;
+const WORK_BYTES: usize = 24 << 20;
+const ANSWERS_BYTES: usize = 48 << 20;
 /// One holder alone gets 32 MiB: 1 Gbit/s at 150 ms takes 19 MB.
 const RECEIVING_BYTES: usize = 64 << 20;
 const SENDING_BYTES: usize = 64 << 20;
@@ -302,8 +311,12 @@ const SENDING_BYTES: usize = 64 << 20;
 const WINDOW_STEP_BYTES: usize = 4 << 20;
 /// Messages of one size that are on their way together.
 const MESSAGES_ON_THEIR_WAY: usize = 32;
+/// Beyond this many bytes of ids an answer may take long.
+const SHORT_GET_BYTES_MAX: usize = IDS_MAX * ID_BYTES;
+/// One chunk being read; there are longer ones, but of those few.
+const READ_BYTES: usize = 256 << 10;
 /// A manifest being made, or chunks read ahead.
-const READING_BYTES: usize = 8 << 20;
+const READING_BYTES: usize = 6 << 20;
 /// What is known of a chunk that is being put.
 const PUT_CHUNK_BYTES: usize = 256;
 const SMALL_BYTES: usize = 64 << 10;

@@ -282,7 +282,7 @@ impl<R: Repository + 'static> Node<R> {
         let holder = &caller.allowance.holder;
         self.not_denied(holder)?;
         access::check(holder, &message)?;
-        let _making = caller.allowance.answer(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
+        let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
         // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
         let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
         self.request(holder, message, bulk, to).await
