@@ -24,7 +24,7 @@ mod serve;
 
 pub use frame::{decode, encode};
 pub use link::Peer;
-pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, server};
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 
