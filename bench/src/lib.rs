@@ -1,8 +1,10 @@
-//! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]), and
-//! jobs across long and leaky links ([`wan()`]).
+//! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
+//! jobs across long and leaky links ([`wan()`]), and a job while its storage node is attacked ([`attack()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
+mod attack;
+pub mod attacker;
 mod e2e;
 mod measure;
 mod node;
@@ -11,6 +13,7 @@ mod stages;
 mod tools;
 mod wan;
 
+pub use attack::{AttackOptions, attack};
 pub use e2e::{E2eOptions, e2e};
 pub use stages::stages;
 pub use wan::wan;

@@ -6,6 +6,7 @@ use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -79,7 +80,7 @@ fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
         seed: 1,
         ..Shape::default()
     };
-    let relay = Relay::start(node.socket()?, shape)?;
+    let relay = Relay::start(SocketAddr::from(([127, 0, 0, 1], node.port())), shape)?;
     let address = format!("quic://127.0.0.1:{}/main?congestion={}", relay.port, row.congestion);
     let timed = |arguments: &[&str]| -> Result<f64> {
         let began = Instant::now();

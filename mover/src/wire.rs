@@ -9,11 +9,13 @@
 //! | `link` | client | connections that are made again when they are lost |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `access` | node | who may ask what |
+//! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 
 pub mod access;
 mod bulk;
 mod frame;
+mod limits;
 mod link;
 pub mod message;
 mod quic;
@@ -22,7 +24,7 @@ mod serve;
 
 pub use frame::{decode, encode};
 pub use link::Peer;
-pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, server};
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

@@ -43,7 +43,8 @@ pub fn windlass_store() -> ExitCode {
 
 fn serve(arguments: &Serve, world: &World) -> Result<()> {
     let config = Config::read(&arguments.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build();
     let runtime = runtime.map_err(|error| Error::internal("cannot start threads").because(error))?;
     runtime.block_on(run(config, world))
 }
@@ -91,6 +92,9 @@ async fn run(config: Config, world: &World) -> Result<()> {
     }
     Ok(())
 }
+
+/// Threads that wait for files and RocksDB: beyond this more of them only take memory.
+const BLOCKING_THREADS_MAX: usize = 64;
 
 struct Signals {
     terminate: tokio::signal::unix::Signal,

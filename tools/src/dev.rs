@@ -74,6 +74,28 @@ enum Bench {
         #[arg(long)]
         data: PathBuf,
     },
+    /// A backup into a storage node that is attacked meanwhile, beside one that is not
+    Attack {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds of quiet, attacked, quiet
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+        /// Where repositories are made; they are removed
+        #[arg(long)]
+        work: Option<PathBuf>,
+    },
+    /// The attackers of `attack`
+    #[command(hide = true)]
+    Attacker {
+        /// Port of the node on the loopback address
+        #[arg(long)]
+        port: u16,
+        /// Whose certificate they have
+        #[arg(long)]
+        identity: PathBuf,
+    },
     /// Stages on one core beside what limits them
     Stages {
         /// Folder with day1.raw
@@ -116,6 +138,16 @@ fn run(task: Task) -> Result<()> {
             loop {
                 std::thread::park();
             }
+        }
+        Task::Bench(Bench::Attack { data, rounds, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
+            windlass: std::env::current_exe()?.with_file_name("windlass"),
+            work: work.unwrap_or_else(|| data.join("attack")),
+            data,
+            rounds,
+        }),
+        Task::Bench(Bench::Attacker { port, identity }) => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main"))
         }
         Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
     }

@@ -2,7 +2,7 @@
 
 use super::CLOSED_REFUSED;
 use super::frame::{Frame, FrameError, receive, send};
-use super::message::{Hello, Message, NO_SESSION, Reply, Request};
+use super::message::{Hello, Message, NO_ROOM, NO_SESSION, Reply, Request};
 use super::quic::WINDOW_BYTES;
 use crate::{Error, ErrorKind, Result};
 use bytes::Bytes;
@@ -87,8 +87,8 @@ enum Attempt {
 impl From<FrameError> for Attempt {
     fn from(error: FrameError) -> Self {
         match error {
-            FrameError::Lost(what) => Self::Lost(what),
             FrameError::Nonsense(error) => Self::Over(CallError::Failed(error)),
+            error @ (FrameError::Lost(_) | FrameError::NoRoom) => Self::Lost(error.to_string()),
         }
     }
 }
@@ -238,7 +238,7 @@ impl Link {
                 match rest.next().await {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => return Ok(frames),
-                    Err(FrameError::Lost(_)) => break,
+                    Err(FrameError::Lost(_) | FrameError::NoRoom) => break,
                     Err(FrameError::Nonsense(error)) => return Err(error.into()),
                 }
             }
@@ -307,10 +307,12 @@ async fn exchange(
     let _ = to.finish();
     let frame = receive::<Reply>(&mut from, None).await?;
     if let Reply::Failed(failed) = frame.message {
-        return Err(Attempt::Over(match failed.code {
-            NO_SESSION => CallError::NoSession,
-            _ => CallError::Failed(Error::from(failed)),
-        }));
+        return Err(match failed.code {
+            NO_SESSION => Attempt::Over(CallError::NoSession),
+            // Later there will be.
+            NO_ROOM => Attempt::Lost(failed.message),
+            _ => Attempt::Over(CallError::Failed(failed.into())),
+        });
     }
     let ended = !frame.more;
     Ok((frame, Replies { stream: from, _connection: connection, ended }))

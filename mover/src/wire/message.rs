@@ -388,7 +388,7 @@ pub const fn presence(code: u8) -> Option<Presence> {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// [`error_code`], or [`NO_SESSION`].
+    /// [`error_code`], [`NO_SESSION`] or [`NO_ROOM`].
     pub code: u16,
     /// What failed on what.
     pub message: String,
@@ -416,6 +416,9 @@ impl From<Failed> for Error {
 
 /// The session is not known: it ended, or the node was restarted.
 pub const NO_SESSION: u16 = 0x100;
+
+/// The node has no room for the request now: it can be made again later.
+pub const NO_ROOM: u16 = 0x110;
 
 /// The code of an error on the wire.
 pub const fn error_code(kind: ErrorKind) -> u16 {

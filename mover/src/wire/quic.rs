@@ -101,7 +101,12 @@ fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> 
     tls.send_tls13_tickets = 0;
     let quic = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = ServerConfig::with_crypto(Arc::new(quic));
-    config.transport_config(Arc::new(transport(congestion)));
+    // Nobody is known yet: windows grow when somebody is.
+    let mut transport = transport(congestion);
+    transport.receive_window(VarInt::from_u32(WINDOW_BYTES_MIN)).send_window(WINDOW_BYTES_MIN.into());
+    config.transport_config(Arc::new(transport));
+    // First packets that wait until they are looked at, and what follows them.
+    config.max_incoming(INCOMING_MAX).incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMINGS_BYTES);
     Ok(config)
 }
 
@@ -172,8 +177,13 @@ pub const ALPN: &[u8] = b"windlass/1";
 /// Bytes on their way on one connection: 1 Gbit/s at 150 ms takes 19 MB.
 pub const WINDOW_BYTES: u32 = 32 << 20;
 const STREAM_WINDOW_BYTES: u32 = 24 << 20;
+/// What a connection to a node has before chunks pass.
+pub(super) const WINDOW_BYTES_MIN: u32 = 64 << 10;
 /// Requests on their way on one connection.
-const STREAMS_MAX: u32 = 256;
+const STREAMS_MAX: u32 = 64;
+const INCOMING_MAX: usize = 1024;
+const INCOMING_BYTES: u64 = 16 << 10;
+const INCOMINGS_BYTES: u64 = 4 << 20;
 /// Longest packet that is tried: a frame of 9,000 bytes without the headers of IPv6 and UDP.
 const JUMBO_BYTES: u16 = 8952;
 /// Asked of the kernel for each direction of a socket.

@@ -347,7 +347,7 @@ impl Fetch<'_> {
         };
         match frame {
             Ok(Some(frame)) => Ok(Some(chunks(frame)?)),
-            Ok(None) | Err(FrameError::Lost(_)) => {
+            Ok(None) | Err(FrameError::Lost(_) | FrameError::NoRoom) => {
                 self.replies = None;
                 Ok(None)
             }

@@ -1,9 +1,10 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
-use super::frame::{Arrival, FrameError, receive, send};
+use super::frame::{self, Frame, FrameError, receive};
+use super::limits::{Allowance, Limits};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
-    SUSPECTS_MAX, Welcome, presence_code,
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, Reply,
+    Request, SUSPECTS_MAX, Welcome, presence_code,
 };
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
@@ -18,10 +19,10 @@ use futures::StreamExt;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
@@ -29,46 +30,20 @@ pub struct Node<R: Repository> {
     repositories: HashMap<String, Arc<Served<R>>>,
     world: World,
     denied: Box<Denied>,
-    /// Connections, those that are not proven to be anybody's too.
-    connections: AtomicUsize,
-    /// Connections of each holder.
-    present: Mutex<HashMap<Holder, usize>>,
+    limits: Arc<Limits>,
 }
 
 /// A connection, and whose it is.
 struct Caller {
-    holder: Holder,
-    /// Bytes of chunks that wait for the repository.
-    room: Arc<Semaphore>,
+    allowance: Allowance,
     /// Whether it has said hello.
     greeted: AtomicBool,
 }
 
-/// Counts one up for as long as it lives, however that ends.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One connection of a holder, for as long as it lives.
-struct Present<'a> {
-    all: &'a Mutex<HashMap<Holder, usize>>,
-    holder: Holder,
-}
-
-impl Drop for Present<'_> {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().expect("no holder panics");
-        if let Some(count) = all.get_mut(&self.holder) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.holder);
-            }
-        }
-    }
+/// Where the answer of a request goes.
+struct Answer {
+    stream: SendStream,
+    caller: Arc<Caller>,
 }
 
 struct Served<R: Repository> {
@@ -103,7 +78,15 @@ impl From<FrameError> for Refused {
         match error {
             FrameError::Lost(_) => Self::Gone,
             FrameError::Nonsense(error) => error.into(),
+            FrameError::NoRoom => Self::no_room(),
         }
+    }
+}
+
+impl Refused {
+    fn no_room() -> Self {
+        let message = "the node has no room for this now".to_owned();
+        Self::Told(Failed { code: NO_ROOM, message, hint: "make the request again later".into() })
     }
 }
 
@@ -117,8 +100,14 @@ impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
         let denied = Box::new(|_: &Holder| false);
-        let (connections, present) = (AtomicUsize::new(0), Mutex::default());
-        Self { repositories: HashMap::new(), world, denied, connections, present }
+        Self { repositories: HashMap::new(), world, denied, limits: Arc::default() }
+    }
+
+    /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
+    #[must_use]
+    pub fn patient_for(mut self, patience: Duration) -> Self {
+        self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self
     }
 
     /// Serves `repository` under `name`.
@@ -130,7 +119,7 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// Asks `denied` about everybody whose certificate the authority signed, at every request.
+    /// Asks `denied` about everybody whose certificate the authority signed, at every request and every second.
     #[must_use]
     pub fn denying(mut self, denied: impl Fn(&Holder) -> bool + Send + Sync + 'static) -> Self {
         self.denied = Box::new(denied);
@@ -165,32 +154,39 @@ impl<R: Repository + 'static> Node<R> {
 
     fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &mut tokio::task::JoinSet<()>, stop: &watch::Receiver<bool>) {
         // Who has not shown that its address is its own costs nothing but this packet.
-        if !incoming.remote_address_validated() && self.connections.load(Ordering::Relaxed) >= CONNECTIONS_UNPROVEN_MAX
-        {
+        if !incoming.remote_address_validated() && self.limits.handshakes.are_many() {
             let _ = incoming.retry();
-        } else if self.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-            incoming.refuse();
         } else {
-            self.connections.fetch_add(1, Ordering::Relaxed);
             let (node, stop) = (self.clone(), stop.clone());
             tasks.spawn(async move {
-                let _counted = Counted(&node.connections);
-                node.connection(incoming, stop).await;
+                if let Some(connection) = node.handshake(incoming, stop.clone()).await {
+                    node.connection(connection, stop).await;
+                }
             });
         }
     }
 
-    async fn connection(self: &Arc<Self>, incoming: Incoming, mut stop: watch::Receiver<bool>) {
+    async fn handshake(&self, incoming: Incoming, mut stop: watch::Receiver<bool>) -> Option<Connection> {
         let from = incoming.remote_address();
-        let handshake = tokio::select! {
-            handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => handshake,
-            _ = stop.wait_for(|stop| *stop) => return,
+        let under_way = self.limits.handshakes.begin();
+        let made = tokio::select! {
+            made = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => made,
+            () = under_way.given_up() => {
+                tracing::debug!(%from, "no connection: given up for others");
+                return None;
+            }
+            _ = stop.wait_for(|stop| *stop) => return None,
         };
-        let connection = match handshake {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::info!(%from, %error, "no connection"),
-            Err(_) => return tracing::info!(%from, "no connection: it took too long"),
-        };
+        match made {
+            Ok(Ok(connection)) => return Some(connection),
+            Ok(Err(error)) => tracing::debug!(%from, %error, "no connection"),
+            Err(_) => tracing::debug!(%from, "no connection: it took too long"),
+        }
+        None
+    }
+
+    async fn connection(self: &Arc<Self>, connection: Connection, mut stop: watch::Receiver<bool>) {
+        let from = connection.remote_address();
         let holder = match self.holder(&connection) {
             Ok(holder) => holder,
             Err(error) => {
@@ -198,20 +194,26 @@ impl<R: Repository + 'static> Node<R> {
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
             }
         };
-        let Some(_present) = self.enter(&holder) else {
-            tracing::warn!(%from, %holder, "refused: it has too many connections");
+        let mut present = self.limits.connections.share(&holder);
+        if !present.grow(1) {
+            tracing::warn!(%from, %holder, "refused: too many connections");
             return connection.close(VarInt::from_u32(CLOSED_REFUSED), b"too many connections of this holder");
-        };
+        }
         tracing::debug!(%from, %holder, "connected");
-        let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        let caller = Arc::new(Caller { holder: holder.clone(), room, greeted: AtomicBool::new(false) });
+        let allowance = Allowance::new(&holder, connection.clone(), &self.limits);
+        let caller = Arc::new(Caller { allowance, greeted: AtomicBool::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
+        let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
             tokio::select! {
                 accepted = connection.accept_bi() => match accepted {
                     Ok((to, from)) => {
                         let (node, caller) = (self.clone(), caller.clone());
-                        tasks.spawn(async move { node.stream(&caller, to, from).await });
+                        tasks.spawn(async move {
+                            let _turn = caller.allowance.turn().await;
+                            // What waits for its turn is small.
+                            Box::pin(node.stream(Answer { stream: to, caller }, from)).await;
+                        });
                     }
                     Err(error) => {
                         tracing::debug!(%from, %holder, %error, "disconnected");
@@ -219,6 +221,11 @@ impl<R: Repository + 'static> Node<R> {
                     }
                 },
                 Some(_) = tasks.join_next() => {}
+                // Long answers end too, not only what is asked from now on.
+                _ = look.tick() => if let Err(error) = self.not_denied(&holder) {
+                    tracing::warn!(%from, %error, "cut off");
+                    return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
+                },
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
@@ -229,15 +236,6 @@ impl<R: Repository + 'static> Node<R> {
             let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
             connection.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
         }
-    }
-
-    fn enter(&self, holder: &Holder) -> Option<Present<'_>> {
-        let mut all = self.present.lock().expect("no holder panics");
-        let count = all.entry(holder.clone()).or_default();
-        (*count < HOLDER_CONNECTIONS_MAX).then(|| {
-            *count += 1;
-            Present { all: &self.present, holder: holder.clone() }
-        })
     }
 
     fn holder(&self, connection: &Connection) -> Result<Holder> {
@@ -257,34 +255,40 @@ impl<R: Repository + 'static> Node<R> {
         Ok(())
     }
 
-    async fn stream(&self, caller: &Caller, mut to: SendStream, mut from: RecvStream) {
-        let done = match receive::<Request>(&mut from, Some(Arrival { room: &caller.room, patience: PATIENCE })).await {
-            Ok(frame) => {
-                // Held until the chunks are with the repository; what only asks takes none.
-                let _room = frame.room.filter(|_| !matches!(frame.message, Request::Get(_) | Request::GetVerified(_)));
-                let greets = matches!(frame.message, Request::Hello(_));
-                if frame.more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
-                    Err(Error::transport("hello is the first request, and each is one message").into())
-                } else {
-                    caller.greeted.store(true, Ordering::Relaxed);
-                    self.request(&caller.holder, frame.message, frame.bulk, &mut to).await
-                }
-            }
+    async fn stream(&self, mut to: Answer, mut from: RecvStream) {
+        let caller = to.caller.clone();
+        let done = match receive::<Request>(&mut from, Some(&caller.allowance)).await {
+            Ok(frame) => self.message(frame, &mut to).await,
             Err(error) => Err(error.into()),
         };
+        // What was not read of it is let go.
+        drop(from);
         let told = match done {
             Ok(()) => Ok(()),
             Err(Refused::Told(failed)) => send(&mut to, &Reply::Failed(failed), Vec::new(), false).await,
-            Err(Refused::Gone) => return,
+            Err(Refused::Gone) => Err(FrameError::Lost(String::new())),
         };
-        if told.is_ok() {
-            let _ = to.finish();
-        }
+        to.end(told.is_ok()).await;
     }
 
-    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut SendStream) -> Done {
+    async fn message(&self, frame: Frame<Request>, to: &mut Answer) -> Done {
+        let Frame { message, bulk, more, room } = frame;
+        let caller = to.caller.clone();
+        let greets = matches!(message, Request::Hello(_));
+        if more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
+            return Err(Error::transport("hello is the first request, and each is one message").into());
+        }
+        caller.greeted.store(true, Ordering::Relaxed);
+        let holder = &caller.allowance.holder;
         self.not_denied(holder)?;
-        access::check(holder, &request)?;
+        access::check(holder, &message)?;
+        let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
+        // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
+        let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
+        self.request(holder, message, bulk, to).await
+    }
+
+    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
         match request {
             Request::Hello(hello) => {
                 let (lowest, highest) = hello.versions;
@@ -347,14 +351,20 @@ impl<R: Repository + 'static> Node<R> {
                 Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
             }
             Request::Put(put) => {
-                let lease = self.lease(put.session, holder)?;
-                let chunks = bulk::blobs(&put.lengths, beside)?.into_iter().map(|(id, bytes)| {
-                    let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
-                    Ok((id, Blob::parse(bytes).map_err(wrong)?))
-                });
+                let (served, lease) = self.served(put.session, holder)?;
                 let session = lease.write()?;
-                session.put(chunks.collect::<Result<_>>()?).await?;
-                say(to, Reply::Stored(session.stored().await?)).await
+                match take(session, &put.lengths, beside).await {
+                    // Who gives something else than it says, by a lie or by bad memory, gets no further with it.
+                    Err(error) if error.kind() == ErrorKind::Integrity => {
+                        tracing::warn!(%holder, session = %put.session, %error, "session ended");
+                        served.end(put.session);
+                        Err(error.into())
+                    }
+                    taken => {
+                        taken?;
+                        say(to, Reply::Stored(session.stored().await?)).await
+                    }
+                }
             }
             Request::Flush(Of { session }) => {
                 let stored = self.lease(session, holder)?.write()?.flush().await?;
@@ -384,7 +394,7 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut SendStream) -> Done {
+    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
         let (served, lease) = self.served(commit.session, holder)?;
         let mut drafts = Vec::new();
         for draft in commit.drafts {
@@ -436,12 +446,12 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
-        let present = self.present.lock().expect("no holder panics").clone();
+        let present = self.limits.connections.holders();
         for served in self.repositories.values() {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
                 let used = lease.used.lock().expect("no holder panics").elapsed();
-                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains_key(&lease.holder)
+                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains(&lease.holder)
             });
             let ended: Vec<_> = ended.collect();
             drop(leases);
@@ -489,11 +499,40 @@ impl<R: Repository> Lease<R> {
     }
 }
 
-async fn say(to: &mut SendStream, reply: Reply) -> Done {
+impl Answer {
+    /// Says that this was all of it; what nobody takes does not stay.
+    async fn end(mut self, is_whole: bool) {
+        let patience = self.caller.allowance.patience();
+        let taken = is_whole && self.stream.finish().is_ok();
+        if !taken || tokio::time::timeout(patience * LAST_PATIENCE, self.stream.stopped()).await.is_err() {
+            let _ = self.stream.reset(VarInt::from_u32(0));
+        }
+    }
+}
+
+/// Sends a message to somebody who takes it.
+async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
+    let bytes: usize = bulk.iter().map(Bytes::len).sum();
+    let parts = u32::try_from(bytes / PART_BYTES).expect("messages are bounded") + 1;
+    let sent = frame::send(&mut to.stream, reply, bulk, more);
+    let slow = |_| FrameError::Lost("the answer is not taken".into());
+    tokio::time::timeout(to.caller.allowance.patience() * parts, sent).await.map_err(slow)?
+}
+
+async fn say(to: &mut Answer, reply: Reply) -> Done {
     Ok(send(to, &reply, Vec::new(), false).await?)
 }
 
-async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
+/// Has a session take what stands beside a put.
+async fn take<S: WriteSession>(session: &S, lengths: &[u32], beside: Bytes) -> Result<()> {
+    let chunks = bulk::blobs(lengths, beside)?.into_iter().map(|(id, bytes)| {
+        let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
+        Ok((id, Blob::parse(bytes).map_err(wrong)?))
+    });
+    session.put(chunks.collect::<Result<_>>()?).await
+}
+
+async fn points(to: &mut Answer, points: Vec<RecoveryPoint>) -> Done {
     let mut pages = points.chunks(POINTS_TOGETHER).peekable();
     if pages.peek().is_none() {
         return say(to, Reply::Points(Vec::new())).await;
@@ -504,10 +543,11 @@ async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
     Ok(())
 }
 
-async fn blobs(to: &mut SendStream, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
+async fn blobs(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
     futures::pin_mut!(batches);
     while let Some(batch) = batches.next().await {
         for (message, bulk) in parts(batch) {
+            to.caller.allowance.widen_sending();
             send(to, &Reply::Chunks(message), bulk, true).await?;
         }
     }
@@ -548,26 +588,21 @@ fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
     made
 }
 
-/// Bytes beside requests of one connection that wait for the repository: more than a client has on its way (its window, and
-/// a commit), so that one which keeps to it never waits for room, and nothing that waits takes the window from what has it.
-const ROOM_BYTES: usize = 64 << 20;
 /// Chunks decoded and compared before the first is sent.
-const VERIFIED_TOGETHER: usize = 16;
+const VERIFIED_TOGETHER: usize = 4;
 /// Bytes of blobs in one reply.
 const PART_BYTES: usize = 1 << 20;
 const POINTS_TOGETHER: usize = 1024;
 const FAILED_TOGETHER: usize = 128;
 /// Sessions of one holder.
-const SESSIONS_MAX: usize = 1024;
-const CONNECTIONS_MAX: usize = 1024;
-/// From here on a client must show first that its address is its own.
-const CONNECTIONS_UNPROVEN_MAX: usize = 64;
+const SESSIONS_MAX: usize = 256;
+/// For somebody who was put on the deny list.
+const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two parts of a request that come.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How many times the patience the end of an answer has, which may be a whole window.
+const LAST_PATIENCE: u32 = 10;
 /// For what is under way when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-const HOLDER_CONNECTIONS_MAX: usize = 64;
 const LEASE_AGE_MAX: Duration = Duration::from_secs(600);
 const LEASE_CHECK: Duration = Duration::from_secs(10);
