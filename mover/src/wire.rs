@@ -22,7 +22,7 @@ mod serve;
 
 pub use frame::{decode, encode};
 pub use link::Peer;
-pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quic::{Congestion, WINDOW_BYTES, client, client_config, endpoint_config, server, server_config};
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 
