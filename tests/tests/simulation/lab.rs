@@ -100,7 +100,7 @@ impl Lab {
         let endpoint = self.endpoint(&storage.host, PORT, endpoint_config(identity), Some(answers)).await?;
         let (stop, stopped) = watch::channel(false);
         *storage.stop.borrow_mut() = Some(stop);
-        let node = Node::new(storage.host.world.clone()).with(REPOSITORY, storage.mem.clone());
+        let node = Node::new(storage.host.world.clone()).with(REPOSITORY, storage.mem.clone()).on_one_thread();
         Arc::new(node).serve(endpoint, stopped).await;
         Ok(())
     }

@@ -94,6 +94,7 @@ impl Air {
         let time = turmoil::sim_elapsed().unwrap_or_default().as_micros();
         trace.update(&time.to_le_bytes()).update(from.as_bytes()).update(to.to_string().as_bytes());
         trace.update(&(bytes.len() as u64).to_le_bytes()).update(&[fate as u8]);
+        tracing::debug!(time, from, %to, len = bytes.len(), ?fate, "packet");
         (fate, damaged)
     }
 }
