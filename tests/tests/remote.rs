@@ -95,6 +95,50 @@ async fn a_wrong_address_is_told_and_not_waited_for_long() {
     assert!(error.remedy().is_some());
 }
 
+/// Who answers that it speaks another version of QUIC has not signed that: a packet damaged on its way brings such an answer
+/// too. It is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_nobody_signed_is_asked_for_again() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let running = Running::start(&site, "repo", Mem::new(&world), &world);
+    let (outside, inside) = (
+        tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+    );
+    inside.connect(("127.0.0.1", running.port)).await.unwrap();
+    let port = outside.local_addr().unwrap().port();
+    let relay = tokio::spawn(async move {
+        let (mut there, mut back) = ([0; 65_536], [0; 65_536]);
+        let (length, mut client) = outside.recv_from(&mut there).await.unwrap();
+        outside.send_to(&other_version(&there[..length]), client).await.unwrap();
+        loop {
+            tokio::select! {
+                came = outside.recv_from(&mut there) => {
+                    let (length, from) = came.unwrap();
+                    client = from;
+                    inside.send(&there[..length]).await.unwrap();
+                }
+                came = inside.recv(&mut back) => drop(outside.send_to(&back[..came.unwrap()], client).await.unwrap()),
+            }
+        }
+    });
+    let identity = site.identity(Role::Admin, "admin", &world);
+    let config = client_config(&identity, &site.trust(), Congestion::default()).unwrap();
+    let remote = Remote::connect(client().unwrap(), Peer::new("localhost", port, config), "repo").await.unwrap();
+    assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
+    relay.abort();
+    running.stop().await;
+}
+
+/// A Version Negotiation packet (RFC 9000, 17.2.1) that answers the first packet of a connection.
+fn other_version(first: &[u8]) -> Vec<u8> {
+    let (there, rest) = first[6..].split_at(first[5].into());
+    let back = &rest[1..1 + usize::from(rest[0])];
+    let id = |id: &[u8]| [&[u8::try_from(id.len()).unwrap()], id].concat();
+    [&[0x80, 0, 0, 0, 0][..], &id(back), &id(there), &[0x0a; 4]].concat()
+}
+
 /// Noise on the port harms nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_the_port() {

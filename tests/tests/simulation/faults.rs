@@ -10,8 +10,9 @@ pub struct Plan {
     pub rates: Rates,
     /// The longest that a packet is under way; each takes its own time, so they overtake each other.
     pub latency: Duration,
-    /// In the order of their times.
     pub events: Vec<(Duration, Event)>,
+    /// How many of a thousand jobs that write are struck in their middle.
+    pub ambushes: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Plan {
         let mut events = Vec::new();
         for _ in 0..dice.within(0..4) {
             let (from, to) = dice.one_of(&[("proxy", "a"), ("admin", "a"), ("admin", "b")]);
-            let (begins, ends) = span(&mut dice, 25_000);
+            let (begins, ends) = span(&mut dice, 40_000);
             let ways: &[_] = dice.one_of(&[&[(0, 1)][..], &[(1, 0)], &[(0, 1), (1, 0)]]);
             for (one, other) in ways.iter().map(|(one, other)| ([from, to][*one], [from, to][*other])) {
                 events.push((begins, Event::Cut(one, other)));
@@ -70,8 +71,23 @@ impl Plan {
             events.push((begins, Event::Storm));
             events.push((ends, Event::Lull));
         }
-        events.sort_by_key(|(when, _)| *when);
-        Self { rates, latency, events }
+        Self { rates, latency, events, ambushes: dice.one_of(&[0, 0, 400]) }
+    }
+
+    /// What strikes a job that began to write to `node` at `now`: soon, while it is at work or waits for its answer.
+    pub fn ambush(&self, dice: &mut Dice, node: &'static str, now: Duration) -> Vec<(Duration, Event)> {
+        let client = if node == "a" { "proxy" } else { "admin" };
+        let most = 10 * u64::try_from(self.latency.as_millis()).expect("not long");
+        let (begins, lasts) = (now + dice.pause(0..most), dice.pause(50..2_000));
+        let ends = (begins + lasts).min(FAULTS_END);
+        if begins >= FAULTS_END {
+            return Vec::new();
+        }
+        match dice.within(0..3) {
+            0 => vec![(begins, Event::Crash(node)), (ends, Event::Start(node))],
+            1 => vec![(begins, Event::Cut(node, client)), (ends, Event::Mend(node, client))],
+            _ => vec![(begins, Event::Cut(client, node)), (ends, Event::Mend(client, node))],
+        }
     }
 }
 

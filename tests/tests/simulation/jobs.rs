@@ -24,7 +24,7 @@ pub async fn proxy(lab: Rc<Lab>) -> turmoil::Result {
             lab.journal().pending = None;
             lab.journal().backed_up |= calm;
         }
-        lab.proxy.think(1_500).await;
+        lab.proxy.think(3_000).await;
     }
     Ok(())
 }
@@ -79,7 +79,8 @@ fn acknowledged(lab: &Lab, remote: &Remote, point: &RecoveryPoint) {
     journal.acknowledge(remote.config().id, point);
 }
 
-/// An administrator: lists, copies from one node to the other, restores from both, and compares; at the end everything.
+/// An administrator: lists, copies from one node to the other, restores from both, and compares; at the end
+/// all that is missing, and the newest points.
 pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
     let endpoint = lab.client(&lab.admin).await?;
     while !lab.journal().backed_up {
@@ -93,7 +94,7 @@ pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
     }
     lab.job("last copies", copy_some(&lab, &endpoint, usize::MAX)).await;
     for storage in [&lab.a, &lab.b] {
-        lab.job("last restores", restore_all(&lab, &endpoint, storage)).await;
+        lab.job("last restores", restore_last(&lab, &endpoint, storage)).await;
     }
     lab.journal().verified = true;
     Ok(())
@@ -137,9 +138,9 @@ async fn restore_some(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<
     Ok(())
 }
 
-async fn restore_all(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
+async fn restore_last(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
     let remote = lab.connect(&lab.admin, endpoint, from).await?;
-    for point in list(lab, &remote).await? {
+    for point in list(lab, &remote).await?.iter().rev().take(LAST_RESTORES) {
         restored(lab, &remote, point.id).await?;
     }
     remote.close().await;
@@ -156,3 +157,6 @@ async fn restored(lab: &Lab, remote: &Remote, point: PointId) -> Result<()> {
     lab.journal().restored(point, &screen.image().unwrap_or_default());
     Ok(())
 }
+
+/// Points restored from each node when all is over.
+const LAST_RESTORES: usize = 8;

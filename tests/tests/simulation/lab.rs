@@ -159,6 +159,11 @@ impl Lab {
 }
 
 impl Storage {
+    /// Write sessions that were ever begun here.
+    pub fn begun(&self) -> u64 {
+        self.mem.operations().get("begin").copied().unwrap_or_default()
+    }
+
     /// Tells the node to finish what it has.
     pub fn stop(&self) {
         if let Some(stop) = self.stop.borrow_mut().take() {
@@ -176,6 +181,6 @@ pub const DISK_BYTES: u64 = 3 << 20;
 const REPOSITORY: &str = "repo";
 const PORT: u16 = 7000;
 /// Of a client with a node that went away.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Longer than all faults together with the patience that follows the last.
 const JOB_MAX: Duration = Duration::from_secs(240);

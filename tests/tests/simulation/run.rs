@@ -1,5 +1,6 @@
 //! One run: everything that a seed decides, from its beginning to its end.
 
+use crate::chance::Dice;
 use crate::faults::{Event, FAULTS_END, Plan};
 use crate::jobs;
 use crate::journal::Jobs;
@@ -61,7 +62,7 @@ pub fn run(seed: u64) -> Outcome {
         });
     }
     lab.air.set(plan.rates);
-    let mut outcome = drive(&mut sim, &lab, &plan);
+    let mut outcome = drive(seed, &mut sim, &lab, &plan);
     drop(sim);
     let now = observe::seen();
     outcome.resumed = now.resumed - seen.resumed;
@@ -76,13 +77,27 @@ enum Work {
     Admin,
 }
 
-fn drive(sim: &mut Sim<'_>, lab: &Lab, plan: &Plan) -> Outcome {
+fn drive(seed: u64, sim: &mut Sim<'_>, lab: &Lab, plan: &Plan) -> Outcome {
+    let (mut dice, mut begun) = (Dice::new(seed, "ambushes"), [0; 2]);
     let mut driver = Driver { sim, lab, cuts: 0, crashes: 0, stops: 0 };
-    for (when, event) in &plan.events {
-        driver.until(*when, || false);
-        driver.strike(*event, plan.rates);
+    let mut events = plan.events.clone();
+    while driver.sim.elapsed() < FAULTS_END {
+        let now = driver.sim.elapsed();
+        let mut due: Vec<_> = events.extract_if(.., |(when, _)| *when <= now).collect();
+        due.sort_by_key(|(when, _)| *when);
+        due.into_iter().for_each(|(_, event)| driver.strike(event, plan.rates));
+        driver.step();
+        for (storage, begun) in [&lab.a, &lab.b].into_iter().zip(&mut begun) {
+            let before = std::mem::replace(begun, storage.begun());
+            for _ in before..*begun {
+                if dice.permille(plan.ambushes) {
+                    events.extend(plan.ambush(&mut dice, storage.host.name, now));
+                }
+            }
+        }
     }
-    driver.until(FAULTS_END, || false);
+    events.sort_by_key(|(when, _)| *when);
+    events.into_iter().for_each(|(_, event)| driver.strike(event, plan.rates));
     lab.air.set(Rates::default());
     lab.calm.set(true);
     if !driver.until(FAULTS_END + CALM_MAX, || lab.journal().verified) {
@@ -125,11 +140,15 @@ impl Driver<'_, '_> {
             if done() {
                 return true;
             }
-            if let Err(error) = self.sim.step() {
-                self.lab.journal().blame(format!("a host failed: {error}"));
-            }
+            self.step();
         }
         done()
+    }
+
+    fn step(&mut self) {
+        if let Err(error) = self.sim.step() {
+            self.lab.journal().blame(format!("a host failed: {error}"));
+        }
     }
 
     fn strike(&mut self, event: Event, rates: Rates) {
