@@ -1,10 +1,11 @@
 //! Across the wire: who is refused, and what survives.
 
+use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::identity::{Authority, Credentials, Holder, Role};
 use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
 use mover::{
-    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Repository, SystemRandom, Timestamp,
-    Verification, World, WriteSession,
+    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
+    Verification, World, WriteSession, with_sealer,
 };
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -93,6 +94,32 @@ async fn a_wrong_address_is_told_and_not_waited_for_long() {
     let error = Remote::connect(client().unwrap(), peer, "repo").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transport, "{error}");
     assert!(error.remedy().is_some());
+}
+
+/// What is pending is lost when the node dies, whoever put it. A backup finds that out through its map, so it must hold that
+/// itself: pages that are pending from another session are to be put, chunks are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn pending_pages_are_put_by_everybody() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let mem = Mem::new(&world);
+    let prints = Fingerprinter::new(&mem.config().domain);
+    let running = Running::start(&site, "repo", mem.clone(), &world);
+    let remote = running.connect(&site, "repo", &world).await.unwrap();
+    let (first, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    let (second, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    for (kind, expected) in [(ChunkKind::Data, Presence::Pending), (ChunkKind::Page, Presence::Missing)] {
+        let plain = vec![7; 4096];
+        let id = prints.id(kind, &plain);
+        let blob = with_sealer(Compression::Zstd(1), |sealer| sealer.seal(kind, &plain));
+        first.put(vec![(id, blob)]).await.unwrap();
+        first.stored().await.unwrap();
+        assert_eq!(second.missing(kind, &[id]).await.unwrap(), [expected], "{kind:?}");
+        first.flush().await.unwrap();
+        assert_eq!(second.missing(kind, &[id]).await.unwrap(), [Presence::Have], "{kind:?}");
+    }
+    drop((first, second));
+    running.stop().await;
 }
 
 /// Who answers that it speaks another version of QUIC has not signed that: a packet damaged on its way brings such an answer

@@ -42,7 +42,7 @@ impl Plan {
             doubled: dice.one_of(&[0, 5, 50]),
             damaged: dice.one_of(&[0, 5, 30]),
         };
-        let latency = Duration::from_millis(dice.one_of(&[4, 20, 60, 200]));
+        let latency = Duration::from_millis(dice.one_of(&[4, 20, 50, 120]));
         let mut events = Vec::new();
         for _ in 0..dice.within(0..4) {
             let (from, to) = dice.one_of(&[("proxy", "a"), ("admin", "a"), ("admin", "b")]);

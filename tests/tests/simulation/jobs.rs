@@ -87,14 +87,16 @@ pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
         lab.admin.think(2_000).await;
         let turn = lab.admin.dice.borrow_mut().within(0..4);
         match turn {
-            0 => drop(lab.job("restore from a", restore_some(&lab, &endpoint, &lab.a)).await),
-            1 => drop(lab.job("restore from b", restore_some(&lab, &endpoint, &lab.b)).await),
-            _ => drop(lab.job("copy", copy_some(&lab, &endpoint, 1)).await),
+            0 => drop(lab.job("restore from a", restore_any(&lab, &endpoint, &lab.a)).await),
+            1 => drop(lab.job("restore from b", restore_any(&lab, &endpoint, &lab.b)).await),
+            _ => drop(lab.job("copy", copy_next(&lab, &endpoint)).await),
         }
     }
-    lab.job("last copies", copy_some(&lab, &endpoint, usize::MAX)).await;
+    while lab.job("last copy", copy_next(&lab, &endpoint)).await == Some(true) {}
     for storage in [&lab.a, &lab.b] {
-        lab.job("last restores", restore_last(&lab, &endpoint, storage)).await;
+        for back in 0..LAST_RESTORES {
+            lab.job("last restore", restore_one(&lab, &endpoint, storage, back)).await;
+        }
     }
     lab.journal().verified = true;
     Ok(())
@@ -108,40 +110,35 @@ async fn list(lab: &Lab, remote: &Remote) -> Result<Vec<RecoveryPoint>> {
     Ok(points)
 }
 
-async fn copy_some(lab: &Lab, endpoint: &Endpoint, most: usize) -> Result<()> {
+/// Copies the oldest point that is missing; false when there was none.
+async fn copy_next(lab: &Lab, endpoint: &Endpoint) -> Result<bool> {
     let from = lab.connect(&lab.admin, endpoint, &lab.a).await?;
     let to = lab.connect(&lab.admin, endpoint, &lab.b).await?;
     let (here, there) = (list(lab, &from).await?, list(lab, &to).await?);
-    let missing = here.iter().filter(|point| there.iter().all(|it| it.id != point.id));
-    for point in missing.take(most) {
+    let next = here.iter().find(|point| there.iter().all(|it| it.id != point.id));
+    if let Some(point) = next {
         copy(&from, &to, point, Verification::Decode, &Progress::default()).await?;
         let mut journal = lab.journal();
         journal.jobs.copies += 1;
         journal.copied.insert((to.config().id, point.id));
     }
-    if most == usize::MAX && list(lab, &to).await?.len() != here.len() {
-        lab.journal().blame("all was copied, and there are more or fewer points");
-    }
     from.close().await;
     to.close().await;
-    Ok(())
+    Ok(next.is_some())
 }
 
-async fn restore_some(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
+async fn restore_any(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
+    let back = lab.admin.dice.borrow_mut().number();
+    restore_one(lab, endpoint, from, back).await
+}
+
+/// Restores the point so far before the newest, going round.
+async fn restore_one(lab: &Lab, endpoint: &Endpoint, from: &Storage, back: u64) -> Result<()> {
     let remote = lab.connect(&lab.admin, endpoint, from).await?;
     let points = list(lab, &remote).await?;
     if !points.is_empty() {
-        let at = lab.admin.dice.borrow_mut().within(0..points.len() as u64);
-        restored(lab, &remote, points[usize::try_from(at).expect("an index")].id).await?;
-    }
-    remote.close().await;
-    Ok(())
-}
-
-async fn restore_last(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
-    let remote = lab.connect(&lab.admin, endpoint, from).await?;
-    for point in list(lab, &remote).await?.iter().rev().take(LAST_RESTORES) {
-        restored(lab, &remote, point.id).await?;
+        let back = usize::try_from(back % points.len() as u64).expect("an index");
+        restored(lab, &remote, points[points.len() - 1 - back].id).await?;
     }
     remote.close().await;
     Ok(())
@@ -159,4 +156,4 @@ async fn restored(lab: &Lab, remote: &Remote, point: PointId) -> Result<()> {
 }
 
 /// Points restored from each node when all is over.
-const LAST_RESTORES: usize = 8;
+const LAST_RESTORES: u64 = 5;

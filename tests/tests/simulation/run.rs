@@ -189,6 +189,6 @@ impl Driver<'_, '_> {
 
 const TICK: Duration = Duration::from_millis(5);
 /// For the jobs under way when faults stop, and the last ones.
-const CALM_MAX: Duration = Duration::from_secs(600);
+const CALM_MAX: Duration = Duration::from_secs(2_000);
 /// As long as a session lives whose holder is gone, and until that is noticed.
 const LEASES_MAX: Duration = Duration::from_secs(650);
