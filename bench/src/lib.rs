@@ -8,6 +8,7 @@ pub mod attacker;
 mod e2e;
 mod measure;
 mod node;
+pub mod relay;
 mod report;
 mod stages;
 mod tools;

@@ -2,6 +2,7 @@
 
 use crate::measure::ran;
 use crate::node::{Node, OF_NODE};
+use crate::relay::{Relay, Shape};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
@@ -10,7 +11,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use windlass_tests::relay::{Relay, Shape};
 
 /// A link, and what is done across it.
 struct Row {

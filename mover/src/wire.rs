@@ -24,7 +24,7 @@ mod serve;
 
 pub use frame::{decode, encode};
 pub use link::Peer;
-pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, endpoint_config, server, server_config};
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

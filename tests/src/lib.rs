@@ -7,4 +7,3 @@ pub mod meddle;
 pub mod node;
 pub mod program;
 pub mod protocol;
-pub mod relay;

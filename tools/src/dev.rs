@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
-use windlass_tests::relay::{Relay, Shape};
+use windlass_bench::relay::{Relay, Shape};
 
 #[derive(Debug, Parser)]
 #[command(name = "windlass-dev", version, about = "Developer commands of Windlass")]

@@ -88,7 +88,11 @@ pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion)
     Ok(config)
 }
 
-fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> io::Result<ServerConfig> {
+/// How a node answers, on whatever socket and in whatever time: a simulation has its own.
+///
+/// # Errors
+/// For unusable certificates.
+pub fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> io::Result<ServerConfig> {
     let roots = Arc::new(trust.roots().map_err(io::Error::other)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(io::Error::other)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
@@ -132,7 +136,7 @@ fn transport(congestion: Congestion) -> TransportConfig {
 
 /// A node that was started again knows the connection ids it had given out, and signs resets as before: so a client hears
 /// at once that its connection is gone, instead of waiting for silence (RFC 9000, 10.3).
-fn endpoint_config(identity: &Identity) -> EndpointConfig {
+pub fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let key = |about: &str| blake3::derive_key(about, identity.key().secret_der());
     let reset = ResetKey(key("windlass 2026-11 QUIC stateless reset"));
     let [a, b, c, d, e, f, g, h, ..] = key("windlass 2026-11 QUIC connection ids");

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use quinn::Endpoint;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -171,7 +171,7 @@ impl Drop for Lease {
 /// backup reads its own map to find what else the node lost, which is read from the source again.
 #[derive(Debug, Default)]
 struct Kept {
-    blobs: HashMap<ChunkId, Blob>,
+    blobs: BTreeMap<ChunkId, Blob>,
     bytes: usize,
 }
 
@@ -476,7 +476,12 @@ impl WriteSession for RemoteSession {
         let batches: Vec<Vec<ChunkId>> = asked.chunks(IDS_MAX).map(<[_]>::to_vec).collect();
         let answers: Vec<Vec<Presence>> = stream::iter(batches).map(ask).buffered(QUESTIONS_MAX).try_collect().await?;
         let mut answers = asked.into_iter().zip(answers.into_iter().flatten()).peekable();
-        let one = |id: &ChunkId| answers.next_if(|(asked, _)| asked == id).map_or(Presence::Have, |(_, answer)| answer);
+        let one = |id: &ChunkId| match answers.next_if(|(asked, _)| asked == id) {
+            // A page that another session has put may be lost with the node: it is put too, so that it is kept here.
+            Some((_, Presence::Pending)) if kind.is_structure() => Presence::Missing,
+            Some((_, answer)) => answer,
+            None => Presence::Have,
+        };
         Ok(ids.iter().map(one).collect())
     }
 

@@ -30,6 +30,8 @@ pub struct Node<R: Repository> {
     repositories: HashMap<String, Arc<Served<R>>>,
     world: World,
     denied: Box<Denied>,
+    /// Whether no other thread may have a part in what happens.
+    one_thread: bool,
     limits: Arc<Limits>,
 }
 
@@ -100,13 +102,21 @@ impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
         let denied = Box::new(|_: &Holder| false);
-        Self { repositories: HashMap::new(), world, denied, limits: Arc::default() }
+        Self { repositories: HashMap::new(), world, denied, one_thread: false, limits: Arc::default() }
     }
 
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
         self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self
+    }
+
+    /// Does everything on the thread that serves, for repositories whose sessions end without waiting: the order of what
+    /// happens then depends on no other thread, which a simulation needs.
+    #[must_use]
+    pub const fn on_one_thread(mut self) -> Self {
+        self.one_thread = true;
         self
     }
 
@@ -372,7 +382,7 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Commit(commit) => self.commit(holder, commit, beside, to).await,
             Request::Abandon(Of { session }) | Request::Close(Of { session }) => {
-                self.served(session, holder)?.0.end(session);
+                self.let_go(self.served(session, holder)?.0.end(session));
                 say(to, Reply::Done(())).await
             }
             Request::Manifest(it) => {
@@ -412,7 +422,7 @@ impl<R: Repository + 'static> Node<R> {
         match session.commit(&drafts).await? {
             Commit::Committed(points) => {
                 let stored = session.stored().await?;
-                served.end(commit.session);
+                self.let_go(served.end(commit.session));
                 say(to, Reply::Committed(Committed { points, stored })).await
             }
             Commit::Missing(mut missing) => {
@@ -457,15 +467,19 @@ impl<R: Repository + 'static> Node<R> {
             drop(leases);
             for (session, lease) in ended {
                 tracing::warn!(%session, holder = %lease.holder, "session ended: its holder is gone for long");
-                let_go(lease);
+                self.let_go(Some(lease));
             }
         }
     }
-}
 
-/// Ends a session where waiting for its last record holds nobody up.
-fn let_go<T: Send + 'static>(lease: T) {
-    tokio::task::spawn_blocking(move || drop(lease));
+    /// Ends a session where waiting for its last record holds nobody up.
+    fn let_go(&self, lease: Option<Arc<Lease<R>>>) {
+        if self.one_thread {
+            drop(lease);
+        } else if let Some(lease) = lease {
+            tokio::task::spawn_blocking(move || drop(lease));
+        }
+    }
 }
 
 impl<R: Repository + 'static> Served<R> {
@@ -483,10 +497,9 @@ impl<R: Repository + 'static> Served<R> {
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
     }
 
-    fn end(&self, session: SessionId) {
-        if let Some(ended) = self.leases.lock().expect("no holder panics").remove(&session) {
-            let_go(ended);
-        }
+    /// Takes a session out, to be let go.
+    fn end(&self, session: SessionId) -> Option<Arc<Lease<R>>> {
+        self.leases.lock().expect("no holder panics").remove(&session)
     }
 }
 
