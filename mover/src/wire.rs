@@ -6,18 +6,22 @@
 //! | `bulk` | both | ids and blobs beside messages |
 //! | `frame` | both | how a message stands on a stream |
 //! | `quic` | both | certificates, windows, congestion |
+//! | `answer` | client | answers, on one stream or many |
 //! | `link` | client | connections that are made again when they are lost |
+//! | `questions` | client | which chunks are there, asked together |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `access` | node | who may ask what |
 //! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 
 pub mod access;
+mod answer;
 mod bulk;
 mod frame;
 mod limits;
 mod link;
 pub mod message;
+mod questions;
 mod quic;
 mod remote;
 mod serve;

@@ -70,6 +70,7 @@ fn replies() -> Vec<Reply> {
         Reply::Lacking(()),
         Reply::ManifestBytes(()),
         Reply::Chunks(Chunks { lengths: vec![1, 2], failed: vec![failed] }),
+        Reply::Parts(3),
     ]
 }
 

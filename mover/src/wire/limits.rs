@@ -3,11 +3,13 @@
 //! Memory that peers can have a node hold is counted in the budgets below, whoever asks and over however many
 //! connections; `PROTOCOL.md` adds them up.
 
+use super::answer;
 use super::bulk::ID_BYTES;
+use super::frame::FrameError;
 use super::message::{IDS_MAX, Request};
 use super::quic::{WINDOW_BYTES, WINDOW_BYTES_MIN};
 use crate::identity::Holder;
-use quinn::{Connection, VarInt};
+use quinn::{Connection, SendStream, StreamId, VarInt};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -257,6 +259,16 @@ impl Allowance {
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(&self.holder);
         share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
+    }
+
+    /// A stream for a part of the answer to the request on stream `of`. Parts that were begun first are sent first.
+    pub async fn part(&self, of: StreamId, number: u32) -> Result<SendStream, FrameError> {
+        let lost = |error: &dyn std::fmt::Display| FrameError::Lost(error.to_string());
+        let opened = tokio::time::timeout(self.limits.patience, self.connection.open_uni()).await;
+        let mut stream = opened.map_err(|error| lost(&error))?.map_err(|error| lost(&error))?;
+        let _ = stream.set_priority(-i32::try_from(number).unwrap_or(i32::MAX));
+        stream.write_all(&answer::id(of).to_le_bytes()).await?;
+        Ok(stream)
     }
 
     /// Clients have many messages like this one on their way: the window follows, as far as there is room.

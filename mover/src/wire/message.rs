@@ -158,6 +158,8 @@ messages! {
         0x8031 ManifestBytes(()), 0, COMMIT_BYTES_MAX;
         /// To `Get` and `GetVerified`, in several. Bulk: the ids, then the blobs.
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
+        /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
+        0x8033 Parts(u32), 8, 0;
     }
 }
 

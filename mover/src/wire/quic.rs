@@ -84,7 +84,9 @@ pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion)
     tls.resumption = rustls::client::Resumption::disabled();
     let quic = QuicClientConfig::try_from(tls).map_err(unusable)?;
     let mut config = ClientConfig::new(Arc::new(quic));
-    config.transport_config(Arc::new(transport(congestion)));
+    let mut transport = transport(congestion);
+    transport.max_concurrent_uni_streams(VarInt::from_u32(PARTS_MAX));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
@@ -180,7 +182,11 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 pub const ALPN: &[u8] = b"windlass/1";
 /// Bytes on their way on one connection: 1 Gbit/s at 150 ms takes 19 MB.
 pub const WINDOW_BYTES: u32 = 32 << 20;
-const STREAM_WINDOW_BYTES: u32 = 24 << 20;
+/// On one stream. Quinn gives a connection up when a stream has more than 1,024 gaps: fewer packets than twice that many are
+/// on their way on any, whichever of them are lost.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// Parts of answers on their way on one connection.
+const PARTS_MAX: u32 = 64;
 /// What a connection to a node has before chunks pass.
 pub(super) const WINDOW_BYTES_MIN: u32 = 64 << 10;
 /// Requests on their way on one connection.

@@ -391,7 +391,7 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
-                blobs(to, lease.session.get(bulk::ids(&beside)?)).await
+                spread(to, lease.session.get(bulk::ids(&beside)?)).await
             }
             Request::GetVerified(Of { session }) => {
                 let (served, lease) = self.served(session, holder)?;
@@ -525,11 +525,21 @@ impl Answer {
 
 /// Sends a message to somebody who takes it.
 async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
+    send_on(&mut to.stream, &to.caller.allowance, reply, bulk, more).await
+}
+
+async fn send_on(
+    stream: &mut SendStream,
+    allowance: &Allowance,
+    reply: &Reply,
+    bulk: Vec<Bytes>,
+    more: bool,
+) -> Result<(), FrameError> {
     let bytes: usize = bulk.iter().map(Bytes::len).sum();
     let parts = u32::try_from(bytes / PART_BYTES).expect("messages are bounded") + 1;
-    let sent = frame::send(&mut to.stream, reply, bulk, more);
+    let sent = frame::send(stream, reply, bulk, more);
     let slow = |_| FrameError::Lost("the answer is not taken".into());
-    tokio::time::timeout(to.caller.allowance.patience() * parts, sent).await.map_err(slow)?
+    tokio::time::timeout(allowance.patience() * parts, sent).await.map_err(slow)?
 }
 
 async fn say(to: &mut Answer, reply: Reply) -> Done {
@@ -566,6 +576,22 @@ async fn blobs(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch>
     }
     let nothing = Chunks { lengths: Vec::new(), failed: Vec::new() };
     Ok(send(to, &Reply::Chunks(nothing), Vec::new(), false).await?)
+}
+
+/// The same, each message on a stream of its own: on one stream all would wait for each packet that is lost.
+async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
+    let (mut number, caller) = (0, to.caller.clone());
+    futures::pin_mut!(batches);
+    while let Some(batch) = batches.next().await {
+        for (message, bulk) in parts(batch) {
+            caller.allowance.widen_sending();
+            let mut part = caller.allowance.part(to.stream.id(), number).await?;
+            send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
+            let _ = part.finish();
+            number += 1;
+        }
+    }
+    say(to, Reply::Parts(number)).await
 }
 
 /// Messages that carry a batch.
