@@ -7,10 +7,10 @@ mod attack;
 pub mod attacker;
 mod e2e;
 mod measure;
-mod node;
+pub mod node;
 mod report;
 mod stages;
-mod tools;
+pub mod tools;
 
 pub use attack::{AttackOptions, attack};
 pub use e2e::{E2eOptions, e2e};
