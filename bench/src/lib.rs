@@ -7,11 +7,11 @@ mod attack;
 pub mod attacker;
 mod e2e;
 mod measure;
-mod node;
+pub mod node;
 pub mod relay;
 mod report;
 mod stages;
-mod tools;
+pub mod tools;
 mod wan;
 
 pub use attack::{AttackOptions, attack};

