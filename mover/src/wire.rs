@@ -9,6 +9,7 @@
 //! | `answer` | client | answers, on one stream or many |
 //! | `link` | client | connections that are made again when they are lost |
 //! | `questions` | client | which chunks are there, asked together |
+//! | `pull` | both | copies from node to node |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `access` | node | who may ask what |
 //! | `limits` | node | how much of the node anybody gets |
@@ -21,6 +22,7 @@ mod frame;
 mod limits;
 mod link;
 pub mod message;
+mod pull;
 mod questions;
 mod quic;
 mod remote;

@@ -4,8 +4,8 @@ use mover::identity::Role;
 use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
-    Begin, ErrorKind, Flushed, Incarnation, Origin, OwnerId, PointId, RecoveryPoint, RepositoryId, SessionId, Stats,
-    Suspect, Timestamp, Verification,
+    Begin, CopyReport, ErrorKind, Flushed, Incarnation, Origin, OwnerId, PointId, RecoveryPoint, RepositoryId,
+    SessionId, Stats, Suspect, Timestamp, Verification,
 };
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -14,6 +14,7 @@ use std::path::Path;
 /// One request of each type, with every optional field.
 fn requests() -> Vec<Request> {
     let (repository, session) = (RepositoryId([1; 16]), SessionId([2; 16]));
+    let from = Place { host: "store1.example".into(), port: 7440, name: "main".into(), congestion: 1 };
     let begin = Begin {
         point: PointId([3; 16]),
         parents: vec![PointId([4; 16])],
@@ -42,6 +43,7 @@ fn requests() -> Vec<Request> {
         Request::Get(Of { session }),
         Request::GetVerified(Of { session }),
         Request::Close(Of { session }),
+        Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
     ]
 }
 
@@ -71,6 +73,11 @@ fn replies() -> Vec<Reply> {
         Reply::ManifestBytes(()),
         Reply::Chunks(Chunks { lengths: vec![1, 2], failed: vec![failed] }),
         Reply::Parts(3),
+        Reply::Pulling(4),
+        Reply::Pulled(Pulled {
+            point: PointId([1; 16]),
+            outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
+        }),
     ]
 }
 

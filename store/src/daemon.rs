@@ -12,7 +12,7 @@ use cli::{Cli, Command, Serve};
 use config::Config;
 use deny::DenyList;
 use mover::identity::Credentials;
-use mover::wire::{Node, server};
+use mover::wire::{Node, client, client_config, server};
 use mover::{Error, Pool, Result, World};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,6 +57,8 @@ async fn run(config: Config, world: &World) -> Result<()> {
         let list = DenyList::new(path.clone());
         node = node.denying(move |holder| list.denies(holder));
     }
+    let (own, believed) = (Credentials::load(&config.identity)?, trust.clone());
+    node = node.pulling(move |congestion| Ok((client()?, client_config(&own.identity, &believed, congestion)?)));
     let mut open = Vec::new();
     for repository in &config.repository {
         let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;

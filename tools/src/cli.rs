@@ -273,7 +273,7 @@ pub struct Restore {
 #[command(after_help = "\
 Examples:
   windlass copy web@latest -r /backup/main --to /mnt/usb/second
-  windlass copy --machine web -r /backup/main --to /mnt/usb/second
+  windlass copy --all -r quic://store1/main --to quic://store2/main
   windlass copy --all --trust-source -r /backup/main --to /mnt/usb/second")]
 pub struct Copy {
     /// Points to copy
@@ -293,6 +293,9 @@ pub struct Copy {
     /// Check what arrives by checksum only: the source is known to be sound
     #[arg(long)]
     pub trust_source: bool,
+    /// Between two nodes: move everything through this machine, because they do not reach each other
+    #[arg(long)]
+    pub through_here: bool,
 }
 
 /// Verify a repository or some of its points

@@ -4,8 +4,8 @@
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
 use crate::{
-    Begin, ChunkError, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence, RecoveryPoint,
-    RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, codec,
+    Begin, ChunkError, CopyReport, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
+    RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,8 @@ messages! {
         0x0033 GetVerified(Of), 64, IDS_MAX * 32;
         /// Ends a read session.
         0x0034 Close(Of), 64, 0;
+        /// Copies points from another node.
+        0x0050 Pull(PullIn), 64 << 10, 0;
     }
 }
 
@@ -160,6 +162,10 @@ messages! {
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
         /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
         0x8033 Parts(u32), 8, 0;
+        /// To `Pull`, now and then: plain bytes that came for it so far.
+        0x8050 Pulling(u64), 8, 0;
+        /// To `Pull`, for each point; `Done` follows the last.
+        0x8051 Pulled(Pulled), 17 << 10, 0;
     }
 }
 
@@ -318,6 +324,41 @@ pub struct ManifestOf {
     pub point: PointId,
 }
 
+/// Where a repository is on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Name or address of the node, as the node that pulls reaches it.
+    pub host: String,
+    /// Its UDP port.
+    pub port: u16,
+    /// The repository's name there.
+    pub name: String,
+    /// 0 cubic, 1 bbr.
+    pub congestion: u8,
+}
+
+/// Copies points from another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullIn {
+    /// Into which repository.
+    pub repository: RepositoryId,
+    /// Where from.
+    pub from: Place,
+    /// Which points; at most [`PULLED_TOGETHER`].
+    pub points: Vec<PointId>,
+    /// How what comes is checked.
+    pub verification: Verification,
+}
+
+/// What became of a point that was to be pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulled {
+    /// Which.
+    pub point: PointId,
+    /// What moved, or why it is not there.
+    pub outcome: Result<CopyReport, Failed>,
+}
+
 /// Chunks that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunks {
@@ -464,6 +505,8 @@ pub const PUT_BYTES_MAX: usize = 20 << 20;
 pub const COMMIT_BYTES_MAX: usize = 2 * crate::MANIFEST_BYTES_MAX;
 /// Bytes of points in one message.
 pub const POINTS_BYTES_MAX: usize = 1 << 20;
+/// Points that one request pulls.
+pub const PULLED_TOGETHER: usize = 2048;
 /// Suspects in one message.
 pub const SUSPECTS_MAX: usize = 4096;
 /// Chunks that a refused commit names.

@@ -26,6 +26,25 @@ pub enum Congestion {
     Bbr,
 }
 
+impl Congestion {
+    /// Its code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Cubic => 0,
+            Self::Bbr => 1,
+        }
+    }
+
+    /// Whose code it is.
+    pub const fn of_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Cubic),
+            1 => Some(Self::Bbr),
+            _ => None,
+        }
+    }
+}
+
 /// An end point that answers, and asks other nodes.
 ///
 /// # Errors

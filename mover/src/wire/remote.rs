@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// A repository on a storage node.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
     config: RepositoryConfig,
 }
 

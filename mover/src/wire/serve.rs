@@ -3,9 +3,11 @@
 use super::frame::{self, Frame, FrameError, receive};
 use super::limits::{Allowance, Limits};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, Reply,
-    Request, SUSPECTS_MAX, Welcome, presence_code,
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn,
+    Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
 };
+use super::pull::Puller;
+use super::quic::Congestion;
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::Holder;
@@ -16,13 +18,13 @@ use crate::{
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
@@ -33,6 +35,7 @@ pub struct Node<R: Repository> {
     /// Whether no other thread may have a part in what happens.
     one_thread: bool,
     limits: Arc<Limits>,
+    puller: Option<Puller>,
 }
 
 /// A connection, and whose it is.
@@ -102,13 +105,23 @@ impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
         let denied = Box::new(|_: &Holder| false);
-        Self { repositories: HashMap::new(), world, denied, one_thread: false, limits: Arc::default() }
+        Self { repositories: HashMap::new(), world, denied, one_thread: false, limits: Arc::default(), puller: None }
     }
 
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
         self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self
+    }
+
+    /// Pulls copies from other nodes, which it reaches by what `reach` makes.
+    #[must_use]
+    pub fn pulling(
+        mut self,
+        reach: impl Fn(Congestion) -> Result<(Endpoint, ClientConfig)> + Send + Sync + 'static,
+    ) -> Self {
+        self.puller = Some(Puller::new(reach));
         self
     }
 
@@ -389,6 +402,7 @@ impl<R: Repository + 'static> Node<R> {
                 let manifest = self.lease(it.session, holder)?.session.manifest(it.point).await?;
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
+            Request::Pull(it) => self.pull(it, to).await,
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
                 spread(to, lease.session.get(bulk::ids(&beside)?)).await
@@ -402,6 +416,22 @@ impl<R: Repository + 'static> Node<R> {
                 blobs(to, batches).await
             }
         }
+    }
+
+    async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
+        let served = self.of(it.repository)?.clone();
+        let none = || Error::usage("this node does not ask other nodes");
+        let puller = self.puller.clone().ok_or_else(none)?;
+        let (tell, mut told) = mpsc::channel(1);
+        // A thread of its own: a copy goes on for long, and the compiler cannot see that it may change threads.
+        let runtime = tokio::runtime::Handle::current();
+        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, tell)));
+        let pulling = tokio::spawn(pulling);
+        while let Some(reply) = told.recv().await {
+            send(to, &reply, Vec::new(), true).await?;
+        }
+        pulling.await.map_err(|error| Error::internal("a copy ended early").because(error))??;
+        say(to, Reply::Done(())).await
     }
 
     async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
