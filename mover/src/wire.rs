@@ -10,9 +10,13 @@
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `access` | node | who may ask what |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
+//! | `control` | all | jobs of proxies |
+//! | `address` | client | addresses of nodes |
 
 pub mod access;
+mod address;
 mod bulk;
+pub mod control;
 mod frame;
 mod link;
 pub mod message;
@@ -20,9 +24,11 @@ mod quic;
 mod remote;
 mod serve;
 
+pub use address::NodeAddress;
 pub use frame::{decode, encode};
 pub use link::Peer;
 pub use quic::{Congestion, WINDOW_BYTES, client, client_config, server};
+pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

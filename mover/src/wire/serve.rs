@@ -1,5 +1,6 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
+use super::control::desk::Desk;
 use super::frame::{Arrival, FrameError, receive, send};
 use super::message::{
     Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply, Request,
@@ -33,6 +34,7 @@ pub struct Node<R: Repository> {
     connections: AtomicUsize,
     /// Connections of each holder.
     present: Mutex<HashMap<Holder, usize>>,
+    desk: Desk,
 }
 
 /// A connection, and whose it is.
@@ -85,7 +87,7 @@ struct Lease<R: Repository> {
 }
 
 /// Why a request was not done.
-enum Refused {
+pub(super) enum Refused {
     /// It is told.
     Told(Failed),
     /// Nobody is there to be told.
@@ -107,7 +109,7 @@ impl From<FrameError> for Refused {
     }
 }
 
-type Done = Result<(), Refused>;
+pub(super) type Done = Result<(), Refused>;
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
@@ -118,7 +120,7 @@ impl<R: Repository + 'static> Node<R> {
     pub fn new(world: World) -> Self {
         let denied = Box::new(|_: &Holder| false);
         let (connections, present) = (AtomicUsize::new(0), Mutex::default());
-        Self { repositories: HashMap::new(), world, denied, connections, present }
+        Self { repositories: HashMap::new(), world, denied, connections, present, desk: Desk::new() }
     }
 
     /// Serves `repository` under `name`.
@@ -156,6 +158,7 @@ impl<R: Repository + 'static> Node<R> {
             }
         }
         endpoint.set_server_config(None);
+        self.desk.stop();
         let finished = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
@@ -381,6 +384,9 @@ impl<R: Repository + 'static> Node<R> {
                     .then(|ids| lease.session.get_verified(&served.prints, ids.to_vec()));
                 blobs(to, batches).await
             }
+            Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
+                self.desk.request(holder, request, to, || self.not_denied(holder)).await
+            }
         }
     }
 
@@ -436,6 +442,7 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
+        self.desk.forget();
         let present = self.present.lock().expect("no holder panics").clone();
         for served in self.repositories.values() {
             let mut leases = served.leases.lock().expect("no holder panics");
