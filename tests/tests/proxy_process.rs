@@ -7,7 +7,6 @@ use mover::{PointId, Progress, TrackingWish, Verification, World};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Output, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
