@@ -1,9 +1,9 @@
 //! Proxies as they ship: backups that an administrator asks for, and everybody killed and started again in the middle.
 
 use mover::identity::Credentials;
-use mover::wire::control::{Job, Jobs, Run};
+use mover::wire::control::{Attend, Event, Job, Jobs, Report, Run};
 use mover::wire::{Congestion, Peer, client, client_config};
-use mover::{PointId, Progress, TrackingWish, Verification, World};
+use mover::{ErrorKind, PointId, Progress, TrackingWish, Verification, World};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -114,9 +114,16 @@ fn a_node_killed_in_the_middle_costs_nothing() {
     let mut node = place.node();
     let config = place.make_proxy("host7", WEB);
     let mut proxy = place.proxy(&config);
-    let backup = in_the_middle(&place);
+    let mut backup = in_the_middle(&place);
     signal(&node.0, Signal::KILL);
     node.0.wait().unwrap();
+    node = place.node();
+    // And once more in an orderly way: who waits for jobs holds nothing up.
+    let before = place.packs_bytes();
+    wait_until("it goes on", || place.packs_bytes() > before + (8 << 20));
+    assert!(backup.try_wait().unwrap().is_none(), "it is not over");
+    signal(&node.0, Signal::TERM);
+    assert!(node.0.wait().unwrap().success());
     let _node = place.node();
     let ended = backup.wait_with_output().unwrap();
     assert!(ended.status.success(), "{}", told(&ended));
@@ -158,13 +165,30 @@ fn who_interrupts_cancels_and_a_proxy_that_stops_tells_so() {
 }
 
 #[test]
+fn backups_of_one_machine_take_turns() {
+    let place = Place::new(128);
+    let _node = place.node();
+    let _proxy = place.proxy(&place.make_proxy("host7", WEB));
+    let first = in_the_middle(&place);
+    let second = place.done(&BACKUP);
+    let warning =
+        |event: &Value| event["event"] == "warning" && event["message"].as_str().unwrap().contains("waits until");
+    assert!(events(&second).iter().any(warning), "{}", String::from_utf8_lossy(&second.stdout));
+    assert!(first.wait_with_output().unwrap().status.success());
+    assert_eq!(points(&place), 2);
+    place.assert_restores("NODE");
+}
+
+#[test]
 fn an_administrator_that_comes_back_gets_the_same_job() {
     let place = Place::new(128);
     let _node = place.node();
     let _proxy = place.proxy(&place.make_proxy("host7", WEB));
-    let Credentials { identity, trust } = Credentials::load(&place.path("site/admin")).unwrap();
-    let config = client_config(&identity, &trust, Congestion::default()).unwrap();
-    let peer = Peer::new("127.0.0.1", place.port, config);
+    let peer = |folder: &str| {
+        let Credentials { identity, trust } = Credentials::load(&place.path(folder)).unwrap();
+        Peer::new("127.0.0.1", place.port, client_config(&identity, &trust, Congestion::default()).unwrap())
+    };
+    let peer = (peer("site/admin"), peer("host7"));
     let run = Run {
         proxy: "host7".parse().unwrap(),
         job: Job {
@@ -182,7 +206,7 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let progress = Progress::default();
-        let first = Jobs::new(client().unwrap(), peer.clone());
+        let first = Jobs::new(client().unwrap(), peer.0.clone());
         let moving = async {
             while progress.bytes().0 == 0 {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -194,11 +218,20 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
         }
         // Its connections go without a word to the node about the job.
         drop(first);
-        let again = Jobs::new(client().unwrap(), peer.clone());
+        let again = Jobs::new(client().unwrap(), peer.0.clone());
         let report = again.run(&run, &progress, |_| {}).await.unwrap();
         assert_eq!((report.point.id, report.disks[0].size), (run.job.id, 128 << 20));
         // Also when it is over.
         assert_eq!(again.run(&run, &progress, |_| {}).await.unwrap(), report);
+        // Each for itself.
+        let refused = ErrorKind::NotAuthorised;
+        let proxy = Jobs::new(client().unwrap(), peer.1.clone());
+        assert_eq!(proxy.run(&run, &progress, |_| {}).await.unwrap_err().kind(), refused);
+        assert_eq!(proxy.cancel(run.job.id).await.unwrap_err().kind(), refused);
+        let attend = Attend { instance: [1; 16], jobs: Vec::new() };
+        assert_eq!(again.attend(attend).await.err().map(|error| error.kind()), Some(refused));
+        let event = Event::Warning("no".into());
+        assert_eq!(again.report(Report { job: run.job.id, event }).await.unwrap_err().kind(), refused);
     });
     assert_eq!(points(&place), 1);
 }

@@ -3,9 +3,10 @@
 use super::work::Host;
 use mover::wire::Peer;
 use mover::wire::control::{Attend, Event, Job, Jobs, Order, Report};
-use mover::{BackupReport, Counters, Error, ErrorKind, Name, PointId, Progress, Result, StopReason, Stopper};
+use mover::{BackupReport, Counters, Error, ErrorKind, Name, PointId, Progress, Result, Stop, StopReason, Stopper};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -66,8 +67,8 @@ impl Attendance {
         let mut orders = self.jobs.attend(Attend { instance: self.host.instance, jobs: self.untold() }).await?;
         tracing::info!(node = self.node, "attending");
         if !*attended {
-            // For who started this: from here on it can be asked.
-            println!("attending {}", self.node);
+            // For who started this, if anybody reads it: from here on it can be asked.
+            let _ = writeln!(std::io::stdout(), "attending {}", self.node);
             *attended = true;
         }
         while let Some(order) = orders.next().await? {
@@ -75,7 +76,9 @@ impl Attendance {
                 Order::Job(job) => self.take(job),
                 Order::Cancel(id) => {
                     let held = self.held.lock().expect("no holder panics");
-                    held.jobs.get(&id).inspect(|holding| _ = holding.stopper.stop(StopReason::Cancel));
+                    if let Some(holding) = held.jobs.get(&id) {
+                        holding.stopper.stop(StopReason::Cancel);
+                    }
                 }
             }
         }
@@ -111,22 +114,31 @@ impl Attendance {
                     stopper.stop(reason);
                 }
                 held.jobs.insert(id, Holding { stopper, end: None, told: false });
-                let work = self.host.clone();
-                let (attendance, peer) = (self.clone(), self.peer.clone());
-                held.tasks.spawn(async move {
-                    let progress = Arc::new(Progress::default());
-                    tracing::info!(job = %id, machine = %job.machine, repository = %job.repository, "begun");
-                    // On a thread of its own: the compiler cannot see that a backup may go from one thread to another.
-                    let (runtime, shown) = (Handle::current(), progress.clone());
-                    let made = spawn_blocking(move || runtime.block_on(work.carry_out(job, peer, stop, shown)));
-                    let made = tokio::select! {
-                        made = made => made.unwrap_or_else(|broken| Err(Error::internal("it broke down").because(broken))),
-                        never = attendance.tell_progress(id, &progress) => match never {},
-                    };
-                    attendance.ended(id, made).await;
-                });
+                held.tasks.spawn(self.clone().job(job, stop));
             }
         }
+    }
+
+    /// A job from its beginning until the node knows its end.
+    async fn job(self: Arc<Self>, job: Job, stop: Stop) {
+        let (id, progress, runtime) = (job.id, Arc::new(Progress::default()), Handle::current());
+        tracing::info!(job = %id, machine = %job.machine, repository = %job.repository, "begun");
+        // On a thread of its own: the compiler cannot see that a backup may go from one thread to another.
+        let work = spawn_blocking({
+            let (attendance, progress, host) = (self.clone(), progress.clone(), self.host.clone());
+            let say = move |what: String| {
+                let event = Event::Warning(format!("{}: it {what}", attendance.of_us()));
+                let attendance = attendance.clone();
+                Handle::current().spawn(async move { attendance.jobs.report(Report { job: id, event }).await });
+            };
+            let peer = self.peer.clone();
+            move || runtime.block_on(host.carry_out(job, peer, stop, progress, say))
+        });
+        let made = tokio::select! {
+            made = work => made.unwrap_or_else(|broken| Err(Error::internal("it broke down").because(broken))),
+            never = self.tell_progress(id, &progress) => match never {},
+        };
+        self.ended(id, made).await;
     }
 
     async fn ended(self: Arc<Self>, id: PointId, made: Result<BackupReport>) {
@@ -178,7 +190,9 @@ impl Attendance {
     pub fn stop(&self, reason: StopReason) {
         let mut held = self.held.lock().expect("no holder panics");
         held.stopping = Some(reason);
-        held.jobs.values().for_each(|holding| _ = holding.stopper.stop(reason));
+        for holding in held.jobs.values() {
+            holding.stopper.stop(reason);
+        }
     }
 
     /// Waits until no job is left of which the node does not know the end.

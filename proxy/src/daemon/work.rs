@@ -39,18 +39,31 @@ impl Host {
         Self { machines, room, endpoint, pool, world, instance }
     }
 
-    /// Backs a machine up into a repository of the node that asks for it.
+    /// Backs a machine up into a repository of the node that asks for it. Says so when it has to wait.
     pub async fn carry_out(
         self: Arc<Self>,
         job: Job,
         node: Peer,
         stop: Stop,
         progress: Arc<Progress>,
+        say: impl Fn(String),
     ) -> Result<BackupReport> {
         let options = job.options()?;
         let machine = self.machines.get(&job.machine).ok_or_else(|| self.unknown(&job.machine))?;
-        let _turn = stop.race(async { Ok(machine.turn.lock().await) }).await?;
-        let _room = stop.race(async { Ok(self.room.acquire().await.expect("never closed")) }).await?;
+        let _turn = match machine.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                say(format!("waits until another backup of {} has ended", job.machine));
+                stop.race(async { Ok(machine.turn.lock().await) }).await?
+            }
+        };
+        let _room = match self.room.try_acquire() {
+            Ok(room) => room,
+            Err(_) => {
+                say("waits until another job has ended".into());
+                stop.race(async { Ok(self.room.acquire().await.expect("never closed")) }).await?
+            }
+        };
         let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str());
         let repository = stop.race(connecting).await?;
         let of = SourceOptions { repository: repository.config().id, wish: options.wish, world: self.world.clone() };

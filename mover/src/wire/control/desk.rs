@@ -47,7 +47,7 @@ impl Desk {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Forgets what is over for long.
+    /// Forgets what is over for long. Who waits looks again then, so that who was shut out is noticed.
     pub fn forget(&self) {
         self.change(|state| state.forget(Instant::now()));
     }
@@ -103,6 +103,7 @@ impl Desk {
     async fn run(&self, run: Run, to: &mut SendStream, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
         let mut changes = self.changes.subscribe();
         self.change(|state| state.run(&run, Instant::now()))?;
+        tracing::info!(job = %run.job.id, proxy = %run.proxy, machine = %run.job.machine, "asked for");
         send(to, &Reply::Taken(()), Vec::new(), true).await?;
         let mut cursor = Cursor::default();
         loop {

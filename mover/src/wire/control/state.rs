@@ -345,5 +345,6 @@ pub const RESULTS_MAX: usize = 16;
 pub const RESULT_KEPT: Duration = Duration::from_secs(600);
 /// How long a proxy that attended is waited for.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
-/// How long after the node's start proxies are waited for that it has not seen yet.
-pub const YOUTH: Duration = Duration::from_secs(10);
+/// How long after the node's start proxies are waited for that it has not seen yet: they try again every 5 s, and a try
+/// takes up to 5 s.
+pub const YOUTH: Duration = Duration::from_secs(15);

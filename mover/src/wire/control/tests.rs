@@ -185,7 +185,7 @@ fn a_lost_connection_loses_no_job_and_a_new_process_does() {
 #[test]
 fn a_node_that_was_started_again_learns_what_there_is() {
     let mut at = At::new();
-    at.now = at.now - YOUTH;
+    at.now -= YOUTH;
     // The administrator is there first, then a report, then the proxy.
     at.run(1).unwrap();
     at.run(2).unwrap();
