@@ -26,6 +26,15 @@ fn spawned(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// A site whose disk is a qcow2 image too.
+fn with_image(mebibytes: usize) -> Place {
+    let place = Place::new(mebibytes);
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(place.path("disk.raw")).arg(place.path("web.qcow2"));
+    assert!(convert.status().unwrap().success());
+    place
+}
+
 /// A backup under way, seen to have stored something.
 fn in_the_middle(place: &Place) -> Child {
     let before = place.packs_bytes();
@@ -47,10 +56,7 @@ fn told(output: &Output) -> String {
 
 #[test]
 fn full_and_by_bitmap_where_the_disks_are() {
-    let place = Place::new(16);
-    let convert = ["convert", "-f", "raw", "-O", "qcow2"];
-    let (disk, image) = (place.path("disk.raw"), place.path("web.qcow2"));
-    assert!(Command::new("qemu-img").args(convert).arg(&disk).arg(&image).status().unwrap().success());
+    let place = with_image(16);
     let _node = place.node();
     let _proxy = place.proxy(&place.make_proxy("host7", &WEB.replace("disk.raw", "web.qcow2")));
     let full = events(&place.done(&BACKUP));
@@ -92,9 +98,9 @@ fn full_and_by_bitmap_where_the_disks_are() {
 
 #[test]
 fn a_proxy_killed_in_the_middle_is_told_and_the_next_backup_ends_well() {
-    let place = Place::new(128);
+    let place = with_image(128);
     let _node = place.node();
-    let config = place.make_proxy("host7", WEB);
+    let config = place.make_proxy("host7", &WEB.replace("disk.raw", "web.qcow2"));
     let mut proxy = place.proxy(&config);
     let backup = in_the_middle(&place);
     signal(&proxy.0, Signal::KILL);
@@ -106,6 +112,9 @@ fn a_proxy_killed_in_the_middle_is_told_and_the_next_backup_ends_well() {
     assert_eq!(points(&place), 0);
     place.done(&BACKUP);
     place.assert_restores("NODE");
+    // What the killed one left in the image does not spoil its tracking.
+    let increment = events(&place.done(&BACKUP));
+    assert_eq!(increment.last().unwrap()["disks"][0]["change_tracking"], "bitmap");
 }
 
 #[test]

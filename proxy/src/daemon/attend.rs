@@ -53,7 +53,10 @@ impl Attendance {
         let mut attended = false;
         loop {
             let error = match self.attend(&mut attended).await {
-                Ok(()) => continue,
+                Ok(()) => {
+                    sleep(PAUSE_SHORT).await;
+                    continue;
+                }
                 Err(error) if error.kind() == ErrorKind::Busy => return Err(error.context(&self.node)),
                 Err(error) => error,
             };
@@ -235,5 +238,7 @@ const HELD_MAX: usize = 64;
 const END_KEPT: Duration = Duration::from_secs(600);
 /// Between two reports of progress.
 const PROGRESS: Duration = Duration::from_secs(1);
+/// Before a node is attended again whose connection was lost.
+const PAUSE_SHORT: Duration = Duration::from_millis(100);
 /// Before a node that could not be asked is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
