@@ -128,7 +128,7 @@ mod tests {
         let disk = "[[machine.disk]]\nname = \"a\"\nsource = \"/b\"\n";
         for (text, told) in [
             (format!("{GOOD}colour = 1\n"), "line 3, column 1"),
-            (GOOD.replace("quic", "http"), "line 2, column 10"),
+            (GOOD.replace("quic", "http"), "line 2, column 9"),
             (format!("{GOOD}jobs = 0\n"), "line 3, column 8"),
             (format!("{GOOD}{}", WEB.replace("web.qcow2", "http://x")), "line 7, column 10"),
             (format!("{GOOD}{}", WEB.replace("\"web\"", "\"../web\"")), "line 4, column 8"),
