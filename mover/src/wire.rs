@@ -14,10 +14,14 @@
 //! | `access` | node | who may ask what |
 //! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
+//! | `control` | all | jobs of proxies |
+//! | `address` | client | addresses of nodes |
 
 pub mod access;
+mod address;
 mod answer;
 mod bulk;
+pub mod control;
 mod frame;
 mod limits;
 mod link;
@@ -28,9 +32,11 @@ mod quic;
 mod remote;
 mod serve;
 
+pub use address::NodeAddress;
 pub use frame::{decode, encode};
 pub use link::Peer;
 pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, endpoint_config, server, server_config};
+pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

@@ -1,6 +1,6 @@
 //! Arguments that name places.
 
-use mover::wire::Congestion;
+use mover::wire::{Congestion, NodeAddress};
 use mover::{Error, Name};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub enum At {
     /// `/path` or `file:///path`.
     Directory(PathBuf),
     /// `quic://host[:port]/name[?congestion=bbr]`.
-    Node { host: String, port: u16, name: String, congestion: Congestion },
+    Node { host: String, port: u16, name: Name, congestion: Congestion },
 }
 
 impl Kept {
@@ -63,33 +63,15 @@ impl FromStr for Kept {
                 At::Directory(PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?))
             }
             Some(("file", _)) => return Err(bad("a file URI has three slashes")),
-            Some(("quic", rest)) => node(rest).ok_or_else(|| bad(&format!("{text:?} names no node and repository")))?,
+            Some(("quic", _)) => match NodeAddress::parse(text) {
+                Some((NodeAddress { host, port, congestion }, Some(name))) => At::Node { host, port, name, congestion },
+                _ => return Err(bad(&format!("{text:?} names no node and repository"))),
+            },
             Some(("s3", _)) => return Err(bad("this version cannot use buckets")),
             Some(_) => return Err(bad("unknown kind of address")),
         };
         Ok(Self { text: text.into(), at })
     }
-}
-
-/// `host[:port]/name`; an IPv6 address stands in brackets.
-fn node(text: &str) -> Option<At> {
-    let (text, congestion) = match text.split_once('?') {
-        None => (text, Congestion::Cubic),
-        Some((text, "congestion=cubic")) => (text, Congestion::Cubic),
-        Some((text, "congestion=bbr")) => (text, Congestion::Bbr),
-        Some(_) => return None,
-    };
-    let (authority, name) = text.split_once('/')?;
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            (host, port.strip_prefix(':').or(port.is_empty().then_some("7440"))?)
-        }
-        None => authority.split_once(':').unwrap_or((authority, "7440")),
-    };
-    let name: Name = name.parse().ok()?;
-    (!host.is_empty()).then_some(())?;
-    Some(At::Node { host: host.into(), port: port.parse().ok()?, name: name.to_string(), congestion })
 }
 
 fn percent_decoded(text: &str) -> Option<String> {

@@ -107,7 +107,7 @@ pub struct Init {
 Examples:
   windlass backup --machine web /images/web.qcow2 -r /backup/main
   windlass backup --machine db --disk a=/images/db.qcow2 --disk b=nbd://host/b -r /backup
-  windlass backup --machine web /images/web.raw --tag before-upgrade --json -r /backup")]
+  windlass backup --machine web --proxy host7 --tag before-upgrade --json -r quic://store1/main")]
 pub struct Backup {
     /// The machine's name
     #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
@@ -116,7 +116,7 @@ pub struct Backup {
     #[arg(long, value_parser = parsed::<NamedSource>, value_name = "NAME=SOURCE")]
     pub disk: Vec<NamedSource>,
     /// The only disk; it is called disk0
-    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present = "disk", value_parser = parsed::<SourceAddress>)]
+    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<SourceAddress>)]
     pub source: Option<SourceAddress>,
     #[command(flatten)]
     pub place: Place,
@@ -151,9 +151,10 @@ pub struct Backup {
     /// [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
     pub audit: Option<u8>,
-    /// Let this proxy do it
-    #[arg(long, value_name = "NAME")]
-    pub proxy: Option<String>,
+    /// Let this proxy do it, with the disks that its own configuration names; it attends the repository's node
+    #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
+          conflicts_with_all = ["source", "disk", "pre_freeze", "post_thaw", "attach"])]
+    pub proxy: Option<Name>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]

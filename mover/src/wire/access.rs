@@ -29,6 +29,9 @@ pub fn allows(role: Role, request: &Request) -> bool {
         | Request::Flush(_)
         | Request::Commit(_)
         | Request::Abandon(_) => matches!(role, Role::Proxy | Role::Admin),
+        // Jobs: whoever carries them out, and whoever may want them.
+        Request::Attend(_) | Request::Report(_) => matches!(role, Role::Proxy),
+        Request::Run(_) | Request::Cancel(_) => matches!(role, Role::Admin),
     }
 }
 

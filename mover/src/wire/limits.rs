@@ -258,7 +258,10 @@ impl Allowance {
     /// What doing a request takes beside which so many bytes stand.
     pub async fn work(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
         let lasts = matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
-            || matches!(request, Request::GetVerified(_) | Request::List(_));
+            || matches!(
+                request,
+                Request::GetVerified(_) | Request::List(_) | Request::Attend(_) | Request::Run(_) | Request::Pull(_)
+            );
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(&self.holder);
         share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
@@ -303,6 +306,7 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
+        Request::Attend(_) | Request::Run(_) | Request::Pull(_) => WAITING_BYTES,
         _ => SMALL_BYTES,
     }
 }
@@ -338,6 +342,8 @@ const BEGINNING_BYTES: usize = 1 << 20;
 /// What is known of a chunk that is being put.
 const PUT_CHUNK_BYTES: usize = 256;
 const SMALL_BYTES: usize = 64 << 10;
+/// A stream over which something is told now and then.
+const WAITING_BYTES: usize = 16 << 10;
 /// For room: longer than others need for what they have.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 /// For each tenth of a message.

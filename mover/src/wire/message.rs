@@ -3,6 +3,8 @@
 //! A body is the message's fields in order, as `codec` writes them; what is long (ids, blobs, manifests) stands beside
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
+use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
+pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
     Begin, ChunkError, CopyReport, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
     RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
@@ -118,6 +120,14 @@ messages! {
         0x0033 GetVerified(Of), 64, IDS_MAX * 32;
         /// Ends a read session.
         0x0034 Close(Of), 64, 0;
+        /// A proxy asks for its jobs.
+        0x0040 Attend(Attend), ATTEND_BYTES_MAX, 0;
+        /// Has a proxy carry a job out.
+        0x0041 Run(Run), JOB_BYTES_MAX, 0;
+        /// Has a job end.
+        0x0042 Cancel(JobOf), 64, 0;
+        /// A proxy tells of a job.
+        0x0043 Report(Report), EVENT_BYTES_MAX, 0;
         /// Copies points from another node.
         0x0050 Pull(PullIn), 64 << 10, 0;
     }
@@ -162,6 +172,14 @@ messages! {
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
         /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
         0x8033 Parts(u32), 8, 0;
+        /// To `Attend` and `Run`: taken. More follows.
+        0x8040 Taken(()), 0, 0;
+        /// To `Attend`: a job.
+        0x8041 Assigned(Job), JOB_BYTES_MAX, 0;
+        /// To `Attend`: a job is to end.
+        0x8042 CalledOff(JobOf), 64, 0;
+        /// To `Run`: what happens to it. The last one is its end.
+        0x8043 Event(Event), EVENT_BYTES_MAX, 0;
         /// To `Pull`, now and then: plain bytes that came for it so far.
         0x8050 Pulling(u64), 8, 0;
         /// To `Pull`, for each point; `Done` follows the last.

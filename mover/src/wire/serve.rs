@@ -1,5 +1,6 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
+use super::control::desk::Desk;
 use super::frame::{self, Frame, FrameError, receive};
 use super::limits::{Allowance, Limits};
 use super::message::{
@@ -36,6 +37,7 @@ pub struct Node<R: Repository> {
     one_thread: bool,
     limits: Arc<Limits>,
     puller: Option<Puller>,
+    desk: Desk,
 }
 
 /// A connection, and whose it is.
@@ -46,8 +48,8 @@ struct Caller {
 }
 
 /// Where the answer of a request goes.
-struct Answer {
-    stream: SendStream,
+pub(super) struct Answer {
+    pub(super) stream: SendStream,
     caller: Arc<Caller>,
 }
 
@@ -65,7 +67,7 @@ struct Lease<R: Repository> {
 }
 
 /// Why a request was not done.
-enum Refused {
+pub(super) enum Refused {
     /// It is told.
     Told(Failed),
     /// Nobody is there to be told.
@@ -95,7 +97,7 @@ impl Refused {
     }
 }
 
-type Done = Result<(), Refused>;
+pub(super) type Done = Result<(), Refused>;
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
@@ -105,7 +107,15 @@ impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
         let denied = Box::new(|_: &Holder| false);
-        Self { repositories: HashMap::new(), world, denied, one_thread: false, limits: Arc::default(), puller: None }
+        Self {
+            repositories: HashMap::new(),
+            world,
+            denied,
+            one_thread: false,
+            limits: Arc::default(),
+            puller: None,
+            desk: Desk::new(),
+        }
     }
 
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
@@ -168,6 +178,7 @@ impl<R: Repository + 'static> Node<R> {
             }
         }
         endpoint.set_server_config(None);
+        self.desk.stop();
         let finished = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
@@ -415,6 +426,9 @@ impl<R: Repository + 'static> Node<R> {
                     .then(|ids| lease.session.get_verified(&served.prints, ids.to_vec()));
                 blobs(to, batches).await
             }
+            Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
+                self.desk.request(holder, request, to, || self.not_denied(holder)).await
+            }
         }
     }
 
@@ -486,6 +500,7 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
+        self.desk.forget();
         let present = self.limits.connections.holders();
         for served in self.repositories.values() {
             let mut leases = served.leases.lock().expect("no holder panics");
@@ -554,7 +569,7 @@ impl Answer {
 }
 
 /// Sends a message to somebody who takes it.
-async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
+pub(super) async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
     send_on(&mut to.stream, &to.caller.allowance, reply, bulk, more).await
 }
 

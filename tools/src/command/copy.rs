@@ -39,7 +39,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
                     let place = wire::Place {
                         host: host.clone(),
                         port: *port,
-                        name: name.clone(),
+                        name: name.to_string(),
                         congestion: congestion.code(),
                     };
                     pull_all(context, arguments, &from, to, &place).await
