@@ -1,13 +1,20 @@
-//! Benchmarks: whole jobs beside their peers ([`e2e()`]), and stages on one core beside what limits them ([`stages()`]).
+//! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
+//! jobs across long and leaky links ([`wan()`]), and a job while its storage node is attacked ([`attack()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
+mod attack;
+pub mod attacker;
 mod e2e;
 mod measure;
-mod node;
+pub mod node;
+pub mod relay;
 mod report;
 mod stages;
-mod tools;
+pub mod tools;
+mod wan;
 
+pub use attack::{AttackOptions, attack};
 pub use e2e::{E2eOptions, e2e};
 pub use stages::stages;
+pub use wan::wan;

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 /// A node that serves the repository [`OF_NODE`].
 pub struct Node {
     child: Child,
-    listen: String,
+    port: u16,
 }
 
 impl Node {
@@ -34,18 +35,41 @@ impl Node {
         let mut line = String::new();
         let output = child.stdout.as_mut().context("its output")?;
         BufReader::new(output).read_line(&mut line)?;
-        let node = Self { child, listen };
+        let node = Self { child, port };
         ensure!(line.contains("listening"), "the storage node does not answer");
         Ok(node)
     }
 
+    /// Its port on the loopback address.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Gives out an identity, and gives the folder it is in.
+    pub fn issue(&self, places: &Places, role: &str, name: &str) -> Result<PathBuf> {
+        let (site, folder) = (places.path(SITE), places.path(name));
+        let mut issue = Command::new(places.windlass.with_file_name("windlass-store"));
+        issue.args(["issue", "--role", role, "--name", name, "--out"]).arg(&folder).arg(&site);
+        ran(issue)?;
+        Ok(folder)
+    }
+
+    /// Most memory that it had.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        Ok(peak.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+
     /// `windlass` on the node's repository.
     pub fn windlass(&self, places: &Places, arguments: &[&str]) -> Command {
+        self.windlass_at(places, arguments, &format!("quic://127.0.0.1:{}/main", self.port))
+    }
+
+    /// The same under another address.
+    pub fn windlass_at(&self, places: &Places, arguments: &[&str], address: &str) -> Command {
         let mut command = Command::new(&places.windlass);
-        command
-            .args(arguments)
-            .args(["-r", &format!("quic://{}/main", self.listen), "--json"])
-            .current_dir(&places.work);
+        command.args(arguments).args(["-r", address, "--json"]).current_dir(&places.work);
         command.env("WINDLASS_IDENTITY", places.path(SITE).join("admin"));
         // Nobody reads this variable: what is named is brought into the page cache.
         command.env("WINDLASS_BENCH_NODE", places.path(OF_NODE));

@@ -5,11 +5,14 @@ use std::process::Command;
 
 /// Folders of one run.
 pub struct Places {
+    /// Where everything is made.
     pub work: PathBuf,
+    /// The program; the others lie beside it.
     pub windlass: PathBuf,
 }
 
 impl Places {
+    /// Something in the run's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.work.join(name)
     }
@@ -19,12 +22,14 @@ impl Places {
         self.work.join("in/disk.raw")
     }
 
+    /// `windlass` on a repository in the folder.
     pub fn windlass(&self, arguments: &[&str], repository: &str) -> Command {
         let mut command = Command::new(&self.windlass);
         command.args(arguments).arg("-r").arg(self.path(repository)).arg("--json").current_dir(&self.work);
         command
     }
 
+    /// `restic` on its repository.
     pub fn restic(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("restic");
         command.args(arguments).current_dir(&self.work);
@@ -33,6 +38,7 @@ impl Places {
         command
     }
 
+    /// `borg` on its repository.
     pub fn borg(&self, arguments: &[&str], directory: &Path) -> Command {
         let mut command = Command::new("borg");
         command.args(arguments).current_dir(directory);
@@ -45,6 +51,7 @@ impl Places {
         command
     }
 
+    /// `qemu-img` in the folder.
     pub fn qemu_img(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("qemu-img");
         command.args(arguments).current_dir(&self.work);
@@ -52,5 +59,7 @@ impl Places {
     }
 }
 
+/// Restic's repository.
 pub const RESTIC: &str = "restic";
+/// Borg's repository.
 pub const BORG: &str = "borg";

@@ -16,6 +16,7 @@ use crate::{
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
 use disk::DiskPass;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 
@@ -60,7 +61,7 @@ pub struct NewAttachment {
 }
 
 /// What a backup did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupReport {
     /// The point.
     pub point: RecoveryPoint,
@@ -83,7 +84,7 @@ pub struct BackupReport {
 }
 
 /// What a backup did with one disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReport {
     /// The disk.
     pub name: Name,

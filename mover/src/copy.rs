@@ -8,9 +8,10 @@ use crate::{
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 
 /// What a copy did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyReport {
     /// Points that were copied; those that were there already do not count.
     pub points: u64,

@@ -26,7 +26,9 @@ mod record;
 mod repository;
 mod restore;
 mod select;
+pub mod service;
 mod source;
+mod stop;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -51,7 +53,7 @@ pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
 pub use name::Name;
 pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use pool::{Pool, blocking, with_opener, with_sealer};
-pub use progress::{Phase, Progress};
+pub use progress::{Counters, Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
@@ -60,5 +62,6 @@ pub use repository::{
 pub use restore::{RestoreReport, restore, restore_delta};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
+pub use stop::{Stop, StopReason, Stoppable, Stopper};
 pub use target::Target;
 pub use world::{Clock, Random, SystemClock, SystemRandom, Timestamp, World};

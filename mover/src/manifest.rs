@@ -7,6 +7,7 @@ use crate::{
     RecordReader, RecordWriter, Timestamp, level_of,
 };
 use chunker::{ChunkId, GRID_BYTES};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Longest manifest in bytes.
@@ -17,7 +18,7 @@ pub const DISK_BYTES_MAX: u64 = PAGE_ENTRIES.pow(4) * GRID_BYTES as u64;
 const _: () = assert!(level_of(DISK_BYTES_MAX) == PAGE_LEVEL_MAX && level_of(DISK_BYTES_MAX + 1) > PAGE_LEVEL_MAX);
 
 /// What a restore of the point amounts to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Consistency {
     /// As if the plug had been pulled at that moment.
@@ -29,7 +30,7 @@ pub enum Consistency {
 }
 
 /// How the changes since the parent were found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum ChangeTracking {
     /// Everything was read and nothing compared.
@@ -137,7 +138,7 @@ pub struct DiskRecord {
 }
 
 /// Change tracking of one disk in one point.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrackingRecord {
     /// How changes were found.
     pub mode: ChangeTracking,

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 /// Threads for cutting, fingerprints, compression and decoding. Nothing on it waits for I/O of a network.
 #[derive(Clone)]
-pub struct Pool(Arc<rayon::ThreadPool>);
+pub struct Pool(Option<Arc<rayon::ThreadPool>>);
 
 impl Pool {
     /// A pool of `threads`; 0 means one for each processor.
@@ -21,19 +21,26 @@ impl Pool {
             .num_threads(threads)
             .thread_name(|number| format!("cpu-{number}"))
             .build()
-            .map(|pool| Self(Arc::new(pool)))
+            .map(|pool| Self(Some(Arc::new(pool))))
             .map_err(|error| Error::internal("cannot start worker threads").because(error))
     }
 
-    /// Number of threads.
+    /// A pool without threads: each job is done at once, by whoever asks. The order of what happens depends on nothing but
+    /// the jobs then, which a simulation needs.
+    pub const fn inline() -> Self {
+        Self(None)
+    }
+
+    /// Number of jobs that are done at the same time.
     pub fn threads(&self) -> usize {
-        self.0.current_num_threads()
+        self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
     }
 
     /// Runs `job` on the pool. A panic of the job is a panic here.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let Some(pool) = &self.0 else { return job() };
         let (done, result) = oneshot::channel();
-        self.0.spawn(move || {
+        pool.spawn(move || {
             // A panic must not end the pool's thread (rayon would abort the process).
             let _ = done.send(catch_unwind(AssertUnwindSafe(job)));
         });

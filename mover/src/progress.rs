@@ -1,12 +1,14 @@
 //! What a running job has done so far, for whoever shows it.
 
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// What a job is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Phase {
     /// Opening things.
+    #[default]
     Prepare = 0,
     /// Moving bytes.
     Move = 1,
@@ -14,6 +16,17 @@ pub enum Phase {
     Commit = 2,
     /// Done.
     Done = 3,
+}
+
+/// What the counters of a job say at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// The phase.
+    pub phase: Phase,
+    /// Bytes that are done.
+    pub bytes_done: u64,
+    /// Bytes to be done, those included.
+    pub bytes_total: u64,
 }
 
 /// Counters of one job; written by the job, read by a display at any time.
@@ -53,5 +66,18 @@ impl Progress {
     /// (done, to be done) in bytes.
     pub fn bytes(&self) -> (u64, u64) {
         (self.bytes_done.load(Relaxed), self.bytes_total.load(Relaxed))
+    }
+
+    /// What they say now.
+    pub fn counters(&self) -> Counters {
+        let (bytes_done, bytes_total) = self.bytes();
+        Counters { phase: self.phase(), bytes_done, bytes_total }
+    }
+
+    /// Says what those of a job elsewhere say.
+    pub fn show(&self, counters: &Counters) {
+        self.enter(counters.phase);
+        self.bytes_total.store(counters.bytes_total, Relaxed);
+        self.bytes_done.store(counters.bytes_done, Relaxed);
     }
 }

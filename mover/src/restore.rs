@@ -121,9 +121,13 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         let mut places = HashMap::new();
         let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
         let mut zeroes = ExtentSet::new();
+        // All at once: from far away one after the other would take long.
+        let mut pages = stream::iter(leaves.clone())
+            .map(|index| self.reader.leaf(self.disk.root, index))
+            .buffered(WINDOW_LEAVES as usize);
         for index in leaves {
             let extent = Extent::from(index * leaf_bytes..((index + 1) * leaf_bytes).min(self.disk.size));
-            match self.reader.leaf(self.disk.root, index).await? {
+            match pages.try_next().await?.flatten() {
                 None => zeroes.insert(extent),
                 Some(page) => self.sort_leaf(&page, extent, &mut places, &mut zeroes)?,
             }

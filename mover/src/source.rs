@@ -3,6 +3,7 @@
 use crate::{CheckpointId, DiskRecord, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
+use serde::{Deserialize, Serialize};
 use std::future::Future;
 
 /// A consistent state of a machine's disks, open for reading: a snapshot session.
@@ -76,7 +77,7 @@ pub struct ParentDisk<'a> {
 }
 
 /// What the administrator asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TrackingWish {
     /// The cheapest that is proven right.
     #[default]

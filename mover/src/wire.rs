@@ -6,29 +6,46 @@
 //! | `bulk` | both | ids and blobs beside messages |
 //! | `frame` | both | how a message stands on a stream |
 //! | `quic` | both | certificates, windows, congestion |
+//! | `answer` | client | answers, on one stream or many |
 //! | `link` | client | connections that are made again when they are lost |
+//! | `questions` | client | which chunks are there, asked together |
+//! | `pull` | both | copies from node to node |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `enrol` | client | making and using tokens, renewing certificates |
 //! | `keeper` | both | [`Keeper`]: an identity that renews itself |
 //! | `access` | node | who may ask what |
+//! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
+//! | `control` | all | jobs of proxies |
+//! | `address` | client | addresses of nodes |
 
 pub mod access;
+mod address;
+mod answer;
 mod bulk;
+pub mod control;
 mod enrol;
 mod frame;
 mod keeper;
+mod limits;
 mod link;
 pub mod message;
+mod pull;
+mod questions;
 mod quic;
 mod remote;
 mod serve;
 
+pub use address::NodeAddress;
 pub use enrol::{create_token, join};
 pub use frame::{decode, encode};
 pub use keeper::{Keeper, Signer, renewed_when_used};
 pub use link::Peer;
-pub use quic::{Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, server, server_of};
+pub use quic::{
+    ALPN, Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, endpoint_config, server,
+    server_config, server_of,
+};
+pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;
 

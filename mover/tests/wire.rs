@@ -1,11 +1,13 @@
 //! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
 
 use mover::identity::{Holder, KeyClaim, Role, Wanted};
+use mover::wire::control::DISKS_MAX;
 use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
-    Begin, ErrorKind, Flushed, Incarnation, Origin, OwnerId, PointId, RecoveryPoint, RepositoryId, SessionId, Stats,
-    Suspect, Timestamp, Verification,
+    AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
+    Error, ErrorKind, Flushed, Incarnation, Origin, OwnerId, Phase, PointId, RecoveryPoint, RepositoryId, SessionId,
+    Stats, Suspect, Timestamp, TrackingRecord, TrackingWish, Verification,
 };
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -14,6 +16,7 @@ use std::path::Path;
 /// One request of each type, with every optional field.
 fn requests() -> Vec<Request> {
     let (repository, session) = (RepositoryId([1; 16]), SessionId([2; 16]));
+    let from = Place { host: "store1.example".into(), port: 7440, name: "main".into(), congestion: 1 };
     let begin = Begin {
         point: PointId([3; 16]),
         parents: vec![PointId([4; 16])],
@@ -45,6 +48,11 @@ fn requests() -> Vec<Request> {
         Request::Get(Of { session }),
         Request::GetVerified(Of { session }),
         Request::Close(Of { session }),
+        Request::Attend(Attend { instance: [10; 16], jobs: vec![PointId([3; 16])] }),
+        Request::Run(Run { proxy: "host7".parse().unwrap(), job: job() }),
+        Request::Cancel(JobOf { job: PointId([3; 16]) }),
+        Request::Report(Report { job: PointId([3; 16]), event: Event::Progress(counters()) }),
+        Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
     ]
 }
 
@@ -75,6 +83,16 @@ fn replies() -> Vec<Reply> {
         Reply::Lacking(()),
         Reply::ManifestBytes(()),
         Reply::Chunks(Chunks { lengths: vec![1, 2], failed: vec![failed] }),
+        Reply::Parts(3),
+        Reply::Taken(()),
+        Reply::Assigned(job()),
+        Reply::CalledOff(JobOf { job: PointId([3; 16]) }),
+        Reply::Event(Event::Ended(Box::new(report()))),
+        Reply::Pulling(4),
+        Reply::Pulled(Pulled {
+            point: PointId([1; 16]),
+            outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
+        }),
     ]
 }
 
@@ -85,6 +103,48 @@ fn wanted() -> Wanted {
 
 fn claim() -> KeyClaim {
     KeyClaim { point: vec![4; 65], signature: vec![16; 70] }
+}
+
+fn job() -> Job {
+    Job {
+        id: PointId([3; 16]),
+        machine: "web".parse().unwrap(),
+        repository: "main".parse().unwrap(),
+        wish: TrackingWish::Bitmap,
+        compression: Some(3),
+        verification: Verification::Decode,
+        tags: vec!["nightly".into()],
+        rate: Some(4),
+        audit: Some(5),
+    }
+}
+
+fn counters() -> Counters {
+    Counters { phase: Phase::Move, bytes_done: 1, bytes_total: 2 }
+}
+
+fn report() -> BackupReport {
+    let tracking = TrackingRecord {
+        mode: ChangeTracking::Bitmap,
+        reason: "proven".into(),
+        checkpoint: Some(CheckpointId([6; 16])),
+        granularity: 65_536,
+        bytes_read: 7,
+        bytes_changed: 8,
+        bytes_audited: 9,
+    };
+    let audit = Some(AuditReport { position: 10, turn_completed: true, cut_short: false });
+    BackupReport {
+        point: point(),
+        parent: Some(PointId([11; 16])),
+        consistency: Consistency::Crash,
+        disks: vec![DiskReport { name: "vda".parse().unwrap(), size: 12, tracking, audit }],
+        chunks_new: 13,
+        bytes_new: 14,
+        bytes_sent: 15,
+        bytes_stored: 16,
+        warnings: vec!["slow".into()],
+    }
 }
 
 fn ends() -> Incarnation {
@@ -199,8 +259,12 @@ fn roles() {
                 | Request::Commit(_)
                 | Request::Abandon(_)
         );
+        let carries_out = matches!(request, Request::Attend(_) | Request::Report(_));
+        let wants = matches!(request, Request::Run(_) | Request::Cancel(_) | Request::Pull(_));
         for role in Role::ALL {
             let expected = match role {
+                Role::Proxy if carries_out || wants => carries_out,
+                Role::Node | Role::Admin if carries_out || wants => role == Role::Admin && wants,
                 Role::Node => !writes && !matches!(request, Request::Token(_)),
                 // The sample is of a copy.
                 Role::Proxy => !matches!(request, Request::Commit(_) | Request::Token(_)),
@@ -212,6 +276,43 @@ fn roles() {
         let expected = matches!(request, Request::Hello(_) | Request::Join(_));
         assert_eq!(access::check(None, &request).is_ok(), expected, "nobody {request:?}");
     }
+}
+
+#[test]
+fn every_event_of_a_job_and_the_longest() {
+    let round = |event: Event| {
+        let bytes = encode(&Reply::Event(event.clone()), 0, false).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), Some((Reply::Event(event), 0, false)));
+    };
+    round(Event::Progress(counters()));
+    round(Event::Warning("slow".into()));
+    round(Event::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }));
+    // What a proxy says fits, however much there was to say.
+    let long = "\u{10ffff}".repeat(65_535 / 4);
+    let mut report = report();
+    report.disks[0].name = "d".repeat(128).parse().unwrap();
+    report.disks[0].tracking.reason.clone_from(&long);
+    report.disks = vec![report.disks[0].clone(); DISKS_MAX];
+    report.warnings = vec![long; 1000];
+    round(Event::of(Ok(report)));
+    let Event::Failed(failed) = Event::of(Err(Error::source("no"))) else { panic!("not told as it is") };
+    assert_eq!(Error::from(failed).kind(), ErrorKind::Source);
+}
+
+#[test]
+fn a_job_says_what_its_options_say() {
+    let options = job().options().unwrap();
+    assert_eq!(Job::new(job().id, job().repository, &options).unwrap(), job());
+    for wrong in [
+        Job { compression: Some(0), ..job() },
+        Job { compression: Some(23), ..job() },
+        Job { rate: Some(0), ..job() },
+        Job { audit: Some(101), ..job() },
+    ] {
+        assert_eq!(wrong.options().unwrap_err().kind(), ErrorKind::Usage);
+    }
+    let many = mover::BackupOptions { tags: vec!["t".repeat(40 << 10)], ..options };
+    assert_eq!(Job::new(job().id, job().repository, &many).unwrap_err().kind(), ErrorKind::Usage);
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 
 use crate::nbd::NbdUri;
 use mover::{Error, Name, Result};
+use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,7 +17,8 @@ pub struct NamedSource {
 }
 
 /// Where a disk is read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum SourceAddress {
     /// A file or block device: `PATH`, with `?bitmap=NAME` or `?format=raw|qcow2` after it.
     File {
@@ -108,6 +110,14 @@ impl FromStr for SourceAddress {
             _ => text,
         };
         Ok(Self::File { path: path.into(), bitmap, format })
+    }
+}
+
+impl TryFrom<String> for SourceAddress {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
     }
 }
 

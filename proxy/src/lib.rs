@@ -3,6 +3,8 @@
 //! Architecture Invariant: nothing here knows packs or RocksDB; it meets repositories in the traits of `mover`.
 
 mod address;
+mod allocator;
+pub mod daemon;
 mod lock;
 pub mod nbd;
 pub mod qemu;
@@ -11,6 +13,7 @@ mod target;
 mod tracking;
 
 pub use address::{ImageFormat, NamedSource, SourceAddress, TargetAddress};
-pub use source::{SnapshotSession, SourceOptions};
+pub use allocator::tune_allocator;
+pub use source::{SnapshotSession, SourceOptions, has_checkpoint};
 pub use target::{DiskTarget, Existing};
 pub use tracking::{TrackedBitmap, list_tracking, remove_tracking};

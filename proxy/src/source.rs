@@ -13,7 +13,7 @@ use futures::future::join_all;
 pub(crate) use identity::ImageFile;
 use mover::{
     ChangeTracking, Changed, CheckpointId, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk,
-    RepositoryId, Result, Source, Timestamp, TrackingWish, World,
+    PointFilter, ReadSession as _, Repository, RepositoryId, Result, Source, Timestamp, TrackingWish, World,
 };
 use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
@@ -141,6 +141,22 @@ impl Source for SnapshotSession {
         // Every disk is ended, whatever becomes of the others.
         join_all(ended).await.into_iter().collect()
     }
+}
+
+/// True when some point was begun at this checkpoint. Asked only after a broken run, so that reading every manifest,
+/// the newest first, does not matter.
+///
+/// # Errors
+/// The repository's.
+pub async fn has_checkpoint<R: Repository>(repository: &R, checkpoint: CheckpointId) -> Result<bool> {
+    let points = repository.list(&PointFilter::default()).await?;
+    for point in points.iter().rev() {
+        let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
+        if manifest.disks.iter().any(|disk| disk.tracking.checkpoint == Some(checkpoint)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[derive(Debug)]

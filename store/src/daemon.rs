@@ -3,7 +3,6 @@
 mod cli;
 mod config;
 mod deny;
-mod notify;
 mod site;
 
 use crate::{Access, Local};
@@ -12,12 +11,12 @@ use cli::{Cli, Command, Serve};
 use config::Config;
 use deny::DenyList;
 use mover::identity::Registry;
-use mover::wire::{Keeper, Node, Signer, server_of};
+use mover::service::{self, Signals};
+use mover::wire::{Keeper, Node, Signer, client, client_config_of, server_of};
 use mover::{Error, Pool, Result, World};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -32,19 +31,13 @@ pub fn windlass_store() -> ExitCode {
         Command::Issue(arguments) => site::issue(&arguments, &world),
         Command::Serve(arguments) => serve(&arguments, &world),
     };
-    match made {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            error.remedy().into_iter().for_each(|remedy| eprintln!("hint: {remedy}"));
-            error.kind().exit_code().into()
-        }
-    }
+    service::ended(made)
 }
 
 fn serve(arguments: &Serve, world: &World) -> Result<()> {
     let config = Config::read(&arguments.config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build();
     let runtime = runtime.map_err(|error| Error::internal("cannot start threads").because(error))?;
     runtime.block_on(run(config, world))
 }
@@ -65,6 +58,8 @@ async fn run(config: Config, world: &World) -> Result<()> {
         let list = DenyList::new(path.clone());
         node = node.denying(move |holder| list.denies(holder));
     }
+    let own = current.clone();
+    node = node.pulling(move |congestion| Ok((client()?, client_config_of(&own, congestion)?)));
     let mut open = Vec::new();
     for repository in &config.repository {
         let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;
@@ -79,22 +74,22 @@ async fn run(config: Config, world: &World) -> Result<()> {
     let mut signals = Signals::listen()?;
     // For who started this: from here on it answers.
     println!("listening on {address}");
-    notify::ready();
+    service::ready();
     let mut serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
     tokio::select! {
-        () = signals.first() => {}
+        () = signals.next() => {}
         ended = &mut serving => {
             let why = ended.err().map_or_else(|| "the socket failed".to_owned(), |error| error.to_string());
             return Err(Error::transport(format!("the node stopped serving: {why}")));
         }
     }
     tracing::info!("stopping: what is under way is finished");
-    notify::stopping();
+    service::stopping();
     let _ = stop.send(true);
     // A second signal does not wait.
     tokio::select! {
         _ = &mut serving => {}
-        () = signals.first() => tracing::warn!("stopping at once"),
+        () = signals.next() => tracing::warn!("stopping at once"),
     }
     keeping.abort();
     for (repository, local) in open {
@@ -103,22 +98,5 @@ async fn run(config: Config, world: &World) -> Result<()> {
     Ok(())
 }
 
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self> {
-        let failed = |error| Error::internal("cannot listen for signals").because(error);
-        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        Ok(Self { terminate: terminate.map_err(failed)?, interrupt: interrupt.map_err(failed)? })
-    }
-
-    async fn first(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
+/// Threads that wait for files and RocksDB: beyond this more of them only take memory.
+const BLOCKING_THREADS_MAX: usize = 64;

@@ -18,7 +18,7 @@ use mover::{
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// How a repository is opened.
@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
     /// A reader that could not write its session does not try again.
     unwritable: AtomicBool,
+    /// Chunks of which write sessions remember what they were told, all of them together.
+    pub told: AtomicUsize,
     /// Held until the process ends or the repository is closed.
     _lock: Option<File>,
 }
@@ -92,6 +94,7 @@ impl Inner {
             files: Mutex::default(),
             term_begun: AtomicBool::new(false),
             damaged: Mutex::default(),
+            told: AtomicUsize::new(0),
             unwritable: AtomicBool::new(false),
             _lock: lock,
         }

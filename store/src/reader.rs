@@ -20,6 +20,7 @@ use mover::{
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// A read session; ends when it is dropped.
 pub struct Reader {
@@ -94,11 +95,17 @@ pub fn get(local: Local, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + 
         (blocking(move || plan(&planner, distinct)).await, inner)
     });
     planned.flat_map(|(runs, inner)| {
+        // Held until a run is taken: long chunks are not read ahead.
+        let ahead = Arc::new(Semaphore::new(AHEAD_BYTES));
         let read = move |run: Run| {
-            let inner = inner.clone();
-            blocking(move || read_run(&inner, run))
+            let (inner, ahead) = (inner.clone(), ahead.clone());
+            async move {
+                let bytes = u32::try_from(run.bytes()).unwrap_or(u32::MAX).min(AHEAD_BYTES as u32);
+                let held = ahead.acquire_many_owned(bytes).await.expect("never closed");
+                (blocking(move || read_run(&inner, run)).await, held)
+            }
         };
-        stream::iter(runs).map(read).buffered(RUNS_AHEAD)
+        stream::iter(runs).map(read).buffered(RUNS_AHEAD).map(|(batch, _)| batch)
     })
 }
 
@@ -110,6 +117,20 @@ enum Run {
     Pending { chunk: ChunkId, path: PathBuf, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
     /// Chunks that cannot be had.
     Failed(ChunkBatch),
+}
+
+impl Run {
+    /// How much is read.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Pack { chunks, .. } => {
+                let start = chunks.first().map_or(0, |it| it.1);
+                chunks.last().map_or(0, |it| it.1 + record_bytes(it.2)) - start
+            }
+            Self::Pending { blob_bytes, .. } => record_bytes(*blob_bytes),
+            Self::Failed(_) => 0,
+        }
+    }
 }
 
 fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
@@ -332,8 +353,9 @@ fn record_bytes(blob_bytes: u32) -> u64 {
 const RUN_BYTES_MAX: u64 = 1 << 20;
 /// Bytes between two chunks that are rather read than skipped.
 const GAP_BYTES_MAX: u64 = 64 << 10;
-/// Reads on their way at once.
+/// Reads on their way at once, or done and not taken, and their bytes.
 const RUNS_AHEAD: usize = 4;
+const AHEAD_BYTES: usize = 4 << 20;
 /// Packs kept open.
 const FILES_MAX: usize = 64;
 /// Most footers are shorter: read in one go.

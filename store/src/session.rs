@@ -13,6 +13,7 @@ use mover::{
     ReadSession, Result, SessionId, Timestamp, Verification, WriteSession, missing_for, with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use tokio::sync::RwLock;
 
@@ -73,14 +74,17 @@ impl Session {
     fn tell(&self, told: impl IntoIterator<Item = (ChunkId, Told)>) {
         let mut known = self.told.lock().expect("no holder panics");
         let mut relied = self.relied.lock().expect("no holder panics");
+        let mut room = TOLD_MAX.saturating_sub(self.local.inner.told.load(Ordering::Relaxed));
+        let before = known.len();
         for (id, told) in told {
             if let Told::Pack(number) = told {
                 relied.insert(number);
             }
-            if known.len() < TOLD_MAX {
-                known.insert(id, told);
+            if room > 0 && known.insert(id, told).is_none() {
+                room -= 1;
             }
         }
+        self.local.inner.told.fetch_add(known.len() - before, Ordering::Relaxed);
     }
 
     /// What is there, in the log or on its way; of what is there or missing, what to remember.
@@ -145,6 +149,7 @@ impl Session {
             if let Some(Told::Missing(at)) = told.get(&arrival.id) {
                 arrival.missing_at = Some(*at);
                 told.remove(&arrival.id);
+                self.local.inner.told.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
@@ -357,6 +362,8 @@ impl WriteSession for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let told = self.told.get_mut().map_or(0, |told| told.len());
+        self.local.inner.told.fetch_sub(told, Ordering::Relaxed);
         // One small record; a session that was committed or abandoned has ended already and costs nothing here.
         if self.local.inner.state().sessions().contains_key(&self.id) {
             self.local.inner.close_session(self.id);
@@ -364,7 +371,8 @@ impl Drop for Session {
     }
 }
 
-/// Chunks that a session remembers having asked for: about 64 MiB. Beyond that a commit asks the index again.
-const TOLD_MAX: usize = 1 << 20;
+/// Chunks that the sessions of a repository remember having asked for: 49 MiB, in a table that is full to seven eighths.
+/// Beyond that a commit asks the index again.
+const TOLD_MAX: usize = (1 << 20) / 8 * 7;
 /// Missing chunks named by one refused commit.
 const MISSING_MAX: usize = 65_536;

@@ -5,5 +5,6 @@ pub mod fake;
 pub mod kept;
 pub mod meddle;
 pub mod node;
+pub mod place;
 pub mod program;
 pub mod protocol;

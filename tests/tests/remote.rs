@@ -1,10 +1,11 @@
 //! Across the wire: who is refused, and what survives.
 
+use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::identity::{Authority, Credentials, Holder, Role};
 use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
 use mover::{
-    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Repository, SystemRandom, Timestamp,
-    Verification, World, WriteSession,
+    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
+    Verification, World, WriteSession, with_sealer,
 };
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -93,6 +94,76 @@ async fn a_wrong_address_is_told_and_not_waited_for_long() {
     let error = Remote::connect(client().unwrap(), peer, "repo").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transport, "{error}");
     assert!(error.remedy().is_some());
+}
+
+/// What is pending is lost when the node dies, whoever put it. A backup finds that out through its map, so it must hold that
+/// itself: pages that are pending from another session are to be put, chunks are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn pending_pages_are_put_by_everybody() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let mem = Mem::new(&world);
+    let prints = Fingerprinter::new(&mem.config().domain);
+    let running = Running::start(&site, "repo", mem.clone(), &world);
+    let remote = running.connect(&site, "repo", &world).await.unwrap();
+    let (first, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    let (second, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    for (kind, expected) in [(ChunkKind::Data, Presence::Pending), (ChunkKind::Page, Presence::Missing)] {
+        let plain = vec![7; 4096];
+        let id = prints.id(kind, &plain);
+        let blob = with_sealer(Compression::Zstd(1), |sealer| sealer.seal(kind, &plain));
+        first.put(vec![(id, blob)]).await.unwrap();
+        first.stored().await.unwrap();
+        assert_eq!(second.missing(kind, &[id]).await.unwrap(), [expected], "{kind:?}");
+        first.flush().await.unwrap();
+        assert_eq!(second.missing(kind, &[id]).await.unwrap(), [Presence::Have], "{kind:?}");
+    }
+    drop((first, second));
+    running.stop().await;
+}
+
+/// Who answers that it speaks another version of QUIC has not signed that: a packet damaged on its way brings such an answer
+/// too. It is asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_nobody_signed_is_asked_for_again() {
+    let world = World::system();
+    let site = Site::new(&world);
+    let running = Running::start(&site, "repo", Mem::new(&world), &world);
+    let (outside, inside) = (
+        tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+    );
+    inside.connect(("127.0.0.1", running.port)).await.unwrap();
+    let port = outside.local_addr().unwrap().port();
+    let relay = tokio::spawn(async move {
+        let (mut there, mut back) = ([0; 65_536], [0; 65_536]);
+        let (length, mut client) = outside.recv_from(&mut there).await.unwrap();
+        outside.send_to(&other_version(&there[..length]), client).await.unwrap();
+        loop {
+            tokio::select! {
+                came = outside.recv_from(&mut there) => {
+                    let (length, from) = came.unwrap();
+                    client = from;
+                    inside.send(&there[..length]).await.unwrap();
+                }
+                came = inside.recv(&mut back) => drop(outside.send_to(&back[..came.unwrap()], client).await.unwrap()),
+            }
+        }
+    });
+    let identity = site.identity(Role::Admin, "admin", &world);
+    let config = client_config(&identity, &site.trust(), Congestion::default()).unwrap();
+    let remote = Remote::connect(client().unwrap(), Peer::new("localhost", port, config), "repo").await.unwrap();
+    assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
+    relay.abort();
+    running.stop().await;
+}
+
+/// A Version Negotiation packet (RFC 9000, 17.2.1) that answers the first packet of a connection.
+fn other_version(first: &[u8]) -> Vec<u8> {
+    let (there, rest) = first[6..].split_at(first[5].into());
+    let back = &rest[1..1 + usize::from(rest[0])];
+    let id = |id: &[u8]| [&[u8::try_from(id.len()).unwrap()], id].concat();
+    [&[0x80, 0, 0, 0, 0][..], &id(back), &id(there), &[0x0a; 4]].concat()
 }
 
 /// Noise on the port harms nobody.

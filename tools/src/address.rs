@@ -1,7 +1,7 @@
 //! Arguments that name places.
 
 use mover::identity::Address;
-use mover::wire::Congestion;
+use mover::wire::{Congestion, NodeAddress};
 use mover::{Error, Name};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub enum At {
     /// `/path` or `file:///path`.
     Directory(PathBuf),
     /// `quic://host[:port]/name[?congestion=bbr]`.
-    Node { host: String, port: u16, name: String, congestion: Congestion },
+    Node { host: String, port: u16, name: Name, congestion: Congestion },
 }
 
 impl Kept {
@@ -74,38 +74,16 @@ impl FromStr for Kept {
                 At::Directory(PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?))
             }
             Some(("file", _)) => return Err(bad("a file URI has three slashes")),
-            Some(("quic", rest)) => node(rest).ok_or_else(|| bad(&format!("{text:?} names no node and repository")))?,
+            Some(("quic", _)) => match NodeAddress::parse(text) {
+                Some((NodeAddress { at: Address { host, port }, congestion }, Some(name))) => {
+                    At::Node { host, port, name, congestion }
+                }
+                _ => return Err(bad(&format!("{text:?} names no node and repository"))),
+            },
             Some(("s3", _)) => return Err(bad("this version cannot use buckets")),
             Some(_) => return Err(bad("unknown kind of address")),
         };
         Ok(Self { text: text.into(), at })
-    }
-}
-
-/// `host[:port]/name`; an IPv6 address stands in brackets.
-fn node(text: &str) -> Option<At> {
-    let (text, congestion) = match text.split_once('?') {
-        None => (text, Congestion::Cubic),
-        Some((text, "congestion=cubic")) => (text, Congestion::Cubic),
-        Some((text, "congestion=bbr")) => (text, Congestion::Bbr),
-        Some(_) => return None,
-    };
-    let (authority, name) = text.split_once('/')?;
-    let Address { host, port } = authority.parse().ok()?;
-    let name: Name = name.parse().ok()?;
-    Some(At::Node { host, port, name: name.to_string(), congestion })
-}
-
-/// The address of a node, `quic://host[:port]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeAt(pub Address);
-
-impl FromStr for NodeAt {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let address = text.strip_prefix("quic://").and_then(|address| address.parse().ok());
-        address.map(Self).ok_or_else(|| Error::usage(format!("{text:?} is no node; give quic://host[:port]")))
     }
 }
 

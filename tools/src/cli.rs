@@ -1,11 +1,12 @@
 //! The arguments of `windlass`.
 
-use crate::address::{Attach, Kept, NodeAt};
+use crate::address::{Attach, Kept};
 use crate::text::{parse_bytes, parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mover::identity::Role;
+use mover::wire::NodeAddress;
 use mover::{Name, Selector};
 use proxy::{NamedSource, SourceAddress, TargetAddress};
 use std::path::PathBuf;
@@ -110,7 +111,7 @@ pub struct Init {
 Examples:
   windlass backup --machine web /images/web.qcow2 -r /backup/main
   windlass backup --machine db --disk a=/images/db.qcow2 --disk b=nbd://host/b -r /backup
-  windlass backup --machine web /images/web.raw --tag before-upgrade --json -r /backup")]
+  windlass backup --machine web --proxy host7 --tag before-upgrade --json -r quic://store1/main")]
 pub struct Backup {
     /// The machine's name
     #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
@@ -119,7 +120,7 @@ pub struct Backup {
     #[arg(long, value_parser = parsed::<NamedSource>, value_name = "NAME=SOURCE")]
     pub disk: Vec<NamedSource>,
     /// The only disk; it is called disk0
-    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present = "disk", value_parser = parsed::<SourceAddress>)]
+    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<SourceAddress>)]
     pub source: Option<SourceAddress>,
     #[command(flatten)]
     pub place: Place,
@@ -154,9 +155,10 @@ pub struct Backup {
     /// [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
     pub audit: Option<u8>,
-    /// Let this proxy do it
-    #[arg(long, value_name = "NAME")]
-    pub proxy: Option<String>,
+    /// Let this proxy do it, with the disks that its own configuration names; it attends the repository's node
+    #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
+          conflicts_with_all = ["source", "disk", "pre_freeze", "post_thaw", "attach"])]
+    pub proxy: Option<Name>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -276,7 +278,7 @@ pub struct Restore {
 #[command(after_help = "\
 Examples:
   windlass copy web@latest -r /backup/main --to /mnt/usb/second
-  windlass copy --machine web -r /backup/main --to /mnt/usb/second
+  windlass copy --all -r quic://store1/main --to quic://store2/main
   windlass copy --all --trust-source -r /backup/main --to /mnt/usb/second")]
 pub struct Copy {
     /// Points to copy
@@ -296,6 +298,9 @@ pub struct Copy {
     /// Check what arrives by checksum only: the source is known to be sound
     #[arg(long)]
     pub trust_source: bool,
+    /// Between two nodes: move everything through this machine, because they do not reach each other
+    #[arg(long)]
+    pub through_here: bool,
 }
 
 /// Verify a repository or some of its points
@@ -445,8 +450,8 @@ Examples:
         #[arg(long, value_parser = parsed_duration, value_name = "DURATION", default_value = "1h")]
         valid: Duration,
         /// The node that holds the authority: quic://host[:port]
-        #[arg(long, value_parser = parsed::<NodeAt>, value_name = "ADDR")]
-        node: Option<NodeAt>,
+        #[arg(long, value_parser = parsed::<NodeAddress>, value_name = "ADDR")]
+        node: Option<NodeAddress>,
         /// A repository on that node, instead of --node
         #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "node")]
         repository: Option<Kept>,

@@ -5,8 +5,11 @@ mod tidy;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
+use windlass_bench::relay::{Relay, Shape};
 
 #[derive(Debug, Parser)]
 #[command(name = "windlass-dev", version, about = "Developer commands of Windlass")]
@@ -34,6 +37,21 @@ enum Task {
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
+    /// Stand between clients and a node as a long, narrow or leaky link, until interrupted
+    Relay {
+        /// Where the node listens
+        #[arg(long)]
+        to: SocketAddr,
+        /// Milliseconds there and back
+        #[arg(long, default_value_t = 0)]
+        round_trip: u64,
+        /// Megabits a second; as fast as it can without
+        #[arg(long, default_value_t = 0)]
+        rate: u64,
+        /// Packets of a thousand that are lost
+        #[arg(long, default_value_t = 0)]
+        lost: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +67,34 @@ enum Bench {
         /// Where repositories and images are made; they are removed
         #[arg(long)]
         work: Option<PathBuf>,
+    },
+    /// Jobs across QUIC on long, narrow and leaky links
+    Wan {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+    },
+    /// A backup into a storage node that is attacked meanwhile, beside one that is not
+    Attack {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds of quiet, attacked, quiet
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+        /// Where repositories are made; they are removed
+        #[arg(long)]
+        work: Option<PathBuf>,
+    },
+    /// The attackers of `attack`
+    #[command(hide = true)]
+    Attacker {
+        /// Port of the node on the loopback address
+        #[arg(long)]
+        port: u16,
+        /// Whose certificate they have
+        #[arg(long)]
+        identity: PathBuf,
     },
     /// Stages on one core beside what limits them
     Stages {
@@ -81,6 +127,28 @@ fn run(task: Task) -> Result<()> {
             data,
             runs,
         }),
+        Task::Bench(Bench::Wan { data }) => {
+            windlass_bench::wan(&std::env::current_exe()?.with_file_name("windlass"), &data)
+        }
+        Task::Relay { to, round_trip, rate, lost } => {
+            let delay = Duration::from_millis(round_trip) / 2;
+            let shape = Shape { delay, rate: rate * 1_000_000, lost_per_mille: lost, seed: 1, ..Shape::default() };
+            let relay = Relay::start(to, shape)?;
+            println!("127.0.0.1:{}", relay.port);
+            loop {
+                std::thread::park();
+            }
+        }
+        Task::Bench(Bench::Attack { data, rounds, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
+            windlass: std::env::current_exe()?.with_file_name("windlass"),
+            work: work.unwrap_or_else(|| data.join("attack")),
+            data,
+            rounds,
+        }),
+        Task::Bench(Bench::Attacker { port, identity }) => {
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main"))
+        }
         Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
     }
 }

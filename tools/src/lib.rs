@@ -4,7 +4,6 @@
 //! run the programs.
 
 mod address;
-mod allocator;
 mod cli;
 mod command;
 mod dev;

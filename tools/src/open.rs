@@ -4,12 +4,9 @@ use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
-use mover::wire::{Peer, Remote, client, client_config, renewed_when_used};
-use mover::{
-    CheckpointId, DiskRecord, Either, Error, PointFilter, ReadSession as _, Repository as _, RepositoryId, Result,
-    TrackingWish, blocking,
-};
-use proxy::{NamedSource, SourceOptions, TargetAddress};
+use mover::wire::{Congestion, Peer, Remote, client, client_config, renewed_when_used};
+use mover::{DiskRecord, Either, Error, Repository as _, RepositoryId, Result, TrackingWish, blocking};
+use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
 use std::future::Future;
 use std::path::PathBuf;
 use store::format::config::ConfigFile;
@@ -26,9 +23,8 @@ pub async fn repository(context: &Context, address: &Kept, access: Access) -> Re
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
-            let Credentials { identity, trust } = credentials(context).await?;
-            let config = client_config(&identity, &trust, *congestion)?;
-            let remote = Remote::connect(client()?, Peer::new(host.as_str(), *port, config), name).await;
+            let remote =
+                Remote::connect(client()?, peer(context, host, *port, *congestion).await?, name.as_str()).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
         }
     }
@@ -48,6 +44,12 @@ pub async fn close(repository: Opened) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// A node, asked by who we are.
+pub async fn peer(context: &Context, host: &str, port: u16, congestion: Congestion) -> Result<Peer> {
+    let Credentials { identity, trust } = credentials(context).await?;
+    Ok(Peer::new(host, port, client_config(&identity, &trust, congestion)?))
 }
 
 /// Who we are to storage nodes.
@@ -160,19 +162,6 @@ async fn identity(address: &Kept) -> Option<RepositoryId> {
     let path = address.directory().ok()?.join("config");
     let bytes = blocking(move || std::fs::read(path)).await.ok()?;
     Some(ConfigFile::decode(&bytes).ok()?.config.id)
-}
-
-/// True when some point was begun at this checkpoint. Asked only after a broken run, so that reading every manifest,
-/// the newest first, does not matter.
-async fn has_checkpoint(repository: &Opened, checkpoint: CheckpointId) -> Result<bool> {
-    let points = repository.list(&PointFilter::default()).await?;
-    for point in points.iter().rev() {
-        let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
-        if manifest.disks.iter().any(|disk| disk.tracking.checkpoint == Some(checkpoint)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Opens what a disk is restored to.

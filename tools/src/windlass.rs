@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, Command, Style};
 use crate::output::Output;
-use crate::stop::Stop;
+use crate::stop::{self, Stop};
 use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
@@ -31,7 +31,7 @@ pub enum Exit {
 
 /// Runs the program.
 pub fn windlass() -> ExitCode {
-    crate::allocator::tune();
+    proxy::tune_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refusal) => return refused(&refusal),
@@ -55,7 +55,7 @@ pub fn windlass() -> ExitCode {
 }
 
 async fn run(out: Output, command: Command, job: bool) -> u8 {
-    let parts = || Ok((Stop::listen()?, Pool::new(0)?));
+    let parts = || Ok((stop::listen()?, Pool::new(0)?));
     let (stop, pool) = match parts() {
         Ok(parts) => parts,
         Err(error) => {
@@ -79,7 +79,7 @@ async fn run(out: Output, command: Command, job: bool) -> u8 {
                 _ => error,
             };
             context.out.failure(&error, job);
-            context.stop.exit_code().unwrap_or(error.kind().exit_code())
+            context.stop.reason().map_or(error.kind().exit_code(), stop::exit_code)
         }
     }
 }

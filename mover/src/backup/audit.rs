@@ -9,6 +9,7 @@ use crate::{
 use bytes::Bytes;
 use chunker::{ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
 use futures::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ pub enum Audit {
 }
 
 /// How far the audit of a disk has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditReport {
     /// Offset at which the next increment goes on.
     pub position: u64,

@@ -13,6 +13,7 @@ use futures::stream::FuturesOrdered;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -106,8 +107,10 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             bytes_audited: 0,
         };
         let this = &*self;
-        let mut work = Work { pieces: pieces(&read, &zero), begun: FuturesOrdered::new(), done: VecDeque::new() };
-        while let Some(done) = work.next(|piece| this.piece(piece, &pacer)).await? {
+        let flow = Flow::default();
+        let mut work =
+            Work { pieces: pieces(&read, &zero), begun: FuturesOrdered::new(), done: VecDeque::new(), flow: &flow };
+        while let Some(done) = work.next(|piece| this.piece(piece, &pacer, &flow)).await? {
             let place = async {
                 for (block, entry) in done.refs {
                     builder.set(block, entry).await?;
@@ -163,7 +166,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect()
     }
 
-    async fn piece(&self, piece: Piece, pacer: &Pacer) -> Result<Done> {
+    async fn piece(&self, piece: Piece, pacer: &Pacer, flow: &Flow) -> Result<Done> {
         let (extent, size) = (piece.extent, self.description.size);
         let before = self.leaf_before(extent).await?;
         if piece.zero {
@@ -175,14 +178,21 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             let refs = gone.iter().map(|block| (number(block), PageRef::Absent)).collect();
             return Ok(Done { refs, bytes_read: 0, bytes_changed: gone.iter().map(|block| block.length).sum() });
         }
+        let mut cut = self.read_and_cut(extent, before.clone(), pacer).await?;
+        if flow.is_slow_and_knows_all() && !self.are_there(&mut cut, flow).await? {
+            cut = self.read_and_cut(extent, before, pacer).await?;
+        }
+        self.store(&cut, flow).await?;
+        self.job.progress.advance(extent.length);
+        let Cut { refs, bytes_changed, .. } = cut;
+        Ok(Done { refs, bytes_read: extent.length, bytes_changed })
+    }
+
+    async fn read_and_cut(&self, extent: Extent, before: Option<Arc<Page>>, pacer: &Pacer) -> Result<Cut> {
         let bytes = self.read(extent, pacer).await?;
         let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();
-        let prints = self.job.prints.clone();
-        let cut = self.job.pool.run(move || cut(&prints, &bytes, extent, size, before.as_deref(), &suspects)).await;
-        self.store(&cut).await?;
-        self.job.progress.advance(extent.length);
-        let bytes_changed = cut.changed.iter().map(|(_, _, bytes)| bytes.len() as u64).sum::<u64>() + cut.bytes_zeroed;
-        Ok(Done { refs: cut.refs, bytes_read: extent.length, bytes_changed })
+        let (prints, size) = (self.job.prints.clone(), self.description.size);
+        Ok(self.job.pool.run(move || cut(&prints, &bytes, extent, size, before.as_deref(), &suspects)).await)
     }
 
     pub(super) async fn leaf_before(&self, extent: Extent) -> Result<Option<Arc<Page>>> {
@@ -192,17 +202,25 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         }
     }
 
+    /// Whether the repository has all that changed. The plain bytes do not wait for the answer.
+    async fn are_there(&self, cut: &mut Cut, flow: &Flow) -> Result<bool> {
+        let changed = std::mem::take(&mut cut.changed);
+        let ids: Vec<ChunkId> = changed.into_iter().map(|(id, _)| id).collect();
+        let present = flow.ask(&flow.light, self.job.session.missing(ChunkKind::Data, &ids)).await?;
+        Ok(present.iter().all(|it| *it != Presence::Missing))
+    }
+
     /// Asks for the changed chunks, seals and puts those that are missing.
-    async fn store(&self, cut: &Cut) -> Result<()> {
-        let ids: Vec<ChunkId> = cut.changed.iter().map(|(_, id, _)| *id).collect();
+    async fn store(&self, cut: &Cut, flow: &Flow) -> Result<()> {
+        let ids: Vec<ChunkId> = cut.changed.iter().map(|(id, _)| *id).collect();
         if ids.is_empty() {
             return Ok(());
         }
-        let present = self.job.session.missing(ChunkKind::Data, &ids).await?;
+        let present = flow.ask(&flow.waiting, self.job.session.missing(ChunkKind::Data, &ids)).await?;
         let mut twice = HashSet::new();
         let missing = cut.changed.iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
-        let missing = missing.filter(|((_, id, _), _)| twice.insert(*id));
-        let missing: Vec<(ChunkId, Bytes)> = missing.map(|((_, id, plain), _)| (*id, plain.clone())).collect();
+        let missing: Vec<(ChunkId, Bytes)> =
+            missing.filter(|((id, _), _)| twice.insert(*id)).map(|(chunk, _)| chunk.clone()).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -215,26 +233,81 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 }
 
-/// Pieces on their way, at most [`PIECES_MAX`], which come out in order.
-struct Work<P, F: Future> {
+/// What the pieces of a disk are at. A repository far away answers late: pieces that only wait for its answer make room
+/// for others.
+#[derive(Default)]
+struct Flow {
+    /// Pieces that wait for an answer, with their bytes.
+    waiting: AtomicUsize,
+    /// Pieces that wait for an answer without: they are read again when it is not what the ones before let hope.
+    light: AtomicUsize,
+    /// Chunks that were there since the last one that was not.
+    there: AtomicUsize,
+}
+
+impl Flow {
+    /// Gives the answer; until then a piece counts among `those`.
+    async fn ask(
+        &self,
+        those: &AtomicUsize,
+        asked: impl Future<Output = Result<Vec<Presence>>>,
+    ) -> Result<Vec<Presence>> {
+        those.fetch_add(1, Relaxed);
+        let answer = asked.await;
+        those.fetch_sub(1, Relaxed);
+        let present = answer?;
+        match present.contains(&Presence::Missing) {
+            true => self.there.store(0, Relaxed),
+            false => drop(self.there.fetch_add(present.len(), Relaxed)),
+        }
+        Ok(present)
+    }
+
+    /// Whether answers are late, and all were "have" for long: then bytes that wait would hold others up in vain.
+    fn is_slow_and_knows_all(&self) -> bool {
+        self.waiting.load(Relaxed) + self.light.load(Relaxed) >= PIECES_MAX && self.there.load(Relaxed) >= LIGHT_AFTER
+    }
+
+    /// Whether one more may be begun beside so many.
+    fn has_room(&self, begun: usize) -> bool {
+        let (waiting, light) = (self.waiting.load(Relaxed), self.light.load(Relaxed));
+        begun.saturating_sub(waiting + light) < PIECES_MAX && waiting < WAITING_MAX && begun < BEGUN_MAX
+    }
+}
+
+/// Pieces on their way, which come out in order.
+struct Work<'a, P, F: Future> {
     pieces: P,
     begun: FuturesOrdered<F>,
     /// Of those that were begun first.
     done: VecDeque<F::Output>,
+    flow: &'a Flow,
 }
 
-impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<P, F> {
-    /// Begins as many as may be begun and gives the next result; none at the end.
+impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<'_, P, F> {
+    /// Gives the next result and begins as many as may be begun meanwhile; none at the end.
     async fn next(&mut self, mut begin: impl FnMut(Piece) -> F) -> Result<Option<Done>> {
-        while self.begun.len() + self.done.len() < PIECES_MAX
-            && let Some(piece) = self.pieces.next()
-        {
-            self.begun.push_back(begin(piece));
-        }
-        match self.done.pop_front() {
-            Some(done) => done.map(Some),
-            None => self.begun.next().await.transpose(),
-        }
+        poll_fn(|context| {
+            loop {
+                let mut more = false;
+                while self.flow.has_room(self.begun.len() + self.done.len())
+                    && let Some(piece) = self.pieces.next()
+                {
+                    self.begun.push_back(begin(piece));
+                    more = true;
+                }
+                if let Some(done) = self.done.pop_front() {
+                    return Poll::Ready(done.map(Some));
+                }
+                match self.begun.poll_next_unpin(context) {
+                    Poll::Ready(done) => return Poll::Ready(done.transpose()),
+                    // What was begun may wait for answers by now.
+                    Poll::Pending if more => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
     }
 
     /// Waits for `place` while the pieces go on. A piece that nobody polls may stand first in a queue of the repository
@@ -254,10 +327,10 @@ impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<P, F> {
 /// A piece cut into blocks.
 struct Cut {
     refs: Vec<(u64, PageRef)>,
-    /// Blocks that are not what the parent has there: number, id, plain bytes.
-    changed: Vec<(u64, ChunkId, Bytes)>,
-    /// Bytes that became zero.
-    bytes_zeroed: u64,
+    /// Blocks that are not what the parent has there.
+    changed: Vec<(ChunkId, Bytes)>,
+    /// Their bytes, and those that became zero.
+    bytes_changed: u64,
 }
 
 /// Blocks are compared by chunk id, never by a weaker checksum (T7); suspect ones always count as changed.
@@ -269,7 +342,7 @@ fn cut(
     before: Option<&Page>,
     suspects: &[u64],
 ) -> Cut {
-    let mut made = Cut { refs: Vec::new(), changed: Vec::new(), bytes_zeroed: 0 };
+    let mut made = Cut { refs: Vec::new(), changed: Vec::new(), bytes_changed: 0 };
     for block in grid_blocks(extent, size) {
         let number = block.offset / u64::from(GRID_BYTES);
         let from = usize::try_from(block.offset - extent.offset).expect("a piece fits memory");
@@ -279,9 +352,10 @@ fn cut(
         made.refs.push((number, now));
         match now {
             PageRef::Chunk(id) if now != was || suspects.contains(&block.offset) => {
-                made.changed.push((number, id, plain))
+                made.bytes_changed += block.length;
+                made.changed.push((id, plain));
             }
-            PageRef::Absent if now != was => made.bytes_zeroed += block.length,
+            PageRef::Absent if now != was => made.bytes_changed += block.length,
             _ => {}
         }
     }
@@ -331,5 +405,12 @@ impl Pacer {
 /// Bytes of one read: a whole number of blocks, a whole part of a leaf.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Pieces on their way at once; with [`PIECE_BYTES`] the bound on plain bytes held.
+/// Pieces at work at once: read, cut, sealed or put.
 const PIECES_MAX: usize = 16;
+/// Pieces that wait for an answer with their bytes, beside those: what 1 Gbit/s of blobs at 150 ms takes. The sum, times
+/// [`PIECE_BYTES`], bounds the plain bytes held.
+const WAITING_MAX: usize = 48;
+/// Pieces begun, those that wait without their bytes too.
+const BEGUN_MAX: usize = 1024;
+/// Chunks in a row that must have been there before the next ones wait without their bytes.
+const LIGHT_AFTER: usize = 1024;

@@ -26,12 +26,17 @@ pub fn allows(role: Role, request: &Request) -> bool {
         Request::Commit(commit) if commit.drafts.iter().any(|draft| draft.origin.is_some()) => {
             matches!(role, Role::Admin)
         }
+        // It has the node go wherever the request says.
+        Request::Pull(_) => matches!(role, Role::Admin),
         Request::Begin(_)
         | Request::Missing(_)
         | Request::Put(_)
         | Request::Flush(_)
         | Request::Commit(_)
         | Request::Abandon(_) => matches!(role, Role::Proxy | Role::Admin),
+        // Jobs: whoever carries them out, and whoever may want them.
+        Request::Attend(_) | Request::Report(_) => matches!(role, Role::Proxy),
+        Request::Run(_) | Request::Cancel(_) => matches!(role, Role::Admin),
     }
 }
 

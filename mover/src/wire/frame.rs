@@ -1,13 +1,13 @@
 //! Messages on a stream: a header of 16 bytes, the body, the bulk.
 
+use super::limits::{Allowance, Share};
 use super::message::Message;
 use crate::{Error, Result};
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream, WriteError};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 /// A message as it arrived.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Frame<M> {
     /// True when more messages follow on this stream.
     pub more: bool,
     /// The room that the bulk takes, where it is counted.
-    pub room: Option<OwnedSemaphorePermit>,
+    pub room: Option<Share>,
 }
 
 /// Why a message did not arrive or could not be sent.
@@ -31,6 +31,9 @@ pub enum FrameError {
     /// The peer does not speak this protocol.
     #[error("{0}")]
     Nonsense(Error),
+    /// There is no room for what stands beside the message.
+    #[error("no room")]
+    NoRoom,
 }
 
 impl From<Error> for FrameError {
@@ -90,26 +93,17 @@ pub async fn send<M: Message>(
     Ok(())
 }
 
-/// How a node takes what comes.
-#[derive(Clone, Copy)]
-pub struct Arrival<'a> {
-    /// The bulk waits until there is room for it; nothing is allocated before.
-    pub room: &'a Arc<Semaphore>,
-    /// Between two parts that come.
-    pub patience: Duration,
-}
-
-/// Receives a message.
+/// Receives a message. For an allowance the bulk waits until there is room for it, and nothing is allocated before.
 pub async fn receive<M: Message>(
     stream: &mut RecvStream,
-    arrival: Option<Arrival<'_>>,
+    allowance: Option<&Allowance>,
 ) -> Result<Frame<M>, FrameError> {
-    let patience = arrival.map(|arrival| arrival.patience);
+    let patience = allowance.map(Allowance::patience);
     let header = exactly(stream, HEADER_BYTES, patience).await?;
     let header = Header::decode::<M>(header.as_ref().try_into().expect("as long as asked for"))?;
     let message = decode_body(&header, &exactly(stream, header.body_bytes as usize, patience).await?)?;
-    let room = match arrival.filter(|_| header.bulk_bytes > 0) {
-        Some(it) => Some(it.room.clone().acquire_many_owned(header.bulk_bytes).await.expect("never closed")),
+    let room = match allowance.filter(|_| header.bulk_bytes > 0) {
+        Some(it) => Some(it.room(header.bulk_bytes as usize).await.ok_or(FrameError::NoRoom)?),
         None => None,
     };
     let bulk = exactly(stream, header.bulk_bytes as usize, patience).await?;
@@ -117,26 +111,34 @@ pub async fn receive<M: Message>(
 }
 
 /// The next `length` bytes in one piece: what comes in packets is copied once, into memory that was not cleared, and
-/// the connection's state is locked once for all that is there, not for each packet.
+/// the connection's state is locked once for all that is there, not for each packet. Within `patience` a tenth has to
+/// come: who sends a byte now and then does not hold room for ever, and a link of half a Mbit/s with its whole window on
+/// the way is fast enough.
 async fn exactly(stream: &mut RecvStream, length: usize, patience: Option<Duration>) -> Result<Bytes, FrameError> {
+    let step = (length / STEPS).max(STEP_BYTES_MIN);
+    let due = || patience.map(|patience| Instant::now() + patience);
+    let (mut next, mut until) = (step, due());
     let mut whole = BytesMut::with_capacity(length);
     while whole.len() < length {
         let left = length - whole.len();
         let mut rest = (&mut whole).limit(left);
         let read = stream.read_buf(&mut rest);
-        let read = match patience {
-            Some(patience) => tokio::time::timeout(patience, read).await.map_err(|_| silent())?,
+        let read = match until {
+            Some(until) => timeout_at(until, read).await.map_err(|_| slow())?,
             None => read.await,
         };
         if read.map_err(|error| FrameError::Lost(error.to_string()))? == 0 {
             return Err(FrameError::Lost("the stream ended inside a message".into()));
         }
+        if whole.len() >= next {
+            (next, until) = (whole.len() + step, due());
+        }
     }
     Ok(whole.freeze())
 }
 
-fn silent() -> FrameError {
-    FrameError::Nonsense(Error::transport("the request does not come"))
+fn slow() -> FrameError {
+    FrameError::Nonsense(Error::transport("the request does not come, or too slowly"))
 }
 
 /// What stands before each message.
@@ -183,3 +185,7 @@ const HEADER_BYTES: usize = 16;
 const MAGIC: [u8; 4] = *b"WLM1";
 /// Flag: more messages follow.
 const MORE: u16 = 1;
+/// Parts of a message, in each of which its sender has to show progress.
+const STEPS: usize = 10;
+/// Shorter ones come in one.
+const STEP_BYTES_MIN: usize = 64 << 10;

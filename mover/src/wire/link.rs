@@ -1,12 +1,13 @@
 //! The way from a client to one node: connections that are made again when they are lost.
 
 use super::CLOSED_REFUSED;
-use super::frame::{Frame, FrameError, receive, send};
-use super::message::{Hello, NO_SESSION, Reply, Request};
+use super::answer::{Replies, Waiting};
+use super::frame::{Frame, FrameError, send};
+use super::message::{Hello, Message, NO_ROOM, NO_SESSION, Reply, Request};
 use super::quic::WINDOW_BYTES;
 use crate::{Error, ErrorKind, Result};
 use bytes::Bytes;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, TransportErrorCode, VarInt};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,7 +44,7 @@ pub struct Link {
     endpoint: Endpoint,
     peer: Peer,
     /// The first for questions, the others for chunks.
-    lanes: Vec<Mutex<Option<Connection>>>,
+    lanes: Vec<Mutex<Option<Line>>>,
     next: AtomicUsize,
     /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
     reached: AtomicBool,
@@ -87,18 +88,17 @@ enum Attempt {
 impl From<FrameError> for Attempt {
     fn from(error: FrameError) -> Self {
         match error {
-            FrameError::Lost(what) => Self::Lost(what),
             FrameError::Nonsense(error) => Self::Over(CallError::Failed(error)),
+            error @ (FrameError::Lost(_) | FrameError::NoRoom) => Self::Lost(error.to_string()),
         }
     }
 }
 
-/// Replies that come one after another.
-pub struct Replies {
-    stream: RecvStream,
-    /// Keeps the connection for as long as it is read from.
-    _connection: Connection,
-    ended: bool,
+/// A connection, and who waits for parts of answers on it.
+#[derive(Debug, Clone)]
+struct Line {
+    connection: Connection,
+    waiting: Waiting,
 }
 
 impl Link {
@@ -148,8 +148,13 @@ impl Link {
     }
 
     async fn attempt(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
-        let connection = self.connection(self.lane(request)).await?;
-        self.told_why(&connection, exchange(connection.clone(), request, bulk).await)
+        let lane = self.lane(request);
+        let line = self.line(lane).await?;
+        let began = Instant::now();
+        let made = self.told_why(&line.connection, exchange(&line, request, bulk).await);
+        let (code, ms) = (request.code(), began.elapsed().as_millis());
+        tracing::trace!(lane, code = format_args!("{code:#06x}"), ms, "asked");
+        made
     }
 
     /// Chunks go round over all connections but the first: one connection is one thread's work at either end.
@@ -160,9 +165,9 @@ impl Link {
         }
     }
 
-    async fn connection(&self, lane: usize) -> Result<Connection, Attempt> {
+    async fn line(&self, lane: usize) -> Result<Line, Attempt> {
         let mut slot = self.lanes[lane].lock().await;
-        if let Some(open) = slot.as_ref().filter(|it| it.close_reason().is_none()) {
+        if let Some(open) = slot.as_ref().filter(|it| it.connection.close_reason().is_none()) {
             return Ok(open.clone());
         }
         let made = self.connect().await?;
@@ -170,7 +175,7 @@ impl Link {
         Ok(made)
     }
 
-    async fn connect(&self) -> Result<Connection, Attempt> {
+    async fn connect(&self) -> Result<Line, Attempt> {
         let addresses = tokio::net::lookup_host((self.peer.host.as_str(), self.peer.port)).await;
         let mut tried = Attempt::Lost("its name has no address".into());
         let both = self.endpoint.local_addr().is_ok_and(|own| own.is_ipv6());
@@ -189,8 +194,10 @@ impl Link {
             let connected = timeout(CONNECT_TIMEOUT.min(self.peer.patience), connecting).await;
             match connected.unwrap_or(Err(ConnectionError::TimedOut)) {
                 Ok(connection) => {
-                    self.greet(&connection).await?;
-                    return Ok(connection);
+                    let line = Line { connection, waiting: Waiting::default() };
+                    tokio::spawn(line.waiting.clone().sort(line.connection.clone()));
+                    self.greet(&line).await?;
+                    return Ok(line);
                 }
                 Err(error) => tried = refused(&self.peer, error),
             }
@@ -198,10 +205,10 @@ impl Link {
         Err(tried)
     }
 
-    async fn greet(&self, connection: &Connection) -> Result<(), Attempt> {
+    async fn greet(&self, line: &Line) -> Result<(), Attempt> {
         let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
         let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
-        let (frame, _) = self.told_why(connection, exchange(connection.clone(), &hello, &[]).await)?;
+        let (frame, _) = self.told_why(&line.connection, exchange(line, &hello, &[]).await)?;
         match frame.message {
             Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
             _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
@@ -233,7 +240,7 @@ impl Link {
                 match rest.next().await {
                     Ok(Some(frame)) => frames.push(frame),
                     Ok(None) => return Ok(frames),
-                    Err(FrameError::Lost(_)) => break,
+                    Err(FrameError::Lost(_) | FrameError::NoRoom) => break,
                     Err(FrameError::Nonsense(error)) => return Err(error.into()),
                 }
             }
@@ -258,7 +265,10 @@ impl Link {
         let mut farewells = std::mem::take(&mut *self.farewells.lock().expect("no holder panics"));
         let _ = timeout(FAREWELL_TIMEOUT, async { while farewells.join_next().await.is_some() {} }).await;
         for lane in &self.lanes {
-            if let Some(connection) = lane.lock().await.take() {
+            if let Some(Line { connection, .. }) = lane.lock().await.take() {
+                let quinn::PathStats { rtt, cwnd, congestion_events, lost_packets, sent_packets, current_mtu, .. } =
+                    connection.stats().path;
+                tracing::debug!(?rtt, cwnd, congestion_events, lost_packets, sent_packets, current_mtu, "closing");
                 connection.close(VarInt::from_u32(0), b"done");
             }
         }
@@ -267,45 +277,26 @@ impl Link {
     }
 }
 
-impl Replies {
-    /// The next reply; none after the last.
-    ///
-    /// # Errors
-    /// The node's; none but [`FrameError::Lost`] for a connection that is gone.
-    pub async fn next(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let frame = receive::<Reply>(&mut self.stream, None).await?;
-        self.ended = !frame.more;
-        match frame.message {
-            Reply::Failed(failed) => Err(FrameError::Nonsense(failed.into())),
-            _ => Ok(Some(frame)),
-        }
-    }
-}
-
-async fn exchange(
-    connection: Connection,
-    request: &Request,
-    bulk: &[Bytes],
-) -> Result<(Frame<Reply>, Replies), Attempt> {
-    let (mut to, mut from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
+async fn exchange(line: &Line, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
+    let Line { connection, waiting } = line;
+    let (mut to, from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
+    let mut replies = Replies::new(connection.clone(), waiting, from);
     // A node that refuses may answer and stop reading before all is sent: its answer counts.
     let sent = send(&mut to, request, bulk.to_vec(), false).await;
     if let Err(error @ FrameError::Nonsense(_)) = sent {
         return Err(error.into());
     }
     let _ = to.finish();
-    let frame = receive::<Reply>(&mut from, None).await?;
+    let frame = replies.any().await?.ok_or_else(|| Attempt::Lost("an answer without a message".into()))?;
     if let Reply::Failed(failed) = frame.message {
-        return Err(Attempt::Over(match failed.code {
-            NO_SESSION => CallError::NoSession,
-            _ => CallError::Failed(Error::from(failed)),
-        }));
+        return Err(match failed.code {
+            NO_SESSION => Attempt::Over(CallError::NoSession),
+            // Later there will be.
+            NO_ROOM => Attempt::Lost(failed.message),
+            _ => Attempt::Over(CallError::Failed(failed.into())),
+        });
     }
-    let ended = !frame.more;
-    Ok((frame, Replies { stream: from, _connection: connection, ended }))
+    Ok((frame, replies))
 }
 
 /// A node that does not accept us, or that we do not accept, is not waited for.
@@ -320,9 +311,8 @@ fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
             let error = Error::version(format!("{}: it speaks another version of the protocol", peer.host));
             return Attempt::Over(CallError::Failed(error.hint("use a windlass of the same version")));
         }
-        ConnectionError::VersionMismatch => {
-            return Attempt::Over(CallError::Failed(Error::version(format!("{}: {error}", peer.host))));
-        }
+        // That the node speaks another version of QUIC nobody has signed: a packet that was damaged on its way brings that answer
+        // too.
         _ => return Attempt::Lost(error.to_string()),
     };
     let error = Error::new(ErrorKind::NotAuthorised, format!("{}:{}: {what}", peer.host, peer.port));

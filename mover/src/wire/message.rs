@@ -7,9 +7,11 @@ mod joining;
 
 pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
 
+use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
+pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
-    Begin, ChunkError, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence, RecoveryPoint,
-    RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, codec,
+    Begin, ChunkError, CopyReport, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
+    RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
@@ -128,6 +130,16 @@ messages! {
         0x0033 GetVerified(Of), 64, IDS_MAX * 32;
         /// Ends a read session.
         0x0034 Close(Of), 64, 0;
+        /// A proxy asks for its jobs.
+        0x0040 Attend(Attend), ATTEND_BYTES_MAX, 0;
+        /// Has a proxy carry a job out.
+        0x0041 Run(Run), JOB_BYTES_MAX, 0;
+        /// Has a job end.
+        0x0042 Cancel(JobOf), 64, 0;
+        /// A proxy tells of a job.
+        0x0043 Report(Report), EVENT_BYTES_MAX, 0;
+        /// Copies points from another node.
+        0x0050 Pull(PullIn), 64 << 10, 0;
     }
 }
 
@@ -172,6 +184,20 @@ messages! {
         0x8031 ManifestBytes(()), 0, COMMIT_BYTES_MAX;
         /// To `Get` and `GetVerified`, in several. Bulk: the ids, then the blobs.
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
+        /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
+        0x8033 Parts(u32), 8, 0;
+        /// To `Attend` and `Run`: taken. More follows.
+        0x8040 Taken(()), 0, 0;
+        /// To `Attend`: a job.
+        0x8041 Assigned(Job), JOB_BYTES_MAX, 0;
+        /// To `Attend`: a job is to end.
+        0x8042 CalledOff(JobOf), 64, 0;
+        /// To `Run`: what happens to it. The last one is its end.
+        0x8043 Event(Event), EVENT_BYTES_MAX, 0;
+        /// To `Pull`, now and then: plain bytes that came for it so far.
+        0x8050 Pulling(u64), 8, 0;
+        /// To `Pull`, for each point; `Done` follows the last.
+        0x8051 Pulled(Pulled), 17 << 10, 0;
     }
 }
 
@@ -330,6 +356,41 @@ pub struct ManifestOf {
     pub point: PointId,
 }
 
+/// Where a repository is on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Name or address of the node, as the node that pulls reaches it.
+    pub host: String,
+    /// Its UDP port.
+    pub port: u16,
+    /// The repository's name there.
+    pub name: String,
+    /// 0 cubic, 1 bbr.
+    pub congestion: u8,
+}
+
+/// Copies points from another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullIn {
+    /// Into which repository.
+    pub repository: RepositoryId,
+    /// Where from.
+    pub from: Place,
+    /// Which points; at most [`PULLED_TOGETHER`].
+    pub points: Vec<PointId>,
+    /// How what comes is checked.
+    pub verification: Verification,
+}
+
+/// What became of a point that was to be pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulled {
+    /// Which.
+    pub point: PointId,
+    /// What moved, or why it is not there.
+    pub outcome: Result<CopyReport, Failed>,
+}
+
 /// Chunks that were asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunks {
@@ -402,7 +463,7 @@ pub const fn presence(code: u8) -> Option<Presence> {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// [`error_code`], or [`NO_SESSION`].
+    /// [`error_code`], [`NO_SESSION`] or [`NO_ROOM`].
     pub code: u16,
     /// What failed on what.
     pub message: String,
@@ -430,6 +491,9 @@ impl From<Failed> for Error {
 
 /// The session is not known: it ended, or the node was restarted.
 pub const NO_SESSION: u16 = 0x100;
+
+/// The node has no room for the request now: it can be made again later.
+pub const NO_ROOM: u16 = 0x110;
 
 /// The code of an error on the wire.
 pub const fn error_code(kind: ErrorKind) -> u16 {
@@ -473,6 +537,8 @@ pub const PUT_BYTES_MAX: usize = 20 << 20;
 pub const COMMIT_BYTES_MAX: usize = 2 * crate::MANIFEST_BYTES_MAX;
 /// Bytes of points in one message.
 pub const POINTS_BYTES_MAX: usize = 1 << 20;
+/// Points that one request pulls.
+pub const PULLED_TOGETHER: usize = 2048;
 /// Suspects in one message.
 pub const SUSPECTS_MAX: usize = 4096;
 /// Chunks that a refused commit names.

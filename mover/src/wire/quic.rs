@@ -9,6 +9,7 @@ use quinn::{
     ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
+use rustix::net::sockopt;
 use rustls::client::ResolvesClientCert;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -31,6 +32,25 @@ pub enum Congestion {
     Cubic,
     /// Loss means little: for links that lose packets at random. Quinn's is experimental.
     Bbr,
+}
+
+impl Congestion {
+    /// Its code on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Cubic => 0,
+            Self::Bbr => 1,
+        }
+    }
+
+    /// Whose code it is.
+    pub const fn of_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Cubic),
+            1 => Some(Self::Bbr),
+            _ => None,
+        }
+    }
 }
 
 /// Who we are at the moment: a renewed identity is shown on the next connection, in either direction.
@@ -94,10 +114,10 @@ pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestio
 /// # Errors
 /// As [`server`].
 pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion) -> Result<Endpoint> {
-    let bound = UdpSocket::bind(address).and_then(|socket| {
+    let bound = socket(address).and_then(|socket| {
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
         let endpoint = endpoint_config(&current.get().identity);
-        Endpoint::new(endpoint, Some(server_config(current, congestion)?), socket, runtime)
+        Endpoint::new(endpoint, Some(server_config_of(current, congestion)?), socket, runtime)
     });
     bound.map_err(|error| {
         Error::usage(format!("cannot listen on {address}"))
@@ -112,8 +132,24 @@ pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion)
 /// `Transport` when no socket can be had.
 pub fn client() -> Result<Endpoint> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let made = Endpoint::client(any).or_else(|_| Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))));
+    let made = socket(any).or_else(|_| socket(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
+        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+        Endpoint::new(EndpointConfig::default(), None, socket, runtime)
+    });
     made.map_err(|error| Error::transport("no UDP socket").because(error))
+}
+
+/// A socket whose buffers hold what comes while both ends' threads do something else: the kernel's usual 200 KiB are 2 ms
+/// of 1 Gbit/s, and what does not fit looks like a crowded link to the sender.
+fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    // Beyond the system's limit is for root alone; others get as much as the limit gives.
+    let receiving = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BYTES));
+    let sending = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BYTES)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES));
+    receiving.and(sending)?;
+    Ok(socket)
 }
 
 /// How to ask a node.
@@ -155,12 +191,22 @@ fn client_quic(mut tls: rustls::ClientConfig, congestion: Congestion) -> Result<
     tls.resumption = rustls::client::Resumption::disabled();
     let quic = QuicClientConfig::try_from(tls).map_err(unusable)?;
     let mut config = ClientConfig::new(Arc::new(quic));
-    config.transport_config(Arc::new(transport(congestion)));
+    let mut transport = transport(congestion);
+    transport.max_concurrent_uni_streams(VarInt::from_u32(PARTS_MAX));
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
+/// How a node answers, on whatever socket and in whatever time: a simulation has its own.
+///
+/// # Errors
+/// For unusable certificates.
+pub fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> io::Result<ServerConfig> {
+    server_config_of(&Current::fixed(identity, trust), congestion)
+}
+
 /// Who shows no certificate is let in as a stranger: `serve` says what that one may do.
-fn server_config(current: &Current, congestion: Congestion) -> io::Result<ServerConfig> {
+fn server_config_of(current: &Current, congestion: Congestion) -> io::Result<ServerConfig> {
     let roots = Arc::new(current.get().trust.roots().map_err(io::Error::other)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated();
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
@@ -172,7 +218,12 @@ fn server_config(current: &Current, congestion: Congestion) -> io::Result<Server
     tls.send_tls13_tickets = 0;
     let quic = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
     let mut config = ServerConfig::with_crypto(Arc::new(quic));
-    config.transport_config(Arc::new(transport(congestion)));
+    // Nobody is known yet: windows grow when somebody is.
+    let mut transport = transport(congestion);
+    transport.receive_window(VarInt::from_u32(WINDOW_BYTES_MIN)).send_window(WINDOW_BYTES_MIN.into());
+    config.transport_config(Arc::new(transport));
+    // First packets that wait until they are looked at, and what follows them.
+    config.max_incoming(INCOMING_MAX).incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMINGS_BYTES);
     Ok(config)
 }
 
@@ -245,7 +296,7 @@ fn transport(congestion: Congestion) -> TransportConfig {
 
 /// A node that was started again knows the connection ids it had given out, and signs resets as before: so a client hears
 /// at once that its connection is gone, instead of waiting for silence (RFC 9000, 10.3).
-fn endpoint_config(identity: &Identity) -> EndpointConfig {
+pub fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let key = |about: &str| blake3::derive_key(about, identity.lasting());
     let reset = ResetKey(key("windlass 2026-11 QUIC stateless reset"));
     let [a, b, c, d, e, f, g, h, ..] = key("windlass 2026-11 QUIC connection ids");
@@ -285,10 +336,21 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 pub const ALPN: &[u8] = b"windlass/1";
 /// Bytes on their way on one connection: 1 Gbit/s at 150 ms takes 19 MB.
 pub const WINDOW_BYTES: u32 = 32 << 20;
-const STREAM_WINDOW_BYTES: u32 = 24 << 20;
+/// On one stream. Quinn gives a connection up when a stream has more than 1,024 gaps: fewer packets than twice that many are
+/// on their way on any, whichever of them are lost.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// Parts of answers on their way on one connection.
+const PARTS_MAX: u32 = 64;
+/// What a connection to a node has before chunks pass.
+pub(super) const WINDOW_BYTES_MIN: u32 = 64 << 10;
 /// Requests on their way on one connection.
-const STREAMS_MAX: u32 = 256;
+const STREAMS_MAX: u32 = 64;
+const INCOMING_MAX: usize = 1024;
+const INCOMING_BYTES: u64 = 16 << 10;
+const INCOMINGS_BYTES: u64 = 4 << 20;
 /// Longest packet that is tried: a frame of 9,000 bytes without the headers of IPv6 and UDP.
 const JUMBO_BYTES: u16 = 8952;
+/// Asked of the kernel for each direction of a socket.
+const SOCKET_BYTES: usize = 4 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const IDLE_MS: u32 = 15_000;

@@ -1,12 +1,14 @@
 //! A repository on a storage node: the client's half.
 
+use super::answer::Replies;
 use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
-use super::link::{ATTEMPTS, CallError, Link, Peer, Replies, unexpected};
+use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
 use super::message::{
     Ask, BeginIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf, Put,
     ReadIn, Reply, Request, Whole, WireDraft, presence,
 };
+use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use quinn::Endpoint;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// A repository on a storage node.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    link: Arc<Link>,
+    pub(super) link: Arc<Link>,
     config: RepositoryConfig,
 }
 
@@ -77,7 +79,8 @@ impl Repository for Remote {
         let lease = Lease::new(&self.link, id, Opening::Write(self.config.id, begin));
         let shared =
             Arc::new(Shared { lease, in_flight: Mutex::default(), failed: Mutex::default(), stored: Mutex::default() });
-        Ok((RemoteSession { shared, window: Arc::new(Semaphore::new(WINDOW_BYTES as usize)) }, begun))
+        let window = Arc::new(Semaphore::new(WINDOW_BYTES as usize));
+        Ok((RemoteSession { shared, window, questions: Questions::default() }, begun))
     }
 
     async fn read(&self, points: &[PointId]) -> Result<RemoteReader> {
@@ -171,7 +174,7 @@ impl Drop for Lease {
 /// backup reads its own map to find what else the node lost, which is read from the source again.
 #[derive(Debug, Default)]
 struct Kept {
-    blobs: HashMap<ChunkId, Blob>,
+    blobs: BTreeMap<ChunkId, Blob>,
     bytes: usize,
 }
 
@@ -347,7 +350,7 @@ impl Fetch<'_> {
         };
         match frame {
             Ok(Some(frame)) => Ok(Some(chunks(frame)?)),
-            Ok(None) | Err(FrameError::Lost(_)) => {
+            Ok(None) | Err(FrameError::Lost(_) | FrameError::NoRoom) => {
                 self.replies = None;
                 Ok(None)
             }
@@ -383,6 +386,7 @@ pub struct RemoteSession {
     shared: Arc<Shared>,
     /// What of the window this session has not on its way: who has all of it knows that everything has arrived.
     window: Arc<Semaphore>,
+    questions: Questions,
 }
 
 #[derive(Debug)]
@@ -408,6 +412,16 @@ impl Shared {
         batch.iter().for_each(|(id, _)| {
             in_flight.remove(id);
         });
+    }
+
+    async fn missing(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<Presence>> {
+        let request = |session| Request::Missing(Ask { session, kind: kind.code() });
+        match self.lease.call(request, &[bulk::of_ids(ids.iter().copied())]).await? {
+            (Reply::Presences(()), bytes) if bytes.len() == ids.len() => {
+                bytes.iter().map(|code| presence(*code).ok_or_else(unexpected)).collect()
+            }
+            _ => Err(unexpected()),
+        }
     }
 
     fn fail(&self, error: Error) {
@@ -464,19 +478,20 @@ impl WriteSession for RemoteSession {
             let in_flight = self.shared.in_flight.lock().expect("no holder panics");
             ids.iter().filter(|id| !in_flight.contains(id)).copied().collect()
         };
-        let ask = |ids: Vec<ChunkId>| async move {
-            let request = |session| Request::Missing(Ask { session, kind: kind.code() });
-            match self.shared.lease.call(request, &[bulk::of_ids(ids.iter().copied())]).await? {
-                (Reply::Presences(()), bytes) if bytes.len() == ids.len() => {
-                    bytes.iter().map(|code| presence(*code).ok_or_else(unexpected)).collect::<Result<Vec<Presence>>>()
-                }
-                _ => Err(unexpected()),
-            }
+        let message = |kind: ChunkKind, ids: Vec<ChunkId>| {
+            let shared = self.shared.clone();
+            async move { shared.missing(kind, ids).await }
         };
-        let batches: Vec<Vec<ChunkId>> = asked.chunks(IDS_MAX).map(<[_]>::to_vec).collect();
-        let answers: Vec<Vec<Presence>> = stream::iter(batches).map(ask).buffered(QUESTIONS_MAX).try_collect().await?;
+        let questions: Vec<_> =
+            asked.chunks(IDS_MAX).map(|ids| self.questions.ask(kind, ids.to_vec(), message)).collect();
+        let answers: Vec<Vec<Presence>> = stream::iter(questions).buffered(QUESTIONS_MAX).try_collect().await?;
         let mut answers = asked.into_iter().zip(answers.into_iter().flatten()).peekable();
-        let one = |id: &ChunkId| answers.next_if(|(asked, _)| asked == id).map_or(Presence::Have, |(_, answer)| answer);
+        let one = |id: &ChunkId| match answers.next_if(|(asked, _)| asked == id) {
+            // A page that another session has put may be lost with the node: it is put too, so that it is kept here.
+            Some((_, Presence::Pending)) if kind.is_structure() => Presence::Missing,
+            Some((_, answer)) => answer,
+            None => Presence::Have,
+        };
         Ok(ids.iter().map(one).collect())
     }
 

@@ -2,11 +2,15 @@
 
 mod joining;
 
-use super::frame::{Arrival, FrameError, receive, send};
+use super::control::desk::Desk;
+use super::frame::{self, Frame, FrameError, receive};
+use super::limits::{Allowance, Limits};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_SESSION, Of, Open, Opened, Reply,
-    Request, SUSPECTS_MAX, Welcome, presence_code,
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened,
+    PullIn, Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
 };
+use super::pull::Puller;
+use super::quic::Congestion;
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Holder, Registry};
@@ -17,13 +21,13 @@ use crate::{
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
@@ -33,49 +37,26 @@ pub struct Node<R: Repository> {
     denied: Arc<Denied>,
     /// Of the node that holds the site's authority.
     registry: Option<Arc<Registry>>,
-    /// Connections without a certificate.
-    strangers: AtomicUsize,
-    /// Connections, those that are not proven to be anybody's too.
-    connections: AtomicUsize,
-    /// Connections of each holder.
-    present: Mutex<HashMap<Holder, usize>>,
+    /// Whether no other thread may have a part in what happens.
+    one_thread: bool,
+    limits: Arc<Limits>,
+    puller: Option<Puller>,
+    desk: Desk,
 }
 
 /// A connection, and whose it is.
 struct Caller {
-    holder: Holder,
-    certificate: CertificateDer<'static>,
-    /// Bytes of chunks that wait for the repository.
-    room: Arc<Semaphore>,
+    allowance: Allowance,
+    /// What it showed; none of somebody who joins.
+    certificate: Option<CertificateDer<'static>>,
     /// Whether it has said hello.
     greeted: AtomicBool,
 }
 
-/// Counts one up for as long as it lives, however that ends.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// One connection of a holder, for as long as it lives.
-struct Present<'a> {
-    all: &'a Mutex<HashMap<Holder, usize>>,
-    holder: Holder,
-}
-
-impl Drop for Present<'_> {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().expect("no holder panics");
-        if let Some(count) = all.get_mut(&self.holder) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.holder);
-            }
-        }
-    }
+/// Where the answer of a request goes.
+pub(super) struct Answer {
+    pub(super) stream: SendStream,
+    caller: Arc<Caller>,
 }
 
 struct Served<R: Repository> {
@@ -92,7 +73,7 @@ struct Lease<R: Repository> {
 }
 
 /// Why a request was not done.
-enum Refused {
+pub(super) enum Refused {
     /// It is told.
     Told(Failed),
     /// Nobody is there to be told.
@@ -110,11 +91,19 @@ impl From<FrameError> for Refused {
         match error {
             FrameError::Lost(_) => Self::Gone,
             FrameError::Nonsense(error) => error.into(),
+            FrameError::NoRoom => Self::no_room(),
         }
     }
 }
 
-type Done = Result<(), Refused>;
+impl Refused {
+    fn no_room() -> Self {
+        let message = "the node has no room for this now".to_owned();
+        Self::Told(Failed { code: NO_ROOM, message, hint: "make the request again later".into() })
+    }
+}
+
+pub(super) type Done = Result<(), Refused>;
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
@@ -123,9 +112,41 @@ type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
-        let denied = Arc::new(|_: &Holder| false);
-        let (connections, strangers, present) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::default());
-        Self { repositories: HashMap::new(), world, denied, registry: None, connections, strangers, present }
+        Self {
+            repositories: HashMap::new(),
+            world,
+            denied: Arc::new(|_: &Holder| false),
+            registry: None,
+            one_thread: false,
+            limits: Arc::default(),
+            puller: None,
+            desk: Desk::new(),
+        }
+    }
+
+    /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
+    #[must_use]
+    pub fn patient_for(mut self, patience: Duration) -> Self {
+        self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self
+    }
+
+    /// Pulls copies from other nodes, which it reaches by what `reach` makes.
+    #[must_use]
+    pub fn pulling(
+        mut self,
+        reach: impl Fn(Congestion) -> Result<(Endpoint, ClientConfig)> + Send + Sync + 'static,
+    ) -> Self {
+        self.puller = Some(Puller::new(reach));
+        self
+    }
+
+    /// Does everything on the thread that serves, for repositories whose sessions end without waiting: the order of what
+    /// happens then depends on no other thread, which a simulation needs.
+    #[must_use]
+    pub const fn on_one_thread(mut self) -> Self {
+        self.one_thread = true;
+        self
     }
 
     /// Serves `repository` under `name`.
@@ -137,7 +158,7 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// Asks `denied` about everybody whose certificate the authority signed, at every request.
+    /// Asks `denied` about everybody whose certificate the authority signed, at every request and every second.
     #[must_use]
     pub fn denying(mut self, denied: impl Fn(&Holder) -> bool + Send + Sync + 'static) -> Self {
         self.denied = Arc::new(denied);
@@ -163,6 +184,7 @@ impl<R: Repository + 'static> Node<R> {
             }
         }
         endpoint.set_server_config(None);
+        self.desk.stop();
         let finished = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
@@ -172,32 +194,39 @@ impl<R: Repository + 'static> Node<R> {
 
     fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &mut tokio::task::JoinSet<()>, stop: &watch::Receiver<bool>) {
         // Who has not shown that its address is its own costs nothing but this packet.
-        if !incoming.remote_address_validated() && self.connections.load(Ordering::Relaxed) >= CONNECTIONS_UNPROVEN_MAX
-        {
+        if !incoming.remote_address_validated() && self.limits.handshakes.are_many() {
             let _ = incoming.retry();
-        } else if self.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-            incoming.refuse();
         } else {
-            self.connections.fetch_add(1, Ordering::Relaxed);
             let (node, stop) = (self.clone(), stop.clone());
             tasks.spawn(async move {
-                let _counted = Counted(&node.connections);
-                node.connection(incoming, stop).await;
+                if let Some(connection) = node.handshake(incoming, stop.clone()).await {
+                    node.connection(connection, stop).await;
+                }
             });
         }
     }
 
-    async fn connection(self: &Arc<Self>, incoming: Incoming, mut stop: watch::Receiver<bool>) {
+    async fn handshake(&self, incoming: Incoming, mut stop: watch::Receiver<bool>) -> Option<Connection> {
         let from = incoming.remote_address();
-        let handshake = tokio::select! {
-            handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => handshake,
-            _ = stop.wait_for(|stop| *stop) => return,
+        let under_way = self.limits.handshakes.begin();
+        let made = tokio::select! {
+            made = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => made,
+            () = under_way.given_up() => {
+                tracing::debug!(%from, "no connection: given up for others");
+                return None;
+            }
+            _ = stop.wait_for(|stop| *stop) => return None,
         };
-        let connection = match handshake {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::info!(%from, %error, "no connection"),
-            Err(_) => return tracing::info!(%from, "no connection: it took too long"),
-        };
+        match made {
+            Ok(Ok(connection)) => return Some(connection),
+            Ok(Err(error)) => tracing::debug!(%from, %error, "no connection"),
+            Err(_) => tracing::debug!(%from, "no connection: it took too long"),
+        }
+        None
+    }
+
+    async fn connection(self: &Arc<Self>, connection: Connection, mut stop: watch::Receiver<bool>) {
+        let from = connection.remote_address();
         let (holder, certificate) = match self.holder(&connection) {
             Ok(Some(shown)) => shown,
             Ok(None) => return self.stranger(connection, stop).await,
@@ -206,20 +235,26 @@ impl<R: Repository + 'static> Node<R> {
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
             }
         };
-        let Some(_present) = self.enter(&holder) else {
-            tracing::warn!(%from, %holder, "refused: it has too many connections");
+        let mut present = self.limits.connections.share(Some(&holder));
+        if !present.grow(1) {
+            tracing::warn!(%from, %holder, "refused: too many connections");
             return connection.close(VarInt::from_u32(CLOSED_REFUSED), b"too many connections of this holder");
-        };
+        }
         tracing::debug!(%from, %holder, "connected");
-        let room = Arc::new(Semaphore::new(ROOM_BYTES));
-        let caller = Arc::new(Caller { holder: holder.clone(), certificate, room, greeted: AtomicBool::new(false) });
+        let allowance = Allowance::new(Some(&holder), connection.clone(), &self.limits);
+        let caller = Arc::new(Caller { allowance, certificate: Some(certificate), greeted: AtomicBool::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
+        let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
             tokio::select! {
                 accepted = connection.accept_bi() => match accepted {
                     Ok((to, from)) => {
                         let (node, caller) = (self.clone(), caller.clone());
-                        tasks.spawn(async move { node.stream(&caller, to, from).await });
+                        tasks.spawn(async move {
+                            let _turn = caller.allowance.turn().await;
+                            // What waits for its turn is small.
+                            Box::pin(node.stream(Answer { stream: to, caller }, from)).await;
+                        });
                     }
                     Err(error) => {
                         tracing::debug!(%from, %holder, %error, "disconnected");
@@ -227,6 +262,11 @@ impl<R: Repository + 'static> Node<R> {
                     }
                 },
                 Some(_) = tasks.join_next() => {}
+                // Long answers end too, not only what is asked from now on.
+                _ = look.tick() => if let Err(error) = self.not_denied(&holder) {
+                    tracing::warn!(%from, %error, "cut off");
+                    return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
+                },
                 _ = stop.wait_for(|stop| *stop) => break,
             }
         }
@@ -237,15 +277,6 @@ impl<R: Repository + 'static> Node<R> {
             let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
             connection.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
         }
-    }
-
-    fn enter(&self, holder: &Holder) -> Option<Present<'_>> {
-        let mut all = self.present.lock().expect("no holder panics");
-        let count = all.entry(holder.clone()).or_default();
-        (*count < HOLDER_CONNECTIONS_MAX).then(|| {
-            *count += 1;
-            Present { all: &self.present, holder: holder.clone() }
-        })
     }
 
     /// Whose certificate was shown; nobody's when none was.
@@ -264,33 +295,48 @@ impl<R: Repository + 'static> Node<R> {
         Ok(())
     }
 
-    async fn stream(&self, caller: &Caller, mut to: SendStream, mut from: RecvStream) {
-        let done = match receive::<Request>(&mut from, Some(Arrival { room: &caller.room, patience: PATIENCE })).await {
-            Ok(frame) => {
-                // Held until the chunks are with the repository; what only asks takes none.
-                let _room = frame.room.filter(|_| !matches!(frame.message, Request::Get(_) | Request::GetVerified(_)));
-                let greets = matches!(frame.message, Request::Hello(_));
-                if frame.more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
-                    Err(not_greeted().into())
-                } else {
-                    caller.greeted.store(true, Ordering::Relaxed);
-                    self.request(caller, frame.message, frame.bulk, &mut to).await
-                }
-            }
+    async fn stream(&self, mut to: Answer, mut from: RecvStream) {
+        let caller = to.caller.clone();
+        let done = match receive::<Request>(&mut from, Some(&caller.allowance)).await {
+            Ok(frame) => self.message(frame, &mut to).await,
             Err(error) => Err(error.into()),
         };
-        tell(done, &mut to).await;
+        // What was not read of it is let go.
+        drop(from);
+        let told = match done {
+            Ok(()) => Ok(()),
+            Err(Refused::Told(failed)) => send(&mut to, &Reply::Failed(failed), Vec::new(), false).await,
+            Err(Refused::Gone) => Err(FrameError::Lost(String::new())),
+        };
+        to.end(told.is_ok()).await;
     }
 
-    async fn request(&self, caller: &Caller, request: Request, beside: Bytes, to: &mut SendStream) -> Done {
-        let holder = &caller.holder;
-        self.not_denied(holder)?;
-        access::check(Some(holder), &request)?;
+    async fn message(&self, frame: Frame<Request>, to: &mut Answer) -> Done {
+        let Frame { message, bulk, more, room } = frame;
+        let caller = to.caller.clone();
+        let greets = matches!(message, Request::Hello(_));
+        if more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
+            return Err(Error::transport("hello is the first request, and each is one message").into());
+        }
+        caller.greeted.store(true, Ordering::Relaxed);
+        let holder = caller.allowance.holder.as_ref();
+        holder.map_or(Ok(()), |holder| self.not_denied(holder))?;
+        access::check(holder, &message)?;
+        let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
+        // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
+        let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
+        match holder {
+            Some(holder) => self.request(holder, message, bulk, to).await,
+            None => self.asked_by_stranger(message, to).await,
+        }
+    }
+
+    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
         match request {
             Request::Hello(hello) => say(to, welcome(&hello)?).await,
             Request::Token(it) => say(to, self.expect(holder, it).await?).await,
             Request::Join(it) => say(to, self.join(it).await?).await,
-            Request::Renew(it) => say(to, self.renew(caller, it).await?).await,
+            Request::Renew(it) => say(to, self.renew(holder, &to.caller, it)?).await,
             Request::Open(Open { name }) => {
                 let served = self.repositories.get(&name);
                 let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
@@ -342,14 +388,20 @@ impl<R: Repository + 'static> Node<R> {
                 Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
             }
             Request::Put(put) => {
-                let lease = self.lease(put.session, holder)?;
-                let chunks = bulk::blobs(&put.lengths, beside)?.into_iter().map(|(id, bytes)| {
-                    let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
-                    Ok((id, Blob::parse(bytes).map_err(wrong)?))
-                });
+                let (served, lease) = self.served(put.session, holder)?;
                 let session = lease.write()?;
-                session.put(chunks.collect::<Result<_>>()?).await?;
-                say(to, Reply::Stored(session.stored().await?)).await
+                match take(session, &put.lengths, beside).await {
+                    // Who gives something else than it says, by a lie or by bad memory, gets no further with it.
+                    Err(error) if error.kind() == ErrorKind::Integrity => {
+                        tracing::warn!(%holder, session = %put.session, %error, "session ended");
+                        served.end(put.session);
+                        Err(error.into())
+                    }
+                    taken => {
+                        taken?;
+                        say(to, Reply::Stored(session.stored().await?)).await
+                    }
+                }
             }
             Request::Flush(Of { session }) => {
                 let stored = self.lease(session, holder)?.write()?.flush().await?;
@@ -357,16 +409,17 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Commit(commit) => self.commit(holder, commit, beside, to).await,
             Request::Abandon(Of { session }) | Request::Close(Of { session }) => {
-                self.served(session, holder)?.0.end(session);
+                self.let_go(self.served(session, holder)?.0.end(session));
                 say(to, Reply::Done(())).await
             }
             Request::Manifest(it) => {
                 let manifest = self.lease(it.session, holder)?.session.manifest(it.point).await?;
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
+            Request::Pull(it) => self.pull(it, to).await,
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
-                blobs(to, lease.session.get(bulk::ids(&beside)?)).await
+                spread(to, lease.session.get(bulk::ids(&beside)?)).await
             }
             Request::GetVerified(Of { session }) => {
                 let (served, lease) = self.served(session, holder)?;
@@ -376,10 +429,29 @@ impl<R: Repository + 'static> Node<R> {
                     .then(|ids| lease.session.get_verified(&served.prints, ids.to_vec()));
                 blobs(to, batches).await
             }
+            Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
+                self.desk.request(holder, request, to, || self.not_denied(holder)).await
+            }
         }
     }
 
-    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut SendStream) -> Done {
+    async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
+        let served = self.of(it.repository)?.clone();
+        let none = || Error::usage("this node does not ask other nodes");
+        let puller = self.puller.clone().ok_or_else(none)?;
+        let (tell, mut told) = mpsc::channel(1);
+        // A thread of its own: a copy goes on for long, and the compiler cannot see that it may change threads.
+        let runtime = tokio::runtime::Handle::current();
+        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, tell)));
+        let pulling = tokio::spawn(pulling);
+        while let Some(reply) = told.recv().await {
+            send(to, &reply, Vec::new(), true).await?;
+        }
+        pulling.await.map_err(|error| Error::internal("a copy ended early").because(error))??;
+        say(to, Reply::Done(())).await
+    }
+
+    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
         let (served, lease) = self.served(commit.session, holder)?;
         let mut drafts = Vec::new();
         for draft in commit.drafts {
@@ -397,7 +469,7 @@ impl<R: Repository + 'static> Node<R> {
         match session.commit(&drafts).await? {
             Commit::Committed(points) => {
                 let stored = session.stored().await?;
-                served.end(commit.session);
+                self.let_go(served.end(commit.session));
                 say(to, Reply::Committed(Committed { points, stored })).await
             }
             Commit::Missing(mut missing) => {
@@ -431,26 +503,31 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
-        let present = self.present.lock().expect("no holder panics").clone();
+        self.desk.forget();
+        let present = self.limits.connections.holders();
         for served in self.repositories.values() {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
                 let used = lease.used.lock().expect("no holder panics").elapsed();
-                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains_key(&lease.holder)
+                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains(&lease.holder)
             });
             let ended: Vec<_> = ended.collect();
             drop(leases);
             for (session, lease) in ended {
                 tracing::warn!(%session, holder = %lease.holder, "session ended: its holder is gone for long");
-                let_go(lease);
+                self.let_go(Some(lease));
             }
         }
     }
-}
 
-/// Ends a session where waiting for its last record holds nobody up.
-fn let_go<T: Send + 'static>(lease: T) {
-    tokio::task::spawn_blocking(move || drop(lease));
+    /// Ends a session where waiting for its last record holds nobody up.
+    fn let_go(&self, lease: Option<Arc<Lease<R>>>) {
+        if self.one_thread {
+            drop(lease);
+        } else if let Some(lease) = lease {
+            tokio::task::spawn_blocking(move || drop(lease));
+        }
+    }
 }
 
 impl<R: Repository + 'static> Served<R> {
@@ -468,10 +545,9 @@ impl<R: Repository + 'static> Served<R> {
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
     }
 
-    fn end(&self, session: SessionId) {
-        if let Some(ended) = self.leases.lock().expect("no holder panics").remove(&session) {
-            let_go(ended);
-        }
+    /// Takes a session out, to be let go.
+    fn end(&self, session: SessionId) -> Option<Arc<Lease<R>>> {
+        self.leases.lock().expect("no holder panics").remove(&session)
     }
 }
 
@@ -482,22 +558,6 @@ impl<R: Repository> Lease<R> {
             Either::Right(_) => Err(Error::usage("this session only reads")),
         }
     }
-}
-
-/// Tells how a request ended, when that was not told yet.
-async fn tell(done: Done, to: &mut SendStream) {
-    let told = match done {
-        Ok(()) => Ok(()),
-        Err(Refused::Told(failed)) => send(to, &Reply::Failed(failed), Vec::new(), false).await,
-        Err(Refused::Gone) => return,
-    };
-    if told.is_ok() {
-        let _ = to.finish();
-    }
-}
-
-fn not_greeted() -> Error {
-    Error::transport("hello is the first request, and each is one message")
 }
 
 fn welcome(hello: &Hello) -> Result<Reply> {
@@ -511,11 +571,50 @@ fn welcome(hello: &Hello) -> Result<Reply> {
     Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
-async fn say(to: &mut SendStream, reply: Reply) -> Done {
+impl Answer {
+    /// Says that this was all of it; what nobody takes does not stay.
+    async fn end(mut self, is_whole: bool) {
+        let patience = self.caller.allowance.patience();
+        let taken = is_whole && self.stream.finish().is_ok();
+        if !taken || tokio::time::timeout(patience * LAST_PATIENCE, self.stream.stopped()).await.is_err() {
+            let _ = self.stream.reset(VarInt::from_u32(0));
+        }
+    }
+}
+
+/// Sends a message to somebody who takes it.
+pub(super) async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
+    send_on(&mut to.stream, &to.caller.allowance, reply, bulk, more).await
+}
+
+async fn send_on(
+    stream: &mut SendStream,
+    allowance: &Allowance,
+    reply: &Reply,
+    bulk: Vec<Bytes>,
+    more: bool,
+) -> Result<(), FrameError> {
+    let bytes: usize = bulk.iter().map(Bytes::len).sum();
+    let parts = u32::try_from(bytes / PART_BYTES).expect("messages are bounded") + 1;
+    let sent = frame::send(stream, reply, bulk, more);
+    let slow = |_| FrameError::Lost("the answer is not taken".into());
+    tokio::time::timeout(allowance.patience() * parts, sent).await.map_err(slow)?
+}
+
+async fn say(to: &mut Answer, reply: Reply) -> Done {
     Ok(send(to, &reply, Vec::new(), false).await?)
 }
 
-async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
+/// Has a session take what stands beside a put.
+async fn take<S: WriteSession>(session: &S, lengths: &[u32], beside: Bytes) -> Result<()> {
+    let chunks = bulk::blobs(lengths, beside)?.into_iter().map(|(id, bytes)| {
+        let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
+        Ok((id, Blob::parse(bytes).map_err(wrong)?))
+    });
+    session.put(chunks.collect::<Result<_>>()?).await
+}
+
+async fn points(to: &mut Answer, points: Vec<RecoveryPoint>) -> Done {
     let mut pages = points.chunks(POINTS_TOGETHER).peekable();
     if pages.peek().is_none() {
         return say(to, Reply::Points(Vec::new())).await;
@@ -526,15 +625,32 @@ async fn points(to: &mut SendStream, points: Vec<RecoveryPoint>) -> Done {
     Ok(())
 }
 
-async fn blobs(to: &mut SendStream, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
+async fn blobs(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
     futures::pin_mut!(batches);
     while let Some(batch) = batches.next().await {
         for (message, bulk) in parts(batch) {
+            to.caller.allowance.widen_sending();
             send(to, &Reply::Chunks(message), bulk, true).await?;
         }
     }
     let nothing = Chunks { lengths: Vec::new(), failed: Vec::new() };
     Ok(send(to, &Reply::Chunks(nothing), Vec::new(), false).await?)
+}
+
+/// The same, each message on a stream of its own: on one stream all would wait for each packet that is lost.
+async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
+    let (mut number, caller) = (0, to.caller.clone());
+    futures::pin_mut!(batches);
+    while let Some(batch) = batches.next().await {
+        for (message, bulk) in parts(batch) {
+            caller.allowance.widen_sending();
+            let mut part = caller.allowance.part(to.stream.id(), number).await?;
+            send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
+            let _ = part.finish();
+            number += 1;
+        }
+    }
+    say(to, Reply::Parts(number)).await
 }
 
 /// Messages that carry a batch.
@@ -570,26 +686,21 @@ fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
     made
 }
 
-/// Bytes beside requests of one connection that wait for the repository: more than a client has on its way (its window, and
-/// a commit), so that one which keeps to it never waits for room, and nothing that waits takes the window from what has it.
-const ROOM_BYTES: usize = 64 << 20;
 /// Chunks decoded and compared before the first is sent.
-const VERIFIED_TOGETHER: usize = 16;
+const VERIFIED_TOGETHER: usize = 4;
 /// Bytes of blobs in one reply.
 const PART_BYTES: usize = 1 << 20;
 const POINTS_TOGETHER: usize = 1024;
 const FAILED_TOGETHER: usize = 128;
 /// Sessions of one holder.
-const SESSIONS_MAX: usize = 1024;
-const CONNECTIONS_MAX: usize = 1024;
-/// From here on a client must show first that its address is its own.
-const CONNECTIONS_UNPROVEN_MAX: usize = 64;
+const SESSIONS_MAX: usize = 256;
+/// For somebody who was put on the deny list.
+const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two parts of a request that come.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How many times the patience the end of an answer has, which may be a whole window.
+const LAST_PATIENCE: u32 = 10;
 /// For what is under way when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
-const HOLDER_CONNECTIONS_MAX: usize = 64;
 const LEASE_AGE_MAX: Duration = Duration::from_secs(600);
 const LEASE_CHECK: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! `windlass backup`
 
 mod hooks;
+mod through;
 
 use crate::address::Attach;
 use crate::cli::{Backup, Quiesce, Wish};
@@ -55,8 +56,11 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
-    let (report, frozen) =
-        wait.retry(&context.out, &context.stop, async || attempt(context, arguments, &options).await).await?;
+    let attempt = async || match &arguments.proxy {
+        Some(proxy) => Ok((through::attempt(context, arguments, proxy, &options).await?, Frozen::default())),
+        None => attempt(context, arguments, &options).await,
+    };
+    let (report, frozen) = wait.retry(&context.out, &context.stop, attempt).await?;
     for warning in &report.warnings {
         context.out.warn(warning);
     }
@@ -78,11 +82,6 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
 }
 
 fn refuse_what_cannot_be_done(arguments: &Backup) -> Result<()> {
-    if arguments.proxy.is_some() {
-        return Err(
-            Error::usage("--proxy: this version has no proxies").hint("run the backup on the host of the disks")
-        );
-    }
     if arguments.quiesce == Quiesce::Require {
         return Err(Error::new(ErrorKind::Quiesce, "a disk image without its machine cannot be quiesced")
             .hint("leave out --quiesce require, and quiesce with --pre-freeze and --post-thaw where that is needed"));

@@ -1,13 +1,15 @@
 //! `windlass copy`
 
+use crate::address::At;
 use crate::cli::Copy;
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::text::{count, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
+use mover::wire::{Remote, message as wire};
 use mover::{
-    CopyReport, Error, ErrorKind, PointFilter, Progress, RecoveryPoint, Repository as _, Result, Verification, copy,
-    select,
+    CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
+    Verification, copy, select,
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -32,7 +34,18 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     );
     let (made, closed) = match (from, to) {
         (Ok(from), Ok(to)) => {
-            let made = copy_all(context, arguments, &from, &to).await;
+            let made = match (arguments.place.repository.at(), &to) {
+                (At::Node { host, port, name, congestion }, Opened::Right(to)) if !arguments.through_here => {
+                    let place = wire::Place {
+                        host: host.clone(),
+                        port: *port,
+                        name: name.to_string(),
+                        congestion: congestion.code(),
+                    };
+                    pull_all(context, arguments, &from, to, &place).await
+                }
+                _ => copy_all(context, arguments, &from, &to).await,
+            };
             let closed = open::close(to).await;
             (made, open::close(from).await.and(closed))
         }
@@ -67,7 +80,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
 /// and how many failed.
 async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<(CopyReport, u64, u64)> {
     let points = chosen(arguments, from).await?;
-    let verification = if arguments.trust_source { Verification::Checksum } else { Verification::Decode };
+    let verification = verification(arguments);
     let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
     let progress = Progress::default();
     for point in &points {
@@ -88,6 +101,46 @@ async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opene
         }
     }
     Ok((sum, there, failed))
+}
+
+/// The same between two nodes: the receiving one pulls, and nothing goes through here but what is told.
+async fn pull_all(
+    context: &Context,
+    arguments: &Copy,
+    from: &Opened,
+    to: &Remote,
+    place: &wire::Place,
+) -> Result<(CopyReport, u64, u64)> {
+    let points = chosen(arguments, from).await?;
+    let ids: Vec<PointId> = points.iter().map(|point| point.id).collect();
+    let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
+    let progress = Progress::default();
+    progress.enter(Phase::Move);
+    let told = |id, outcome: Result<CopyReport>| {
+        match outcome {
+            Ok(report) => {
+                there += u64::from(report.points == 0);
+                sum.points += report.points;
+                sum.chunks_moved += report.chunks_moved;
+                sum.bytes_moved += report.bytes_moved;
+            }
+            Err(error) if points.len() == 1 => return Err(error),
+            Err(error) => {
+                failed += 1;
+                let machine = points.iter().find(|point| point.id == id).map(|point| &point.machine_name);
+                let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
+                context.out.item_failed(&format!("{machine}{}", short(id)), &error);
+            }
+        }
+        Ok(())
+    };
+    let pulling = to.pull(place, &ids, verification(arguments), &progress, told);
+    watched(&context.out, &progress, context.stop.race(pulling)).await?;
+    Ok((sum, there, failed))
+}
+
+const fn verification(arguments: &Copy) -> Verification {
+    if arguments.trust_source { Verification::Checksum } else { Verification::Decode }
 }
 
 fn fatal(error: &Error) -> bool {

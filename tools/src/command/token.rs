@@ -33,7 +33,7 @@ pub async fn run(context: &Context, action: &TokenAction) -> Result<Exit> {
     match action {
         TokenAction::Create { role, name, host, valid, node, repository, out } => {
             let node = match (node, repository) {
-                (Some(node), _) => node.0.clone(),
+                (Some(node), _) => node.at.clone(),
                 (None, Some(repository)) => repository.node()?,
                 (None, None) => return Err(Error::usage("no node is named").hint("name one with --node")),
             };

@@ -1,15 +1,16 @@
 //! Tokens, certificates, and connections of those who have none yet.
 
+use super::super::limits::Allowance;
 use super::super::message::{Certified, Expected, JoinIn, RenewIn, Reply, Request, TokenIn};
-use super::super::{CLOSED_REFUSED, CLOSED_STOPPING, access};
-use super::{Arrival, Caller, Counted, Done, Node, PATIENCE, not_greeted, receive, say, tell, welcome};
-use crate::identity::{Facts, Registry};
+use super::super::{CLOSED_REFUSED, CLOSED_STOPPING};
+use super::{Answer, Caller, Done, Node, say, welcome};
+use crate::identity::{Facts, Holder, Registry};
 use crate::{Error, Repository, Result, blocking};
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, VarInt};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 impl<R: Repository + 'static> Node<R> {
     /// Holds the site's authority: gives certificates out.
@@ -19,7 +20,7 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    pub(super) async fn expect(&self, by: &crate::identity::Holder, it: TokenIn) -> Result<Reply> {
+    pub(super) async fn expect(&self, by: &Holder, it: TokenIn) -> Result<Reply> {
         let registry = self.registry()?;
         self.not_denied(&it.wanted.holder)?;
         tracing::info!(%by, holder = %it.wanted.holder, valid_s = it.valid_s, "token made");
@@ -38,11 +39,11 @@ impl<R: Repository + 'static> Node<R> {
         .await
     }
 
-    pub(super) async fn renew(&self, caller: &Caller, it: RenewIn) -> Result<Reply> {
+    pub(super) fn renew(&self, holder: &Holder, caller: &Caller, it: RenewIn) -> Result<Reply> {
         let registry = self.registry()?;
-        let hosts = Facts::of(&caller.certificate)?.hosts;
-        let certificate = registry.renew(&caller.holder, &hosts, &it.claim)?;
-        tracing::info!(holder = %caller.holder, "certificate renewed");
+        let shown = caller.certificate.as_ref().ok_or_else(|| Error::internal("a holder without a certificate"))?;
+        let certificate = registry.renew(holder, &Facts::of(shown)?.hosts, &it.claim)?;
+        tracing::info!(%holder, "certificate renewed");
         Ok(certified(&registry, certificate))
     }
 
@@ -53,26 +54,23 @@ impl<R: Repository + 'static> Node<R> {
         })
     }
 
-    /// Somebody without a certificate has a few seconds, for a few small requests one after another.
+    /// Somebody without a certificate has a few seconds, for small requests one after another. Its windows stay as small
+    /// as they begin.
     pub(super) async fn stranger(&self, connection: Connection, mut stop: watch::Receiver<bool>) {
         let refuse = |why: &str| connection.close(VarInt::from_u32(CLOSED_REFUSED), why.as_bytes());
         if self.registry.is_none() {
             return refuse("no certificate was shown, and this node gives none out");
         }
-        self.strangers.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(&self.strangers);
-        if counted.0.load(Ordering::Relaxed) > STRANGERS_MAX {
+        let mut present = self.limits.connections.share(None);
+        let Some(_place) = self.limits.strangers.try_acquire().ok().filter(|_| present.grow(1)) else {
             return refuse("too many join at once: try again");
-        }
-        // What it may send beside what it was granted before it was known.
-        connection.set_receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES));
-        connection.set_max_concurrent_bi_streams(VarInt::from_u32(STRANGER_STREAMS_MAX));
-        // Nothing that a stranger may ask has anything beside it.
-        let room = Arc::new(Semaphore::new(0));
+        };
+        let allowance = Allowance::new(None, connection.clone(), &self.limits);
+        let caller = Arc::new(Caller { allowance, certificate: None, greeted: AtomicBool::new(false) });
         let asking = async {
-            let mut greeted = false;
             while let Ok((to, from)) = connection.accept_bi().await {
-                self.asked_by_stranger(&room, &mut greeted, to, from).await;
+                let _turn = caller.allowance.turn().await;
+                Box::pin(self.stream(Answer { stream: to, caller: caller.clone() }, from)).await;
             }
         };
         tokio::select! {
@@ -81,29 +79,13 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    async fn asked_by_stranger(
-        &self,
-        room: &Arc<Semaphore>,
-        greeted: &mut bool,
-        mut to: SendStream,
-        mut from: RecvStream,
-    ) {
-        let asked = receive::<Request>(&mut from, Some(Arrival { room, patience: PATIENCE })).await;
-        let done: Done = async {
-            let frame = asked?;
-            access::check(None, &frame.message)?;
-            *greeted |= matches!(frame.message, Request::Hello(_));
-            if frame.more || !*greeted {
-                return Err(not_greeted().into());
-            }
-            match frame.message {
-                Request::Hello(hello) => say(&mut to, welcome(&hello)?).await,
-                Request::Join(it) => say(&mut to, self.join(it).await?).await,
-                _ => Err(Error::internal("the table of roles and this function differ").into()),
-            }
+    /// All that `access` lets somebody without a certificate ask.
+    pub(super) async fn asked_by_stranger(&self, request: Request, to: &mut Answer) -> Done {
+        match request {
+            Request::Hello(hello) => say(to, welcome(&hello)?).await,
+            Request::Join(it) => say(to, self.join(it).await?).await,
+            _ => Err(Error::internal("the table of roles and this function differ").into()),
         }
-        .await;
-        tell(done, &mut to).await;
     }
 }
 
@@ -111,8 +93,4 @@ fn certified(registry: &Registry, certificate: String) -> Reply {
     Reply::Certified(Certified { certificate, authority: registry.certificate_pem().to_owned() })
 }
 
-/// Connections without a certificate: few, because each may send a window's worth before it is known that it has none.
-const STRANGERS_MAX: usize = 8;
-const STRANGER_WINDOW_BYTES: u32 = 64 << 10;
-const STRANGER_STREAMS_MAX: u32 = 4;
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(10);

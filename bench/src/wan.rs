@@ -1,0 +1,139 @@
+//! Jobs across links that are long, narrow or leaky: a node behind a [`Relay`].
+
+use crate::measure::ran;
+use crate::node::{Node, OF_NODE};
+use crate::relay::{Relay, Shape};
+use crate::tools::Places;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// A link, and what is done across it.
+struct Row {
+    round_trip_ms: u64,
+    lost_per_mille: u64,
+    congestion: &'static str,
+    disk_bytes: u64,
+}
+
+/// What it took.
+#[derive(Clone, Copy)]
+struct Made {
+    /// Shares of the link's rate that were blobs.
+    new_share: f64,
+    restore_share: f64,
+    /// Seconds of a second machine with the same disk.
+    second_s: f64,
+}
+
+/// Prints what each link gives, and whether what is promised holds.
+///
+/// # Errors
+/// When a job fails, a restored image differs, or a promise does not hold.
+pub fn wan(windlass: &Path, data: &Path) -> Result<()> {
+    println!(
+        "a link of {} Mbit/s each way, a queue of one round trip (at least 20 ms); shares of it that were blobs",
+        RATE / 1_000_000
+    );
+    println!("{:<30} {:>10} {:>7} {:>12} {:>10} {:>7}", "link", "new data", "share", "nothing new", "restore", "share");
+    let mut made = Vec::new();
+    for row in &ROWS {
+        made.push(run(windlass, data, row)?);
+    }
+    let [near, far, leaky @ ..] = &made[..] else { unreachable!("there are rows") };
+    let [leaky_cubic, leaky_bbr, far_cubic, far_bbr] = leaky else { unreachable!("there are six rows") };
+    println!();
+    let mut all = true;
+    for (what, value, least) in [
+        ("new data at 150 ms, share of the link", far.new_share, 0.9),
+        ("restore at 150 ms, share of the link", far.restore_share, 0.8),
+        ("nothing new: at 0 ms, times as fast as at 150 ms", near.second_s / far.second_s, 1.0 / 1.5),
+        ("2 % lost at 20 ms: BBR, of the loss-free rate", leaky_bbr.new_share / near.new_share, 0.5),
+        ("2 % lost at 150 ms: BBR, of the loss-free rate", far_bbr.new_share / far.new_share, 0.5),
+    ] {
+        all &= value >= least;
+        println!("{} {what:<50} {value:>7.3} >= {least:.3}", if value >= least { "pass" } else { "FAIL" });
+    }
+    println!(
+        "     2 % lost: Cubic, of the loss-free rate: {:.3} at 20 ms, {:.3} at 150 ms",
+        leaky_cubic.new_share / near.new_share,
+        far_cubic.new_share / far.new_share
+    );
+    ensure!(all, "not every promise holds");
+    Ok(())
+}
+
+fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
+    let folder = tempfile::tempdir_in(data)?;
+    let places = Places { work: folder.path().to_owned(), windlass: windlass.to_owned() };
+    let mut disk = File::open(data.join("day1.raw"))?.take(row.disk_bytes);
+    std::io::copy(&mut disk, &mut File::create(places.path("disk.raw"))?).context("day1.raw")?;
+    let node = Node::start(&places)?;
+    let shape = Shape {
+        delay: Duration::from_millis(row.round_trip_ms) / 2,
+        rate: RATE,
+        lost_per_mille: row.lost_per_mille,
+        seed: 1,
+        ..Shape::default()
+    };
+    let relay = Relay::start(SocketAddr::from(([127, 0, 0, 1], node.port())), shape)?;
+    let address = format!("quic://127.0.0.1:{}/main?congestion={}", relay.port, row.congestion);
+    let timed = |arguments: &[&str]| -> Result<f64> {
+        let began = Instant::now();
+        ran(node.windlass_at(&places, arguments, &address))?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let first = timed(&["backup", "--machine", "web", "disk.raw"])?;
+    let blobs = crate::measure::bytes_below(&places.path(OF_NODE).join("packs"))? as f64;
+    let second_s = timed(&["backup", "--machine", "second", "disk.raw"])?;
+    let restored = timed(&["restore", "web@latest", "--to", "restored.raw"])?;
+    ensure!(same(&places.path("disk.raw"), &places.path("restored.raw"))?, "the restored disk differs");
+    let share = |seconds: f64| blobs * 8.0 / seconds / RATE as f64;
+    let made = Made { new_share: share(first), restore_share: share(restored), second_s };
+    let link = format!("{} ms, {} % lost, {}", row.round_trip_ms, row.lost_per_mille as f64 / 10.0, row.congestion);
+    println!(
+        "{link:<30} {first:>8.2} s {:>7.3} {second_s:>10.2} s {restored:>8.2} s {:>7.3}",
+        made.new_share, made.restore_share
+    );
+    let Relay { up, down, .. } = &relay;
+    for (way, traffic) in [("up", up), ("down", down)] {
+        let [packets, lost, dropped] = [&traffic.packets, &traffic.lost, &traffic.dropped].map(|it| it.load(Relaxed));
+        eprintln!("  {way}: {packets} packets, {lost} lost, {dropped} found no room");
+    }
+    Ok(made)
+}
+
+fn same(a: &Path, b: &Path) -> Result<bool> {
+    let (mut a, mut b) = (File::open(a)?, File::open(b)?);
+    if a.metadata()?.len() != b.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let length = a.read(&mut ours)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        b.read_exact(&mut theirs[..length])?;
+        if ours[..length] != theirs[..length] {
+            return Ok(false);
+        }
+    }
+}
+
+const RATE: u64 = 200_000_000;
+const WHOLE: u64 = u64::MAX;
+/// What shows a rate that loss brings down does so in less time.
+const PART: u64 = 600 << 20;
+const ROWS: [Row; 6] = [
+    Row { round_trip_ms: 0, lost_per_mille: 0, congestion: "cubic", disk_bytes: WHOLE },
+    Row { round_trip_ms: 150, lost_per_mille: 0, congestion: "cubic", disk_bytes: WHOLE },
+    Row { round_trip_ms: 20, lost_per_mille: 20, congestion: "cubic", disk_bytes: PART },
+    Row { round_trip_ms: 20, lost_per_mille: 20, congestion: "bbr", disk_bytes: PART },
+    Row { round_trip_ms: 150, lost_per_mille: 20, congestion: "cubic", disk_bytes: PART },
+    Row { round_trip_ms: 150, lost_per_mille: 20, congestion: "bbr", disk_bytes: PART },
+];

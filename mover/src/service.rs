@@ -1,0 +1,72 @@
+//! What the programs that serve have in common: how they fail, the signals that stop them, and what systemd is told.
+
+use crate::{Error, Result};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from now on; needs a runtime.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn listen() -> Result<Self> {
+        let failed = |error| Error::internal("cannot listen for signals").because(error);
+        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        Ok(Self { terminate: terminate.map_err(failed)?, interrupt: interrupt.map_err(failed)? })
+    }
+
+    /// Waits for the next of either.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Tells on stderr why a program failed; its exit code.
+pub fn ended(made: Result<()>) -> ExitCode {
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.remedy().into_iter().for_each(|remedy| eprintln!("hint: {remedy}"));
+            error.kind().exit_code().into()
+        }
+    }
+}
+
+/// Tells systemd that everything is open and answers.
+pub fn ready() {
+    tell("READY=1");
+}
+
+/// Tells systemd that nothing new is taken.
+pub fn stopping() {
+    tell("STOPPING=1");
+}
+
+/// sd_notify(3): a datagram to a socket that the environment names. Without systemd there is nobody to be told.
+fn tell(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = (|| {
+        let name = path.as_encoded_bytes();
+        let address = match name.strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+    })();
+    if let Err(error) = told {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}

@@ -1,0 +1,109 @@
+//! Questions about chunks: what is asked while others are on their way goes together, so that pieces of 16 chunks do not
+//! cost a message each, nor a round trip for a few of them.
+
+use super::message::IDS_MAX;
+use crate::{Presence, Result};
+use chunker::{ChunkId, ChunkKind};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Semaphore, oneshot};
+
+/// Questions of one session.
+#[derive(Debug)]
+pub struct Questions {
+    waiting: Mutex<VecDeque<Question>>,
+    /// Messages on their way.
+    on_their_way: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Question {
+    kind: ChunkKind,
+    /// At most [`IDS_MAX`].
+    ids: Vec<ChunkId>,
+    answer: oneshot::Sender<Result<Vec<Presence>>>,
+}
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), on_their_way: Arc::new(Semaphore::new(MESSAGES_MAX)) }
+    }
+}
+
+impl Questions {
+    /// Asks, together with what waits at that moment. `message` makes one message of at most [`IDS_MAX`] ids. It is on its
+    /// way whether or not anybody waits for it: others have their questions in it.
+    ///
+    /// # Errors
+    /// Those of `message`.
+    pub async fn ask<F>(
+        &self,
+        kind: ChunkKind,
+        ids: Vec<ChunkId>,
+        message: impl Fn(ChunkKind, Vec<ChunkId>) -> F,
+    ) -> Result<Vec<Presence>>
+    where
+        F: Future<Output = Result<Vec<Presence>>> + Send + 'static,
+    {
+        loop {
+            let (answer, mut answered) = oneshot::channel();
+            self.waiting.lock().expect("no holder panics").push_back(Question { kind, ids: ids.clone(), answer });
+            tokio::select! {
+                biased;
+                answer = &mut answered => match answer {
+                    Ok(answer) => return answer,
+                    // The message failed, which the first who had a question in it was told.
+                    Err(_) => continue,
+                },
+                turn = self.on_their_way.clone().acquire_owned() => {
+                    let together = self.together();
+                    if let Some(first) = together.first() {
+                        let all = together.iter().flat_map(|question| question.ids.iter().copied()).collect();
+                        let message = message(first.kind, all);
+                        tokio::spawn(async move {
+                            tell(message.await, together);
+                            drop(turn);
+                        });
+                    }
+                }
+            }
+            if let Ok(answer) = answered.await {
+                return answer;
+            }
+        }
+    }
+
+    /// What waits longest, and more of its kind that fits into one message.
+    fn together(&self) -> Vec<Question> {
+        let mut waiting = self.waiting.lock().expect("no holder panics");
+        let (mut made, mut ids): (Vec<Question>, usize) = (Vec::new(), 0);
+        while let Some(next) = waiting.front()
+            && made.first().is_none_or(|first| first.kind == next.kind && ids + next.ids.len() <= IDS_MAX)
+        {
+            ids += next.ids.len();
+            made.extend(waiting.pop_front());
+        }
+        made
+    }
+}
+
+/// Gives everybody his part of the answer, or the first one the error.
+fn tell(answer: Result<Vec<Presence>>, questions: Vec<Question>) {
+    match answer {
+        Ok(answers) => {
+            let mut answers = answers.into_iter();
+            for Question { ids, answer, .. } in questions {
+                let _ = answer.send(Ok(answers.by_ref().take(ids.len()).collect()));
+            }
+        }
+        Err(error) => {
+            if let Some(first) = questions.into_iter().next() {
+                let _ = first.answer.send(Err(error));
+            }
+        }
+    }
+}
+
+/// Messages of a session on their way.
+const MESSAGES_MAX: usize = 8;

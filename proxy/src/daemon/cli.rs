@@ -1,0 +1,50 @@
+//! The arguments of `windlass-proxy`.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A proxy: backs up machines where their disks are, into the storage nodes that it attends.
+#[derive(Debug, Parser)]
+#[command(
+    name = "windlass-proxy",
+    version,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  windlass token join --token-file host7.token --out /etc/windlass/host7
+  windlass-proxy serve --config /etc/windlass/windlass-proxy.toml
+  windlass backup --machine web --proxy host7 -r quic://store1.example/main     (anywhere)"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Serve(Serve),
+}
+
+/// Attend storage nodes until SIGTERM
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass-proxy serve --config /etc/windlass/windlass-proxy.toml
+  WINDLASS_LOG=debug windlass-proxy serve --config ./lab/windlass-proxy.toml
+  systemctl start windlass-proxy
+
+Configuration:
+  identity = \"host7\"                            # folder that `windlass token join` made
+  nodes = [\"quic://store1.example\"]             # quic://host[:port][?congestion=bbr]
+  jobs = 2                                      # carried out at once; others wait
+
+  [[machine]]
+  name = \"web\"
+  [[machine.disk]]
+  name = \"vda\"
+  source = \"/images/web.qcow2\"                  # as SOURCE of `windlass backup`")]
+pub struct Serve {
+    /// Configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/windlass/windlass-proxy.toml")]
+    pub config: PathBuf,
+}

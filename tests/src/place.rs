@@ -1,0 +1,149 @@
+//! A site of real processes: a storage node with one repository, proxies, and `windlass` as its administrator.
+
+use crate::program::{Ended, beside};
+use rustix::process::{Pid, Signal};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A folder with a site (`site`), the repository of its node (`repo`) and a disk (`disk.raw`).
+pub struct Place {
+    folder: tempfile::TempDir,
+    /// UDP port of the node.
+    pub port: u16,
+}
+
+impl Place {
+    /// A site with one node that has one repository, and a disk.
+    ///
+    /// # Panics
+    /// When anything fails, as all of these.
+    pub fn new(mebibytes: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let place = Self { folder, port };
+        // Half of it compresses.
+        let mut noise = blake3::Hasher::new().update(b"disk").finalize_xof();
+        let mut disk = vec![0; mebibytes << 20];
+        disk.chunks_mut(8192).for_each(|row| noise.fill(&mut row[..4096]));
+        fs::write(place.path("disk.raw"), disk).unwrap();
+        let listen = format!("127.0.0.1:{port}");
+        let site = place.path("site");
+        let init = ["init", "--site", "test", "--listen", &listen, site.to_str().unwrap()];
+        assert!(Command::new(beside("windlass-store")).args(init).output().unwrap().status.success());
+        assert!(place.windlass(&["init", "-r", "REPO"]).output().unwrap().status.success());
+        let mut config = fs::read_to_string(place.path("site/windlass-store.toml")).unwrap();
+        config += &format!("[[repository]]\nname = \"main\"\npath = {:?}\n", place.path("repo"));
+        fs::write(place.path("site/windlass-store.toml"), config).unwrap();
+        place
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `windlass --json` with REPO, NODE, DISK and HERE replaced, as the site's administrator.
+    pub fn windlass(&self, arguments: &[&str]) -> Command {
+        let here = self.folder.path().to_str().unwrap();
+        let mut command = Command::new(beside("windlass"));
+        command.env("WINDLASS_IDENTITY", self.path("site/admin")).stdin(Stdio::null());
+        command.arg("--json").args(arguments.iter().map(|argument| match *argument {
+            "REPO" => format!("{here}/repo"),
+            "NODE" => format!("quic://127.0.0.1:{}/main", self.port),
+            "DISK" => format!("{here}/disk.raw"),
+            other => other.replace("HERE", here),
+        }));
+        command
+    }
+
+    /// The same, run, with success.
+    pub fn done(&self, arguments: &[&str]) -> Output {
+        let output = self.windlass(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// The same, without success: its exit code, and what it complained of.
+    pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.windlass(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Starts the node and waits until it answers.
+    pub fn node(&self) -> Ended {
+        self.started("windlass-store", &self.path("site/windlass-store.toml"), "listening", &[])
+    }
+
+    /// The proxy of this name: makes its identity, and a configuration in which `machines` follow.
+    pub fn make_proxy(&self, name: &str, machines: &str) -> PathBuf {
+        let (out, site) = (self.path(name), self.path("site"));
+        let mut issue = Command::new(beside("windlass-store"));
+        issue.args(["issue", "--role", "proxy", "--name", name, "--out"]).arg(&out).arg(&site);
+        assert!(issue.output().unwrap().status.success());
+        let config = self.path(&format!("{name}.toml"));
+        let node = format!("quic://127.0.0.1:{}", self.port);
+        fs::write(&config, format!("identity = {name:?}\nnodes = [{node:?}]\n{machines}")).unwrap();
+        config
+    }
+
+    /// Starts a proxy and waits until it attends the node.
+    pub fn proxy(&self, config: &Path) -> Ended {
+        self.started("windlass-proxy", config, "attending", &[])
+    }
+
+    /// A program that serves, waited for until it says this word; with these variables.
+    pub fn started(&self, program: &str, config: &Path, says: &str, variables: &[(&str, &Path)]) -> Ended {
+        let log = self.path(&format!("{program}.log"));
+        let mut child = Command::new(beside(program))
+            .args(["serve", "--config"])
+            .arg(config)
+            .envs(variables.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(says), "{}", fs::read_to_string(log).unwrap());
+        Ended(child)
+    }
+
+    /// Restores the newest point of `web` and compares it with the disk.
+    pub fn assert_restores(&self, from: &str) {
+        self.done(&["restore", "web@latest", "--to", "HERE/restored.raw", "--overwrite", "-r", from]);
+        assert!(fs::read(self.path("restored.raw")).unwrap() == fs::read(self.path("disk.raw")).unwrap());
+    }
+
+    /// Bytes of the repository's packs, unfinished ones too.
+    pub fn packs_bytes(&self) -> u64 {
+        let below = |path: &Path| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let incoming = below(&self.path("repo/incoming"));
+        let packs = below(&self.path("repo/packs")).flat_map(|shard| below(&shard).collect::<Vec<_>>());
+        incoming.chain(packs).filter_map(|path| fs::metadata(path).ok()).map(|it| it.len()).sum()
+    }
+}
+
+/// Looks again and again, for a minute.
+///
+/// # Panics
+/// When it does not come true.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends a signal to a child.
+///
+/// # Panics
+/// When it is gone.
+pub fn signal(child: &Child, signal: Signal) {
+    rustix::process::kill_process(Pid::from_child(child), signal).unwrap();
+}

@@ -1,0 +1,159 @@
+//! What the proxy and the administrator do.
+
+use crate::journal::Journal;
+use crate::lab::{DISK_BYTES, Lab, Storage};
+use chunker::{Extent, Fingerprinter};
+use mover::wire::Remote;
+use mover::{
+    BackupOptions, Error, PointFilter, PointId, Progress, ReadSession, RecoveryPoint, Repository, RepositoryId, Result,
+    Verification, backup, copy, restore,
+};
+use quinn::Endpoint;
+use std::rc::Rc;
+use windlass_tests::conformance::options;
+use windlass_tests::fake::{Target, noise};
+
+/// A proxy, from its start to its end or crash: backs the machine up again and again. What it had begun it forgets with a
+/// crash, as a program does; whoever runs it may give the next try the same point id.
+pub async fn proxy(lab: Rc<Lab>) -> turmoil::Result {
+    let endpoint = lab.client(&lab.proxy).await?;
+    while !lab.journal().backed_up {
+        let calm = lab.calm.get();
+        let point = prepare(&lab);
+        if lab.job("backup", back_up(&lab, &endpoint, point)).await.is_some() {
+            lab.journal().pending = None;
+            lab.journal().backed_up |= calm;
+        }
+        lab.proxy.think(3_000).await;
+    }
+    Ok(())
+}
+
+/// The machine runs on; the next try is for a new point, or for the one that did not go well.
+fn prepare(lab: &Lab) -> PointId {
+    let mut dice = lab.proxy.dice.borrow_mut();
+    let mut journal = lab.journal();
+    let again = journal.pending.filter(|_| dice.permille(600));
+    if again.is_none() || dice.permille(500) {
+        for _ in 0..dice.within(1..6) {
+            let offset = dice.within(0..DISK_BYTES);
+            let length = dice.within(1..400_000).min(DISK_BYTES - offset);
+            match dice.permille(200) {
+                true => lab.machine.discard(0, Extent::new(offset, length)),
+                false => lab.machine.write(0, offset, &noise(dice.number(), length)),
+            }
+        }
+    }
+    let point = again.unwrap_or_else(|| PointId::random(&lab.proxy.world));
+    journal.pending = Some(point);
+    journal.tried.entry(point).or_default().extend(lab.machine.images());
+    point
+}
+
+async fn back_up(lab: &Lab, endpoint: &Endpoint, point: PointId) -> Result<()> {
+    let remote = lab.connect(&lab.proxy, endpoint, &lab.a).await?;
+    let options = BackupOptions { point: Some(point), ..options("machine") };
+    let made = once(lab, &remote, &options).await?;
+    acknowledged(lab, &remote, &made);
+    if lab.proxy.dice.borrow_mut().permille(250) {
+        // The same again, as who did not hear the answer would.
+        let made = once(lab, &remote, &options).await?;
+        acknowledged(lab, &remote, &made);
+    }
+    remote.close().await;
+    Ok(())
+}
+
+async fn once(lab: &Lab, remote: &Remote, options: &BackupOptions) -> Result<RecoveryPoint> {
+    let (snapshot, progress) = (lab.machine.snapshot(), Progress::default());
+    let report = backup(remote, snapshot, options, &lab.proxy.pool, &lab.proxy.world, &progress).await?;
+    if Some(report.point.id) != options.point {
+        lab.journal().blame(format!("{:?} was asked for and {} made", options.point, report.point.id));
+    }
+    Ok(report.point)
+}
+
+fn acknowledged(lab: &Lab, remote: &Remote, point: &RecoveryPoint) {
+    let mut journal = lab.journal();
+    journal.jobs.backups += 1;
+    journal.acknowledge(remote.config().id, point);
+}
+
+/// An administrator: lists, copies from one node to the other, restores from both, and compares; at the end
+/// all that is missing, and the newest points.
+pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
+    let endpoint = lab.client(&lab.admin).await?;
+    while !lab.journal().backed_up {
+        lab.admin.think(2_000).await;
+        let turn = lab.admin.dice.borrow_mut().within(0..4);
+        match turn {
+            0 => drop(lab.job("restore from a", restore_any(&lab, &endpoint, &lab.a)).await),
+            1 => drop(lab.job("restore from b", restore_any(&lab, &endpoint, &lab.b)).await),
+            _ => drop(lab.job("copy", copy_next(&lab, &endpoint)).await),
+        }
+    }
+    while lab.job("last copy", copy_next(&lab, &endpoint)).await == Some(true) {}
+    for storage in [&lab.a, &lab.b] {
+        for back in 0..LAST_RESTORES {
+            lab.job("last restore", restore_one(&lab, &endpoint, storage, back)).await;
+        }
+    }
+    lab.journal().verified = true;
+    Ok(())
+}
+
+async fn list(lab: &Lab, remote: &Remote) -> Result<Vec<RecoveryPoint>> {
+    let of: RepositoryId = remote.config().id;
+    let promised = lab.journal().promised(of);
+    let points = remote.list(&PointFilter::default()).await?;
+    Journal::listed(&mut lab.journal(), of, &promised, &points);
+    Ok(points)
+}
+
+/// Copies the oldest point that is missing; false when there was none.
+async fn copy_next(lab: &Lab, endpoint: &Endpoint) -> Result<bool> {
+    let from = lab.connect(&lab.admin, endpoint, &lab.a).await?;
+    let to = lab.connect(&lab.admin, endpoint, &lab.b).await?;
+    let (here, there) = (list(lab, &from).await?, list(lab, &to).await?);
+    let next = here.iter().find(|point| there.iter().all(|it| it.id != point.id));
+    if let Some(point) = next {
+        copy(&from, &to, point, Verification::Decode, &Progress::default()).await?;
+        let mut journal = lab.journal();
+        journal.jobs.copies += 1;
+        journal.copied.insert((to.config().id, point.id));
+    }
+    from.close().await;
+    to.close().await;
+    Ok(next.is_some())
+}
+
+async fn restore_any(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
+    let back = lab.admin.dice.borrow_mut().number();
+    restore_one(lab, endpoint, from, back).await
+}
+
+/// Restores the point so far before the newest, going round.
+async fn restore_one(lab: &Lab, endpoint: &Endpoint, from: &Storage, back: u64) -> Result<()> {
+    let remote = lab.connect(&lab.admin, endpoint, from).await?;
+    let points = list(lab, &remote).await?;
+    if !points.is_empty() {
+        let back = usize::try_from(back % points.len() as u64).expect("an index");
+        restored(lab, &remote, points[points.len() - 1 - back].id).await?;
+    }
+    remote.close().await;
+    Ok(())
+}
+
+async fn restored(lab: &Lab, remote: &Remote, point: PointId) -> Result<()> {
+    let reader = remote.read(&[point]).await?;
+    let manifest = reader.manifest(point).await?;
+    let prints = Fingerprinter::new(&remote.config().domain);
+    let [disk] = &manifest.disks[..] else { return Err(Error::internal("a machine with another number of disks")) };
+    let (target, screen) = Target::new(disk.size);
+    restore(&reader, &prints, disk, target, &lab.admin.pool, &Progress::default()).await?;
+    lab.journal().restored(point, &screen.image().unwrap_or_default());
+    Ok(())
+}
+
+/// Points restored from each node when all is over.
+const LAST_RESTORES: u64 = 5;
