@@ -426,7 +426,8 @@ async fn reading_slowly(field: &Field, name: &str, mebibytes: usize) -> (Connect
     let slow = Raw::greeted(field.running.port, config).await.unwrap();
     let read = Request::Read(ReadIn { repository: field.repository(), points: Vec::new() });
     let (Reply::Session(of), _) = slow.ask(&read, &[]).await.unwrap() else { panic!("a session") };
-    let head = encode(&Request::Get(of), ids.len() as u64, false).unwrap();
+    // Of this one all comes on the stream of the request.
+    let head = encode(&Request::GetVerified(of), ids.len() as u64, false).unwrap();
     let (mut to, mut from) = slow.open(&[&head[..], &ids].concat()).await.unwrap();
     to.finish().unwrap();
     from.read_exact(&mut [0; 16]).await.unwrap();

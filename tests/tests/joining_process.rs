@@ -35,7 +35,13 @@ impl Site {
     /// Adds to the configuration in a folder, and a repository.
     fn configure(&self, folder: &str, more: &str) {
         let repository = self.path(&format!("{folder}-repository"));
-        let made = Command::new(beside("windlass")).args(["init", "-r"]).arg(&repository).output().unwrap();
+        let mut init = Command::new(beside("windlass"));
+        init.args(["init", "-r"]).arg(&repository);
+        // What is copied from one to the other is of one domain.
+        if folder != "site" {
+            init.arg("--like").arg(self.path("site-repository"));
+        }
+        let made = init.output().unwrap();
         assert!(made.status.success());
         let path = self.path(folder).join("windlass-store.toml");
         let config = fs::read_to_string(&path).unwrap_or_default();
@@ -45,17 +51,22 @@ impl Site {
 
     /// Starts the node that a folder configures and waits until it answers.
     fn serve(&self, folder: &str) -> Ended {
+        self.started("windlass-store", folder, "listening")
+    }
+
+    /// The same for any program that serves.
+    fn started(&self, program: &str, folder: &str, says: &str) -> Ended {
         let log = self.path(&format!("{folder}.log"));
-        let mut child = Command::new(beside("windlass-store"))
+        let mut child = Command::new(beside(program))
             .args(["serve", "--config"])
-            .arg(self.path(folder).join("windlass-store.toml"))
+            .arg(self.path(folder).join(format!("{program}.toml")))
             .stdout(Stdio::piped())
             .stderr(File::options().create(true).append(true).open(&log).unwrap())
             .spawn()
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("listening"), "{}", fs::read_to_string(log).unwrap());
+        assert!(line.contains(says), "{}", fs::read_to_string(log).unwrap());
         Ended(child)
     }
 
@@ -165,14 +176,15 @@ fn tokens_come_by_stdout_and_stdin_and_are_never_repeated() {
     assert!(!site.path("eve/identity.pem").exists());
 }
 
-/// A second node and a proxy, whose certificates live for ten seconds, work for longer than that.
+/// A second node, a proxy that attends and one that is only used, whose certificates live for ten seconds, work for longer
+/// than that, and connect anew.
 #[test]
 fn certificates_renew_themselves() {
     let site = Site::new();
     let config = site.path("site/windlass-store.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replacen("listen", "certificate_seconds = 10\nlisten", 1)).unwrap();
-    let _first = site.serve("site");
+    let mut first = site.serve("site");
     let create = ["token", "create", "--node", "NODE", "--role"];
     let token = done(site.run(&[&create[..], &["node", "--name", "second", "--host", "127.0.0.1"]].concat()));
     done(site.run_as("second/node", &["token", "join"], &token));
@@ -182,9 +194,15 @@ fn certificates_renew_themselves() {
     site.configure("second", &format!("listen = \"127.0.0.1:{port}\"\nidentity = \"node\"\n"));
     let _second = site.serve("second");
     let second = format!("quic://127.0.0.1:{port}/main");
+    let token = done(site.run(&[&create[..], &["proxy", "--name", "host8"]].concat()));
+    done(site.run_as("proxy/host8", &["token", "join"], &token));
+    let machine = "[[machine]]\nname = \"web\"\n[[machine.disk]]\nname = \"vda\"\nsource = \"../disk.raw\"\n";
+    let attends = format!("identity = \"host8\"\nnodes = [\"quic://127.0.0.1:{}\"]\n{machine}", site.port);
+    fs::write(site.path("proxy/windlass-proxy.toml"), attends).unwrap();
+    let _proxy = site.started("windlass-proxy", "proxy", "attending");
 
-    let files = [site.path("second/node/identity.pem"), site.path("host7/identity.pem")];
-    let mut seen: [Vec<Vec<u8>>; 2] = files.each_ref().map(|file| vec![fs::read(file).unwrap()]);
+    let files = ["second/node", "host7", "proxy/host8"].map(|folder| site.path(folder).join("identity.pem"));
+    let mut seen: [Vec<Vec<u8>>; 3] = files.each_ref().map(|file| vec![fs::read(file).unwrap()]);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(13) || seen.iter().any(|seen| seen.len() < 3) {
         assert!(began.elapsed() < Duration::from_secs(60), "{}", fs::read_to_string(site.path("second.log")).unwrap());
@@ -197,4 +215,10 @@ fn certificates_renew_themselves() {
             }
         }
     }
+    // Whoever was connected shows now what it renewed.
+    kill(&mut first);
+    let _first = site.serve("site");
+    done(site.run(&["backup", "--machine", "web", "--proxy", "host8", "-r", "NODE/main"]));
+    done(site.run(&["copy", "--all", "-r", "NODE/main", "--to", &second]));
+    assert!(done(site.run(&["points", "-r", &second])).contains("web"));
 }

@@ -296,7 +296,7 @@ fn a_wrong_configuration_is_told_with_its_place() {
     assert!(code == Some(2) && said.contains("host7.toml") && said.contains("line 3, column 1"), "{said}");
     fs::write(&config, "identity = \"site/admin\"\nnodes = [\"quic://localhost\"]\n").unwrap();
     let (code, said) = serve();
-    assert!(code == Some(2) && said.contains("identity of admin admin") && said.contains("issue"), "{said}");
+    assert!(code == Some(2) && said.contains("identity of admin admin") && said.contains("windlass token"), "{said}");
     fs::remove_file(&config).unwrap();
     let (code, said) = serve();
     assert!(code == Some(2) && said.contains("host7.toml"), "{said}");
