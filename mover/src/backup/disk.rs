@@ -256,7 +256,7 @@ impl Flow {
         let answer = asked.await;
         those.fetch_sub(1, Relaxed);
         let present = answer?;
-        match present.iter().any(|it| *it == Presence::Missing) {
+        match present.contains(&Presence::Missing) {
             true => self.there.store(0, Relaxed),
             false => drop(self.there.fetch_add(present.len(), Relaxed)),
         }

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -99,6 +99,8 @@ impl From<FrameError> for Attempt {
 struct Line {
     connection: Connection,
     waiting: Waiting,
+    /// Once the node has said that it speaks our version.
+    greeted: Arc<OnceCell<()>>,
 }
 
 impl Link {
@@ -151,7 +153,10 @@ impl Link {
         let lane = self.lane(request);
         let line = self.line(lane).await?;
         let began = Instant::now();
-        let made = self.told_why(&line.connection, exchange(&line, request, bulk).await);
+        // What is asked first does not wait for the greeting, its answer does.
+        let greeted = line.greeted.get_or_try_init(|| greet(&line));
+        let (greeted, replied) = tokio::join!(greeted, exchange(&line, request, bulk));
+        let made = self.told_why(&line.connection, greeted.and(replied));
         let (code, ms) = (request.code(), began.elapsed().as_millis());
         tracing::trace!(lane, code = format_args!("{code:#06x}"), ms, "asked");
         made
@@ -194,9 +199,8 @@ impl Link {
             let connected = timeout(CONNECT_TIMEOUT.min(self.peer.patience), connecting).await;
             match connected.unwrap_or(Err(ConnectionError::TimedOut)) {
                 Ok(connection) => {
-                    let line = Line { connection, waiting: Waiting::default() };
+                    let line = Line { connection, waiting: Waiting::default(), greeted: Arc::default() };
                     tokio::spawn(line.waiting.clone().sort(line.connection.clone()));
-                    self.greet(&line).await?;
                     return Ok(line);
                 }
                 Err(error) => tried = refused(&self.peer, error),
@@ -205,13 +209,12 @@ impl Link {
         Err(tried)
     }
 
-    async fn greet(&self, line: &Line) -> Result<(), Attempt> {
-        let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
-        let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
-        let (frame, _) = self.told_why(&line.connection, exchange(line, &hello, &[]).await)?;
-        match frame.message {
-            Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
-            _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+    /// Makes the connections for chunks before they are needed: from far away that takes long.
+    pub fn expect_chunks(self: &Arc<Self>) {
+        for lane in 1..self.lanes.len() {
+            let link = self.clone();
+            // Who needs it is told why there is none.
+            tokio::spawn(async move { drop(link.line(lane).await) });
         }
     }
 
@@ -277,8 +280,18 @@ impl Link {
     }
 }
 
+async fn greet(line: &Line) -> Result<(), Attempt> {
+    let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
+    let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
+    let (frame, _) = exchange(line, &hello, &[]).await?;
+    match frame.message {
+        Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
+        _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+    }
+}
+
 async fn exchange(line: &Line, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
-    let Line { connection, waiting } = line;
+    let Line { connection, waiting, .. } = line;
     let (mut to, from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
     let mut replies = Replies::new(connection.clone(), waiting, from);
     // A node that refuses may answer and stop reading before all is sent: its answer counts.

@@ -75,6 +75,7 @@ impl Repository for Remote {
     }
 
     async fn begin(&self, begin: Begin) -> Result<(RemoteSession, Begun)> {
+        self.link.expect_chunks();
         let (id, begun) = open_write(&self.link, self.config.id, &begin).await?;
         let lease = Lease::new(&self.link, id, Opening::Write(self.config.id, begin));
         let shared =
@@ -84,6 +85,7 @@ impl Repository for Remote {
     }
 
     async fn read(&self, points: &[PointId]) -> Result<RemoteReader> {
+        self.link.expect_chunks();
         let id = open_read(&self.link, self.config.id, points).await?;
         let open = Opening::Read(self.config.id, points.to_vec());
         Ok(RemoteReader { lease: Lease::new(&self.link, id, open) })

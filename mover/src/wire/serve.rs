@@ -22,7 +22,6 @@ use futures::StreamExt;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -44,7 +43,7 @@ pub struct Node<R: Repository> {
 struct Caller {
     allowance: Allowance,
     /// Whether it has said hello.
-    greeted: AtomicBool,
+    greeted: watch::Sender<bool>,
 }
 
 /// Where the answer of a request goes.
@@ -235,7 +234,7 @@ impl<R: Repository + 'static> Node<R> {
         }
         tracing::debug!(%from, %holder, "connected");
         let allowance = Allowance::new(&holder, connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, greeted: AtomicBool::new(false) });
+        let caller = Arc::new(Caller { allowance, greeted: watch::Sender::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
@@ -309,17 +308,21 @@ impl<R: Repository + 'static> Node<R> {
         let Frame { message, bulk, more, room } = frame;
         let caller = to.caller.clone();
         let greets = matches!(message, Request::Hello(_));
-        if more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
+        // What was sent behind the greeting may be here before it.
+        if more || !greets && !caller.was_greeted().await {
             return Err(Error::transport("hello is the first request, and each is one message").into());
         }
-        caller.greeted.store(true, Ordering::Relaxed);
         let holder = &caller.allowance.holder;
         self.not_denied(holder)?;
         access::check(holder, &message)?;
         let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
         // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
         let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
-        self.request(holder, message, bulk, to).await
+        self.request(holder, message, bulk, to).await?;
+        if greets {
+            caller.greeted.send_replace(true);
+        }
+        Ok(())
     }
 
     async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
@@ -557,6 +560,15 @@ impl<R: Repository> Lease<R> {
     }
 }
 
+impl Caller {
+    async fn was_greeted(&self) -> bool {
+        let mut greeted = self.greeted.subscribe();
+        tokio::time::timeout(GREETING_PATIENCE.min(self.allowance.patience()), greeted.wait_for(|greeted| *greeted))
+            .await
+            .is_ok()
+    }
+}
+
 impl Answer {
     /// Says that this was all of it; what nobody takes does not stay.
     async fn end(mut self, is_whole: bool) {
@@ -683,6 +695,8 @@ const SESSIONS_MAX: usize = 256;
 /// For somebody who was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// For the greeting of somebody who has asked already.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many times the patience the end of an answer has, which may be a whole window.
 const LAST_PATIENCE: u32 = 10;
