@@ -44,7 +44,8 @@ fn serve(arguments: &Serve, world: &World) -> Result<()> {
 async fn run(config: Config, world: &World) -> Result<()> {
     let Credentials { identity, trust } = Credentials::load(&config.identity)?;
     let pool = Pool::new(0)?;
-    let mut node = Node::new(world.clone());
+    let (receive, send) = (config.receive_rate.map(|it| it.0), config.send_rate.map(|it| it.0));
+    let mut node = Node::new(world.clone()).paced(receive, send);
     if let Some(path) = &config.deny {
         let list = DenyList::new(path.clone());
         node = node.denying(move |holder| list.denies(holder));

@@ -1,10 +1,11 @@
 //! The arguments of `windlass`.
 
 use crate::address::{Attach, Kept};
-use crate::text::{parse_bytes, parse_compression, parsed};
+use crate::text::{parse_compression, parsed};
 use crate::wait::Wait;
 use chunker::Compression;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use mover::parse_bytes;
 use mover::{Name, Selector};
 use proxy::{NamedSource, SourceAddress, TargetAddress};
 use std::path::PathBuf;

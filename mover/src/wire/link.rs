@@ -5,12 +5,12 @@ use super::answer::{Replies, Waiting};
 use super::frame::{Frame, FrameError, send};
 use super::message::{Hello, Message, NO_ROOM, NO_SESSION, Reply, Request};
 use super::quic::WINDOW_BYTES;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Pacer, Result};
 use bytes::Bytes;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
@@ -29,12 +29,14 @@ pub struct Peer {
     pub patience: Duration,
     /// Connections that carry chunks, beside the one for everything else.
     pub lanes: usize,
+    /// How fast chunks may come.
+    pub receive: Arc<Pacer>,
 }
 
 impl Peer {
     /// With the usual patience and lanes.
     pub fn new(host: impl Into<String>, port: u16, config: ClientConfig) -> Self {
-        Self { host: host.into(), port, config, patience: PATIENCE, lanes: LANES }
+        Self { host: host.into(), port, config, patience: PATIENCE, lanes: LANES, receive: Arc::default() }
     }
 }
 
@@ -48,6 +50,8 @@ pub struct Link {
     next: AtomicUsize,
     /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
     reached: AtomicBool,
+    /// Microseconds to the node and back, as last measured.
+    round_trip: AtomicU64,
     /// Bytes of chunks that may still be put on their way, by all sessions together.
     pub(super) window: Arc<Semaphore>,
     /// Ends of sessions that nobody waits for.
@@ -113,6 +117,7 @@ impl Link {
             lanes,
             next: AtomicUsize::new(0),
             reached: AtomicBool::new(false),
+            round_trip: AtomicU64::new(0),
             window: Arc::new(Semaphore::new(WINDOW_BYTES as usize)),
             farewells: std::sync::Mutex::default(),
         }
@@ -157,6 +162,8 @@ impl Link {
         let greeted = line.greeted.get_or_try_init(|| greet(&line));
         let (greeted, replied) = tokio::join!(greeted, exchange(&line, request, bulk));
         let made = self.told_why(&line.connection, greeted.and(replied));
+        let round_trip = u64::try_from(line.connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        self.round_trip.store(round_trip, Ordering::Relaxed);
         let (code, ms) = (request.code(), began.elapsed().as_millis());
         tracing::trace!(lane, code = format_args!("{code:#06x}"), ms, "asked");
         made
@@ -224,6 +231,16 @@ impl Link {
             (Err(Attempt::Lost(_)), Some(reason)) => Err(refused(&self.peer, reason)),
             (made, _) => made,
         }
+    }
+
+    /// Waits until so many bytes of chunks may come.
+    pub async fn pace(&self, bytes: u64) {
+        self.peer.receive.wait(bytes).await;
+    }
+
+    /// Time to the node and back; nothing before it was reached.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
     /// Whom this is about, for messages.

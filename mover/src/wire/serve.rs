@@ -2,7 +2,7 @@
 
 use super::control::desk::Desk;
 use super::frame::{self, Frame, FrameError, receive};
-use super::limits::{Allowance, Limits};
+use super::limits::{Allowance, Limits, Paces};
 use super::message::{
     Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn,
     Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
@@ -13,8 +13,8 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::Holder;
 use crate::{
-    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, ReadSession,
-    RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -120,7 +120,15 @@ impl<R: Repository + 'static> Node<R> {
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
-        self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self.limits = Arc::new(Limits { patience, paces: self.limits.paces.clone(), ..Limits::default() });
+        self
+    }
+
+    /// Receives and sends at most so many bytes of chunks a second, from and to all others together.
+    #[must_use]
+    pub fn paced(mut self, receive: Option<u64>, send: Option<u64>) -> Self {
+        let paces = Paces { receive: Arc::new(Pacer::new(receive)), send: Arc::new(Pacer::new(send)) };
+        self.limits = Arc::new(Limits { paces, patience: self.limits.patience, ..Limits::default() });
         self
     }
 
@@ -440,9 +448,10 @@ impl<R: Repository + 'static> Node<R> {
         let none = || Error::usage("this node does not ask other nodes");
         let puller = self.puller.clone().ok_or_else(none)?;
         let (tell, mut told) = mpsc::channel(1);
+        let receive = self.limits.paces.receive.clone();
         // A thread of its own: a copy goes on for long, and the compiler cannot see that it may change threads.
         let runtime = tokio::runtime::Handle::current();
-        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, tell)));
+        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, receive, tell)));
         let pulling = tokio::spawn(pulling);
         while let Some(reply) = told.recv().await {
             send(to, &reply, Vec::new(), true).await?;
@@ -642,7 +651,8 @@ async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch
     while let Some(batch) = batches.next().await {
         for (message, bulk) in parts(batch) {
             caller.allowance.widen_sending();
-            let mut part = caller.allowance.part(to.stream.id(), number).await?;
+            let bytes = bulk.iter().map(Bytes::len).sum();
+            let mut part = caller.allowance.part(to.stream.id(), number, bytes).await?;
             send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
             let _ = part.finish();
             number += 1;
