@@ -74,6 +74,15 @@ enum Bench {
         #[arg(long)]
         data: PathBuf,
     },
+    /// Three proxies at once into one storage node, beside one alone
+    Proxies {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds; medians are judged
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+    },
     /// A backup into a storage node that is attacked meanwhile, beside one that is not
     Attack {
         /// Folder with day1.raw
@@ -138,6 +147,9 @@ fn run(task: Task) -> Result<()> {
             loop {
                 std::thread::park();
             }
+        }
+        Task::Bench(Bench::Proxies { data, rounds }) => {
+            windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
         Task::Bench(Bench::Attack { data, rounds, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
             windlass: std::env::current_exe()?.with_file_name("windlass"),
