@@ -26,7 +26,7 @@ pub fn proxies(windlass: &Path, data: &Path, rounds: u32) -> Result<()> {
     let (mut alone, mut together, mut peak) = (Vec::new(), Vec::new(), 0);
     for round in 0..rounds {
         // Each disk alone, one after the other: they are not equally hard. Who is first changes.
-        let mut of_each =
+        let of_each =
             || -> Result<f64> { MACHINES.iter().map(|name| Ok(run(&places, &[(name, name)], &mut 0)?.0)).sum() };
         let mut of_all = || run(&places, &MACHINES.map(|name| (name, name)), &mut peak).map(|made| made.0);
         let (one, three) = if round % 2 == 0 {

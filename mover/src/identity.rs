@@ -1,25 +1,38 @@
 //! Who is who: a site's certificate authority, and the certificates of nodes, proxies and administrators with their
 //! roles.
 
-use crate::{Error, Name, Result, World};
+mod facts;
+mod folder;
+mod key;
+mod registry;
+mod token;
+
+pub use facts::Facts;
+pub use folder::{Credentials, create_private, is_private};
+pub use key::{KeyClaim, NewKey};
+pub use registry::{LIFE, PENDING_MAX, Registry, TOKEN_VALID_MAX, Wanted};
+pub use token::{Address, PORT, Token};
+
+use crate::{Error, ErrorKind, Name, Result, World};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    PublicKeyData, SanType,
 };
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::sign::CertifiedKey;
+use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 use std::str::FromStr;
-use time::{Duration, OffsetDateTime};
-use webpki::EndEntityCert;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use webpki::{EndEntityCert, KeyUsage};
 
 /// What a certificate lets its holder do; the table is in `wire::access`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// A storage node: reads from other nodes what it is to copy.
     Node,
@@ -53,7 +66,7 @@ impl FromStr for Role {
 }
 
 /// Whom a certificate names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// What it may do.
     pub role: Role,
@@ -73,8 +86,7 @@ impl Holder {
     /// # Errors
     /// `NotAuthorised` when it is none of a site's.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self> {
-        let none =
-            |what: &str| Error::new(crate::ErrorKind::NotAuthorised, format!("a certificate of no site: {what}"));
+        let none = |what: &str| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no site: {what}"));
         let parsed = EndEntityCert::try_from(certificate).map_err(|error| none(&error.to_string()))?;
         let mut holders = parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix(URI_SCHEME));
         let (holder, more) = (holders.next(), holders.next());
@@ -107,6 +119,32 @@ impl Trust {
         Ok(Self { authority: authority.map_err(|error| Error::usage("no certificate").because(error))? })
     }
 
+    /// The authority's certificate.
+    pub const fn authority(&self) -> &CertificateDer<'static> {
+        &self.authority
+    }
+
+    /// BLAKE3-256 of the authority's certificate: what a token carries.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        crate::digest(&self.authority)
+    }
+
+    /// Refuses a certificate that nobody of the site would accept now.
+    ///
+    /// # Errors
+    /// `NotAuthorised`.
+    pub fn verify(&self, certificate: &CertificateDer<'_>, world: &World) -> Result<()> {
+        let refused = |error: String| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no use: {error}"));
+        let now = Duration::from_nanos(u64::try_from(world.now().0).unwrap_or_default());
+        let roots = self.roots().map_err(|error| refused(error.to_string()))?;
+        let parsed = EndEntityCert::try_from(certificate).map_err(|error| refused(error.to_string()))?;
+        let (known, now) = (provider().signature_verification_algorithms.all, UnixTime::since_unix_epoch(now));
+        parsed
+            .verify_for_usage(known, &roots.roots, &[], now, KeyUsage::client_auth(), None, None)
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(())
+    }
+
     /// For rustls.
     ///
     /// # Errors
@@ -119,10 +157,13 @@ impl Trust {
 }
 
 /// A certificate with its key.
+#[derive(Clone)]
 pub struct Identity {
-    certificate: CertificateDer<'static>,
-    key: PrivateKeyDer<'static>,
+    certified: Arc<CertifiedKey>,
     holder: Holder,
+    facts: Facts,
+    /// Signs what must be recognised after a restart; a renewed identity keeps it.
+    lasting: [u8; 32],
 }
 
 impl fmt::Debug for Identity {
@@ -135,12 +176,16 @@ impl Identity {
     /// From PEM.
     ///
     /// # Errors
-    /// `Usage` when they are no certificate and key.
+    /// `Usage` when they are no certificate and its key.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self> {
         let wrong = |error| Error::usage("no certificate with its key").because(error);
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(wrong)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(wrong)?;
-        Ok(Self { holder: Holder::of(&certificate)?, certificate, key })
+        let (holder, facts) = (Holder::of(&certificate)?, Facts::of(&certificate)?);
+        let lasting = blake3::derive_key("windlass 2026-11 lasting key of a node", key.secret_der());
+        let certified = CertifiedKey::from_der(vec![certificate], key, &provider())
+            .map_err(|error| Error::usage("no certificate with its key").because(error))?;
+        Ok(Self { certified: Arc::new(certified), holder, facts, lasting })
     }
 
     /// Whom it names.
@@ -148,14 +193,24 @@ impl Identity {
         &self.holder
     }
 
-    /// The certificates to show.
-    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.certificate.clone()]
+    /// How long it is valid, and where its holder is reached.
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
     }
 
-    /// The key.
-    pub fn key(&self) -> PrivateKeyDer<'static> {
-        self.key.clone_key()
+    /// The certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certified.cert[0]
+    }
+
+    /// For TLS.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        self.certified.clone()
+    }
+
+    /// A secret of its holder that stays when the key is renewed.
+    pub const fn lasting(&self) -> &[u8; 32] {
+        &self.lasting
     }
 }
 
@@ -175,64 +230,11 @@ impl Issued {
     pub fn identity(&self) -> Result<Identity> {
         Identity::from_pem(&self.certificate_pem, &self.key_pem)
     }
-}
 
-/// An identity with whom it believes, as a folder keeps them: `ca.pem`, `cert.pem`, `key.pem`.
-#[derive(Debug)]
-pub struct Credentials {
-    /// Who one is.
-    pub identity: Identity,
-    /// Whom to believe.
-    pub trust: Trust,
-}
-
-impl Credentials {
-    /// Reads a folder. A key that others can read is refused.
-    ///
-    /// # Errors
-    /// `Usage`.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let failed = |path: &Path, error: io::Error| {
-            Error::usage(path.display().to_string())
-                .because(error)
-                .hint("`windlass-store issue` makes such a folder; name it with WINDLASS_IDENTITY")
-        };
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read_to_string(&path).map_err(|error| failed(&path, error))
-        };
-        let key = folder.join(KEY);
-        let mode = fs::metadata(&key).map_err(|error| failed(&key, error))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            return Err(Error::usage(format!("{} can be read by others", key.display()))
-                .hint(format!("chmod 600 {}; when others may have read it, have it revoked", key.display())));
-        }
-        let identity = Identity::from_pem(&read(CERTIFICATE)?, &read(KEY)?);
-        let identity = identity.map_err(|error| error.context(folder.display()))?;
-        Ok(Self { identity, trust: Trust::from_pem(&read(AUTHORITY)?)? })
+    /// Both in one text, to be replaced in one step.
+    fn pem(&self) -> String {
+        format!("{}{}", self.certificate_pem, self.key_pem)
     }
-
-    /// Makes a folder.
-    ///
-    /// # Errors
-    /// `Usage` when it cannot be made, or holds an identity already.
-    pub fn store(folder: &Path, issued: &Issued, authority_pem: &str) -> Result<()> {
-        let failed = |error| Error::usage(folder.display().to_string()).because(error);
-        fs::create_dir_all(folder).map_err(failed)?;
-        create_private(&folder.join(KEY), &issued.key_pem)?;
-        fs::write(folder.join(CERTIFICATE), &issued.certificate_pem).map_err(failed)?;
-        fs::write(folder.join(AUTHORITY), authority_pem).map_err(failed)
-    }
-}
-
-/// Makes a file that must not be there, for its owner's eyes only from the first moment on.
-///
-/// # Errors
-/// `Usage`.
-pub fn create_private(path: &Path, text: &str) -> Result<()> {
-    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    made.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| Error::usage(path.display().to_string()).because(error))
 }
 
 /// A site's certificate authority.
@@ -254,7 +256,7 @@ impl Authority {
     /// `Internal`.
     pub fn create(site: &Name, world: &World) -> Result<Self> {
         let mut params = authority_of(site);
-        valid(&mut params, world, AUTHORITY_DAYS)?;
+        valid(&mut params, world, AUTHORITY_LIFE)?;
         let key = KeyPair::generate().map_err(failed)?;
         let certificate_pem = params.self_signed(&key).map_err(failed)?.pem();
         Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
@@ -294,6 +296,23 @@ impl Authority {
     /// # Errors
     /// `Usage` when a host is no name or address.
     pub fn issue(&self, holder: &Holder, hosts: &[String], days: u32, world: &World) -> Result<Issued> {
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate_pem = self.certify(holder, hosts, &key, Duration::from_secs(u64::from(days) * DAY_S), world)?;
+        Ok(Issued { certificate_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// A certificate for the key of `holder`, who is reached under `hosts`, as PEM.
+    ///
+    /// # Errors
+    /// `Usage` when a host is no name or address.
+    pub fn certify(
+        &self,
+        holder: &Holder,
+        hosts: &[String],
+        key: &impl PublicKeyData,
+        life: Duration,
+        world: &World,
+    ) -> Result<String> {
         let mut params = CertificateParams::new(hosts.to_vec())
             .map_err(|error| Error::usage("a host that is no name or address").because(error))?;
         let uri = holder.uri().try_into().map_err(failed)?;
@@ -304,10 +323,8 @@ impl Authority {
         if holder.role == Role::Node {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
-        valid(&mut params, world, days)?;
-        let key = KeyPair::generate().map_err(failed)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(Issued { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        valid(&mut params, world, life)?;
+        Ok(params.signed_by(key, &self.issuer).map_err(failed)?.pem())
     }
 }
 
@@ -321,21 +338,24 @@ fn authority_of(site: &Name) -> CertificateParams {
 }
 
 /// From a little before now, for clocks that are not quite right.
-fn valid(params: &mut CertificateParams, world: &World, days: u32) -> Result<()> {
+fn valid(params: &mut CertificateParams, world: &World, life: Duration) -> Result<()> {
     let now = OffsetDateTime::from_unix_timestamp_nanos(world.now().0.into());
     let now = now.map_err(|error| Error::internal("the clock is wrong").because(error))?;
-    params.not_before = now - Duration::minutes(CLOCK_SKEW_MINUTES);
-    params.not_after = now + Duration::days(days.into());
+    params.not_before = now - CLOCK_SKEW.min(life / 10);
+    params.not_after = now + life;
     Ok(())
+}
+
+/// One crypto provider: rustls panics when it must choose.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn failed(error: rcgen::Error) -> Error {
     Error::internal("a certificate could not be made").because(error)
 }
 
-const KEY: &str = "key.pem";
-const CERTIFICATE: &str = "cert.pem";
-const AUTHORITY: &str = "ca.pem";
 const URI_SCHEME: &str = "windlass://";
-const AUTHORITY_DAYS: u32 = 3650;
-const CLOCK_SKEW_MINUTES: i64 = 10;
+const DAY_S: u64 = 86_400;
+const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * DAY_S);
+const CLOCK_SKEW: Duration = Duration::from_secs(600);

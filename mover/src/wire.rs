@@ -11,6 +11,8 @@
 //! | `questions` | client | which chunks are there, asked together |
 //! | `pull` | both | copies from node to node |
 //! | `remote` | client | [`Remote`]: sessions that survive |
+//! | `enrol` | client | making and using tokens, renewing certificates |
+//! | `keeper` | both | [`Keeper`]: an identity that renews itself |
 //! | `access` | node | who may ask what |
 //! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
@@ -22,7 +24,9 @@ mod address;
 mod answer;
 mod bulk;
 pub mod control;
+mod enrol;
 mod frame;
+mod keeper;
 mod limits;
 mod link;
 pub mod message;
@@ -33,9 +37,14 @@ mod remote;
 mod serve;
 
 pub use address::NodeAddress;
+pub use enrol::{create_token, join};
 pub use frame::{decode, encode};
+pub use keeper::{Keeper, Signer, renewed_when_used};
 pub use link::Peer;
-pub use quic::{ALPN, Congestion, WINDOW_BYTES, client, client_config, endpoint_config, server, server_config};
+pub use quic::{
+    ALPN, Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, endpoint_config, server,
+    server_config, server_of,
+};
 pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
 pub use serve::Node;

@@ -1,6 +1,6 @@
 //! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
 
-use mover::identity::Role;
+use mover::identity::{Holder, KeyClaim, Role, Wanted};
 use mover::wire::control::DISKS_MAX;
 use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
@@ -29,6 +29,9 @@ fn requests() -> Vec<Request> {
     vec![
         Request::Hello(Hello { versions: (1, 2), features: 3, program: "windlass".into() }),
         Request::Open(Open { name: "main".into() }),
+        Request::Token(TokenIn { hash: [14; 32], wanted: wanted(), valid_s: 3600 }),
+        Request::Join(JoinIn { secret: [15; 32], claim: claim() }),
+        Request::Renew(RenewIn { claim: claim() }),
         Request::List(List { repository, machine: Some("web".parse().unwrap()), forgotten: true }),
         Request::Stats(Whole { repository }),
         Request::Incarnation(Whole { repository }),
@@ -65,6 +68,8 @@ fn replies() -> Vec<Reply> {
         Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }),
         Reply::Welcome(Welcome { version: 1, features: 2, program: "windlass-store".into() }),
         Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }),
+        Reply::Expected(Expected { expires: Timestamp(4) }),
+        Reply::Certified(Certified { certificate: "cert".into(), authority: "ca".into() }),
         Reply::Points(vec![point()]),
         Reply::Totals(stats),
         Reply::Ends(ends()),
@@ -89,6 +94,15 @@ fn replies() -> Vec<Reply> {
             outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
         }),
     ]
+}
+
+fn wanted() -> Wanted {
+    let holder = Holder { role: Role::Node, name: "store2".parse().unwrap() };
+    Wanted { holder, hosts: vec!["store2.example".into(), "::1".into()] }
+}
+
+fn claim() -> KeyClaim {
+    KeyClaim { point: vec![4; 65], signature: vec![16; 70] }
 }
 
 fn job() -> Job {
@@ -251,13 +265,16 @@ fn roles() {
             let expected = match role {
                 Role::Proxy if carries_out || wants => carries_out,
                 Role::Node | Role::Admin if carries_out || wants => role == Role::Admin && wants,
-                Role::Node => !writes,
+                Role::Node => !writes && !matches!(request, Request::Token(_)),
                 // The sample is of a copy.
-                Role::Proxy => !matches!(request, Request::Commit(_)),
+                Role::Proxy => !matches!(request, Request::Commit(_) | Request::Token(_)),
                 Role::Admin => true,
             };
+            let expected = expected && !matches!(request, Request::Join(_));
             assert_eq!(access::allows(role, &request), expected, "{role:?} {request:?}");
         }
+        let expected = matches!(request, Request::Hello(_) | Request::Join(_));
+        assert_eq!(access::check(None, &request).is_ok(), expected, "nobody {request:?}");
     }
 }
 

@@ -10,9 +10,9 @@ use attend::Attendance;
 use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
-use mover::identity::{Credentials, Role};
+use mover::identity::Role;
 use mover::service::{self, Signals};
-use mover::wire::{Peer, client, client_config};
+use mover::wire::{Keeper, Peer, Signer, client, client_config_of};
 use mover::{Error, Pool, Result, StopReason, World};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,18 +43,21 @@ fn serve(arguments: &Serve) -> Result<()> {
 }
 
 async fn run(config: Config) -> Result<()> {
-    let Credentials { identity, trust } = Credentials::load(&config.identity)?;
-    let holder = identity.holder();
+    let world = World::system();
+    let keeper = Keeper::open(&config.identity, Signer::There, &world)?;
+    let current = keeper.current();
+    let holder = current.get().identity.holder().clone();
     if holder.role != Role::Proxy {
         return Err(Error::usage(format!("{}: this is the identity of {holder}", config.identity.display()))
-            .hint("`windlass-store issue --role proxy --name NAME` on the node makes one of a proxy"));
+            .hint("`windlass token create --role proxy --name NAME` and `windlass token join` make one of a proxy"));
     }
     let endpoint = client()?;
-    let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, World::system()));
+    let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, world));
     let mut signals = Signals::listen()?;
+    let keeping = tokio::spawn(keeper.run());
     let (mut attending, mut attendances) = (JoinSet::new(), Vec::new());
     for node in &config.nodes {
-        let peer = Peer::new(node.host.as_str(), node.port, client_config(&identity, &trust, node.congestion)?);
+        let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?);
         let attendance = Arc::new(Attendance::new(host.clone(), holder.name.clone(), node.to_string(), peer));
         attending.spawn(attendance.clone().run());
         attendances.push(attendance);
@@ -86,6 +89,7 @@ async fn run(config: Config) -> Result<()> {
         }
         () = signals.next() => tracing::warn!("stopping at once"),
     }
+    keeping.abort();
     attending.shutdown().await;
     for attendance in &attendances {
         attendance.close().await;

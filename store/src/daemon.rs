@@ -10,12 +10,13 @@ use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
 use deny::DenyList;
-use mover::identity::Credentials;
+use mover::identity::Registry;
 use mover::service::{self, Signals};
-use mover::wire::{Node, client, client_config, server};
+use mover::wire::{Keeper, Node, Signer, client, client_config_of, server_of};
 use mover::{Error, Pool, Result, World};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -42,16 +43,24 @@ fn serve(arguments: &Serve, world: &World) -> Result<()> {
 }
 
 async fn run(config: Config, world: &World) -> Result<()> {
-    let Credentials { identity, trust } = Credentials::load(&config.identity)?;
     let pool = Pool::new(0)?;
     let (receive, send) = (config.receive_rate.map(|it| it.0), config.send_rate.map(|it| it.0));
     let mut node = Node::new(world.clone()).paced(receive, send);
+    let mut signer = Signer::There;
+    if let Some(folder) = &config.authority {
+        let life = Duration::from_secs(config.certificate_seconds);
+        let registry = Arc::new(Registry::open(site::authority(folder)?, folder, life, world.clone())?);
+        node = node.with_registry(registry.clone());
+        signer = Signer::Here(registry);
+    }
+    let keeper = Keeper::open(&config.identity, signer, world)?;
+    let current = keeper.current();
     if let Some(path) = &config.deny {
         let list = DenyList::new(path.clone());
         node = node.denying(move |holder| list.denies(holder));
     }
-    let (own, believed) = (Credentials::load(&config.identity)?, trust.clone());
-    node = node.pulling(move |congestion| Ok((client()?, client_config(&own.identity, &believed, congestion)?)));
+    let own = current.clone();
+    node = node.pulling(move |congestion| Ok((client()?, client_config_of(&own, congestion)?)));
     let mut open = Vec::new();
     for repository in &config.repository {
         let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;
@@ -59,7 +68,8 @@ async fn run(config: Config, world: &World) -> Result<()> {
         node = node.with(repository.name.as_str(), local.clone());
         open.push((repository, local));
     }
-    let endpoint = server(config.listen, &identity, &trust, config.congestion())?;
+    let endpoint = server_of(config.listen, &current, config.congestion())?;
+    let keeping = tokio::spawn(keeper.run());
     let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::listen()?;
@@ -82,6 +92,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         _ = &mut serving => {}
         () = signals.next() => tracing::warn!("stopping at once"),
     }
+    keeping.abort();
     for (repository, local) in open {
         local.close().await.map_err(|error| error.context(&repository.name))?;
     }

@@ -2,12 +2,12 @@
 //! they may take is bounded, and others work meanwhile.
 
 use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
-use mover::identity::{Holder, Role};
+use mover::identity::{Holder, KeyClaim, Role, Wanted};
 use mover::wire::message::*;
 use mover::wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 use mover::{
     Begin, Origin, OwnerId, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, Timestamp,
-    Verification, World, WriteSession,
+    TrackingWish, Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
 use std::collections::BTreeSet;
@@ -137,9 +137,18 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     let ids = vec![7; 64];
     let origin = Origin { repository, commit_time: Timestamp(6), seen: None };
     let bare = |request| (request, Vec::new());
+    let id = PointId([3; 16]);
+    let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
     match code {
         0x0001 => bare(Request::Hello(Hello { versions: (1, 1), features: 0, program: "test".into() })),
         0x0002 => bare(Request::Open(Open { name: "repo".into() })),
+        0x0003 => {
+            let holder = Holder { role: Role::Admin, name: "host7".parse().unwrap() };
+            let wanted = Wanted { holder, hosts: Vec::new() };
+            bare(Request::Token(TokenIn { hash: [6; 32], wanted, valid_s: 60 }))
+        }
+        0x0004 => bare(Request::Join(JoinIn { secret: [6; 32], claim })),
+        0x0005 => bare(Request::Renew(RenewIn { claim })),
         0x0010 => bare(Request::List(List { repository, machine: None, forgotten: false })),
         0x0011 => bare(Request::Stats(Whole { repository })),
         0x0012 => bare(Request::Incarnation(Whole { repository })),
@@ -162,7 +171,29 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0032 => (Request::Get(of), ids),
         0x0033 => (Request::GetVerified(of), ids),
         0x0034 => bare(Request::Close(of)),
+        0x0040 => bare(Request::Attend(Attend { instance: [7; 16], jobs: Vec::new() })),
+        0x0041 => bare(Request::Run(Run { proxy: "host7".parse().unwrap(), job: job(id) })),
+        0x0042 => bare(Request::Cancel(JobOf { job: id })),
+        0x0043 => bare(Request::Report(Report { job: id, event: Event::Warning("it lies".into()) })),
+        0x0050 => {
+            let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
+            bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))
+        }
         _ => panic!("request {code:#06x} has no sample here"),
+    }
+}
+
+fn job(id: PointId) -> Job {
+    Job {
+        id,
+        machine: "web".parse().unwrap(),
+        repository: "repo".parse().unwrap(),
+        wish: TrackingWish::Auto,
+        compression: None,
+        verification: Verification::Decode,
+        tags: Vec::new(),
+        rate: None,
+        audit: None,
     }
 }
 

@@ -215,10 +215,10 @@ fn identities_are_kept_in_folders_and_keys_are_private() {
     let holder = Holder { role: Role::Proxy, name: "host7".parse().unwrap() };
     let issued = authority.issue(&holder, &[], 1, &world).unwrap();
     let place = folder.path().join("host7");
-    Credentials::store(&place, &issued, authority.certificate_pem()).unwrap();
+    Credentials::store(&place, &issued, authority.certificate_pem(), None).unwrap();
     assert_eq!(Credentials::load(&place).unwrap().identity.holder(), &holder);
-    assert!(Credentials::store(&place, &issued, "").is_err(), "nothing is written over");
-    let key = place.join("key.pem");
+    assert!(Credentials::store(&place, &issued, "", None).is_err(), "nothing is written over");
+    let key = place.join("identity.pem");
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
     let error = Credentials::load(&place).unwrap_err();

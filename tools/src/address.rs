@@ -1,5 +1,6 @@
 //! Arguments that name places.
 
+use mover::identity::Address;
 use mover::wire::{Congestion, NodeAddress};
 use mover::{Error, Name};
 use std::fmt;
@@ -25,6 +26,16 @@ pub enum At {
 impl Kept {
     pub const fn at(&self) -> &At {
         &self.at
+    }
+
+    /// The node that has it.
+    pub fn node(&self) -> Result<Address, Error> {
+        match &self.at {
+            At::Node { host, port, .. } => Ok(Address { host: host.clone(), port: *port }),
+            At::Directory(_) => {
+                Err(Error::usage(format!("{self} is not on a storage node")).hint("name one with --node"))
+            }
+        }
     }
 
     /// The directory, for what only works there.
@@ -64,7 +75,9 @@ impl FromStr for Kept {
             }
             Some(("file", _)) => return Err(bad("a file URI has three slashes")),
             Some(("quic", _)) => match NodeAddress::parse(text) {
-                Some((NodeAddress { host, port, congestion }, Some(name))) => At::Node { host, port, name, congestion },
+                Some((NodeAddress { at: Address { host, port }, congestion }, Some(name))) => {
+                    At::Node { host, port, name, congestion }
+                }
                 _ => return Err(bad(&format!("{text:?} names no node and repository"))),
             },
             Some(("s3", _)) => return Err(bad("this version cannot use buckets")),

@@ -1,14 +1,17 @@
 //! The arguments of `windlass`.
 
 use crate::address::{Attach, Kept};
-use crate::text::{parse_compression, parsed};
+use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use mover::identity::Role;
 use mover::parse_bytes;
+use mover::wire::NodeAddress;
 use mover::{Name, Selector};
 use proxy::{NamedSource, SourceAddress, TargetAddress};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Backs up disks of virtual machines into deduplicating repositories, and gives them back.
 #[derive(Debug, Parser)]
@@ -60,6 +63,7 @@ pub enum Command {
     Stats(Stats),
     RebuildIndex(RebuildIndex),
     Doctor(Doctor),
+    Token(Token),
     Completion(Completion),
     Man(Man),
 }
@@ -408,6 +412,68 @@ pub struct Doctor {
     /// Go on with a repository that was put back to an older state on purpose
     #[arg(long, requires = "repository")]
     pub accept_rollback: bool,
+}
+
+/// Let somebody join a site: make a token for them, or join with one
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass token create --role proxy --name host7 --node quic://store1.example --out host7.token
+  windlass token join --token-file host7.token
+  ssh host7 windlass token join < host7.token")]
+pub struct Token {
+    #[command(subcommand)]
+    pub action: TokenAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenAction {
+    /// Make a token; for administrators
+    ///
+    /// It is a secret, for the one who joins and nobody else; it works once, and not for long. The node asked must be the
+    /// one that holds the site's authority. A node that joins is told under which names it is reached.
+    #[command(after_help = "\
+Examples:
+  windlass token create --role proxy --name host7 --node quic://store1.example --out host7.token
+  windlass token create --role admin --name anna --valid 10m --node quic://store1.example
+  windlass token create --role node --name store2 --host store2.example --node quic://store1.example")]
+    Create {
+        /// What its holder may do: node, proxy or admin
+        #[arg(long, value_parser = parsed::<Role>)]
+        role: Role,
+        /// Whose it will be
+        #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
+        name: Name,
+        /// Of a node: name or address under which it is reached
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// For how long it can be used: 30s, 10m, 1h
+        #[arg(long, value_parser = parsed_duration, value_name = "DURATION", default_value = "1h")]
+        valid: Duration,
+        /// The node that holds the authority: quic://host[:port]
+        #[arg(long, value_parser = parsed::<NodeAddress>, value_name = "ADDR")]
+        node: Option<NodeAddress>,
+        /// A repository on that node, instead of --node
+        #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "node")]
+        repository: Option<Kept>,
+        /// Write the token to this file, which must not be there, instead of printing it
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Join with a token: makes a key here, and has it certified
+    #[command(after_help = "\
+Examples:
+  windlass token join --token-file host7.token
+  windlass token join --token-file host7.token --out /etc/windlass/identity
+  windlass token join < host7.token")]
+    Join {
+        /// File with the token; stdin when none is named
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Folder to be made for the identity; WINDLASS_IDENTITY or ~/.config/windlass/identity when none is named
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// Print a completion script

@@ -11,5 +11,6 @@ pub mod rebuild_index;
 pub mod restore;
 pub mod show;
 pub mod stats;
+pub mod token;
 pub mod tracking;
 pub mod verify;

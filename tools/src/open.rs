@@ -4,7 +4,7 @@ use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
-use mover::wire::{Congestion, Peer, Remote, client, client_config};
+use mover::wire::{Congestion, Peer, Remote, client, client_config, renewed_when_used};
 use mover::{DiskRecord, Either, Error, Repository as _, RepositoryId, Result, TrackingWish, blocking};
 use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
 use std::future::Future;
@@ -23,7 +23,8 @@ pub async fn repository(context: &Context, address: &Kept, access: Access) -> Re
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
-            let remote = Remote::connect(client()?, peer(host, *port, *congestion)?, name.as_str()).await;
+            let remote =
+                Remote::connect(client()?, peer(context, host, *port, *congestion).await?, name.as_str()).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
         }
     }
@@ -46,24 +47,38 @@ pub async fn close(repository: Opened) -> Result<()> {
 }
 
 /// A node, asked by who we are.
-pub fn peer(host: &str, port: u16, congestion: Congestion) -> Result<Peer> {
-    let Credentials { identity, trust } = credentials()?;
+pub async fn peer(context: &Context, host: &str, port: u16, congestion: Congestion) -> Result<Peer> {
+    let Credentials { identity, trust } = credentials(context).await?;
     Ok(Peer::new(host, port, client_config(&identity, &trust, congestion)?))
 }
 
 /// Who we are to storage nodes.
-fn credentials() -> Result<Credentials> {
-    let named = std::env::var_os("WINDLASS_IDENTITY").map(PathBuf::from);
-    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/windlass/identity"));
-    let usual = [own, Some(PathBuf::from("/etc/windlass/identity"))];
-    let found = named.or_else(|| usual.into_iter().flatten().find(|folder| folder.join("cert.pem").exists()));
+pub async fn credentials(context: &Context) -> Result<Credentials> {
+    let found = named_identity().or_else(|| {
+        let usual = [own_identity(), Some(PathBuf::from("/etc/windlass/identity"))];
+        usual.into_iter().flatten().find(|folder| Credentials::is_in(folder))
+    });
     let folder = found.ok_or_else(|| {
         Error::usage("a storage node is asked by somebody it knows, and there is no identity here").hint(
-            "`windlass-store issue` on the node makes one; name its folder with WINDLASS_IDENTITY, or move it to \
-                   ~/.config/windlass/identity",
+            "`windlass token join` makes one; name its folder with WINDLASS_IDENTITY, or move it to \
+             ~/.config/windlass/identity",
         )
     })?;
-    Credentials::load(&folder)
+    renewed_when_used(&folder, &context.world).await
+}
+
+/// Where an identity is put that is made here.
+pub fn identity_folder() -> Result<PathBuf> {
+    let folder = named_identity().or_else(own_identity);
+    folder.ok_or_else(|| Error::usage("no folder for the identity").hint("name one with --out"))
+}
+
+fn named_identity() -> Option<PathBuf> {
+    std::env::var_os("WINDLASS_IDENTITY").map(PathBuf::from)
+}
+
+fn own_identity() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config/windlass/identity"))
 }
 
 /// Opens a repository, as long as patience lasts.

@@ -64,6 +64,12 @@ pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     })
 }
 
+/// `30s`, `5m`, `1h`.
+pub fn parsed_duration(text: &str) -> Result<Duration, Error> {
+    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    span.ok_or_else(|| Error::usage("write a duration such as 30s or 5m"))
+}
+
 /// `none`, `zstd`, `zstd:LEVEL`.
 pub fn parse_compression(text: &str) -> Result<Compression, Error> {
     let bad = || Error::usage("write none, zstd or zstd:LEVEL with a level from 1 to 22");

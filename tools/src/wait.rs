@@ -2,6 +2,7 @@
 
 use crate::output::Output;
 use crate::stop::Stop;
+use crate::text::parsed_duration;
 use mover::{Error, ErrorKind, Result};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -22,8 +23,7 @@ impl FromStr for Wait {
         if text == "forever" {
             return Ok(Self::Forever);
         }
-        let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-        span.map(Self::For).ok_or_else(|| Error::usage("write a duration such as 30s or 5m"))
+        parsed_duration(text).map(Self::For)
     }
 }
 

@@ -98,6 +98,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Stats(arguments) => command::stats::run(context, &arguments).await,
         Command::RebuildIndex(arguments) => command::rebuild_index::run(context, &arguments).await,
         Command::Doctor(arguments) => command::doctor::run(context, &arguments).await,
+        Command::Token(arguments) => command::token::run(context, &arguments.action).await,
         Command::Completion(arguments) => command::manual::completion(context, &arguments),
         Command::Man(arguments) => command::manual::pages(context, &arguments),
     }

@@ -14,6 +14,11 @@ pub fn allows(role: Role, request: &Request) -> bool {
         | Request::Incarnation(_)
         | Request::HasBeen(_)
         | Request::Peer(_) => true,
+        // Who is of the site is decided by administrators; each renews what it has, and nothing else.
+        Request::Token(_) => matches!(role, Role::Admin),
+        Request::Renew(_) => true,
+        // For whoever has no certificate.
+        Request::Join(_) => false,
         // Restoring and copying away.
         Request::Read(_) | Request::Manifest(_) | Request::Get(_) | Request::GetVerified(_) | Request::Close(_) => true,
         // Nodes pull: what they write is their own.
@@ -35,14 +40,24 @@ pub fn allows(role: Role, request: &Request) -> bool {
     }
 }
 
-/// Refuses what `holder` may not ask.
+/// Whether somebody without a certificate may make a request.
+pub const fn allows_strangers(request: &Request) -> bool {
+    matches!(request, Request::Hello(_) | Request::Join(_))
+}
+
+/// Refuses what `holder`, or somebody without a certificate, may not ask.
 ///
 /// # Errors
 /// `NotAuthorised`.
-pub fn check(holder: &Holder, request: &Request) -> Result<()> {
-    if allows(holder.role, request) {
+pub fn check(holder: Option<&Holder>, request: &Request) -> Result<()> {
+    let (allowed, who) = match holder {
+        Some(holder) => (allows(holder.role, request), holder.to_string()),
+        None => (allows_strangers(request), "nobody without a certificate".to_owned()),
+    };
+    if allowed {
         return Ok(());
     }
-    let what = format!("{holder} may not do this (request {:#06x})", request.code());
+    let not = if holder.is_some() { " not" } else { "" };
+    let what = format!("{who} may{not} do this (request {:#06x})", request.code());
     Err(Error::new(ErrorKind::NotAuthorised, what).hint("use an identity with another role"))
 }

@@ -1,6 +1,7 @@
 //! Addresses of nodes.
 
 use super::Congestion;
+use crate::identity::Address;
 use crate::{Error, Name, Result};
 use serde::Deserialize;
 use std::fmt;
@@ -10,10 +11,8 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NodeAddress {
-    /// Name or address.
-    pub host: String,
-    /// UDP port.
-    pub port: u16,
+    /// Where it is.
+    pub at: Address,
     /// How to react to loss.
     pub congestion: Congestion,
 }
@@ -32,15 +31,7 @@ impl NodeAddress {
             Some((authority, name)) => (authority, Some(name.parse().ok()?)),
             None => (text, None),
         };
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(rest) => {
-                let (host, port) = rest.split_once(']')?;
-                (host, (!port.is_empty()).then_some(port.strip_prefix(':')).map_or(Some(None), |port| port.map(Some))?)
-            }
-            None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
-        };
-        let port = port.map_or(Some(PORT), |port| port.parse().ok())?;
-        (!host.is_empty()).then(|| (Self { host: host.into(), port, congestion }, name))
+        Some((Self { at: authority.parse().ok()?, congestion }, name))
     }
 }
 
@@ -65,16 +56,9 @@ impl TryFrom<String> for NodeAddress {
 
 impl fmt::Display for NodeAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "quic://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "quic://{}:{}", self.host, self.port)
-        }
+        write!(f, "quic://{}", self.at)
     }
 }
-
-/// Where nodes listen unless they are told otherwise.
-const PORT: u16 = 7440;
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use quinn::{Connection, SendStream, StreamId, VarInt};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// An amount that holders share. Nobody may have more of it than is left for others: one alone may have half, two a third
 /// each, and who comes next finds as much as each of them has. Who has nothing may have less than a quarter of all even
@@ -32,14 +32,15 @@ pub struct Budget {
 #[derive(Debug)]
 struct Shares {
     free: usize,
-    of: HashMap<Holder, usize>,
+    /// Those who have no certificate are one holder together.
+    of: HashMap<Option<Holder>, usize>,
 }
 
 /// What somebody has of a budget; given back when it is dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Budget>,
-    holder: Holder,
+    holder: Option<Holder>,
     amount: usize,
 }
 
@@ -55,14 +56,14 @@ impl Budget {
         Arc::new(Self { total, each_max, shares, freed: Notify::new() })
     }
 
-    /// A share of `holder`, empty yet.
-    pub fn share(self: &Arc<Self>, holder: &Holder) -> Share {
-        Share { budget: self.clone(), holder: holder.clone(), amount: 0 }
+    /// A share of `holder`, or of those who have no certificate, empty yet.
+    pub fn share(self: &Arc<Self>, holder: Option<&Holder>) -> Share {
+        Share { budget: self.clone(), holder: holder.cloned(), amount: 0 }
     }
 
     /// Everybody who has something of it.
     pub fn holders(&self) -> Vec<Holder> {
-        self.shares.lock().expect("no holder panics").of.keys().cloned().collect()
+        self.shares.lock().expect("no holder panics").of.keys().flatten().cloned().collect()
     }
 }
 
@@ -193,6 +194,8 @@ pub struct Paces {
 pub struct Limits {
     /// Established connections.
     pub connections: Arc<Budget>,
+    /// Of those, who shows no certificate.
+    pub strangers: Semaphore,
     /// Handshakes that are not done.
     pub handshakes: Handshakes,
     /// Requests under way.
@@ -217,6 +220,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: Budget::with_each(CONNECTIONS_MAX, HOLDER_CONNECTIONS_MAX),
+            strangers: Semaphore::new(STRANGERS_MAX),
             handshakes: Handshakes::default(),
             requests: Budget::new(REQUESTS_MAX),
             room: Budget::new(ROOM_BYTES),
@@ -233,7 +237,8 @@ impl Default for Limits {
 /// What one connection has of the budgets: its windows begin small, and grow with the chunks that pass.
 #[derive(Debug)]
 pub struct Allowance {
-    pub holder: Holder,
+    /// Whose it is; nobody's who shows no certificate.
+    pub holder: Option<Holder>,
     connection: Connection,
     limits: Arc<Limits>,
     receiving: Mutex<Share>,
@@ -242,10 +247,10 @@ pub struct Allowance {
 
 impl Allowance {
     /// For a connection of `holder`.
-    pub fn new(holder: &Holder, connection: Connection, limits: &Arc<Limits>) -> Self {
+    pub fn new(holder: Option<&Holder>, connection: Connection, limits: &Arc<Limits>) -> Self {
         let (receiving, sending) = (limits.receiving.share(holder), limits.sending.share(holder));
         let (receiving, sending) = (Mutex::new(receiving), Mutex::new(sending));
-        Self { holder: holder.clone(), connection, limits: limits.clone(), receiving, sending }
+        Self { holder: holder.cloned(), connection, limits: limits.clone(), receiving, sending }
     }
 
     /// How long somebody is waited for.
@@ -255,7 +260,7 @@ impl Allowance {
 
     /// A turn to make a request; waits for it however long.
     pub async fn turn(&self) -> Share {
-        let mut share = self.limits.requests.share(&self.holder);
+        let mut share = self.limits.requests.share(self.holder.as_ref());
         while !share.wait(1, self.limits.patience).await {}
         share
     }
@@ -263,8 +268,10 @@ impl Allowance {
     /// Room for what stands beside a request; none when there is none for long. Then it is told, and what has come is let
     /// go: a request that waits has its bytes in the window, where they keep those out for which there is room.
     pub async fn room(&self, bytes: usize) -> Option<Share> {
+        // Nothing that may be asked without a certificate has anything beside it.
+        self.holder.as_ref()?;
         self.widen(bytes);
-        let mut share = self.limits.room.share(&self.holder);
+        let mut share = self.limits.room.share(self.holder.as_ref());
         let there = share.wait(bytes, ROOM_PATIENCE.min(self.limits.patience)).await;
         self.limits.paces.receive.wait(bytes as u64).await;
         there.then_some(share)
@@ -278,7 +285,7 @@ impl Allowance {
                 Request::GetVerified(_) | Request::List(_) | Request::Attend(_) | Request::Run(_) | Request::Pull(_)
             );
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
-        let mut share = budget.share(&self.holder);
+        let mut share = budget.share(self.holder.as_ref());
         share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
     }
 
@@ -332,6 +339,8 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
 const CONNECTIONS_MAX: usize = 256;
 /// Of one holder: each program takes three.
 const HOLDER_CONNECTIONS_MAX: usize = 48;
+/// Of those who show no certificate.
+const STRANGERS_MAX: usize = 8;
 /// From here on a client must show first that its address is its own.
 const HANDSHAKES_UNPROVEN_MAX: usize = 64;
 const HANDSHAKES_MAX: usize = 256;
@@ -377,7 +386,7 @@ mod tests {
 
     /// Takes as much as it gets, one by one.
     fn greedy(budget: &Arc<Budget>, name: &str) -> Share {
-        let mut share = budget.share(&holder(name));
+        let mut share = budget.share(Some(&holder(name)));
         while share.grow(1) {}
         share
     }
@@ -387,8 +396,8 @@ mod tests {
         let budget = Budget::new(96);
         let shares: Vec<Share> = ["a", "b", "c"].map(|name| greedy(&budget, name)).into();
         assert_eq!(shares.iter().map(Share::amount).collect::<Vec<_>>(), [48, 24, 12]);
-        assert!(!budget.share(&holder("a")).grow(1), "another connection of the same holder does not help");
-        let mut late = budget.share(&holder("d"));
+        assert!(!budget.share(Some(&holder("a"))).grow(1), "another connection of the same holder does not help");
+        let mut late = budget.share(Some(&holder("d")));
         assert!(late.grow(12) && !late.grow(1), "who has nothing gets what is left");
         drop(shares);
         assert!(late.grow(36) && !late.grow(1));
@@ -400,17 +409,17 @@ mod tests {
     fn a_holder_has_a_limit_of_its_own() {
         let budget = Budget::with_each(256, 48);
         assert_eq!((greedy(&budget, "a").amount(), greedy(&budget, "b").amount()), (48, 48));
-        assert!(!budget.share(&holder("c")).grow(257), "more than there is");
+        assert!(!budget.share(Some(&holder("c"))).grow(257), "more than there is");
         let room = Budget::new(80);
-        assert!(!room.share(&holder("a")).grow(41), "more than a half");
+        assert!(!room.share(Some(&holder("a"))).grow(41), "more than a half");
     }
 
     #[tokio::test]
     async fn who_waits_gets_what_is_given_back() {
         let budget = Budget::new(8);
-        let (first, mut second) = (greedy(&budget, "a"), budget.share(&holder("b")));
+        let (first, mut second) = (greedy(&budget, "a"), budget.share(Some(&holder("b"))));
         assert!(!second.grow(4) && second.grow(1));
-        let mut third = budget.share(&holder("c"));
+        let mut third = budget.share(Some(&holder("c")));
         assert!(!third.wait(2, Duration::from_millis(1)).await && third.amount() == 0);
         let waiting = tokio::spawn(async move { third.wait(2, Duration::from_secs(60)).await });
         tokio::task::yield_now().await;

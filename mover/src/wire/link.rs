@@ -348,7 +348,7 @@ fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
     let error = Error::new(ErrorKind::NotAuthorised, format!("{}:{}: {what}", peer.host, peer.port));
     Attempt::Over(CallError::Failed(error.hint(
         "both sides must hold valid certificates of one site, the node one for the name in the address; \
-         `windlass-store issue` on the node makes them",
+         `windlass token create --help` tells how to get one",
     )))
 }
 

@@ -3,6 +3,10 @@
 //! A body is the message's fields in order, as `codec` writes them; what is long (ids, blobs, manifests) stands beside
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
+mod joining;
+
+pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
+
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
@@ -88,6 +92,12 @@ messages! {
         0x0001 Hello(Hello), 1 << 10, 0;
         /// Which repository a name means.
         0x0002 Open(Open), 1 << 10, 0;
+        /// Expects somebody who joins.
+        0x0003 Token(TokenIn), 8 << 10, 0;
+        /// Joins with a token: all that may be asked without a certificate.
+        0x0004 Join(JoinIn), 512, 0;
+        /// Another certificate for who asks.
+        0x0005 Renew(RenewIn), 512, 0;
         /// The points of a repository.
         0x0010 List(List), 1 << 10, 0;
         /// Its totals.
@@ -144,6 +154,10 @@ messages! {
         0x8002 Welcome(Welcome), 1 << 10, 0;
         /// To `Open`.
         0x8003 Opened(Opened), 128, 0;
+        /// To `Token`.
+        0x8004 Expected(Expected), 64, 0;
+        /// To `Join` and `Renew`.
+        0x8005 Certified(Certified), 16 << 10, 0;
         /// To `List`, in several.
         0x8010 Points(Vec<RecoveryPoint>), POINTS_BYTES_MAX, 0;
         /// To `Stats`.

@@ -1,6 +1,6 @@
 //! QUIC end points: TLS 1.3 with certificates of both sides, no early data, and windows for long fast links.
 
-use crate::identity::{Identity, Trust};
+use crate::identity::{Credentials, Identity, Token, Trust, provider};
 use crate::{Error, Result};
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -10,11 +10,19 @@ use quinn::{
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::sockopt;
-use rustls::server::WebPkiClientVerifier;
+use rustls::client::ResolvesClientCert;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How fast a sender may become when packets are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,14 +53,71 @@ impl Congestion {
     }
 }
 
+/// Who we are at the moment: a renewed identity is shown on the next connection, in either direction.
+#[derive(Clone)]
+pub struct Current(watch::Receiver<Arc<Credentials>>);
+
+impl Current {
+    /// Of credentials that are renewed by whoever has the other end.
+    pub fn new(renewed: watch::Receiver<Arc<Credentials>>) -> Self {
+        Self(renewed)
+    }
+
+    /// Of these for ever.
+    pub fn fixed(identity: &Identity, trust: &Trust) -> Self {
+        let credentials = Credentials { identity: identity.clone(), trust: trust.clone() };
+        Self(watch::channel(Arc::new(credentials)).1)
+    }
+
+    /// At the moment.
+    pub fn get(&self) -> Arc<Credentials> {
+        self.0.borrow().clone()
+    }
+}
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Current({:?})", self.get().identity)
+    }
+}
+
+impl ResolvesServerCert for Current {
+    /// With the authority's: who joins knows that one by its fingerprint alone.
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let now = self.get();
+        let mut shown = (*now.identity.certified()).clone();
+        shown.cert.push(now.trust.authority().clone());
+        Some(Arc::new(shown))
+    }
+}
+
+impl ResolvesClientCert for Current {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.get().identity.certified())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 /// An end point that answers, and asks other nodes.
 ///
 /// # Errors
 /// `Usage` when the address cannot be bound, `Internal` for unusable certificates.
 pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestion: Congestion) -> Result<Endpoint> {
+    server_of(address, &Current::fixed(identity, trust), congestion)
+}
+
+/// The same for an identity that is renewed.
+///
+/// # Errors
+/// As [`server`].
+pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion) -> Result<Endpoint> {
     let bound = socket(address).and_then(|socket| {
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
-        Endpoint::new(endpoint_config(identity), Some(server_config(identity, trust, congestion)?), socket, runtime)
+        let endpoint = endpoint_config(&current.get().identity);
+        Endpoint::new(endpoint, Some(server_config_of(current, congestion)?), socket, runtime)
     });
     bound.map_err(|error| {
         Error::usage(format!("cannot listen on {address}"))
@@ -96,12 +161,35 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
 /// # Errors
 /// `Internal` for unusable certificates.
 pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> Result<ClientConfig> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(unusable)?
-        .with_root_certificates(trust.roots().map_err(unusable)?)
-        .with_client_auth_cert(identity.chain(), identity.key())
-        .map_err(unusable)?;
+    client_config_of(&Current::fixed(identity, trust), congestion)
+}
+
+/// The same for an identity that is renewed.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn client_config_of(current: &Current, congestion: Congestion) -> Result<ClientConfig> {
+    let roots = current.get().trust.roots().map_err(unusable)?;
+    let tls = client_tls()?.with_root_certificates(roots).with_client_cert_resolver(Arc::new(current.clone()));
+    client_quic(tls, congestion)
+}
+
+/// How to ask the node that a token names, by somebody who has no certificate yet.
+///
+/// # Errors
+/// `Internal`.
+pub(super) fn join_config(token: &Token) -> Result<ClientConfig> {
+    let verifier = Arc::new(ByFingerprint(token.authority));
+    let tls = client_tls()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    client_quic(tls, Congestion::default())
+}
+
+fn client_tls() -> Result<ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>> {
+    let tls = rustls::ClientConfig::builder_with_provider(provider());
+    tls.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)
+}
+
+fn client_quic(mut tls: rustls::ClientConfig, congestion: Congestion) -> Result<ClientConfig> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     // A resumed session would not show a certificate that was renewed or revoked since.
     tls.resumption = rustls::client::Resumption::disabled();
@@ -118,14 +206,18 @@ pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion)
 /// # Errors
 /// For unusable certificates.
 pub fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion) -> io::Result<ServerConfig> {
-    let roots = Arc::new(trust.roots().map_err(io::Error::other)?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(io::Error::other)?;
+    server_config_of(&Current::fixed(identity, trust), congestion)
+}
+
+/// Who shows no certificate is let in as a stranger: `serve` says what that one may do.
+fn server_config_of(current: &Current, congestion: Congestion) -> io::Result<ServerConfig> {
+    let roots = Arc::new(current.get().trust.roots().map_err(io::Error::other)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated();
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(io::Error::other)?;
+        .with_client_cert_verifier(verifier.build().map_err(io::Error::other)?)
+        .with_cert_resolver(Arc::new(current.clone()));
     tls.alpn_protocols = vec![ALPN.to_vec()];
     tls.send_tls13_tickets = 0;
     let quic = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
@@ -137,6 +229,53 @@ pub fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion)
     // First packets that wait until they are looked at, and what follows them.
     config.max_incoming(INCOMING_MAX).incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMINGS_BYTES);
     Ok(config)
+}
+
+/// Believes the authority whose certificate has this hash, when the node shows it.
+#[derive(Debug)]
+struct ByFingerprint([u8; 32]);
+
+impl ServerCertVerifier for ByFingerprint {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let authority = others.iter().find(|other| crate::digest(other) == self.0);
+        let authority = authority
+            .ok_or_else(|| rustls::Error::General("this node is not of the site that made the token".into()))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(certificate, &[], name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("QUIC has no TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 fn transport(congestion: Congestion) -> TransportConfig {
@@ -166,7 +305,7 @@ fn transport(congestion: Congestion) -> TransportConfig {
 /// A node that was started again knows the connection ids it had given out, and signs resets as before: so a client hears
 /// at once that its connection is gone, instead of waiting for silence (RFC 9000, 10.3).
 pub fn endpoint_config(identity: &Identity) -> EndpointConfig {
-    let key = |about: &str| blake3::derive_key(about, identity.key().secret_der());
+    let key = |about: &str| blake3::derive_key(about, identity.lasting());
     let reset = ResetKey(key("windlass 2026-11 QUIC stateless reset"));
     let [a, b, c, d, e, f, g, h, ..] = key("windlass 2026-11 QUIC connection ids");
     let ids = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
@@ -195,10 +334,6 @@ impl HmacKey for ResetKey {
             Err(CryptoError)
         }
     }
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -1,17 +1,19 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
+mod joining;
+
 use super::control::desk::Desk;
 use super::frame::{self, Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn,
-    Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
+    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened,
+    PullIn, Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
-use crate::identity::Holder;
+use crate::identity::{Holder, Registry};
 use crate::{
     Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter,
     ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
@@ -31,7 +33,9 @@ use tokio::time::Instant;
 pub struct Node<R: Repository> {
     repositories: HashMap<String, Arc<Served<R>>>,
     world: World,
-    denied: Box<Denied>,
+    denied: Arc<Denied>,
+    /// Of the node that holds the site's authority.
+    registry: Option<Arc<Registry>>,
     /// Whether no other thread may have a part in what happens.
     one_thread: bool,
     limits: Arc<Limits>,
@@ -42,6 +46,8 @@ pub struct Node<R: Repository> {
 /// A connection, and whose it is.
 struct Caller {
     allowance: Allowance,
+    /// What it showed; none of somebody who joins.
+    certificate: Option<CertificateDer<'static>>,
     /// Whether it has said hello.
     greeted: watch::Sender<bool>,
 }
@@ -105,11 +111,11 @@ type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
-        let denied = Box::new(|_: &Holder| false);
         Self {
             repositories: HashMap::new(),
             world,
-            denied,
+            denied: Arc::new(|_: &Holder| false),
+            registry: None,
             one_thread: false,
             limits: Arc::default(),
             puller: None,
@@ -162,7 +168,7 @@ impl<R: Repository + 'static> Node<R> {
     /// Asks `denied` about everybody whose certificate the authority signed, at every request and every second.
     #[must_use]
     pub fn denying(mut self, denied: impl Fn(&Holder) -> bool + Send + Sync + 'static) -> Self {
-        self.denied = Box::new(denied);
+        self.denied = Arc::new(denied);
         self
     }
 
@@ -228,21 +234,22 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn connection(self: &Arc<Self>, connection: Connection, mut stop: watch::Receiver<bool>) {
         let from = connection.remote_address();
-        let holder = match self.holder(&connection) {
-            Ok(holder) => holder,
+        let (holder, certificate) = match self.holder(&connection) {
+            Ok(Some(shown)) => shown,
+            Ok(None) => return self.stranger(connection, stop).await,
             Err(error) => {
                 tracing::warn!(%from, %error, "refused");
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
             }
         };
-        let mut present = self.limits.connections.share(&holder);
+        let mut present = self.limits.connections.share(Some(&holder));
         if !present.grow(1) {
             tracing::warn!(%from, %holder, "refused: too many connections");
             return connection.close(VarInt::from_u32(CLOSED_REFUSED), b"too many connections of this holder");
         }
         tracing::debug!(%from, %holder, "connected");
-        let allowance = Allowance::new(&holder, connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, greeted: watch::Sender::new(false) });
+        let allowance = Allowance::new(Some(&holder), connection.clone(), &self.limits);
+        let caller = Arc::new(Caller { allowance, certificate: Some(certificate), greeted: watch::Sender::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
@@ -279,14 +286,13 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    fn holder(&self, connection: &Connection) -> Result<Holder> {
-        let unknown = || Error::new(ErrorKind::NotAuthorised, "no certificate was shown");
+    /// Whose certificate was shown; nobody's when none was.
+    fn holder(&self, connection: &Connection) -> Result<Option<(Holder, CertificateDer<'static>)>> {
         let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let shown = shown.ok_or_else(unknown)?;
-        let certificate = shown.first().ok_or_else(unknown)?;
-        let holder = Holder::of(certificate)?;
+        let Some(certificate) = shown.and_then(|shown| shown.into_iter().next()) else { return Ok(None) };
+        let holder = Holder::of(&certificate)?;
         self.not_denied(&holder)?;
-        Ok(holder)
+        Ok(Some((holder, certificate)))
     }
 
     fn not_denied(&self, holder: &Holder) -> Result<()> {
@@ -320,13 +326,16 @@ impl<R: Repository + 'static> Node<R> {
         if more || !greets && !caller.was_greeted().await {
             return Err(Error::transport("hello is the first request, and each is one message").into());
         }
-        let holder = &caller.allowance.holder;
-        self.not_denied(holder)?;
+        let holder = caller.allowance.holder.as_ref();
+        holder.map_or(Ok(()), |holder| self.not_denied(holder))?;
         access::check(holder, &message)?;
         let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
         // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
         let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
-        self.request(holder, message, bulk, to).await?;
+        match holder {
+            Some(holder) => self.request(holder, message, bulk, to).await?,
+            None => self.asked_by_stranger(message, to).await?,
+        }
         if greets {
             caller.greeted.send_replace(true);
         }
@@ -335,16 +344,10 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
         match request {
-            Request::Hello(hello) => {
-                let (lowest, highest) = hello.versions;
-                if lowest > super::VERSION || highest < super::VERSION {
-                    let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
-                    return Err(Error::version(what).hint("use a windlass of the same version").into());
-                }
-                let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
-                let features = hello.features & super::FEATURES;
-                say(to, Reply::Welcome(Welcome { version: super::VERSION, features, program })).await
-            }
+            Request::Hello(hello) => say(to, welcome(&hello)?).await,
+            Request::Token(it) => say(to, self.expect(holder, it).await?).await,
+            Request::Join(it) => say(to, self.join(it).await?).await,
+            Request::Renew(it) => say(to, self.renew(holder, &to.caller, it)?).await,
             Request::Open(Open { name }) => {
                 let served = self.repositories.get(&name);
                 let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
@@ -576,6 +579,17 @@ impl Caller {
             .await
             .is_ok()
     }
+}
+
+fn welcome(hello: &Hello) -> Result<Reply> {
+    let (lowest, highest) = hello.versions;
+    if lowest > super::VERSION || highest < super::VERSION {
+        let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
+        return Err(Error::version(what).hint("use a windlass of the same version"));
+    }
+    let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
+    let features = hello.features & super::FEATURES;
+    Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
 impl Answer {

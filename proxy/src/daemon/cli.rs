@@ -11,7 +11,7 @@ use std::path::PathBuf;
     max_term_width = 110,
     after_help = "\
 Examples:
-  windlass-store issue --role proxy --name host7 --out ./host7 /etc/windlass    (on the node)
+  windlass token join --token-file host7.token --out /etc/windlass/host7
   windlass-proxy serve --config /etc/windlass/windlass-proxy.toml
   windlass backup --machine web --proxy host7 -r quic://store1.example/main     (anywhere)"
 )]
@@ -34,7 +34,7 @@ Examples:
   systemctl start windlass-proxy
 
 Configuration:
-  identity = \"host7\"                            # folder with ca.pem, cert.pem, key.pem
+  identity = \"host7\"                            # folder that `windlass token join` made
   nodes = [\"quic://store1.example\"]             # quic://host[:port][?congestion=bbr]
   jobs = 2                                      # carried out at once; others wait
 

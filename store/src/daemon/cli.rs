@@ -50,7 +50,9 @@ pub struct Init {
     pub folder: PathBuf,
 }
 
-/// Give out an identity: a folder to be brought to its holder, and to nobody else
+/// Give out an identity without a network: a folder to be brought to its holder, and to nobody else
+///
+/// Where there is one, `windlass token create` is better: the key is made where it is used.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

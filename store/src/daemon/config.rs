@@ -1,9 +1,11 @@
 //! The configuration of a storage node. Unknown keys are refused, with line and column.
 
+use mover::identity::LIFE;
 use mover::wire::Congestion;
 use mover::{Error, Name, Result};
 use serde::Deserialize;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// The configuration.
@@ -14,6 +16,12 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
     pub identity: PathBuf,
+    /// Folder of the site's authority, where this node holds it: then it makes tokens and gives certificates out.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
+    /// How long certificates are valid that are given for tokens, or renewed; 7 days when it is not said.
+    #[serde(default = "certificate_seconds")]
+    pub certificate_seconds: u64,
     /// File that lists who is shut out, a line for each: `ROLE NAME`. Read again when it changes; while it cannot be read
     /// everybody is shut out.
     #[serde(default)]
@@ -77,6 +85,7 @@ impl Config {
         let mut config = Self::parse(&text).map_err(|error| error.context(path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         config.identity = folder.join(&config.identity);
+        config.authority = config.authority.map(|authority| folder.join(authority));
         config.deny = config.deny.map(|deny| folder.join(deny));
         config.repository.iter_mut().for_each(|it| it.path = folder.join(&it.path));
         Ok(config)
@@ -84,6 +93,10 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
+        if !CERTIFICATE_SECONDS.contains(&config.certificate_seconds) {
+            let (least, most) = (CERTIFICATE_SECONDS.start(), CERTIFICATE_SECONDS.end());
+            return Err(Error::usage(format!("certificate_seconds is {least} to {most}")));
+        }
         let mut names: Vec<&Name> = config.repository.iter().map(|it| &it.name).collect();
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -100,6 +113,13 @@ impl Config {
         }
     }
 }
+
+const fn certificate_seconds() -> u64 {
+    LIFE.as_secs()
+}
+
+/// Shorter ones could not be renewed in time, longer ones would live on where they were stolen.
+const CERTIFICATE_SECONDS: RangeInclusive<u64> = 10..=365 * 86_400;
 
 #[cfg(test)]
 mod tests {
@@ -125,6 +145,7 @@ mod tests {
             (format!("{good}{one}{one}"), "two repositories are called main"),
             (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
             (good.replace("identity", "identify"), "identify"),
+            (format!("{good}certificate_seconds = 9\n"), "certificate_seconds is 10 to 31536000"),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.to_string().contains(told), "{text}\n{error}");

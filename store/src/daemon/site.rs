@@ -1,9 +1,10 @@
 //! A site's folder: authority, the node's identity, an administrator's.
 
 use super::cli::{Init, Issue};
-use mover::identity::{Authority, Credentials, Holder, Role, create_private};
+use mover::identity::{Address, Authority, Credentials, Holder, Role, create_private, is_private};
 use mover::{Error, Name, Result, World};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 pub fn init(arguments: &Init, world: &World) -> Result<()> {
@@ -11,9 +12,13 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
     fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
     let authority = Authority::create(&arguments.site, world)?;
     // First what must not be there yet: a second init destroys nothing.
-    create_private(&folder.join(AUTHORITY_KEY), &authority.key_pem())?;
+    create_private(&folder.join(AUTHORITY_KEY), authority.key_pem().as_bytes())?;
     write(&folder.join(AUTHORITY), authority.certificate_pem())?;
     write(&folder.join(SITE), &format!("{}\n", arguments.site))?;
+    let address = address(arguments);
+    if let Some(address) = &address {
+        write(&folder.join(ADDRESS), &format!("{address}\n"))?;
+    }
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
     hosts.extend(arguments.host.clone());
     let named = |role, name: &str| Ok::<_, Error>(Holder { role, name: name.parse()? });
@@ -21,10 +26,11 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
         [(named(Role::Node, "node")?, hosts, "node"), (named(Role::Admin, "admin")?, Vec::new(), "admin")]
     {
         let issued = authority.issue(&holder, &hosts, NODE_DAYS, world)?;
-        Credentials::store(&folder.join(folder_name), &issued, authority.certificate_pem())?;
+        Credentials::store(&folder.join(folder_name), &issued, authority.certificate_pem(), address.as_ref())?;
     }
     let config = format!(
-        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n# Who is shut out, a line for each: proxy host7\n\
+        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\
+         # Makes tokens and gives certificates out, with what is in this folder.\nauthority = \".\"\n# Who is shut out, a line for each: proxy host7\n\
          deny = \"deny\"\n\n# [[repository]]\n# name = \"main\"\n\
          # path = \"/backup/main\"\n",
         arguments.listen
@@ -37,6 +43,7 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
         folder.display()
     );
     println!("administrators: bring {} to their machine", folder.join("admin").display());
+    println!("others join: see `windlass token create --help`");
     Ok(())
 }
 
@@ -44,17 +51,30 @@ pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
     let authority = authority(&arguments.folder)?;
     let holder = Holder { role: arguments.role, name: arguments.name.clone() };
     let issued = authority.issue(&holder, &arguments.host, arguments.days, world)?;
-    Credentials::store(&arguments.out, &issued, authority.certificate_pem())?;
+    let address = match fs::read_to_string(arguments.folder.join(ADDRESS)) {
+        Ok(text) => Some(text.trim().parse::<Address>()?),
+        Err(_) => None,
+    };
+    Credentials::store(&arguments.out, &issued, authority.certificate_pem(), address.as_ref())?;
     println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
     Ok(())
 }
 
-fn authority(folder: &Path) -> Result<Authority> {
+/// Where the identities that are made here are renewed; none where nobody can know the port.
+fn address(arguments: &Init) -> Option<Address> {
+    let port = arguments.listen.parse::<SocketAddr>().map(|listen| listen.port()).unwrap_or_default();
+    let host = arguments.host.first().map_or("localhost", String::as_str);
+    (port != 0).then(|| Address { host: host.to_owned(), port })
+}
+
+/// The authority in a site's folder.
+pub fn authority(folder: &Path) -> Result<Authority> {
     let read = |name: &str| {
         let path = folder.join(name);
         fs::read_to_string(&path)
             .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
     };
+    is_private(&folder.join(AUTHORITY_KEY))?;
     let site: Name = read(SITE)?.trim().parse()?;
     Authority::from_pem(&site, &read(AUTHORITY)?, &read(AUTHORITY_KEY)?)
 }
@@ -69,6 +89,7 @@ fn failed(path: &Path, error: std::io::Error) -> Error {
 
 const AUTHORITY: &str = "ca.pem";
 const AUTHORITY_KEY: &str = "ca-key.pem";
+const ADDRESS: &str = "address";
 const SITE: &str = "site";
 const DENY: &str = "deny";
 const CONFIG: &str = "windlass-store.toml";

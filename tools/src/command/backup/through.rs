@@ -23,7 +23,7 @@ pub async fn attempt(
             .hint("name the repository as quic://host/name, or leave out --proxy"));
     };
     let job = Job::new(PointId::random(&context.world), name.clone(), options)?;
-    let jobs = Jobs::new(client()?, open::peer(host, *port, *congestion)?);
+    let jobs = Jobs::new(client()?, open::peer(context, host, *port, *congestion).await?);
     let progress = Progress::default();
     let run = Run { proxy: proxy.clone(), job };
     let made = watched(&context.out, &progress, until_stopped(context, &jobs, &run, &progress)).await;

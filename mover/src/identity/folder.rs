@@ -1,0 +1,168 @@
+//! The folders in which identities are kept, and files that only their owner can read.
+
+use super::{Address, Identity, Issued, Trust};
+use crate::{Error, Result};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// An identity with whom it believes, as a folder keeps them: `identity.pem` with certificate and key, `ca.pem`, and
+/// where to have it renewed, `authority`.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// Who one is.
+    pub identity: Identity,
+    /// Whom to believe.
+    pub trust: Trust,
+}
+
+impl Credentials {
+    /// Reads a folder. A key that others can read is refused.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(|error| {
+                Error::usage(path.display().to_string()).because(error).hint(
+                    "`windlass token join` and `windlass-store issue` make such a folder; name it with WINDLASS_IDENTITY",
+                )
+            })
+        };
+        let pem = read(IDENTITY)?;
+        is_private(&folder.join(IDENTITY))?;
+        let mut identity = Identity::from_pem(&pem, &pem).map_err(|error| error.context(folder.display()))?;
+        if let Ok(lasting) = fs::read(folder.join(LASTING)) {
+            let wrong = |_| Error::usage(format!("{}: not 32 bytes", folder.join(LASTING).display()));
+            identity.lasting = lasting.try_into().map_err(wrong)?;
+        }
+        Ok(Self { identity, trust: Trust::from_pem(&read(AUTHORITY)?)? })
+    }
+
+    /// Makes a folder. `renewed_at` is the node that holds the authority, where it is known.
+    ///
+    /// # Errors
+    /// `Usage` when it cannot be made, or holds an identity already.
+    pub fn store(folder: &Path, issued: &Issued, authority_pem: &str, renewed_at: Option<&Address>) -> Result<()> {
+        Self::prepare(folder)?;
+        let path = folder.join(IDENTITY);
+        let failed = |error| Error::usage(folder.display().to_string()).because(error);
+        fs::write(folder.join(AUTHORITY), authority_pem).map_err(failed)?;
+        if let Some(address) = renewed_at {
+            fs::write(folder.join(RENEWED_AT), format!("{address}\n")).map_err(failed)?;
+        }
+        create_private(&path, issued.pem().as_bytes())
+    }
+
+    /// Makes the folder itself, for what must fail before a token is used up.
+    ///
+    /// # Errors
+    /// As [`Self::store`].
+    pub fn prepare(folder: &Path) -> Result<()> {
+        if Self::is_in(folder) {
+            return Err(Error::usage(format!("{} holds an identity already", folder.display()))
+                .hint("name another folder with --out, or move this one away"));
+        }
+        make_private_folder(folder)
+    }
+
+    /// True for a folder that holds an identity.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(IDENTITY).exists()
+    }
+
+    /// The node that renews the identity of this folder.
+    ///
+    /// # Errors
+    /// `Usage` when the folder does not tell.
+    pub fn renewed_at(folder: &Path) -> Result<Address> {
+        let path = folder.join(RENEWED_AT);
+        let text = fs::read_to_string(&path).map_err(|error| {
+            Error::usage(path.display().to_string())
+                .because(error)
+                .hint("write host:port of the node that holds the site's authority into it")
+        })?;
+        text.trim().parse().map_err(|error: Error| error.context(path.display()))
+    }
+
+    /// Puts a renewed identity in the place of the old one: whoever reads finds either, whole.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub(crate) fn replace(&self, folder: &Path, issued: &Issued) -> Result<()> {
+        let (path, new, lasting) = (folder.join(IDENTITY), folder.join(IDENTITY_NEW), folder.join(LASTING));
+        let failed = |error| Error::usage(path.display().to_string()).because(error);
+        if !lasting.exists() {
+            create_private(&lasting, self.identity.lasting())?;
+        }
+        // Of an attempt that ended in between; the lock says that nobody is at it.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        create_private(&new, issued.pem().as_bytes())?;
+        fs::rename(&new, &path).and_then(|()| sync(folder)).map_err(failed)
+    }
+
+    /// Held by whoever renews the identity of this folder; ends with the process.
+    ///
+    /// # Errors
+    /// `Busy` when somebody does.
+    pub(crate) fn lock(folder: &Path) -> Result<File> {
+        let failed = |error| Error::usage(folder.display().to_string()).because(error);
+        let lock = File::open(folder).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Error::busy(format!("{}: another process renews it", folder.display())))
+            }
+            Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+}
+
+/// Makes a file that must not be there, durably, for its owner's eyes only from the first moment on.
+///
+/// # Errors
+/// `Usage`.
+pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        sync(path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    })
+    .map_err(|error| Error::usage(path.display().to_string()).because(error))
+}
+
+/// Refuses a secret that others can read.
+///
+/// # Errors
+/// `Usage`.
+pub fn is_private(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let mode = fs::metadata(path).map_err(|error| Error::usage(shown.to_string()).because(error))?;
+    if mode.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{shown} can be read by others"))
+        .hint(format!("chmod 600 {shown}; when others may have read it, have it revoked")))
+}
+
+pub(super) fn make_private_folder(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| Error::usage(folder.display().to_string()).because(error))
+}
+
+/// Makes names that were made or removed in a folder last.
+pub(super) fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+const IDENTITY: &str = "identity.pem";
+const IDENTITY_NEW: &str = "identity.pem.new";
+const AUTHORITY: &str = "ca.pem";
+const RENEWED_AT: &str = "authority";
+const LASTING: &str = "lasting.key";
