@@ -68,6 +68,8 @@ enum Bench {
         #[arg(long)]
         work: Option<PathBuf>,
     },
+    /// What the wire carries, beside quinn alone
+    Wire,
     /// Jobs across QUIC on long, narrow and leaky links
     Wan {
         /// Folder with day1.raw
@@ -136,6 +138,7 @@ fn run(task: Task) -> Result<()> {
             data,
             runs,
         }),
+        Task::Bench(Bench::Wire) => windlass_bench::wire(),
         Task::Bench(Bench::Wan { data }) => {
             windlass_bench::wan(&std::env::current_exe()?.with_file_name("windlass"), &data)
         }
