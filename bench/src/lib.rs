@@ -1,5 +1,6 @@
 //! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
-//! jobs across long and leaky links ([`wan()`]), and a job while its storage node is attacked ([`attack()`]).
+//! the wire beside quinn alone ([`wire()`]), jobs across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]), and
+//! three proxies at once ([`proxies()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
@@ -8,13 +9,17 @@ pub mod attacker;
 mod e2e;
 mod measure;
 pub mod node;
+mod proxies;
 pub mod relay;
 mod report;
 mod stages;
 pub mod tools;
 mod wan;
+mod wire;
 
 pub use attack::{AttackOptions, attack};
 pub use e2e::{E2eOptions, e2e};
+pub use proxies::proxies;
 pub use stages::stages;
 pub use wan::wan;
+pub use wire::wire;

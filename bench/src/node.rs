@@ -18,6 +18,11 @@ pub struct Node {
 impl Node {
     /// Makes a site and a repository in the run's folder, and serves it.
     pub fn start(places: &Places) -> Result<Self> {
+        Self::start_with(places, "")
+    }
+
+    /// The same, with more lines of configuration.
+    pub fn start_with(places: &Places, settings: &str) -> Result<Self> {
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let program = places.windlass.with_file_name("windlass-store");
         let (site, listen) = (places.path(SITE), format!("127.0.0.1:{port}"));
@@ -27,7 +32,9 @@ impl Node {
         ran(places.windlass(&["init"], OF_NODE))?;
         let config = site.join("windlass-store.toml");
         let path = places.path(OF_NODE);
-        let text = fs::read_to_string(&config)? + &format!("[[repository]]\nname = \"main\"\npath = {path:?}\n");
+        let text = settings.to_owned()
+            + &fs::read_to_string(&config)?
+            + &format!("[[repository]]\nname = \"main\"\npath = {path:?}\n");
         fs::write(&config, text)?;
         let mut serve = Command::new(&program);
         serve.arg("serve").arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::null());

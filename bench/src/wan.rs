@@ -72,7 +72,8 @@ fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
     let places = Places { work: folder.path().to_owned(), windlass: windlass.to_owned() };
     let mut disk = File::open(data.join("day1.raw"))?.take(row.disk_bytes);
     std::io::copy(&mut disk, &mut File::create(places.path("disk.raw"))?).context("day1.raw")?;
-    let node = Node::start(&places)?;
+    // Each end decides for what it sends.
+    let node = Node::start_with(&places, &format!("congestion = {:?}\n", row.congestion))?;
     let shape = Shape {
         delay: Duration::from_millis(row.round_trip_ms) / 2,
         rate: RATE,
@@ -127,13 +128,15 @@ fn same(a: &Path, b: &Path) -> Result<bool> {
 
 const RATE: u64 = 200_000_000;
 const WHOLE: u64 = u64::MAX;
-/// What shows a rate that loss brings down does so in less time.
+/// What shows a rate that loss brings down does so in less time; the less there is the slower it is.
 const PART: u64 = 600 << 20;
+const SOME: u64 = 100 << 20;
+const LITTLE: u64 = 24 << 20;
 const ROWS: [Row; 6] = [
     Row { round_trip_ms: 0, lost_per_mille: 0, congestion: "cubic", disk_bytes: WHOLE },
     Row { round_trip_ms: 150, lost_per_mille: 0, congestion: "cubic", disk_bytes: WHOLE },
-    Row { round_trip_ms: 20, lost_per_mille: 20, congestion: "cubic", disk_bytes: PART },
+    Row { round_trip_ms: 20, lost_per_mille: 20, congestion: "cubic", disk_bytes: SOME },
     Row { round_trip_ms: 20, lost_per_mille: 20, congestion: "bbr", disk_bytes: PART },
-    Row { round_trip_ms: 150, lost_per_mille: 20, congestion: "cubic", disk_bytes: PART },
+    Row { round_trip_ms: 150, lost_per_mille: 20, congestion: "cubic", disk_bytes: LITTLE },
     Row { round_trip_ms: 150, lost_per_mille: 20, congestion: "bbr", disk_bytes: PART },
 ];

@@ -19,6 +19,7 @@ mod manifest;
 mod map;
 mod mem;
 mod name;
+mod pace;
 mod page;
 mod pool;
 mod progress;
@@ -51,6 +52,7 @@ pub use manifest::{
 pub use map::{MapBuilder, MapReader, MapRoot, NewPage, level_of, stream_map};
 pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
 pub use name::Name;
+pub use pace::{Pacer, parse_bytes};
 pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};

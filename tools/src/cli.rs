@@ -1,11 +1,12 @@
 //! The arguments of `windlass`.
 
 use crate::address::{Attach, Kept};
-use crate::text::{parse_bytes, parse_compression, parsed, parsed_duration};
+use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mover::identity::Role;
+use mover::parse_bytes;
 use mover::wire::NodeAddress;
 use mover::{Name, Selector};
 use proxy::{NamedSource, SourceAddress, TargetAddress};

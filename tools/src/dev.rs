@@ -68,11 +68,22 @@ enum Bench {
         #[arg(long)]
         work: Option<PathBuf>,
     },
+    /// What the wire carries, beside quinn alone
+    Wire,
     /// Jobs across QUIC on long, narrow and leaky links
     Wan {
         /// Folder with day1.raw
         #[arg(long)]
         data: PathBuf,
+    },
+    /// Three proxies at once into one storage node, beside one alone
+    Proxies {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds; medians are judged
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
     },
     /// A backup into a storage node that is attacked meanwhile, beside one that is not
     Attack {
@@ -127,6 +138,7 @@ fn run(task: Task) -> Result<()> {
             data,
             runs,
         }),
+        Task::Bench(Bench::Wire) => windlass_bench::wire(),
         Task::Bench(Bench::Wan { data }) => {
             windlass_bench::wan(&std::env::current_exe()?.with_file_name("windlass"), &data)
         }
@@ -138,6 +150,9 @@ fn run(task: Task) -> Result<()> {
             loop {
                 std::thread::park();
             }
+        }
+        Task::Bench(Bench::Proxies { data, rounds }) => {
+            windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
         Task::Bench(Bench::Attack { data, rounds, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
             windlass: std::env::current_exe()?.with_file_name("windlass"),

@@ -70,28 +70,6 @@ pub fn parsed_duration(text: &str) -> Result<Duration, Error> {
     span.ok_or_else(|| Error::usage("write a duration such as 30s or 5m"))
 }
 
-/// `20MiB`, `20M` (the same), `20MB` (decimal), also with `/s`.
-pub fn parse_bytes(text: &str) -> Result<u64, Error> {
-    let bad = || Error::usage("write a size such as 20MiB");
-    let number = text.strip_suffix("/s").unwrap_or(text);
-    let digits = number.find(|char: char| !char.is_ascii_digit()).unwrap_or(number.len());
-    let (digits, unit) = number.split_at(digits);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return Err(bad()),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)?;
-    if bytes == 0 { Err(bad()) } else { Ok(bytes) }
-}
-
 /// `none`, `zstd`, `zstd:LEVEL`.
 pub fn parse_compression(text: &str) -> Result<Compression, Error> {
     let bad = || Error::usage("write none, zstd or zstd:LEVEL with a level from 1 to 22");

@@ -1,10 +1,10 @@
 //! The audit of change tracking (T8): a part of what the bitmap calls unchanged is read all the same and compared with
 //! the parent. Where the audit of one increment stops, that of the next begins, so that it goes round the disk.
 
-use super::disk::{DiskPass, Pacer, whole_blocks};
+use super::disk::{DiskPass, whole_blocks};
 use crate::{
-    ChangeTracking, Changed, DiskId, Error, Manifest, MapRoot, PAGE_ENTRIES, Page, PageRef, RecordError, RecordReader,
-    RecordWriter, Repository, Result, Source, TrackingRecord, TrackingWish,
+    ChangeTracking, Changed, DiskId, Error, Manifest, MapRoot, PAGE_ENTRIES, Pacer, Page, PageRef, RecordError,
+    RecordReader, RecordWriter, Repository, Result, Source, TrackingRecord, TrackingWish,
 };
 use bytes::Bytes;
 use chunker::{ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};

@@ -3,8 +3,9 @@
 use super::Job;
 use super::audit::{AuditReport, Begun};
 use crate::{
-    ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, PAGE_ENTRIES, Page,
-    PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of, with_sealer,
+    ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, PAGE_ENTRIES, Pacer,
+    Page, PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of,
+    with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
@@ -15,8 +16,6 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
-use std::time::Duration;
-use tokio::time::Instant;
 
 pub(super) struct DiskPass<'a, R: Repository, S> {
     pub job: &'a Job<'a, R, S>,
@@ -377,29 +376,6 @@ fn pieces(read: &ExtentSet, zero: &ExtentSet) -> impl Iterator<Item = Piece> {
         (Some(_), _) => read.next(),
         (None, _) => zero.next(),
     })
-}
-
-/// Spreads reads so that no more than a number of bytes is read in a second on average.
-pub(super) struct Pacer {
-    rate: Option<u64>,
-    next: std::sync::Mutex<Instant>,
-}
-
-impl Pacer {
-    pub(super) fn new(rate: Option<u64>) -> Self {
-        Self { rate, next: std::sync::Mutex::new(Instant::now()) }
-    }
-
-    pub(super) async fn wait(&self, bytes: u64) {
-        let Some(rate) = self.rate else { return };
-        let turn = {
-            let mut next = self.next.lock().expect("not poisoned");
-            let turn = (*next).max(Instant::now());
-            *next = turn + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
-    }
 }
 
 /// Bytes of one read: a whole number of blocks, a whole part of a leaf.

@@ -53,13 +53,13 @@ impl Waiting {
     }
 }
 
-/// A message that is awaited, and the stream it comes on.
-type Next = BoxFuture<'static, (Result<Frame<Reply>, FrameError>, RecvStream)>;
+/// A message, and the stream on which another may follow.
+type Came = (Result<Frame<Reply>, FrameError>, RecvStream);
 
 /// Replies to one request.
 pub struct Replies {
     /// The next message on the stream of the request; polled along with the parts.
-    next: Option<Next>,
+    next: Option<BoxFuture<'static, Came>>,
     parts: UnboundedReceiver<RecvStream>,
     /// Parts that came, and how many there are.
     came: u32,
@@ -132,7 +132,7 @@ impl Replies {
     }
 }
 
-fn message(mut stream: RecvStream) -> Next {
+fn message(mut stream: RecvStream) -> BoxFuture<'static, Came> {
     Box::pin(async move { (receive(&mut stream, None).await, stream) })
 }
 

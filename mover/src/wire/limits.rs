@@ -8,6 +8,7 @@ use super::bulk::ID_BYTES;
 use super::frame::FrameError;
 use super::message::{IDS_MAX, Request};
 use super::quic::{WINDOW_BYTES, WINDOW_BYTES_MIN};
+use crate::Pacer;
 use crate::identity::Holder;
 use quinn::{Connection, SendStream, StreamId, VarInt};
 use std::collections::{HashMap, VecDeque};
@@ -179,6 +180,15 @@ impl Drop for Handshake<'_> {
     }
 }
 
+/// How fast chunks may come and go.
+#[derive(Debug, Clone, Default)]
+pub struct Paces {
+    /// From others.
+    pub receive: Arc<Pacer>,
+    /// To others.
+    pub send: Arc<Pacer>,
+}
+
 /// The budgets of a node.
 #[derive(Debug)]
 pub struct Limits {
@@ -200,6 +210,8 @@ pub struct Limits {
     pub receiving: Arc<Budget>,
     /// Bytes that were sent and not acknowledged.
     pub sending: Arc<Budget>,
+    /// Bytes beside requests that come in a second, and of chunks that are sent.
+    pub paces: Paces,
     /// In which a tenth of a message has to come, or a part of an answer to be taken.
     pub patience: Duration,
 }
@@ -216,6 +228,7 @@ impl Default for Limits {
             answers: Budget::new(ANSWERS_BYTES),
             receiving: Budget::new(RECEIVING_BYTES),
             sending: Budget::new(SENDING_BYTES),
+            paces: Paces::default(),
             patience: PATIENCE,
         }
     }
@@ -259,7 +272,9 @@ impl Allowance {
         self.holder.as_ref()?;
         self.widen(bytes);
         let mut share = self.limits.room.share(self.holder.as_ref());
-        share.wait(bytes, ROOM_PATIENCE.min(self.limits.patience)).await.then_some(share)
+        let there = share.wait(bytes, ROOM_PATIENCE.min(self.limits.patience)).await;
+        self.limits.paces.receive.wait(bytes as u64).await;
+        there.then_some(share)
     }
 
     /// What doing a request takes beside which so many bytes stand.
@@ -274,9 +289,11 @@ impl Allowance {
         share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
     }
 
-    /// A stream for a part of the answer to the request on stream `of`. Parts that were begun first are sent first.
-    pub async fn part(&self, of: StreamId, number: u32) -> Result<SendStream, FrameError> {
+    /// A stream for a part of so many bytes of the answer to the request on stream `of`. Parts that were begun first are
+    /// sent first.
+    pub async fn part(&self, of: StreamId, number: u32, bytes: usize) -> Result<SendStream, FrameError> {
         let lost = |error: &dyn std::fmt::Display| FrameError::Lost(error.to_string());
+        self.limits.paces.send.wait(bytes as u64).await;
         let opened = tokio::time::timeout(self.limits.patience, self.connection.open_uni()).await;
         let mut stream = opened.map_err(|error| lost(&error))?.map_err(|error| lost(&error))?;
         let _ = stream.set_priority(-i32::try_from(number).unwrap_or(i32::MAX));

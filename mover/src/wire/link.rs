@@ -5,14 +5,14 @@ use super::answer::{Replies, Waiting};
 use super::frame::{Frame, FrameError, send};
 use super::message::{Hello, Message, NO_ROOM, NO_SESSION, Reply, Request};
 use super::quic::WINDOW_BYTES;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Pacer, Result};
 use bytes::Bytes;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -29,12 +29,14 @@ pub struct Peer {
     pub patience: Duration,
     /// Connections that carry chunks, beside the one for everything else.
     pub lanes: usize,
+    /// How fast chunks may come.
+    pub receive: Arc<Pacer>,
 }
 
 impl Peer {
     /// With the usual patience and lanes.
     pub fn new(host: impl Into<String>, port: u16, config: ClientConfig) -> Self {
-        Self { host: host.into(), port, config, patience: PATIENCE, lanes: LANES }
+        Self { host: host.into(), port, config, patience: PATIENCE, lanes: LANES, receive: Arc::default() }
     }
 }
 
@@ -48,6 +50,8 @@ pub struct Link {
     next: AtomicUsize,
     /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
     reached: AtomicBool,
+    /// Microseconds to the node and back, as last measured.
+    round_trip: AtomicU64,
     /// Bytes of chunks that may still be put on their way, by all sessions together.
     pub(super) window: Arc<Semaphore>,
     /// Ends of sessions that nobody waits for.
@@ -99,6 +103,8 @@ impl From<FrameError> for Attempt {
 struct Line {
     connection: Connection,
     waiting: Waiting,
+    /// Once the node has said that it speaks our version.
+    greeted: Arc<OnceCell<()>>,
 }
 
 impl Link {
@@ -111,6 +117,7 @@ impl Link {
             lanes,
             next: AtomicUsize::new(0),
             reached: AtomicBool::new(false),
+            round_trip: AtomicU64::new(0),
             window: Arc::new(Semaphore::new(WINDOW_BYTES as usize)),
             farewells: std::sync::Mutex::default(),
         }
@@ -151,7 +158,12 @@ impl Link {
         let lane = self.lane(request);
         let line = self.line(lane).await?;
         let began = Instant::now();
-        let made = self.told_why(&line.connection, exchange(&line, request, bulk).await);
+        // What is asked first does not wait for the greeting, its answer does.
+        let greeted = line.greeted.get_or_try_init(|| greet(&line));
+        let (greeted, replied) = tokio::join!(greeted, exchange(&line, request, bulk));
+        let made = self.told_why(&line.connection, greeted.and(replied));
+        let round_trip = u64::try_from(line.connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        self.round_trip.store(round_trip, Ordering::Relaxed);
         let (code, ms) = (request.code(), began.elapsed().as_millis());
         tracing::trace!(lane, code = format_args!("{code:#06x}"), ms, "asked");
         made
@@ -194,9 +206,8 @@ impl Link {
             let connected = timeout(CONNECT_TIMEOUT.min(self.peer.patience), connecting).await;
             match connected.unwrap_or(Err(ConnectionError::TimedOut)) {
                 Ok(connection) => {
-                    let line = Line { connection, waiting: Waiting::default() };
+                    let line = Line { connection, waiting: Waiting::default(), greeted: Arc::default() };
                     tokio::spawn(line.waiting.clone().sort(line.connection.clone()));
-                    self.greet(&line).await?;
                     return Ok(line);
                 }
                 Err(error) => tried = refused(&self.peer, error),
@@ -205,13 +216,12 @@ impl Link {
         Err(tried)
     }
 
-    async fn greet(&self, line: &Line) -> Result<(), Attempt> {
-        let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
-        let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
-        let (frame, _) = self.told_why(&line.connection, exchange(line, &hello, &[]).await)?;
-        match frame.message {
-            Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
-            _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+    /// Makes the connections for chunks before they are needed: from far away that takes long.
+    pub fn expect_chunks(self: &Arc<Self>) {
+        for lane in 1..self.lanes.len() {
+            let link = self.clone();
+            // Who needs it is told why there is none.
+            tokio::spawn(async move { drop(link.line(lane).await) });
         }
     }
 
@@ -221,6 +231,16 @@ impl Link {
             (Err(Attempt::Lost(_)), Some(reason)) => Err(refused(&self.peer, reason)),
             (made, _) => made,
         }
+    }
+
+    /// Waits until so many bytes of chunks may come.
+    pub async fn pace(&self, bytes: u64) {
+        self.peer.receive.wait(bytes).await;
+    }
+
+    /// Time to the node and back; nothing before it was reached.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
 
     /// Whom this is about, for messages.
@@ -277,8 +297,18 @@ impl Link {
     }
 }
 
+async fn greet(line: &Line) -> Result<(), Attempt> {
+    let program = concat!("windlass ", env!("CARGO_PKG_VERSION")).to_owned();
+    let hello = Request::Hello(Hello { versions: (super::VERSION, super::VERSION), features: 0, program });
+    let (frame, _) = exchange(line, &hello, &[]).await?;
+    match frame.message {
+        Reply::Welcome(welcome) if welcome.version == super::VERSION => Ok(()),
+        _ => Err(Attempt::Over(CallError::Failed(unexpected()))),
+    }
+}
+
 async fn exchange(line: &Line, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
-    let Line { connection, waiting } = line;
+    let Line { connection, waiting, .. } = line;
     let (mut to, from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
     let mut replies = Replies::new(connection.clone(), waiting, from);
     // A node that refuses may answer and stop reading before all is sent: its answer counts.

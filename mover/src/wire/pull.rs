@@ -7,7 +7,8 @@ use super::message::{Failed, PULLED_TOGETHER, Place, PullIn, Pulled, Reply, Requ
 use super::quic::Congestion;
 use super::remote::Remote;
 use crate::{
-    CopyReport, Error, ErrorKind, PointFilter, PointId, Progress, RecoveryPoint, Repository, Result, Verification, copy,
+    CopyReport, Error, ErrorKind, Pacer, PointFilter, PointId, Progress, RecoveryPoint, Repository, Result,
+    Verification, copy,
 };
 use quinn::{ClientConfig, Endpoint};
 use std::collections::BTreeSet;
@@ -34,7 +35,13 @@ impl Puller {
     ///
     /// # Errors
     /// `Busy`; those that would befall every point.
-    pub async fn pull<R: Repository>(&self, to: &R, pull: PullIn, tell: mpsc::Sender<Reply>) -> Result<()> {
+    pub async fn pull<R: Repository>(
+        &self,
+        to: &R,
+        pull: PullIn,
+        receive: Arc<Pacer>,
+        tell: mpsc::Sender<Reply>,
+    ) -> Result<()> {
         let Ok(_turn) = self.turns.clone().try_acquire_owned() else {
             return Err(Error::busy(format!("the node pulls {PULLS_MAX} copies already")).hint("say --wait"));
         };
@@ -42,7 +49,7 @@ impl Puller {
         let congestion = Congestion::of_code(congestion).ok_or_else(|| Error::transport("an unknown congestion"))?;
         let (endpoint, config) = (self.reach)(congestion)?;
         // One connection is enough for another node, and bounds what comes unread.
-        let peer = Peer { lanes: 1, patience: PATIENCE, ..Peer::new(host, port, config) };
+        let peer = Peer { lanes: 1, patience: PATIENCE, receive, ..Peer::new(host, port, config) };
         let from =
             Remote::connect(endpoint, peer, &name).await.map_err(|error| error.context("from the other node"))?;
         let made = pull_all(&from, to, &pull.points, pull.verification, &tell).await;

@@ -7,6 +7,7 @@ use chunker::{ChunkId, ChunkKind};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
 /// Questions of one session.
@@ -32,7 +33,8 @@ impl Default for Questions {
 }
 
 impl Questions {
-    /// Asks, together with what waits at that moment. `message` makes one message of at most [`IDS_MAX`] ids. It is on its
+    /// Asks, together with what waits at that moment; while others are on their way that is for a part of `round_trip` after
+    /// it would be this one's turn. `message` makes one message of at most [`IDS_MAX`] ids. It is on its
     /// way whether or not anybody waits for it: others have their questions in it.
     ///
     /// # Errors
@@ -41,6 +43,7 @@ impl Questions {
         &self,
         kind: ChunkKind,
         ids: Vec<ChunkId>,
+        round_trip: Duration,
         message: impl Fn(ChunkKind, Vec<ChunkId>) -> F,
     ) -> Result<Vec<Presence>>
     where
@@ -57,6 +60,10 @@ impl Questions {
                     Err(_) => continue,
                 },
                 turn = self.on_their_way.clone().acquire_owned() => {
+                    let pause = round_trip / PAUSE_OF_ROUND_TRIP;
+                    if pause >= PAUSE_MIN && self.on_their_way.available_permits() < MESSAGES_MAX - 1 {
+                        tokio::time::sleep(pause).await;
+                    }
                     let together = self.together();
                     if let Some(first) = together.first() {
                         let all = together.iter().flat_map(|question| question.ids.iter().copied()).collect();
@@ -106,4 +113,8 @@ fn tell(answer: Result<Vec<Presence>>, questions: Vec<Question>) {
 }
 
 /// Messages of a session on their way.
-const MESSAGES_MAX: usize = 8;
+const MESSAGES_MAX: usize = 16;
+/// The part of a round trip for which a question waits for others.
+const PAUSE_OF_ROUND_TRIP: u32 = 16;
+/// Near by it would wait longer than for its answer.
+const PAUSE_MIN: Duration = Duration::from_millis(1);

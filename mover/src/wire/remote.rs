@@ -75,6 +75,7 @@ impl Repository for Remote {
     }
 
     async fn begin(&self, begin: Begin) -> Result<(RemoteSession, Begun)> {
+        self.link.expect_chunks();
         let (id, begun) = open_write(&self.link, self.config.id, &begin).await?;
         let lease = Lease::new(&self.link, id, Opening::Write(self.config.id, begin));
         let shared =
@@ -84,6 +85,7 @@ impl Repository for Remote {
     }
 
     async fn read(&self, points: &[PointId]) -> Result<RemoteReader> {
+        self.link.expect_chunks();
         let id = open_read(&self.link, self.config.id, points).await?;
         let open = Opening::Read(self.config.id, points.to_vec());
         Ok(RemoteReader { lease: Lease::new(&self.link, id, open) })
@@ -349,7 +351,10 @@ impl Fetch<'_> {
             None => replies.next().await,
         };
         match frame {
-            Ok(Some(frame)) => Ok(Some(chunks(frame)?)),
+            Ok(Some(frame)) => {
+                self.lease.link.pace(frame.bulk.len() as u64).await;
+                Ok(Some(chunks(frame)?))
+            }
             Ok(None) | Err(FrameError::Lost(_) | FrameError::NoRoom) => {
                 self.replies = None;
                 Ok(None)
@@ -482,8 +487,9 @@ impl WriteSession for RemoteSession {
             let shared = self.shared.clone();
             async move { shared.missing(kind, ids).await }
         };
-        let questions: Vec<_> =
-            asked.chunks(IDS_MAX).map(|ids| self.questions.ask(kind, ids.to_vec(), message)).collect();
+        let far = self.shared.lease.link.round_trip();
+        let ask = |ids: &[ChunkId]| self.questions.ask(kind, ids.to_vec(), far, message);
+        let questions: Vec<_> = asked.chunks(IDS_MAX).map(ask).collect();
         let answers: Vec<Vec<Presence>> = stream::iter(questions).buffered(QUESTIONS_MAX).try_collect().await?;
         let mut answers = asked.into_iter().zip(answers.into_iter().flatten()).peekable();
         let one = |id: &ChunkId| match answers.next_if(|(asked, _)| asked == id) {

@@ -4,7 +4,7 @@ mod joining;
 
 use super::control::desk::Desk;
 use super::frame::{self, Frame, FrameError, receive};
-use super::limits::{Allowance, Limits};
+use super::limits::{Allowance, Limits, Paces};
 use super::message::{
     Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened,
     PullIn, Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
@@ -15,8 +15,8 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Holder, Registry};
 use crate::{
-    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, PointDraft, PointFilter, ReadSession,
-    RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -24,7 +24,6 @@ use futures::StreamExt;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -50,7 +49,7 @@ struct Caller {
     /// What it showed; none of somebody who joins.
     certificate: Option<CertificateDer<'static>>,
     /// Whether it has said hello.
-    greeted: AtomicBool,
+    greeted: watch::Sender<bool>,
 }
 
 /// Where the answer of a request goes.
@@ -127,7 +126,15 @@ impl<R: Repository + 'static> Node<R> {
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
-        self.limits = Arc::new(Limits { patience, ..Limits::default() });
+        self.limits = Arc::new(Limits { patience, paces: self.limits.paces.clone(), ..Limits::default() });
+        self
+    }
+
+    /// Receives and sends at most so many bytes of chunks a second, from and to all others together.
+    #[must_use]
+    pub fn paced(mut self, receive: Option<u64>, send: Option<u64>) -> Self {
+        let paces = Paces { receive: Arc::new(Pacer::new(receive)), send: Arc::new(Pacer::new(send)) };
+        self.limits = Arc::new(Limits { paces, patience: self.limits.patience, ..Limits::default() });
         self
     }
 
@@ -242,7 +249,7 @@ impl<R: Repository + 'static> Node<R> {
         }
         tracing::debug!(%from, %holder, "connected");
         let allowance = Allowance::new(Some(&holder), connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, certificate: Some(certificate), greeted: AtomicBool::new(false) });
+        let caller = Arc::new(Caller { allowance, certificate: Some(certificate), greeted: watch::Sender::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
@@ -315,10 +322,10 @@ impl<R: Repository + 'static> Node<R> {
         let Frame { message, bulk, more, room } = frame;
         let caller = to.caller.clone();
         let greets = matches!(message, Request::Hello(_));
-        if more || !(greets || caller.greeted.load(Ordering::Relaxed)) {
+        // What was sent behind the greeting may be here before it.
+        if more || !greets && !caller.was_greeted().await {
             return Err(Error::transport("hello is the first request, and each is one message").into());
         }
-        caller.greeted.store(true, Ordering::Relaxed);
         let holder = caller.allowance.holder.as_ref();
         holder.map_or(Ok(()), |holder| self.not_denied(holder))?;
         access::check(holder, &message)?;
@@ -326,9 +333,13 @@ impl<R: Repository + 'static> Node<R> {
         // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
         let _room = room.filter(|_| !matches!(message, Request::Get(_) | Request::GetVerified(_)));
         match holder {
-            Some(holder) => self.request(holder, message, bulk, to).await,
-            None => self.asked_by_stranger(message, to).await,
+            Some(holder) => self.request(holder, message, bulk, to).await?,
+            None => self.asked_by_stranger(message, to).await?,
         }
+        if greets {
+            caller.greeted.send_replace(true);
+        }
+        Ok(())
     }
 
     async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
@@ -440,9 +451,10 @@ impl<R: Repository + 'static> Node<R> {
         let none = || Error::usage("this node does not ask other nodes");
         let puller = self.puller.clone().ok_or_else(none)?;
         let (tell, mut told) = mpsc::channel(1);
+        let receive = self.limits.paces.receive.clone();
         // A thread of its own: a copy goes on for long, and the compiler cannot see that it may change threads.
         let runtime = tokio::runtime::Handle::current();
-        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, tell)));
+        let pulling = crate::blocking(move || runtime.block_on(puller.pull(&served.repository, it, receive, tell)));
         let pulling = tokio::spawn(pulling);
         while let Some(reply) = told.recv().await {
             send(to, &reply, Vec::new(), true).await?;
@@ -560,6 +572,15 @@ impl<R: Repository> Lease<R> {
     }
 }
 
+impl Caller {
+    async fn was_greeted(&self) -> bool {
+        let mut greeted = self.greeted.subscribe();
+        tokio::time::timeout(GREETING_PATIENCE.min(self.allowance.patience()), greeted.wait_for(|greeted| *greeted))
+            .await
+            .is_ok()
+    }
+}
+
 fn welcome(hello: &Hello) -> Result<Reply> {
     let (lowest, highest) = hello.versions;
     if lowest > super::VERSION || highest < super::VERSION {
@@ -644,7 +665,8 @@ async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch
     while let Some(batch) = batches.next().await {
         for (message, bulk) in parts(batch) {
             caller.allowance.widen_sending();
-            let mut part = caller.allowance.part(to.stream.id(), number).await?;
+            let bytes = bulk.iter().map(Bytes::len).sum();
+            let mut part = caller.allowance.part(to.stream.id(), number, bytes).await?;
             send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
             let _ = part.finish();
             number += 1;
@@ -697,6 +719,8 @@ const SESSIONS_MAX: usize = 256;
 /// For somebody who was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// For the greeting of somebody who has asked already.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many times the patience the end of an answer has, which may be a whole window.
 const LAST_PATIENCE: u32 = 10;

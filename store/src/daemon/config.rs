@@ -29,9 +29,28 @@ pub struct Config {
     /// `cubic` or `bbr`.
     #[serde(default)]
     pub congestion: CongestionName,
+    /// Most bytes of chunks that come in a second, from all others together: `20MiB`.
+    #[serde(default)]
+    pub receive_rate: Option<Rate>,
+    /// Most bytes of chunks that are sent in a second.
+    #[serde(default)]
+    pub send_rate: Option<Rate>,
     /// What is served.
     #[serde(default)]
     pub repository: Vec<Repository>,
+}
+
+/// Bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Rate(pub u64);
+
+impl TryFrom<String> for Rate {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        mover::parse_bytes(&text).map(Self)
+    }
 }
 
 /// A repository that is served.
@@ -124,6 +143,7 @@ mod tests {
             ("listen = \"nowhere\"\nidentity = \"node\"\n".into(), "line 1, column 10"),
             (format!("{good}[[repository]]\nname = \"../x\"\npath = \"/a\"\n"), "line 4, column 8"),
             (format!("{good}{one}{one}"), "two repositories are called main"),
+            (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
             (good.replace("identity", "identify"), "identify"),
             (format!("{good}certificate_seconds = 9\n"), "certificate_seconds is 10 to 31536000"),
         ] {

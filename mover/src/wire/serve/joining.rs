@@ -8,7 +8,6 @@ use crate::identity::{Facts, Holder, Registry};
 use crate::{Error, Repository, Result, blocking};
 use quinn::{Connection, VarInt};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -66,7 +65,7 @@ impl<R: Repository + 'static> Node<R> {
             return refuse("too many join at once: try again");
         };
         let allowance = Allowance::new(None, connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, certificate: None, greeted: AtomicBool::new(false) });
+        let caller = Arc::new(Caller { allowance, certificate: None, greeted: watch::Sender::new(false) });
         let asking = async {
             while let Ok((to, from)) = connection.accept_bi().await {
                 let _turn = caller.allowance.turn().await;
