@@ -6,6 +6,7 @@ use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use tokio::sync::OnceCell;
 
 /// The root of a disk map or stream map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +32,8 @@ pub const fn level_of(size: u64) -> u8 {
 pub struct MapReader<'a, R> {
     session: &'a R,
     prints: &'a Fingerprinter,
-    cache: Mutex<HashMap<ChunkId, Arc<Page>>>,
+    /// Who asks for a page that is on its way waits for it.
+    cache: Mutex<HashMap<ChunkId, Arc<OnceCell<Arc<Page>>>>>,
 }
 
 impl<'a, R: ReadSession> MapReader<'a, R> {
@@ -50,9 +52,18 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
     /// # Errors
     /// `Integrity` when it is missing, damaged or not a page of this level.
     pub async fn page(&self, id: ChunkId, level: u8) -> Result<Arc<Page>> {
-        if let Some(page) = self.cache.lock().expect("not poisoned").get(&id) {
-            return expect_level(page.clone(), level, id);
-        }
+        let cell = {
+            let mut cache = self.cache.lock().expect("not poisoned");
+            if cache.len() >= CACHED_PAGES_MAX && !cache.contains_key(&id) {
+                cache.clear();
+            }
+            cache.entry(id).or_default().clone()
+        };
+        let page = cell.get_or_try_init(|| self.fetch(id)).await?;
+        expect_level(page.clone(), level, id)
+    }
+
+    async fn fetch(&self, id: ChunkId) -> Result<Arc<Page>> {
         let blobs = self.session.get(vec![id]);
         pin_mut!(blobs);
         let (_, blob) = blobs
@@ -75,13 +86,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
             return Err(Error::integrity(format!("chunk {id} is not a page")));
         }
         let page = Page::decode(&plain).map_err(|error| Error::from(error).context(format!("page {id}")))?;
-        let page = expect_level(Arc::new(page), level, id)?;
-        let mut cache = self.cache.lock().expect("not poisoned");
-        if cache.len() >= CACHED_PAGES_MAX {
-            cache.clear();
-        }
-        cache.insert(id, page.clone());
-        Ok(page)
+        Ok(Arc::new(page))
     }
 
     fn open(&self, id: ChunkId, blob: &Blob) -> Result<Vec<u8>, BlobError> {
