@@ -109,7 +109,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let flow = Flow::default();
         let mut work =
             Work { pieces: pieces(&read, &zero), begun: FuturesOrdered::new(), done: VecDeque::new(), flow: &flow };
-        while let Some(done) = work.next(|piece| this.piece(piece, &pacer, &flow)).await? {
+        while let Some(done) = work.next(|piece| flow.counted(this.piece(piece, &pacer, &flow))).await? {
             let place = async {
                 for (block, entry) in done.refs {
                     builder.set(block, entry).await?;
@@ -236,6 +236,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 /// for others.
 #[derive(Default)]
 struct Flow {
+    /// Pieces that are read, cut, sealed or put.
+    active: AtomicUsize,
     /// Pieces that wait for an answer, with their bytes.
     waiting: AtomicUsize,
     /// Pieces that wait for an answer without: they are read again when it is not what the ones before let hope.
@@ -252,7 +254,9 @@ impl Flow {
         asked: impl Future<Output = Result<Vec<Presence>>>,
     ) -> Result<Vec<Presence>> {
         those.fetch_add(1, Relaxed);
+        self.active.fetch_sub(1, Relaxed);
         let answer = asked.await;
+        self.active.fetch_add(1, Relaxed);
         those.fetch_sub(1, Relaxed);
         let present = answer?;
         match present.contains(&Presence::Missing) {
@@ -267,10 +271,17 @@ impl Flow {
         self.waiting.load(Relaxed) + self.light.load(Relaxed) >= PIECES_MAX && self.there.load(Relaxed) >= LIGHT_AFTER
     }
 
-    /// Whether one more may be begun beside so many.
+    /// Whether one more may be begun beside so many. Those that have ended and stand behind one that waits hold nothing.
     fn has_room(&self, begun: usize) -> bool {
-        let (waiting, light) = (self.waiting.load(Relaxed), self.light.load(Relaxed));
-        begun.saturating_sub(waiting + light) < PIECES_MAX && waiting < WAITING_MAX && begun < BEGUN_MAX
+        let (active, waiting) = (self.active.load(Relaxed), self.waiting.load(Relaxed));
+        active < PIECES_MAX && waiting < WAITING_MAX && begun < BEGUN_MAX
+    }
+
+    /// A piece that was counted when it was begun, until it ends.
+    async fn counted<T>(&self, piece: impl Future<Output = T>) -> T {
+        let made = piece.await;
+        self.active.fetch_sub(1, Relaxed);
+        made
     }
 }
 
@@ -292,6 +303,7 @@ impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<'_, P, F>
                 while self.flow.has_room(self.begun.len() + self.done.len())
                     && let Some(piece) = self.pieces.next()
                 {
+                    self.flow.active.fetch_add(1, Relaxed);
                     self.begun.push_back(begin(piece));
                     more = true;
                 }
