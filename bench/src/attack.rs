@@ -26,7 +26,7 @@ pub struct AttackOptions {
 /// Measures, and prints which share of its speed a backup keeps.
 ///
 /// # Errors
-/// When a program fails, or the share is under [`SHARE_MIN`] by more than two quiet series differ.
+/// When a program fails, or the share is under 0.8 by more than two quiet series differ.
 pub fn attack(options: &AttackOptions) -> Result<()> {
     println!("a backup of {} MiB through QUIC, both ends and the attackers on the same cores:", DISK_BYTES >> 20);
     println!("this needs a machine that does nothing else\n");
