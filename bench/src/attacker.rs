@@ -9,7 +9,8 @@ use mover::{Begin, OwnerId, PointId, RepositoryId, SessionId, Verification, Worl
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// A connection without manners.
@@ -176,23 +177,78 @@ pub async fn first_packets(config: &ClientConfig, count: usize) -> Result<Vec<Ve
     Ok(made)
 }
 
-/// Attacks a node with everything at once until the process is ended. Prints a line when it has begun.
+/// What attackers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Means {
+    /// Garbage and first packets from many ports.
+    Flood,
+    /// Announcing much, and sending it byte by byte.
+    Slow,
+    /// Ten thousand streams.
+    Streams,
+    /// Promising more than there may be.
+    Lengths,
+    /// Chunks that are not what their ids say.
+    Lies,
+}
+
+impl Means {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Flood, Self::Slow, Self::Streams, Self::Lengths, Self::Lies];
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flood => "flood",
+            Self::Slow => "slow",
+            Self::Streams => "streams",
+            Self::Lengths => "lengths",
+            Self::Lies => "lies",
+        }
+    }
+}
+
+impl FromStr for Means {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = || format!("one of {}", Self::ALL.map(Self::name).join(", "));
+        Self::ALL.into_iter().find(|means| means.name() == name).with_context(known)
+    }
+}
+
+/// Attacks a node by these means, or by all at once, until the process is ended. Prints a line when it has begun.
 ///
 /// # Errors
 /// When the identity cannot be read, or the first packets cannot be made.
-pub async fn attack(port: u16, identity: &Path, repository: &str) -> Result<()> {
+pub async fn attack(port: u16, identity: &Path, repository: &str, only: &[Means]) -> Result<()> {
     let Credentials { identity, trust } = Credentials::load(identity)?;
     let config = client_config(&identity, &trust, Congestion::default())?;
     let packets = first_packets(&config, 256).await?;
     let id = Raw::greeted(port, config.clone()).await?.repository(repository).await?;
-    std::thread::spawn(move || flood(port, &packets));
     let mut tasks = JoinSet::new();
-    for _ in 0..4 {
-        tasks.spawn(again(config.clone(), move |config| slow(port, config, id)));
+    let mut packets = Some(packets);
+    for means in if only.is_empty() { &Means::ALL } else { only } {
+        let config = config.clone();
+        match means {
+            Means::Flood => {
+                let packets = packets.take().context("one flood is enough")?;
+                tasks.spawn_blocking(move || flood(port, &packets));
+            }
+            Means::Slow => (0..4).for_each(|_| {
+                tasks.spawn(again(config.clone(), move |config| slow(port, config, id)));
+            }),
+            Means::Streams => {
+                tasks.spawn(again(config, move |config| many_streams(port, config)));
+            }
+            Means::Lengths => {
+                tasks.spawn(again(config, move |config| lengths(port, config)));
+            }
+            Means::Lies => {
+                tasks.spawn(again(config, move |config| lies(port, config, id)));
+            }
+        }
     }
-    tasks.spawn(again(config.clone(), move |config| many_streams(port, config)));
-    tasks.spawn(again(config.clone(), move |config| lengths(port, config)));
-    tasks.spawn(again(config, move |config| lies(port, config, id)));
     println!("attacking");
     while let Some(ended) = tasks.join_next().await {
         ended?;
@@ -209,14 +265,24 @@ async fn again<F: Future<Output = Result<()>>>(config: ClientConfig, work: impl 
     }
 }
 
-/// Garbage and first packets in turn, from many ports.
+/// Garbage and first packets in turn, from many ports, as much as fits into a link of 1 Gbit/s: more cannot come where others
+/// have a link of that.
 fn flood(port: u16, packets: &[Vec<u8>]) {
     let sockets: Vec<UdpSocket> = (0..64).filter_map(|_| UdpSocket::bind("127.0.0.1:0").ok()).collect();
     let noise: Vec<Vec<u8>> = (0..1024).map(garbage).collect();
+    let mut free_at = Instant::now();
     for number in 0.. {
         let socket = &sockets[number % sockets.len()];
-        let _ = socket.send_to(&noise[number % noise.len()], ("127.0.0.1", port));
-        let _ = socket.send_to(&packets[number / sockets.len() % packets.len()], ("127.0.0.1", port));
+        for packet in [&noise[number % noise.len()], &packets[number / sockets.len() % packets.len()]] {
+            let _ = socket.send_to(packet, ("127.0.0.1", port));
+            free_at += FLOOD_BYTE * u32::try_from(packet.len() + HEADERS_BYTES).expect("packets are short");
+        }
+        let now = Instant::now();
+        if free_at > now + FLOOD_AHEAD {
+            std::thread::sleep(free_at - now);
+        }
+        // What was not sent in time is not made up for.
+        free_at = free_at.max(now);
     }
 }
 
@@ -267,5 +333,11 @@ async fn lies(port: u16, config: ClientConfig, repository: RepositoryId) -> Resu
     }
 }
 
+/// How long a byte takes on a link of 1 Gbit/s.
+const FLOOD_BYTE: Duration = Duration::from_nanos(8);
+/// Ethernet with its gaps, IPv4 and UDP.
+const HEADERS_BYTES: usize = 66;
+/// Shorter sleeps take longer than they should.
+const FLOOD_AHEAD: Duration = Duration::from_millis(1);
 /// Streams that a node lets a connection have at once.
 pub const STREAMS_MAX: usize = 64;

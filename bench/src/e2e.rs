@@ -3,11 +3,11 @@
 //! Everything is in the page cache, repositories lie on the same file system, and `sync` runs before each step. Every
 //! restored image is compared with what was backed up.
 
-use crate::measure::{Ran, bytes_below, measured, ran};
+use crate::measure::{Ran, bytes_below, compare, measured, ran};
 use crate::node::{Node, OF_NODE};
 use crate::report::{BITMAP, COPY, FAST, QCOW2, QUIC, RAW, Report, Step, TRUSTING};
 use crate::tools::{BORG, Places, RESTIC};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -345,10 +345,7 @@ impl<'a> Run<'a> {
     /// Compares a restored image with a day's disk and removes it.
     fn compare(&self, restored: &str, day: &str) -> Result<()> {
         let restored = self.places.path(restored);
-        let same = Command::new("cmp").arg(&restored).arg(self.data.join(day)).status()?;
-        if !same.success() {
-            bail!("{} is not {day}", restored.display());
-        }
+        compare(&restored, &self.data.join(day))?;
         Ok(fs::remove_file(restored)?)
     }
 }

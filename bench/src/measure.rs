@@ -73,6 +73,13 @@ pub fn ran(mut command: Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }
 
+/// Fails when a restored image is not byte for byte what it was made of.
+pub fn compare(restored: &Path, original: &Path) -> Result<()> {
+    let mut cmp = Command::new("cmp");
+    cmp.arg(restored).arg(original);
+    ran(cmp).map(drop)
+}
+
 /// Bytes of all files below `path`.
 pub fn bytes_below(path: &Path) -> Result<u64> {
     let mut sum = 0;

@@ -68,6 +68,15 @@ impl Node {
         Ok(peak.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 
+    /// User and system time that it took so far.
+    pub fn cpu_s(&self) -> Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // After the name, which may contain anything, the state is the first: user and system time are the 12th and 13th.
+        let (_, after) = stat.rsplit_once(')').context("stat")?;
+        let ticks: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse().ok()).collect();
+        Ok(ticks.iter().sum::<f64>() / TICKS_A_SECOND)
+    }
+
     /// `windlass` on the node's repository.
     pub fn windlass(&self, places: &Places, arguments: &[&str]) -> Command {
         self.windlass_at(places, arguments, &format!("quic://127.0.0.1:{}/main", self.port))
@@ -94,3 +103,5 @@ impl Drop for Node {
 /// The repository's folder.
 pub const OF_NODE: &str = "windlass-node";
 const SITE: &str = "site";
+/// USER_HZ: Linux gives times in it whatever it counts in itself.
+const TICKS_A_SECOND: f64 = 100.0;

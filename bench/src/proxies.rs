@@ -2,7 +2,7 @@
 
 use crate::measure::bytes_below;
 use crate::node::{Node, OF_NODE};
-use crate::report::median;
+use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
@@ -43,20 +43,11 @@ pub fn proxies(windlass: &Path, data: &Path, rounds: u32) -> Result<()> {
     let speed = median(alone.into_iter()) / median(together.into_iter());
     let (_, one) = run(&places, &[("clone0", MACHINES[0])], &mut 0)?;
     let (_, three) = run(&places, &["clone0", "clone1", "clone2"].map(|name| (name, MACHINES[0])), &mut peak)?;
-    let mut all = true;
-    for (what, value, limit, good) in [
-        ("three at once, of the speed of one alone", speed, ">= 0.9", speed >= 0.9),
-        (
-            "three clones at once, of the bytes of one",
-            three as f64 / one as f64,
-            "<= 1.01",
-            three as f64 <= one as f64 * 1.01,
-        ),
-        ("peak of the node, MiB", peak as f64 / 1_048_576.0, "<= 512", peak <= 512 << 20),
-    ] {
-        all &= good;
-        println!("{} {what:<46} {value:>8.3} {limit}", if good { "pass" } else { "FAIL" });
-    }
+    let all = judged(&[
+        ("three at once, of the speed of one alone", speed, Bound::AtLeast(0.9)),
+        ("three clones at once, of the bytes of one", three as f64 / one as f64, Bound::AtMost(1.01)),
+        ("peak of the node, MiB", peak as f64 / 1_048_576.0, Bound::AtMost(512.0)),
+    ]);
     ensure!(all, "not every promise holds");
     Ok(())
 }

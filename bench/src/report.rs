@@ -99,7 +99,7 @@ impl Report {
         let share = |tool| self.wall(Step::Copy, tool).unwrap_or(f64::NAN) / full;
         let ours = self.rows.iter().filter(|row| is_ours(row.tool));
         let peak = ours.map(Row::peak).max().unwrap_or(0) as f64 / MIB;
-        let checks = [
+        judged(&[
             ("full backup, times the best peer", faster(Step::Full, RAW), Bound::AtLeast(2.2)),
             ("increment by bitmap, times", faster(Step::Day2, BITMAP), Bound::AtLeast(15.0)),
             ("unchanged, read again, times", faster(Step::Rescan, RAW), Bound::AtLeast(5.0)),
@@ -118,18 +118,7 @@ impl Report {
             ("restore across QUIC, times", faster(Step::Restore, QUIC), Bound::AtLeast(1.6)),
             ("peak memory, MiB", peak, Bound::AtMost(512.0)),
             ("second machine, of the first's bytes", self.second_share, Bound::Below(0.01)),
-        ];
-        let mut all = true;
-        for (what, value, bound) in checks {
-            let (good, limit) = match bound {
-                Bound::AtLeast(limit) => (value >= limit, format!(">= {limit}")),
-                Bound::AtMost(limit) => (value <= limit, format!("<= {limit}")),
-                Bound::Below(limit) => (value < limit, format!("< {limit}")),
-            };
-            all &= good;
-            println!("{} {what:<42} {value:>9.3} {limit:>9}", if good { "pass" } else { "FAIL" });
-        }
-        all
+        ])
     }
 
     fn row(&self, step: Step, tool: &str) -> Option<&Row> {
@@ -146,10 +135,27 @@ impl Report {
     }
 }
 
-enum Bound {
+/// What is promised of a figure.
+#[derive(Debug, Clone, Copy)]
+pub enum Bound {
     AtLeast(f64),
     AtMost(f64),
     Below(f64),
+}
+
+/// Prints each figure with what is promised of it; true when all hold.
+pub fn judged(checks: &[(&str, f64, Bound)]) -> bool {
+    let mut all = true;
+    for (what, value, bound) in checks {
+        let (good, limit) = match bound {
+            Bound::AtLeast(limit) => (value >= limit, format!(">= {limit:.3}")),
+            Bound::AtMost(limit) => (value <= limit, format!("<= {limit:.3}")),
+            Bound::Below(limit) => (value < limit, format!("< {limit:.3}")),
+        };
+        all &= good;
+        println!("{} {what:<50} {value:>9.3} {limit:>10}", if good { "pass" } else { "FAIL" });
+    }
+    all
 }
 
 impl Row {

@@ -1,8 +1,10 @@
 //! Jobs across links that are long, narrow or leaky: a node behind a [`Relay`].
 
-use crate::measure::ran;
+use crate::measure::{compare, ran};
 use crate::node::{Node, OF_NODE};
 use crate::relay::{Relay, Shape};
+use crate::report::Bound::{AtLeast, AtMost};
+use crate::report::judged;
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
@@ -47,17 +49,13 @@ pub fn wan(windlass: &Path, data: &Path) -> Result<()> {
     let [near, far, leaky @ ..] = &made[..] else { unreachable!("there are rows") };
     let [leaky_cubic, leaky_bbr, far_cubic, far_bbr] = leaky else { unreachable!("there are six rows") };
     println!();
-    let mut all = true;
-    for (what, value, least) in [
-        ("new data at 150 ms, share of the link", far.new_share, 0.9),
-        ("restore at 150 ms, share of the link", far.restore_share, 0.8),
-        ("nothing new: at 0 ms, times as fast as at 150 ms", near.second_s / far.second_s, 1.0 / 1.5),
-        ("2 % lost at 20 ms: BBR, of the loss-free rate", leaky_bbr.new_share / near.new_share, 0.5),
-        ("2 % lost at 150 ms: BBR, of the loss-free rate", far_bbr.new_share / far.new_share, 0.5),
-    ] {
-        all &= value >= least;
-        println!("{} {what:<50} {value:>7.3} >= {least:.3}", if value >= least { "pass" } else { "FAIL" });
-    }
+    let all = judged(&[
+        ("new data at 150 ms, share of the link", far.new_share, AtLeast(0.9)),
+        ("restore at 150 ms, share of the link", far.restore_share, AtLeast(0.8)),
+        ("nothing new: time at 150 ms, of that at 0 ms", far.second_s / near.second_s, AtMost(1.5)),
+        ("2 % lost at 20 ms: BBR, of the loss-free rate", leaky_bbr.new_share / near.new_share, AtLeast(0.5)),
+        ("2 % lost at 150 ms: BBR, of the loss-free rate", far_bbr.new_share / far.new_share, AtLeast(0.5)),
+    ]);
     println!(
         "     2 % lost: Cubic, of the loss-free rate: {:.3} at 20 ms, {:.3} at 150 ms",
         leaky_cubic.new_share / near.new_share,
@@ -92,7 +90,7 @@ fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
     let blobs = crate::measure::bytes_below(&places.path(OF_NODE).join("packs"))? as f64;
     let second_s = timed(&["backup", "--machine", "second", "disk.raw"])?;
     let restored = timed(&["restore", "web@latest", "--to", "restored.raw"])?;
-    ensure!(same(&places.path("disk.raw"), &places.path("restored.raw"))?, "the restored disk differs");
+    compare(&places.path("restored.raw"), &places.path("disk.raw"))?;
     let share = |seconds: f64| blobs * 8.0 / seconds / RATE as f64;
     let made = Made { new_share: share(first), restore_share: share(restored), second_s };
     let link = format!("{} ms, {} % lost, {}", row.round_trip_ms, row.lost_per_mille as f64 / 10.0, row.congestion);
@@ -106,24 +104,6 @@ fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
         eprintln!("  {way}: {packets} packets, {lost} lost, {dropped} found no room");
     }
     Ok(made)
-}
-
-fn same(a: &Path, b: &Path) -> Result<bool> {
-    let (mut a, mut b) = (File::open(a)?, File::open(b)?);
-    if a.metadata()?.len() != b.metadata()?.len() {
-        return Ok(false);
-    }
-    let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    loop {
-        let length = a.read(&mut ours)?;
-        if length == 0 {
-            return Ok(true);
-        }
-        b.read_exact(&mut theirs[..length])?;
-        if ours[..length] != theirs[..length] {
-            return Ok(false);
-        }
-    }
 }
 
 const RATE: u64 = 200_000_000;

@@ -35,6 +35,7 @@ mod questions;
 mod quic;
 mod remote;
 mod serve;
+mod socket;
 
 pub use address::NodeAddress;
 pub use enrol::{create_token, join};

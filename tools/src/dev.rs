@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
+use windlass_bench::attacker::Means;
 use windlass_bench::relay::{Relay, Shape};
 
 #[derive(Debug, Parser)]
@@ -93,6 +94,9 @@ enum Bench {
         /// Rounds of quiet, attacked, quiet
         #[arg(long, default_value_t = 7)]
         rounds: u32,
+        /// Only this: flood, slow, streams, lengths or lies
+        #[arg(long)]
+        only: Vec<Means>,
         /// Where repositories are made; they are removed
         #[arg(long)]
         work: Option<PathBuf>,
@@ -106,6 +110,9 @@ enum Bench {
         /// Whose certificate they have
         #[arg(long)]
         identity: PathBuf,
+        /// Only this
+        #[arg(long)]
+        only: Vec<Means>,
     },
     /// Stages on one core beside what limits them
     Stages {
@@ -154,15 +161,16 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(Bench::Proxies { data, rounds }) => {
             windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
-        Task::Bench(Bench::Attack { data, rounds, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
+        Task::Bench(Bench::Attack { data, rounds, only, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
             windlass: std::env::current_exe()?.with_file_name("windlass"),
             work: work.unwrap_or_else(|| data.join("attack")),
             data,
             rounds,
+            only,
         }),
-        Task::Bench(Bench::Attacker { port, identity }) => {
+        Task::Bench(Bench::Attacker { port, identity, only }) => {
             let runtime = tokio::runtime::Runtime::new()?;
-            runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main"))
+            runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main", &only))
         }
         Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
     }

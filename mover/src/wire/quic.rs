@@ -1,5 +1,6 @@
 //! QUIC end points: TLS 1.3 with certificates of both sides, no early data, and windows for long fast links.
 
+use super::socket;
 use crate::identity::{Credentials, Identity, Token, Trust, provider};
 use crate::{Error, Result};
 use quinn::congestion::{BbrConfig, CubicConfig};
@@ -9,7 +10,6 @@ use quinn::{
     ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
-use rustix::net::sockopt;
 use rustls::client::ResolvesClientCert;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -19,7 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use std::fmt;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -114,7 +114,7 @@ pub fn server(address: SocketAddr, identity: &Identity, trust: &Trust, congestio
 /// # Errors
 /// As [`server`].
 pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion) -> Result<Endpoint> {
-    let bound = socket(address).and_then(|socket| {
+    let bound = socket::answering(address).and_then(|socket| {
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
         let endpoint = endpoint_config(&current.get().identity);
         Endpoint::new(endpoint, Some(server_config_of(current, congestion)?), socket, runtime)
@@ -132,28 +132,11 @@ pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion)
 /// `Transport` when no socket can be had.
 pub fn client() -> Result<Endpoint> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let made = socket(any).or_else(|_| socket(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
+    let made = socket::asking(any).or_else(|_| socket::asking(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
         let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
         Endpoint::new(EndpointConfig::default(), None, socket, runtime)
     });
     made.map_err(|error| Error::transport("no UDP socket").because(error))
-}
-
-/// A socket whose buffers hold what comes while both ends' threads do something else: the kernel's usual 200 KiB are 2 ms
-/// of 1 Gbit/s, and what does not fit looks like a crowded link to the sender.
-fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    // Beyond the system's limit is for root alone; others get as much as the limit gives.
-    let receiving = sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES)
-        .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BYTES));
-    let sending = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BYTES)
-        .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, SOCKET_BYTES));
-    receiving.and(sending)?;
-    // Peers measured three times the time for each byte without.
-    if quinn::udp::UdpSocketState::new((&socket).into())?.max_gso_segments() == 1 {
-        tracing::warn!("this kernel does not cut UDP packets itself (UDP_SEGMENT): sending takes three times the CPU");
-    }
-    Ok(socket)
 }
 
 /// How to ask a node.
@@ -358,8 +341,6 @@ const INCOMING_BYTES: u64 = 16 << 10;
 const INCOMINGS_BYTES: u64 = 4 << 20;
 /// Longest packet that is tried: a frame of 9,000 bytes without the headers of IPv6 and UDP.
 const JUMBO_BYTES: u16 = 8952;
-/// Asked of the kernel for each direction of a socket.
-const SOCKET_BYTES: usize = 4 << 20;
 /// On their way before the first is acknowledged: three times what RFC 9002 recommends, spread over a round trip. From far away
 /// each doubling takes one.
 const BEGIN_BYTES: u64 = 48 << 10;
