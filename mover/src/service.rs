@@ -1,8 +1,10 @@
 //! What the programs that serve have in common: how they fail, the signals that stop them, and what systemd is told.
 
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -43,6 +45,29 @@ pub fn ended(made: Result<()>) -> ExitCode {
             error.kind().exit_code().into()
         }
     }
+}
+
+/// Reads a configuration with `parse`, beside the folder at which its relative paths begin.
+///
+/// # Errors
+/// `Usage` when it cannot be read, and those of `parse`; both name the file.
+pub fn configured<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Result<(T, PathBuf)> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| Error::usage(path.display().to_string()).because(error))?;
+    let config = parse(&text).map_err(|error| error.context(path.display()))?;
+    Ok((config, path.parent().unwrap_or(Path::new(".")).to_owned()))
+}
+
+/// The first that is there more than once, of what a configuration names.
+pub fn twice<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut seen = BTreeSet::new();
+    let mut again = None;
+    for item in items {
+        if let Some(known) = seen.replace(item) {
+            again = again.or(Some(known));
+        }
+    }
+    again
 }
 
 /// Tells systemd that everything is open and answers.

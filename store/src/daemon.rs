@@ -68,7 +68,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         node = node.with(repository.name.as_str(), local.clone());
         open.push((repository, local));
     }
-    let endpoint = server_of(config.listen, &current, config.congestion())?;
+    let endpoint = server_of(config.listen, &current, config.congestion)?;
     let keeping = tokio::spawn(keeper.run());
     let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
     let (stop, stopped) = watch::channel(false);

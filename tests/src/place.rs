@@ -1,10 +1,8 @@
 //! A site of real processes: a storage node with one repository, proxies, and `windlass` as its administrator.
 
-use crate::program::{Ended, beside};
+use crate::program::{Ended, beside, free_port, served};
 use rustix::process::{Pid, Signal};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +21,7 @@ impl Place {
     /// When anything fails, as all of these.
     pub fn new(mebibytes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let place = Self { folder, port };
         // Half of it compresses.
         let mut noise = blake3::Hasher::new().update(b"disk").finalize_xof();
@@ -79,12 +77,17 @@ impl Place {
         self.started("windlass-store", &self.path("site/windlass-store.toml"), "listening", &[])
     }
 
+    /// An identity, in the folder of its name.
+    pub fn issue(&self, role: &str, name: &str, more: &[&str]) {
+        let mut issue = Command::new(beside("windlass-store"));
+        issue.args(["issue", "--role", role, "--name", name]).args(more);
+        issue.arg("--out").arg(self.path(name)).arg(self.path("site"));
+        assert!(issue.output().unwrap().status.success());
+    }
+
     /// The proxy of this name: makes its identity, and a configuration in which `machines` follow.
     pub fn make_proxy(&self, name: &str, machines: &str) -> PathBuf {
-        let (out, site) = (self.path(name), self.path("site"));
-        let mut issue = Command::new(beside("windlass-store"));
-        issue.args(["issue", "--role", "proxy", "--name", name, "--out"]).arg(&out).arg(&site);
-        assert!(issue.output().unwrap().status.success());
+        self.issue("proxy", name, &[]);
         let config = self.path(&format!("{name}.toml"));
         let node = format!("quic://127.0.0.1:{}", self.port);
         fs::write(&config, format!("identity = {name:?}\nnodes = [{node:?}]\n{machines}")).unwrap();
@@ -98,19 +101,7 @@ impl Place {
 
     /// A program that serves, waited for until it says this word; with these variables.
     pub fn started(&self, program: &str, config: &Path, says: &str, variables: &[(&str, &Path)]) -> Ended {
-        let log = self.path(&format!("{program}.log"));
-        let mut child = Command::new(beside(program))
-            .args(["serve", "--config"])
-            .arg(config)
-            .envs(variables.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(File::options().create(true).append(true).open(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains(says), "{}", fs::read_to_string(log).unwrap());
-        Ended(child)
+        served(program, config, says, &self.path(&format!("{program}.log")), variables)
     }
 
     /// Restores the newest point of `web` and compares it with the disk.

@@ -1,8 +1,9 @@
 //! The `windlass` program on a small machine: a repository with one point, and what tests break.
 
 use rustix::process::Signal;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
@@ -197,6 +198,30 @@ fn finish(child: Child) -> Run {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// A UDP port of the loopback address that nobody has at the moment.
+pub fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Starts a program that serves, and waits until it says this word. What it complains of is added to a file.
+///
+/// # Panics
+/// When it says something else, or ends.
+pub fn served(program: &str, config: &Path, says: &str, log: &Path, variables: &[(&str, &Path)]) -> Ended {
+    let mut child = Command::new(beside(program))
+        .args(["serve", "--config"])
+        .arg(config)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(File::options().create(true).append(true).open(log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains(says), "{}", fs::read_to_string(log).unwrap());
+    Ended(child)
 }
 
 /// A program as it ships, beside this test in the target folder.

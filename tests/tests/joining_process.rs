@@ -1,14 +1,13 @@
 //! Joining a site with the programs as they ship: tokens, nodes that are killed, certificates that renew themselves.
 
 use rustix::process::Signal;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::net::UdpSocket;
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use windlass_tests::program::{Ended, beside};
+use windlass_tests::program::{Ended, beside, free_port, served};
 
 /// A site in a folder; what is started in it is called by the folder that it was configured in.
 struct Site {
@@ -56,18 +55,8 @@ impl Site {
 
     /// The same for any program that serves.
     fn started(&self, program: &str, folder: &str, says: &str) -> Ended {
-        let log = self.path(&format!("{folder}.log"));
-        let mut child = Command::new(beside(program))
-            .args(["serve", "--config"])
-            .arg(self.path(folder).join(format!("{program}.toml")))
-            .stdout(Stdio::piped())
-            .stderr(File::options().create(true).append(true).open(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains(says), "{}", fs::read_to_string(log).unwrap());
-        Ended(child)
+        let config = self.path(folder).join(format!("{program}.toml"));
+        served(program, &config, says, &self.path(&format!("{folder}.log")), &[])
     }
 
     /// Runs `windlass` as who has the identity in a folder; HERE and NODE are replaced.
@@ -85,10 +74,6 @@ impl Site {
     fn run(&self, arguments: &[&str]) -> Output {
         self.run_as("site/admin", arguments, "")
     }
-}
-
-fn free_port() -> u16 {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[track_caller]

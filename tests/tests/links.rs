@@ -4,12 +4,12 @@ use mover::wire::WINDOW_BYTES;
 use rustix::process::Signal;
 use std::fs;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use windlass_bench::relay::{Relay, Shape};
 use windlass_tests::place::{Place, signal, wait_until};
-use windlass_tests::program::{Ended, beside};
+use windlass_tests::program::{Ended, free_port};
 
 /// 400 Mbit/s, 10 ms there and back.
 const SHAPE: Shape = Shape {
@@ -100,12 +100,9 @@ fn packets_are_lost_doubled_and_out_of_order() {
 
 /// A second node of the site, with a repository that takes copies of the first one's.
 fn second_node(place: &Place) -> (Ended, SocketAddr) {
-    let (out, site, repository) = (place.path("second"), place.path("site"), place.path("copies"));
-    let mut issue = Command::new(beside("windlass-store"));
-    issue.args(["issue", "--role", "node", "--name", "second", "--host", "127.0.0.1", "--out"]).arg(&out).arg(&site);
-    assert!(issue.output().unwrap().status.success());
+    let (repository, port) = (place.path("copies"), free_port());
+    place.issue("node", "second", &["--host", "127.0.0.1"]);
     place.done(&["init", "-r", repository.to_str().unwrap(), "--like", "REPO"]);
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = place.path("second.toml");
     let text = format!(
         "listen = \"127.0.0.1:{port}\"\nidentity = \"second\"\n[[repository]]\nname = \"main\"\npath = {repository:?}\n"

@@ -1,8 +1,8 @@
 //! Identities that renew themselves: past half of their life, with a new key each time, long before they end.
 
 use super::{Current, enrol};
-use crate::identity::{Credentials, Issued, NewKey, Registry};
-use crate::{Error, ErrorKind, Result, World, blocking};
+use crate::identity::{Credentials, Facts, Issued, NewKey, Registry};
+use crate::{Error, ErrorKind, Result, Timestamp, World, blocking};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,9 +61,7 @@ impl Keeper {
                     tracing::info!(holder = %current.identity.holder(), "identity renewed");
                 }
                 Err(error) => {
-                    let left = until(facts.not_after.0 - now.0);
-                    let hint = error.remedy().unwrap_or_default();
-                    tracing::warn!(%error, hint, left_s = left.as_secs(), "the identity could not be renewed");
+                    let left = not_renewed(&error, &facts, now);
                     // The less is left, the more often.
                     tokio::time::sleep(pause.min((left / 10).max(Duration::from_secs(1)))).await;
                     pause = (pause * 2).min(LOOK_AGAIN);
@@ -125,9 +123,7 @@ pub async fn renewed_when_used(folder: &Path, world: &World) -> Result<Credentia
         Err(error) => {
             // Not with each command again. Where this cannot be written, the next one tries.
             let _ = std::fs::write(tried, format!("{}\n", world.now().0));
-            let left = until(facts.not_after.0 - world.now().0);
-            let hint = error.remedy().unwrap_or_default();
-            tracing::warn!(%error, hint, left_s = left.as_secs(), "the identity could not be renewed");
+            not_renewed(&error, facts, world.now());
             Ok(found)
         }
     }
@@ -169,6 +165,14 @@ async fn renew(folder: &Path, signer: &Signer, world: &World, patience: Duration
         Credentials::load(&folder)
     })
     .await
+}
+
+/// Warns, and gives what is left of its life.
+fn not_renewed(error: &Error, facts: &Facts, now: Timestamp) -> Duration {
+    let left = until(facts.not_after.0 - now.0);
+    let hint = error.remedy().unwrap_or_default();
+    tracing::warn!(%error, hint, left_s = left.as_secs(), "the identity could not be renewed");
+    left
 }
 
 /// Of nanoseconds, none when they have passed.

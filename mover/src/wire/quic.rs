@@ -17,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use serde::Deserialize;
 use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -25,7 +26,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// How fast a sender may become when packets are lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Congestion {
     /// Loss means congestion.
     #[default]
@@ -132,10 +134,11 @@ pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion)
 /// `Transport` when no socket can be had.
 pub fn client() -> Result<Endpoint> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let made = socket::asking(any).or_else(|_| socket::asking(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
-        let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
-        Endpoint::new(EndpointConfig::default(), None, socket, runtime)
-    });
+    let made =
+        socket::asking(any).or_else(|_| socket::asking(SocketAddr::from(([0, 0, 0, 0], 0)))).and_then(|socket| {
+            let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+            Endpoint::new(EndpointConfig::default(), None, socket, runtime)
+        });
     made.map_err(|error| Error::transport("no UDP socket").because(error))
 }
 

@@ -1,6 +1,7 @@
 //! The configuration of a proxy. Unknown keys are refused, with line and column.
 
 use crate::{NamedSource, SourceAddress};
+use mover::service::{configured, twice};
 use mover::wire::NodeAddress;
 use mover::wire::control::DISKS_MAX;
 use mover::{Error, Name, Result};
@@ -50,10 +51,7 @@ impl Config {
     /// # Errors
     /// `Usage`, with line and column of what is wrong.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|error| Error::usage(path.display().to_string()).because(error))?;
-        let mut config = Self::parse(&text).map_err(|error| error.context(path.display()))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let (mut config, folder) = configured(path, Self::parse)?;
         config.identity = folder.join(&config.identity);
         for disk in config.machine.iter_mut().flat_map(|machine| &mut machine.disk) {
             if let SourceAddress::File { path, .. } = &mut disk.source {
@@ -91,18 +89,6 @@ impl From<Disk> for NamedSource {
     fn from(disk: Disk) -> Self {
         Self { name: disk.name, address: disk.source }
     }
-}
-
-/// The first that is there more than once.
-fn twice<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut again = None;
-    for item in items {
-        if let Some(known) = seen.replace(item) {
-            again = again.or(Some(known));
-        }
-    }
-    again
 }
 
 fn jobs() -> NonZeroU8 {

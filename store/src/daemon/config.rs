@@ -1,6 +1,7 @@
 //! The configuration of a storage node. Unknown keys are refused, with line and column.
 
 use mover::identity::LIFE;
+use mover::service::{configured, twice};
 use mover::wire::Congestion;
 use mover::{Error, Name, Result};
 use serde::Deserialize;
@@ -26,9 +27,9 @@ pub struct Config {
     /// everybody is shut out.
     #[serde(default)]
     pub deny: Option<PathBuf>,
-    /// `cubic` or `bbr`.
+    /// How senders react to loss: `cubic` or `bbr`.
     #[serde(default)]
-    pub congestion: CongestionName,
+    pub congestion: Congestion,
     /// Most bytes of chunks that come in a second, from all others together: `20MiB`.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
@@ -63,27 +64,13 @@ pub struct Repository {
     pub path: PathBuf,
 }
 
-/// Names of congestion controllers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CongestionName {
-    /// See [`Congestion::Cubic`].
-    #[default]
-    Cubic,
-    /// See [`Congestion::Bbr`].
-    Bbr,
-}
-
 impl Config {
     /// Reads a file.
     ///
     /// # Errors
     /// `Usage`, with line and column of what is wrong.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path);
-        let text = text.map_err(|error| Error::usage(path.display().to_string()).because(error))?;
-        let mut config = Self::parse(&text).map_err(|error| error.context(path.display()))?;
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let (mut config, folder) = configured(path, Self::parse)?;
         config.identity = folder.join(&config.identity);
         config.authority = config.authority.map(|authority| folder.join(authority));
         config.deny = config.deny.map(|deny| folder.join(deny));
@@ -97,20 +84,10 @@ impl Config {
             let (least, most) = (CERTIFICATE_SECONDS.start(), CERTIFICATE_SECONDS.end());
             return Err(Error::usage(format!("certificate_seconds is {least} to {most}")));
         }
-        let mut names: Vec<&Name> = config.repository.iter().map(|it| &it.name).collect();
-        names.sort_unstable();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(Error::usage(format!("two repositories are called {}", pair[0]))),
-            None => Ok(config),
+        if let Some(name) = twice(config.repository.iter().map(|it| &it.name)) {
+            return Err(Error::usage(format!("two repositories are called {name}")));
         }
-    }
-
-    /// How senders react to loss.
-    pub const fn congestion(&self) -> Congestion {
-        match self.congestion {
-            CongestionName::Cubic => Congestion::Cubic,
-            CongestionName::Bbr => Congestion::Bbr,
-        }
+        Ok(config)
     }
 }
 
@@ -130,7 +107,7 @@ mod tests {
         let text = "listen = \"[::]:7440\"\nidentity = \"node\"\ncongestion = \"bbr\"\n\
                     [[repository]]\nname = \"main\"\npath = \"/backup/main\"\n";
         let config = Config::parse(text).unwrap();
-        assert_eq!(config.congestion(), Congestion::Bbr);
+        assert_eq!(config.congestion, Congestion::Bbr);
         assert_eq!(config.repository[0].path, Path::new("/backup/main"));
     }
 

@@ -52,12 +52,12 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), open::close(opened).await),
         (Err(error), Err(_)) => (Err(error), Ok(())),
     };
-    let (report, there, failed) = made?;
+    let Tally { sum, there, failed } = made?;
     closed?;
     let summary = Summary {
-        points: report.points,
-        chunks_moved: report.chunks_moved,
-        bytes_moved: report.bytes_moved,
+        points: sum.points,
+        chunks_moved: sum.chunks_moved,
+        bytes_moved: sum.bytes_moved,
         points_there_already: there,
         points_failed: failed,
         duration_ms: milliseconds(began.elapsed()),
@@ -65,42 +65,65 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     context.out.summary(&summary, || {
         context.out.line(&format!(
             "copied {} points ({} were there already, {} failed): {} in {} chunks, {}",
-            count(report.points),
+            count(sum.points),
             count(there),
             count(failed),
-            size(report.bytes_moved),
-            count(report.chunks_moved),
+            size(sum.bytes_moved),
+            count(sum.chunks_moved),
             seconds(began.elapsed()),
         ));
     });
     Ok(if failed > 0 { Exit::SomeFailed } else { Exit::Done })
 }
 
-/// Copies the chosen points, oldest first, so that later ones find what they share. Gives the sum, how many were there
-/// and how many failed.
-async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<(CopyReport, u64, u64)> {
-    let points = chosen(arguments, from).await?;
-    let verification = verification(arguments);
-    let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
-    let progress = Progress::default();
-    for point in &points {
-        let job = context.stop.race(copy(from, to, point, verification, &progress));
-        match watched(&context.out, &progress, job).await {
+/// What became of the points.
+#[derive(Default)]
+struct Tally {
+    sum: CopyReport,
+    there: u64,
+    failed: u64,
+}
+
+impl Tally {
+    /// Adds what became of `point`, one of `all`.
+    fn add(
+        &mut self,
+        context: &Context,
+        all: &[RecoveryPoint],
+        point: PointId,
+        made: Result<CopyReport>,
+    ) -> Result<()> {
+        match made {
             Ok(report) => {
-                there += u64::from(report.points == 0);
-                sum.points += report.points;
-                sum.chunks_moved += report.chunks_moved;
-                sum.bytes_moved += report.bytes_moved;
+                self.there += u64::from(report.points == 0);
+                self.sum.points += report.points;
+                self.sum.chunks_moved += report.chunks_moved;
+                self.sum.bytes_moved += report.bytes_moved;
             }
             // These would befall every other point as well.
-            Err(error) if points.len() == 1 || fatal(&error) => return Err(error),
+            Err(error) if all.len() == 1 || fatal(&error) => return Err(error),
             Err(error) => {
-                failed += 1;
-                context.out.item_failed(&format!("{}@{}", point.machine_name, short(point.id)), &error);
+                self.failed += 1;
+                let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
+                let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
+                context.out.item_failed(&format!("{machine}{}", short(point)), &error);
             }
         }
+        Ok(())
     }
-    Ok((sum, there, failed))
+}
+
+/// Copies the chosen points, oldest first, so that later ones find what they share.
+async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<Tally> {
+    let points = chosen(arguments, from).await?;
+    let verification = verification(arguments);
+    let (mut tally, progress) = (Tally::default(), Progress::default());
+    for point in &points {
+        let job = context.stop.race(copy(from, to, point, verification, &progress));
+        let made = watched(&context.out, &progress, job).await;
+        tally.add(context, &points, point.id, made)?;
+    }
+    Ok(tally)
 }
 
 /// The same between two nodes: the receiving one pulls, and nothing goes through here but what is told.
@@ -110,33 +133,15 @@ async fn pull_all(
     from: &Opened,
     to: &Remote,
     place: &wire::Place,
-) -> Result<(CopyReport, u64, u64)> {
+) -> Result<Tally> {
     let points = chosen(arguments, from).await?;
     let ids: Vec<PointId> = points.iter().map(|point| point.id).collect();
-    let (mut sum, mut there, mut failed) = (CopyReport::default(), 0, 0);
-    let progress = Progress::default();
+    let (mut tally, progress) = (Tally::default(), Progress::default());
     progress.enter(Phase::Move);
-    let told = |id, outcome: Result<CopyReport>| {
-        match outcome {
-            Ok(report) => {
-                there += u64::from(report.points == 0);
-                sum.points += report.points;
-                sum.chunks_moved += report.chunks_moved;
-                sum.bytes_moved += report.bytes_moved;
-            }
-            Err(error) if points.len() == 1 => return Err(error),
-            Err(error) => {
-                failed += 1;
-                let machine = points.iter().find(|point| point.id == id).map(|point| &point.machine_name);
-                let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
-                context.out.item_failed(&format!("{machine}{}", short(id)), &error);
-            }
-        }
-        Ok(())
-    };
+    let told = |id, made| tally.add(context, &points, id, made);
     let pulling = to.pull(place, &ids, verification(arguments), &progress, told);
     watched(&context.out, &progress, context.stop.race(pulling)).await?;
-    Ok((sum, there, failed))
+    Ok(tally)
 }
 
 const fn verification(arguments: &Copy) -> Verification {
