@@ -47,7 +47,10 @@ pub fn attack(options: &AttackOptions) -> Result<()> {
     let spread = one.max(other) / one.min(other) - 1.0;
     let least = SHARE_MIN - spread;
     println!("\nquiet against quiet differs by {spread:.3}");
-    ensure!(judged(&[("share of its speed that a job keeps", share, Bound::AtLeast(least))]), "attackers cost others too much");
+    ensure!(
+        judged(&[("share of its speed that a job keeps", share, Bound::AtLeast(least))]),
+        "attackers cost others too much"
+    );
     Ok(())
 }
 

@@ -85,7 +85,7 @@ impl Raw {
     /// # Errors
     /// When it is not there.
     pub async fn repository(&self, name: &str) -> Result<RepositoryId> {
-        match self.ask(&Request::Open(Open { name: name.to_owned() }), &[]).await? {
+        match self.ask(&Request::Open(Open { name: name.to_owned(), machine: None }), &[]).await? {
             (Reply::Opened(opened), _) => Ok(opened.repository),
             (reply, _) => anyhow::bail!("{reply:?}"),
         }

@@ -49,7 +49,7 @@ pub fn wire() -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let serving = there.spawn(Arc::new(Node::new(world.clone()).with("main", repository)).serve(endpoint, stopped));
     let session = here.block_on(async {
-        let remote = Remote::connect(client()?, Peer::new("localhost", port, config.clone()), "main").await?;
+        let remote = Remote::connect(client()?, Peer::new("localhost", port, config.clone()), "main", None).await?;
         let (point, owner) = (PointId::random(&world), OwnerId::default());
         let begin = Begin { point, parents: Vec::new(), owner, verification: Verification::Decode };
         anyhow::Ok((remote.begin(begin).await?.0, remote))

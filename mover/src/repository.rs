@@ -350,7 +350,7 @@ pub struct RecoveryPoint {
 }
 
 /// Which points to list.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PointFilter {
     /// Of this machine name.
     pub machine: Option<Name>,

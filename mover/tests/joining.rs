@@ -120,7 +120,7 @@ impl Site {
 
     async fn connect(&self, identity: &Identity) -> Result<Remote> {
         let config = client_config(identity, &self.trust(), Congestion::default())?;
-        Remote::connect(client()?, Peer::new("localhost", self.port, config), "repo").await
+        Remote::connect(client()?, Peer::new("localhost", self.port, config), "repo", None).await
     }
 
     fn tokens(&self) -> Vec<PathBuf> {

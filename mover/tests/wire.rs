@@ -28,7 +28,7 @@ fn requests() -> Vec<Request> {
         vec![WireDraft { manifest_bytes: 7, origin: Some(origin) }, WireDraft { manifest_bytes: 8, origin: None }];
     vec![
         Request::Hello(Hello { versions: (1, 2), features: 3, program: "windlass".into() }),
-        Request::Open(Open { name: "main".into() }),
+        Request::Open(Open { name: "main".into(), machine: Some("web".parse().unwrap()) }),
         Request::Token(TokenIn { hash: [14; 32], wanted: wanted(), valid_s: 3600 }),
         Request::Join(JoinIn { secret: [15; 32], claim: claim() }),
         Request::Renew(RenewIn { claim: claim() }),

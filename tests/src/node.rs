@@ -85,7 +85,7 @@ impl Running {
     /// As [`Remote::connect`].
     pub async fn connect_as(&self, identity: &Identity, trust: &Trust, name: &str) -> Result<Remote> {
         let config = client_config(identity, trust, Congestion::default())?;
-        Remote::connect(client()?, Peer::new("localhost", self.port, config), name).await
+        Remote::connect(client()?, Peer::new("localhost", self.port, config), name, None).await
     }
 
     /// Stops it gracefully and waits for its end.

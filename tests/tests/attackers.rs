@@ -141,7 +141,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
     match code {
         0x0001 => bare(Request::Hello(Hello { versions: (1, 1), features: 0, program: "test".into() })),
-        0x0002 => bare(Request::Open(Open { name: "repo".into() })),
+        0x0002 => bare(Request::Open(Open { name: "repo".into(), machine: None })),
         0x0003 => {
             let holder = Holder { role: Role::Admin, name: "host7".parse().unwrap() };
             let wanted = Wanted { holder, hosts: Vec::new() };
@@ -273,7 +273,7 @@ async fn huge_lengths_everywhere() {
         (put(Vec::new()), 16),
         (Request::Read(ReadIn { repository: field.repository(), points: Vec::new() }), 16),
         (Request::Commit(CommitIn { session, drafts: Vec::new() }), 16),
-        (Request::Open(Open { name: String::new() }), 0),
+        (Request::Open(Open { name: String::new(), machine: None }), 0),
     ] {
         let mut bytes = encode(&request, 0, false).unwrap().to_vec();
         bytes[16 + at..16 + at + 8].fill(0xff);

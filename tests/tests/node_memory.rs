@@ -1,10 +1,11 @@
 //! The memory of a storage node as it ships, while several holders have it hold everything that they can.
 
+use bytes::Bytes;
 use mover::identity::Credentials;
-use mover::wire::message::{Ask, Put, ReadIn, Reply, Request};
+use mover::wire::message::{Ask, Of, Put, ReadIn, Reply, Request};
 use mover::wire::{Congestion, client_config, encode};
-use mover::{RepositoryId, World};
-use quinn::{ClientConfig, TransportConfig, VarInt};
+use mover::{RepositoryId, SessionId, World};
+use quinn::{ClientConfig, Connection, TransportConfig, VarInt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,15 +27,20 @@ async fn takes_all(port: u16, identity: &Path, world: World) -> Vec<Raw> {
     let repository = first.repository("main").await.unwrap();
     let known = remembered(&first, repository, &world).await;
     held.push(first);
-    // Until the node says that these are enough.
+    // Until the node says that these are enough. All are there before any asks for much: from then on each request waits
+    // for a turn that another one holds.
+    let mut wishes = Vec::new();
     while let Ok(raw) = Raw::greeted(port, reading_little(&config)).await {
-        if held.len().is_multiple_of(2) {
-            puts(&raw, repository, &world).await
+        wishes.push(if held.len().is_multiple_of(2) {
+            put(raw.begin(repository, &world).await.unwrap())
         } else {
-            gets(&raw, repository, &known).await
-        }
+            get(reader(&raw, repository).await, &known)
+        });
         held.push(raw);
         assert!(held.len() < 1000, "there is a limit");
+    }
+    for (raw, wish) in held[1..].iter().zip(wishes) {
+        (0..STREAMS_MAX - 4).for_each(|_| drop(tokio::spawn(ask(raw.connection.clone(), wish.clone()))));
     }
     held
 }
@@ -59,42 +65,38 @@ async fn remembered(raw: &Raw, repository: RepositoryId, world: &World) -> Vec<u
     ids
 }
 
-/// As many puts as it may, each without its last byte.
-async fn puts(raw: &Raw, repository: RepositoryId, world: &World) {
-    let Ok(session) = raw.begin(repository, world).await else { return };
+/// What is asked, and whether that is all of it.
+type Wish = (Vec<Bytes>, bool);
+
+/// A put without its last megabyte.
+fn put(session: SessionId) -> Wish {
     let head = encode(&Request::Put(Put { session, lengths: vec![(10 << 20) - 32] }), 10 << 20, false).unwrap();
-    for _ in 0..STREAMS_MAX - 4 {
-        let connection = raw.connection.clone();
-        let head = head.clone();
-        tokio::spawn(async move {
-            let Ok((mut to, from)) = connection.open_bi().await else { return };
-            let rest = bytes::Bytes::from_static(&[0; 1 << 20]);
-            let _ = to.write_all(&head).await;
-            for _ in 0..9 {
-                let _ = to.write_chunk(rest.clone()).await;
-            }
-            connection.closed().await;
-            drop((to, from));
-        });
+    let rest = Bytes::from_static(&[0; 1 << 20]);
+    (std::iter::once(head.into()).chain(std::iter::repeat_n(rest, 9)).collect(), false)
+}
+
+/// A question for as many chunks as one may have.
+fn get(session: SessionId, ids: &[u8]) -> Wish {
+    let head = encode(&Request::Get(Of { session }), ids.len() as u64, false).unwrap();
+    (vec![head.into(), ids.to_vec().into()], true)
+}
+
+async fn reader(raw: &Raw, repository: RepositoryId) -> SessionId {
+    match raw.ask(&Request::Read(ReadIn { repository, points: Vec::new() }), &[]).await.unwrap() {
+        (Reply::Session(of), _) => of.session,
+        (reply, _) => panic!("{reply:?}"),
     }
 }
 
-/// As many questions for as many chunks as it may, and takes no answer.
-async fn gets(raw: &Raw, repository: RepositoryId, ids: &[u8]) {
-    let read = Request::Read(ReadIn { repository, points: Vec::new() });
-    let Ok((Reply::Session(of), _)) = raw.ask(&read, &[]).await else { return };
-    let head = encode(&Request::Get(of), ids.len() as u64, false).unwrap();
-    let whole = bytes::Bytes::from([&head[..], ids].concat());
-    for _ in 0..STREAMS_MAX - 4 {
-        let (connection, whole) = (raw.connection.clone(), whole.clone());
-        tokio::spawn(async move {
-            let Ok((mut to, from)) = connection.open_bi().await else { return };
-            let _ = to.write_chunk(whole).await;
-            let _ = to.finish();
-            connection.closed().await;
-            drop(from);
-        });
+/// Says it, and takes no answer for as long as the connection lasts.
+async fn ask(connection: Connection, (mut bytes, whole): Wish) {
+    let Ok((mut to, from)) = connection.open_bi().await else { return };
+    let _ = to.write_all_chunks(&mut bytes).await;
+    if whole {
+        let _ = to.finish();
     }
+    connection.closed().await;
+    drop((to, from));
 }
 
 fn reading_little(config: &ClientConfig) -> ClientConfig {
@@ -105,9 +107,7 @@ fn reading_little(config: &ClientConfig) -> ClientConfig {
     config
 }
 
-/// Setting the attackers up takes minutes: each waits for turns that the others hold until the node's patience ends.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes many minutes"]
 async fn three_holders_that_take_everything() {
     let folder = tempfile::tempdir().unwrap();
     let places = Places { work: folder.path().to_owned(), windlass: beside("windlass") };

@@ -58,7 +58,7 @@ async fn who_is_not_of_the_site_is_refused() {
     assert!(found == refused && told.contains("revoked"), "{told}");
     // A certificate that is a client's only does not make a node.
     let config = client_config(&good, &site.trust(), Congestion::default()).unwrap();
-    let elsewhere = Remote::connect(client().unwrap(), Peer::new("127.0.0.1", running.port, config), "repo");
+    let elsewhere = Remote::connect(client().unwrap(), Peer::new("127.0.0.1", running.port, config), "repo", None);
     assert_eq!(kind(elsewhere).await.0, refused, "the node's certificate does not name this address");
     let (found, told) = kind(running.connect_as(&good, &site.trust(), "nothing")).await;
     assert!(found == ErrorKind::NotFound && told.contains("nothing"), "{told}");
@@ -91,7 +91,7 @@ async fn a_wrong_address_is_told_and_not_waited_for_long() {
         patience: Duration::from_millis(300),
         ..Peer::new("localhost", silent.local_addr().unwrap().port(), config)
     };
-    let error = Remote::connect(client().unwrap(), peer, "repo").await.unwrap_err();
+    let error = Remote::connect(client().unwrap(), peer, "repo", None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transport, "{error}");
     assert!(error.remedy().is_some());
 }
@@ -152,7 +152,7 @@ async fn a_version_that_nobody_signed_is_asked_for_again() {
     });
     let identity = site.identity(Role::Admin, "admin", &world);
     let config = client_config(&identity, &site.trust(), Congestion::default()).unwrap();
-    let remote = Remote::connect(client().unwrap(), Peer::new("localhost", port, config), "repo").await.unwrap();
+    let remote = Remote::connect(client().unwrap(), Peer::new("localhost", port, config), "repo", None).await.unwrap();
     assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
     relay.abort();
     running.stop().await;

@@ -161,13 +161,15 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(Bench::Proxies { data, rounds }) => {
             windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
-        Task::Bench(Bench::Attack { data, rounds, only, work }) => windlass_bench::attack(&windlass_bench::AttackOptions {
-            windlass: std::env::current_exe()?.with_file_name("windlass"),
-            work: work.unwrap_or_else(|| data.join("attack")),
-            data,
-            rounds,
-            only,
-        }),
+        Task::Bench(Bench::Attack { data, rounds, only, work }) => {
+            windlass_bench::attack(&windlass_bench::AttackOptions {
+                windlass: std::env::current_exe()?.with_file_name("windlass"),
+                work: work.unwrap_or_else(|| data.join("attack")),
+                data,
+                rounds,
+                only,
+            })
+        }
         Task::Bench(Bench::Attacker { port, identity, only }) => {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main", &only))

@@ -5,7 +5,7 @@ use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
 use mover::wire::{Congestion, Peer, Remote, client, client_config, renewed_when_used};
-use mover::{DiskRecord, Either, Error, Repository as _, RepositoryId, Result, TrackingWish, blocking};
+use mover::{DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, TrackingWish, blocking};
 use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
 use std::future::Future;
 use std::path::PathBuf;
@@ -18,13 +18,13 @@ pub use store::{Access, Local};
 /// A repository in a directory, or on a storage node.
 pub type Opened = Either<Local, Remote>;
 
-/// Opens a repository.
-pub async fn repository(context: &Context, address: &Kept, access: Access) -> Result<Opened> {
+/// Opens a repository, perhaps to ask for the points of a machine next.
+async fn repository(context: &Context, address: &Kept, access: Access, machine: Option<&Name>) -> Result<Opened> {
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
-            let remote =
-                Remote::connect(client()?, peer(context, host, *port, *congestion).await?, name.as_str()).await;
+            let peer = peer(context, host, *port, *congestion).await?;
+            let remote = Remote::connect(client()?, peer, name.as_str(), machine).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
         }
     }
@@ -83,7 +83,7 @@ fn own_identity() -> Option<PathBuf> {
 
 /// Opens a repository, as long as patience lasts.
 pub async fn patiently(context: &Context, address: &Kept, access: Access, patience: &Patience) -> Result<Opened> {
-    patience.wait().retry(&context.out, &context.stop, async || repository(context, address, access).await).await
+    patience.wait().retry(&context.out, &context.stop, async || repository(context, address, access, None).await).await
 }
 
 /// The same for a directory.
@@ -96,18 +96,19 @@ pub async fn directory_patiently(
     patience.wait().retry(&context.out, &context.stop, async || directory(context, address, access).await).await
 }
 
-/// Opens a repository for writing and a machine's disks as one snapshot session, both at once: each takes a noticeable
+/// Opens a repository for writing and the disks of `machine` as one snapshot session, both at once: each takes a noticeable
 /// part of an increment. `around` runs the opening of the disks.
 pub async fn repository_and_source<T>(
     context: &Context,
     address: &Kept,
+    machine: &Name,
     disks: &[NamedSource],
     wish: TrackingWish,
     around: impl AsyncFnOnce(DynOpening<'_>) -> Result<(SnapshotSession, T)>,
 ) -> (Result<Opened>, Result<(SnapshotSession, T)>) {
     let node = match address.at() {
         At::Directory(_) => None,
-        At::Node { .. } => match repository(context, address, Access::Write).await {
+        At::Node { .. } => match repository(context, address, Access::Write, Some(machine)).await {
             Ok(opened) => Some(opened),
             Err(error) => return (Err(error), Err(Error::internal("no repository"))),
         },
@@ -120,7 +121,7 @@ pub async fn repository_and_source<T>(
         Some(id) => id,
         // Opening it tells better what is wrong.
         None => {
-            let error = match repository(context, address, Access::Read).await {
+            let error = match repository(context, address, Access::Read, None).await {
                 Ok(_) => Error::internal("the repository's configuration could not be read twice"),
                 Err(error) => error,
             };
@@ -131,7 +132,7 @@ pub async fn repository_and_source<T>(
     let repository = async move {
         let opened = match node {
             Some(opened) => Ok(opened),
-            None => repository(context, address, Access::Write).await,
+            None => repository(context, address, Access::Write, None).await,
         };
         give.send_replace(opened.as_ref().ok().cloned());
         opened

@@ -3,19 +3,21 @@
 use super::Job;
 use super::audit::{AuditReport, Begun};
 use crate::{
-    ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, PAGE_ENTRIES, Pacer,
-    Page, PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of,
+    ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
+    Pacer, Page, PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of,
     with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
 use futures::StreamExt;
-use futures::stream::FuturesOrdered;
+use futures::future::try_join;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 pub(super) struct DiskPass<'a, R: Repository, S> {
     pub job: &'a Job<'a, R, S>,
@@ -35,13 +37,6 @@ struct Piece {
     extent: Extent,
     /// True when allocation says that it reads as zeros.
     zero: bool,
-}
-
-/// What became of a piece.
-struct Done {
-    refs: Vec<(u64, PageRef)>,
-    bytes_read: u64,
-    bytes_changed: u64,
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
@@ -106,22 +101,46 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             bytes_audited: 0,
         };
         let this = &*self;
-        let flow = Flow::default();
-        let mut work =
-            Work { pieces: pieces(&read, &zero), begun: FuturesOrdered::new(), done: VecDeque::new(), flow: &flow };
-        while let Some(done) = work.next(|piece| flow.counted(this.piece(piece, &pacer, &flow))).await? {
-            let place = async {
-                for (block, entry) in done.refs {
-                    builder.set(block, entry).await?;
+        let flow = Flow::new();
+        let store = async |cut: Option<Cut>, pages: Vec<NewPage>| {
+            flow.pages.fetch_add(pages.len(), Relaxed);
+            let of_cut = async {
+                if let Some(cut) = cut {
+                    this.keep(cut, &pacer, &flow).await?;
+                    flow.active.fetch_sub(1, Relaxed);
                 }
-                this.job.store_pages(builder.take_pages()).await
+                Ok(())
             };
-            work.go_on_during(place).await?;
-            tracking.bytes_read += done.bytes_read;
-            tracking.bytes_changed += done.bytes_changed;
+            let of_pages = async {
+                let many = pages.len();
+                this.job.store_pages(pages).await?;
+                flow.pages.fetch_sub(many, Relaxed);
+                Ok(())
+            };
+            try_join(of_cut, of_pages).await.map(drop)
+        };
+        let mut work = Work {
+            pieces: pieces(&read, &zero).peekable(),
+            cutting: FuturesOrdered::new(),
+            cut: VecDeque::new(),
+            storing: FuturesUnordered::new(),
+            flow: &flow,
+        };
+        while let Some(cut) = work.next(|piece| this.cut(piece, &pacer)).await? {
+            let place = async {
+                for (block, entry) in &cut.refs {
+                    builder.set(*block, *entry).await?;
+                }
+                Ok(builder.take_pages())
+            };
+            let pages = work.go_on_during(place).await?;
+            tracking.bytes_read += cut.bytes_read;
+            tracking.bytes_changed += cut.bytes_changed;
+            work.storing.push(store(Some(cut), pages));
         }
         let (root, pages) = builder.finish();
-        self.job.store_pages(pages).await?;
+        work.storing.push(store(None, pages));
+        work.stored().await?;
         Ok((root, tracking))
     }
 
@@ -165,29 +184,34 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect()
     }
 
-    async fn piece(&self, piece: Piece, pacer: &Pacer, flow: &Flow) -> Result<Done> {
+    async fn cut(&self, piece: Piece, pacer: &Pacer) -> Result<Cut> {
         let (extent, size) = (piece.extent, self.description.size);
-        let before = self.leaf_before(extent).await?;
         if piece.zero {
+            let before = self.leaf_before(extent).await?;
             let number = |block: &Extent| block.offset / u64::from(GRID_BYTES);
             let was_data = |block: &Extent| {
                 before.as_ref().is_some_and(|page| page.entry(number(block) % PAGE_ENTRIES) != PageRef::Absent)
             };
             let gone: Vec<Extent> = grid_blocks(extent, size).filter(was_data).collect();
             let refs = gone.iter().map(|block| (number(block), PageRef::Absent)).collect();
-            return Ok(Done { refs, bytes_read: 0, bytes_changed: gone.iter().map(|block| block.length).sum() });
+            let bytes_changed = gone.iter().map(|block| block.length).sum();
+            return Ok(Cut { extent, refs, changed: Vec::new(), bytes_read: 0, bytes_changed });
         }
-        let mut cut = self.read_and_cut(extent, before.clone(), pacer).await?;
-        if flow.is_slow_and_knows_all() && !self.are_there(&mut cut, flow).await? {
-            cut = self.read_and_cut(extent, before, pacer).await?;
-        }
-        self.store(&cut, flow).await?;
-        self.job.progress.advance(extent.length);
-        let Cut { refs, bytes_changed, .. } = cut;
-        Ok(Done { refs, bytes_read: extent.length, bytes_changed })
+        self.read_and_cut(extent, pacer).await
     }
 
-    async fn read_and_cut(&self, extent: Extent, before: Option<Arc<Page>>, pacer: &Pacer) -> Result<Cut> {
+    /// Brings what changed into the repository.
+    async fn keep(&self, mut cut: Cut, pacer: &Pacer, flow: &Flow) -> Result<()> {
+        if !cut.changed.is_empty() && flow.is_slow_and_knows_all() && !self.are_there(&mut cut, flow).await? {
+            cut = self.read_and_cut(cut.extent, pacer).await?;
+        }
+        self.store(&cut, flow).await?;
+        self.job.progress.advance(cut.bytes_read);
+        Ok(())
+    }
+
+    async fn read_and_cut(&self, extent: Extent, pacer: &Pacer) -> Result<Cut> {
+        let before = self.leaf_before(extent).await?;
         let bytes = self.read(extent, pacer).await?;
         let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();
         let (prints, size) = (self.job.prints.clone(), self.description.size);
@@ -244,9 +268,16 @@ struct Flow {
     light: AtomicUsize,
     /// Chunks that were there since the last one that was not.
     there: AtomicUsize,
+    /// Pages that are being stored.
+    pages: AtomicUsize,
 }
 
 impl Flow {
+    /// Nothing was missing yet: until the first answer comes, pieces are begun as if nothing were.
+    fn new() -> Self {
+        Self { there: AtomicUsize::new(LIGHT_AFTER), ..Self::default() }
+    }
+
     /// Gives the answer; until then a piece counts among `those`.
     async fn ask(
         &self,
@@ -271,48 +302,52 @@ impl Flow {
         self.waiting.load(Relaxed) + self.light.load(Relaxed) >= PIECES_MAX && self.there.load(Relaxed) >= LIGHT_AFTER
     }
 
-    /// Whether one more may be begun beside so many. Those that have ended and stand behind one that waits hold nothing.
+    /// Whether one more may be begun beside so many.
     fn has_room(&self, begun: usize) -> bool {
-        let (active, waiting) = (self.active.load(Relaxed), self.waiting.load(Relaxed));
-        active < PIECES_MAX && waiting < WAITING_MAX && begun < BEGUN_MAX
-    }
-
-    /// A piece that was counted when it was begun, until it ends.
-    async fn counted<T>(&self, piece: impl Future<Output = T>) -> T {
-        let made = piece.await;
-        self.active.fetch_sub(1, Relaxed);
-        made
+        self.active.load(Relaxed) < PIECES_MAX
+            && self.waiting.load(Relaxed) < WAITING_MAX
+            && self.pages.load(Relaxed) < PAGES_MAX
+            && begun < if self.there.load(Relaxed) > LIGHT_AFTER { BEGUN_MAX } else { GUESSED_MAX }
     }
 }
 
-/// Pieces on their way, which come out in order.
-struct Work<'a, P, F: Future> {
-    pieces: P,
-    begun: FuturesOrdered<F>,
-    /// Of those that were begun first.
-    done: VecDeque<F::Output>,
+/// Pieces on their way. They are cut in order, because the map is made in order; what they and the pages need of the
+/// repository, which may be far away, is done as it comes.
+struct Work<'a, P: Iterator, F: Future, G> {
+    pieces: Peekable<P>,
+    cutting: FuturesOrdered<F>,
+    /// The first of them, that are done.
+    cut: VecDeque<F::Output>,
+    storing: FuturesUnordered<G>,
     flow: &'a Flow,
 }
 
-impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<'_, P, F> {
-    /// Gives the next result and begins as many as may be begun meanwhile; none at the end.
-    async fn next(&mut self, mut begin: impl FnMut(Piece) -> F) -> Result<Option<Done>> {
+impl<P, F, G> Work<'_, P, F, G>
+where
+    P: Iterator<Item = Piece>,
+    F: Future<Output = Result<Cut>>,
+    G: Future<Output = Result<()>>,
+{
+    /// Gives the next cut and begins as many pieces as may be begun meanwhile; none at the end.
+    async fn next(&mut self, mut begin: impl FnMut(Piece) -> F) -> Result<Option<Cut>> {
         poll_fn(|context| {
             loop {
+                self.poll_storing(context)?;
                 let mut more = false;
-                while self.flow.has_room(self.begun.len() + self.done.len())
+                while self.flow.has_room(self.cutting.len() + self.cut.len() + self.storing.len())
                     && let Some(piece) = self.pieces.next()
                 {
                     self.flow.active.fetch_add(1, Relaxed);
-                    self.begun.push_back(begin(piece));
+                    self.cutting.push_back(begin(piece));
                     more = true;
                 }
-                if let Some(done) = self.done.pop_front() {
-                    return Poll::Ready(done.map(Some));
+                if let Some(cut) = self.cut.pop_front() {
+                    return Poll::Ready(cut.map(Some));
                 }
-                match self.begun.poll_next_unpin(context) {
-                    Poll::Ready(done) => return Poll::Ready(done.transpose()),
-                    // What was begun may wait for answers by now.
+                match self.cutting.poll_next_unpin(context) {
+                    // Those that are stored make room.
+                    Poll::Ready(None) if self.pieces.peek().is_some() => return Poll::Pending,
+                    Poll::Ready(cut) => return Poll::Ready(cut.transpose()),
                     Poll::Pending if more => {}
                     Poll::Pending => return Poll::Pending,
                 }
@@ -321,26 +356,45 @@ impl<P: Iterator<Item = Piece>, F: Future<Output = Result<Done>>> Work<'_, P, F>
         .await
     }
 
-    /// Waits for `place` while the pieces go on. A piece that nobody polls may stand first in a queue of the repository
-    /// in which `place` waits behind it, for ever; this is why no `buffered()` stream is used here.
-    async fn go_on_during<T>(&mut self, place: impl Future<Output = T>) -> T {
+    /// Waits for `place` while everything else goes on. A piece that nobody polls may stand first in a queue of the
+    /// repository in which `place` waits behind it, for ever; this is why no `buffered()` stream is used here.
+    async fn go_on_during<T>(&mut self, place: impl Future<Output = Result<T>>) -> Result<T> {
         let mut place = std::pin::pin!(place);
         poll_fn(|context| {
-            while let Poll::Ready(Some(done)) = self.begun.poll_next_unpin(context) {
-                self.done.push_back(done);
+            self.poll_storing(context)?;
+            while let Poll::Ready(Some(cut)) = self.cutting.poll_next_unpin(context) {
+                self.cut.push_back(cut);
             }
             place.as_mut().poll(context)
         })
         .await
     }
+
+    /// Waits until everything is stored.
+    async fn stored(&mut self) -> Result<()> {
+        poll_fn(|context| {
+            self.poll_storing(context)?;
+            if self.storing.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    fn poll_storing(&mut self, context: &mut Context<'_>) -> Result<()> {
+        while let Poll::Ready(Some(stored)) = self.storing.poll_next_unpin(context) {
+            stored?;
+        }
+        Ok(())
+    }
 }
 
 /// A piece cut into blocks.
 struct Cut {
+    extent: Extent,
     refs: Vec<(u64, PageRef)>,
     /// Blocks that are not what the parent has there.
     changed: Vec<(ChunkId, Bytes)>,
-    /// Their bytes, and those that became zero.
+    bytes_read: u64,
+    /// Bytes of those that changed, or became zero.
     bytes_changed: u64,
 }
 
@@ -353,7 +407,7 @@ fn cut(
     before: Option<&Page>,
     suspects: &[u64],
 ) -> Cut {
-    let mut made = Cut { refs: Vec::new(), changed: Vec::new(), bytes_changed: 0 };
+    let mut made = Cut { extent, refs: Vec::new(), changed: Vec::new(), bytes_read: extent.length, bytes_changed: 0 };
     for block in grid_blocks(extent, size) {
         let number = block.offset / u64::from(GRID_BYTES);
         let from = usize::try_from(block.offset - extent.offset).expect("a piece fits memory");
@@ -398,7 +452,11 @@ const PIECES_MAX: usize = 16;
 /// Pieces that wait for an answer with their bytes, beside those: what 1 Gbit/s of blobs at 150 ms takes. The sum, times
 /// [`PIECE_BYTES`], bounds the plain bytes held.
 const WAITING_MAX: usize = 48;
-/// Pieces begun, those that wait without their bytes too.
-const BEGUN_MAX: usize = 1024;
+/// Pages of the map on their way, of 34 KiB at most.
+const PAGES_MAX: usize = 128;
+/// Pieces begun, those that wait without their bytes too; a piece that waits holds 2 KiB. So many may have to be read again.
+const BEGUN_MAX: usize = 4096;
+/// The same while nothing tells yet whether they will.
+const GUESSED_MAX: usize = 512;
 /// Chunks in a row that must have been there before the next ones wait without their bytes.
 const LIGHT_AFTER: usize = 1024;

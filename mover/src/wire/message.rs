@@ -228,6 +228,8 @@ pub struct Welcome {
 pub struct Open {
     /// Its name.
     pub name: String,
+    /// A machine whose points follow the answer: from far away asking for them then costs another round trip.
+    pub machine: Option<Name>,
 }
 
 /// What a repository is.

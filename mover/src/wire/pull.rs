@@ -51,7 +51,7 @@ impl Puller {
         // One connection is enough for another node, and bounds what comes unread.
         let peer = Peer { lanes: 1, patience: PATIENCE, receive, ..Peer::new(host, port, config) };
         let from =
-            Remote::connect(endpoint, peer, &name).await.map_err(|error| error.context("from the other node"))?;
+            Remote::connect(endpoint, peer, &name, None).await.map_err(|error| error.context("from the other node"))?;
         let made = pull_all(&from, to, &pull.points, pull.verification, &tell).await;
         from.close().await;
         made

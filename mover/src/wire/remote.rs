@@ -11,13 +11,14 @@ use super::message::{
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, Name, PointDraft, PointFilter,
     PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
     Stats, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::future::try_join_all;
+use futures::{Stream, stream};
 use quinn::Endpoint;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,26 +31,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Remote {
     pub(super) link: Arc<Link>,
     config: RepositoryConfig,
+    /// What came with the opening, for the first who asks for it.
+    listed: Arc<Mutex<Option<Listed>>>,
 }
 
+/// An answer, and to what.
+type Listed = (PointFilter, Vec<RecoveryPoint>);
+
 impl Remote {
-    /// Connects and finds the repository of this name.
+    /// Connects and finds the repository of this name. The points of a machine that is about to be asked for come along.
     ///
     /// # Errors
     /// `Transport`, `NotAuthorised`, `NotFound`.
-    pub async fn connect(endpoint: Endpoint, peer: Peer, name: &str) -> Result<Self> {
+    pub async fn connect(endpoint: Endpoint, peer: Peer, name: &str, machine: Option<&Name>) -> Result<Self> {
         let link = Arc::new(Link::new(endpoint, peer));
-        match link.call(&Request::Open(Open { name: name.to_owned() }), &[]).await? {
-            (Reply::Opened(opened), _) => {
-                let config = RepositoryConfig {
-                    id: opened.repository,
-                    domain: DomainKey(opened.domain),
-                    created: opened.created,
-                };
-                Ok(Self { link, config })
-            }
-            _ => Err(unexpected()),
-        }
+        let open = Request::Open(Open { name: name.to_owned(), machine: machine.cloned() });
+        let mut frames = link.gather(&open, &[]).await?.into_iter();
+        let Some(Frame { message: Reply::Opened(opened), .. }) = frames.next() else { return Err(unexpected()) };
+        let config =
+            RepositoryConfig { id: opened.repository, domain: DomainKey(opened.domain), created: opened.created };
+        let points = points(frames)?;
+        let listed = machine.map(|machine| (PointFilter { machine: Some(machine.clone()), forgotten: false }, points));
+        Ok(Self { link, config, listed: Arc::new(Mutex::new(listed)) })
     }
 
     /// Tells the node that nothing more comes.
@@ -92,19 +95,16 @@ impl Repository for Remote {
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        let listed = self.listed.lock().expect("no holder panics").take_if(|(known, _)| known == filter);
+        if let Some((_, points)) = listed {
+            return Ok(points);
+        }
         let request = Request::List(List {
             repository: self.config.id,
             machine: filter.machine.clone(),
             forgotten: filter.forgotten,
         });
-        let mut points = Vec::new();
-        for frame in self.link.gather(&request, &[]).await? {
-            match frame.message {
-                Reply::Points(page) => points.extend(page),
-                _ => return Err(unexpected()),
-            }
-        }
-        Ok(points)
+        points(self.link.gather(&request, &[]).await?.into_iter())
     }
 
     async fn stats(&self) -> Result<Stats> {
@@ -489,8 +489,7 @@ impl WriteSession for RemoteSession {
         };
         let far = self.shared.lease.link.round_trip();
         let ask = |ids: &[ChunkId]| self.questions.ask(kind, ids.to_vec(), far, message);
-        let questions: Vec<_> = asked.chunks(IDS_MAX).map(ask).collect();
-        let answers: Vec<Vec<Presence>> = stream::iter(questions).buffered(QUESTIONS_MAX).try_collect().await?;
+        let answers: Vec<Vec<Presence>> = try_join_all(asked.chunks(IDS_MAX).map(ask)).await?;
         let mut answers = asked.into_iter().zip(answers.into_iter().flatten()).peekable();
         let one = |id: &ChunkId| match answers.next_if(|(asked, _)| asked == id) {
             // A page that another session has put may be lost with the node: it is put too, so that it is kept here.
@@ -619,6 +618,17 @@ fn unreadable(ids: impl IntoIterator<Item = ChunkId>, error: &Error) -> ChunkBat
     ids.into_iter().map(|chunk| (chunk, Err(ChunkError::unreadable(chunk, error)))).collect()
 }
 
+fn points(frames: impl Iterator<Item = Frame<Reply>>) -> Result<Vec<RecoveryPoint>> {
+    let mut points = Vec::new();
+    for frame in frames {
+        match frame.message {
+            Reply::Points(page) => points.extend(page),
+            _ => return Err(unexpected()),
+        }
+    }
+    Ok(points)
+}
+
 /// Batches that fit into one message.
 fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
     let mut made: Vec<Vec<_>> = Vec::new();
@@ -650,8 +660,6 @@ fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
 const BATCH_BYTES: usize = 2 << 20;
 /// Pages that are held until they are durable: those of 10 GiB of disk. Beyond that they are flushed, into a small pack.
 const KEPT_BYTES_MAX: usize = 8 << 20;
-/// Questions about chunks on their way for one call.
-const QUESTIONS_MAX: usize = 8;
 /// For what was on its way when a session is given up.
 const ABANDON_PATIENCE: Duration = Duration::from_secs(10);
 const _: () = assert!(BATCH_BYTES <= PUT_BYTES_MAX && PUT_BYTES_MAX <= WINDOW_BYTES as usize);

@@ -126,16 +126,19 @@ impl<R: Repository + 'static> Node<R> {
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
-        self.limits = Arc::new(Limits { patience, paces: self.limits.paces.clone(), ..Limits::default() });
+        self.own_limits().patience = patience;
         self
     }
 
     /// Receives and sends at most so many bytes of chunks a second, from and to all others together.
     #[must_use]
     pub fn paced(mut self, receive: Option<u64>, send: Option<u64>) -> Self {
-        let paces = Paces { receive: Arc::new(Pacer::new(receive)), send: Arc::new(Pacer::new(send)) };
-        self.limits = Arc::new(Limits { paces, patience: self.limits.patience, ..Limits::default() });
+        self.own_limits().paces = Paces { receive: Arc::new(Pacer::new(receive)), send: Arc::new(Pacer::new(send)) };
         self
+    }
+
+    fn own_limits(&mut self) -> &mut Limits {
+        Arc::get_mut(&mut self.limits).expect("nobody is served yet")
     }
 
     /// Pulls copies from other nodes, which it reaches by what `reach` makes.
@@ -348,12 +351,19 @@ impl<R: Repository + 'static> Node<R> {
             Request::Token(it) => say(to, self.expect(holder, it).await?).await,
             Request::Join(it) => say(to, self.join(it).await?).await,
             Request::Renew(it) => say(to, self.renew(holder, &to.caller, it)?).await,
-            Request::Open(Open { name }) => {
+            Request::Open(Open { name, machine }) => {
                 let served = self.repositories.get(&name);
                 let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
                 let config = served.repository.config();
                 let (repository, domain, created) = (config.id, config.domain.0, config.created);
-                say(to, Reply::Opened(Opened { repository, domain, created })).await
+                let opened = Reply::Opened(Opened { repository, domain, created });
+                send(to, &opened, Vec::new(), machine.is_some()).await?;
+                match machine {
+                    Some(_) => {
+                        points(to, served.repository.list(&PointFilter { machine, forgotten: false }).await?).await
+                    }
+                    None => Ok(()),
+                }
             }
             Request::List(list) => {
                 let filter = PointFilter { machine: list.machine, forgotten: list.forgotten };

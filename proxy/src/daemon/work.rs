@@ -64,7 +64,7 @@ impl Host {
                 stop.race(async { Ok(self.room.acquire().await.expect("never closed")) }).await?
             }
         };
-        let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str());
+        let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str(), Some(&job.machine));
         let repository = stop.race(connecting).await?;
         let of = SourceOptions { repository: repository.config().id, wish: options.wish, world: self.world.clone() };
         let opened =

@@ -129,7 +129,7 @@ impl Lab {
         let ids = host.ids.clone();
         config.initial_dst_cid_provider(Arc::new(move || ids.next()));
         let peer = Peer { patience: PATIENCE, ..Peer::new(to.address.to_string(), PORT, config) };
-        Remote::connect(endpoint.clone(), peer, REPOSITORY).await
+        Remote::connect(endpoint.clone(), peer, REPOSITORY, None).await
     }
 
     /// Runs a job: it ends in time; it ends well when it began in calm; and when it fails, then for the network.

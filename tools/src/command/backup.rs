@@ -137,7 +137,8 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
     };
     let around = async |opening: DynOpening<'_>| hooks.around(context, opening).await;
     let address = &arguments.place.repository;
-    let (repository, opened) = open::repository_and_source(context, address, &disks, options.wish, around).await;
+    let (repository, opened) =
+        open::repository_and_source(context, address, &arguments.machine, &disks, options.wish, around).await;
     let (repository, source, frozen) = match (repository, opened) {
         (Ok(repository), Ok((source, frozen))) => (repository, source, frozen),
         (Ok(repository), Err(error)) => {
