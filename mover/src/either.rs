@@ -2,10 +2,12 @@
 
 use crate::{
     Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, Manifest, PointDraft, PointFilter, PointId, Presence,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, WriteSession,
+    Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats,
+    VerifyOptions, VerifyReport, WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{Stream, StreamExt};
+use std::sync::Arc;
 
 /// One of two kinds of repositories or sessions.
 #[derive(Debug, Clone)]
@@ -66,6 +68,10 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         on_both!(self, it => it.peer(repository).await)
+    }
+
+    async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        on_both!(self, it => it.verify(options, progress).await)
     }
 }
 

@@ -33,6 +33,7 @@ mod stop;
 mod target;
 #[cfg(test)]
 mod testing;
+mod verify;
 pub mod wire;
 mod world;
 
@@ -66,4 +67,5 @@ pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};
 pub use target::Target;
+pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};
 pub use world::{Clock, Random, SystemClock, SystemRandom, Timestamp, World};

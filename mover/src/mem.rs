@@ -6,8 +6,8 @@ mod state;
 use crate::closure::{Presences, missing_for};
 use crate::{
     Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, Manifest, OwnerId, PointDraft,
-    PointFilter, PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
-    SessionId, Stats, Verification, World, WriteSession, with_opener, with_sealer,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, SessionId, Stats, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
@@ -137,6 +137,12 @@ impl Repository for Mem {
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         let answer = self.0.operation("peer").await?;
         answer.given(self.state().peers.get(&repository).copied())
+    }
+
+    /// Every chunk is decoded, whatever was asked: it costs no reading here.
+    async fn verify(&self, _: VerifyOptions, _: Arc<Progress>) -> Result<VerifyReport> {
+        let answer = self.0.operation("verify").await?;
+        answer.given(self.state().verify(&self.0.prints))
     }
 }
 

@@ -1,14 +1,15 @@
 //! Where recovery points are kept.
 
 use crate::{
-    DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, RepositoryId, Result, SessionId,
-    Timestamp, with_opener,
+    DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
+    SessionId, Timestamp, VerifyOptions, VerifyReport, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 
 /// A place that keeps chunks and recovery points. The same promises hold on a directory, across the wire and in memory:
 /// the conformance suite states them as tests.
@@ -43,6 +44,15 @@ pub trait Repository: Send + Sync {
 
     /// How the log of `repository` ended when a point was last copied from there; none before the first.
     fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<Incarnation>>> + Send;
+
+    /// Looks whether everything is there and sound. What is found damaged counts as such from then on where the repository
+    /// can be written, so that the next backup that has it sends it again. Fails only when it cannot go on; damage is in
+    /// the report.
+    fn verify(
+        &self,
+        options: VerifyOptions,
+        progress: Arc<Progress>,
+    ) -> impl Future<Output = Result<VerifyReport>> + Send;
 }
 
 /// Reads chunks of pinned points.

@@ -6,6 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM and SIGINT.
@@ -80,6 +81,23 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
+/// Tells systemd again and again that our tasks go on, where it wants to know (`WatchdogSec=`): what says nothing is started
+/// again. To be spawned where the work is done.
+pub async fn alive() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    // Not for us but for who started us.
+    if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id())) {
+        return;
+    }
+    let Some(within) = number("WATCHDOG_USEC").filter(|within| *within > 1) else { return };
+    let half = Duration::from_micros(within / 2);
+    let mut every = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
+    loop {
+        every.tick().await;
+        tell("WATCHDOG=1");
+    }
+}
+
 /// sd_notify(3): a datagram to a socket that the environment names. Without systemd there is nobody to be told.
 fn tell(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -89,7 +107,10 @@ fn tell(state: &str) {
             Some(name) => SocketAddr::from_abstract_name(name)?,
             None => SocketAddr::from_pathname(&path)?,
         };
-        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)
+        let socket = UnixDatagram::unbound()?;
+        // Whoever should read it may hang; we do not.
+        socket.set_write_timeout(Some(Duration::from_secs(1)))?;
+        socket.send_to_addr(state.as_bytes(), &address)
     })();
     if let Err(error) = told {
         tracing::warn!(%error, "systemd could not be told");

@@ -36,6 +36,7 @@ mod quic;
 mod remote;
 mod serve;
 mod socket;
+mod verify;
 
 pub use address::NodeAddress;
 pub use enrol::{create_token, join};

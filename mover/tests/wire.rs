@@ -53,6 +53,7 @@ fn requests() -> Vec<Request> {
         Request::Cancel(JobOf { job: PointId([3; 16]) }),
         Request::Report(Report { job: PointId([3; 16]), event: Event::Progress(counters()) }),
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
+        Request::Verify(VerifyIn { repository, depth: 1, percent: 10, points: vec![PointId([3; 16])] }),
     ]
 }
 
@@ -89,6 +90,17 @@ fn replies() -> Vec<Reply> {
         Reply::CalledOff(JobOf { job: PointId([3; 16]) }),
         Reply::Event(Event::Ended(Box::new(report()))),
         Reply::Pulling(4),
+        Reply::Verifying(Counters { phase: Phase::Move, bytes_done: 1, bytes_total: 2 }),
+        Reply::Damages(vec![Damage {
+            point: Some(PointId([3; 16])),
+            disk: Some("vda".parse().unwrap()),
+            offset: Some(65_536),
+            chunk: Some([7; 32]),
+            pack: Some("pack".into()),
+            what: "what".into(),
+            unread: true,
+        }]),
+        Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3 }),
         Reply::Pulled(Pulled {
             point: PointId([1; 16]),
             outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),

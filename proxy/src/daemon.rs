@@ -54,7 +54,7 @@ async fn run(config: Config) -> Result<()> {
     let endpoint = client()?;
     let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, world));
     let mut signals = Signals::listen()?;
-    let keeping = tokio::spawn(keeper.run());
+    let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
     let (mut attending, mut attendances) = (JoinSet::new(), Vec::new());
     for node in &config.nodes {
         let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?);
@@ -90,6 +90,7 @@ async fn run(config: Config) -> Result<()> {
         () = signals.next() => tracing::warn!("stopping at once"),
     }
     keeping.abort();
+    alive.abort();
     attending.shutdown().await;
     for attendance in &attendances {
         attendance.close().await;

@@ -69,7 +69,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         open.push((repository, local));
     }
     let endpoint = server_of(config.listen, &current, config.congestion)?;
-    let keeping = tokio::spawn(keeper.run());
+    let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
     let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::listen()?;
@@ -93,6 +93,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         () = signals.next() => tracing::warn!("stopping at once"),
     }
     keeping.abort();
+    alive.abort();
     for (repository, local) in open {
         local.close().await.map_err(|error| error.context(&repository.name))?;
     }

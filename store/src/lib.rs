@@ -55,4 +55,3 @@ pub use local::{Access, Local};
 pub use open::IndexTotals;
 pub use reader::Reader;
 pub use session::Session;
-pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};

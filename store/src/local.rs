@@ -13,8 +13,8 @@ use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
     Begin, Begun, DiskId, Error, ErrorKind, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, Suspect, World,
-    blocking,
+    Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats,
+    Suspect, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -487,6 +487,10 @@ impl Repository for Local {
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         Ok(self.with(Inner::catch_up).await?.peer(repository))
+    }
+
+    async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        self.look_through(options, progress).await
     }
 }
 

@@ -13,93 +13,15 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES};
 use futures::{StreamExt, stream};
 use mover::{
-    ChunkError, Error, ErrorKind, Incarnation, MapReader, MapRoot, Name, Phase, PointId, Progress, ReadSession,
-    Repository, Result, TreeDiff, blocking, digest, with_opener,
+    ChunkError, Depth, Error, ErrorKind, Incarnation, MapReader, MapRoot, Phase, PointId, Progress, ReadSession,
+    Repository, Result, TreeDiff, VerifyError, VerifyOptions, VerifyReport, blocking, digest, with_opener,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-/// How deep to look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// Log, digests, pack footers, maps; every reference.
-    Structure,
-    /// Also the stored bytes of so many per cent of the packs against their names.
-    ReadData {
-        /// 1 to 100.
-        percent: u8,
-    },
-    /// Also every chunk, decoded and fingerprinted.
-    Decode,
-}
-
-/// What to verify.
-#[derive(Debug, Clone)]
-pub struct VerifyOptions {
-    /// How deep.
-    pub depth: Depth,
-    /// Only what these points need; everything when empty.
-    pub points: Vec<PointId>,
-}
-
-/// What was found.
-#[derive(Debug, Clone, Default)]
-pub struct VerifyReport {
-    /// Points whose maps were walked.
-    pub points: u64,
-    /// Distinct chunks that were looked at.
-    pub chunks: u64,
-    /// Bytes of packs read.
-    pub bytes_read: u64,
-    /// What is wrong, at most [`VerifyReport::ERRORS_MAX`].
-    pub errors: Vec<VerifyError>,
-}
-
-impl VerifyReport {
-    /// Errors told; more are only counted in the log.
-    pub const ERRORS_MAX: usize = 10_000;
-
-    fn add(&mut self, error: VerifyError) {
-        tracing::error!(?error, "verification found damage");
-        if self.errors.len() < Self::ERRORS_MAX {
-            self.errors.push(error);
-        }
-    }
-}
-
-/// One thing that is wrong, and what it costs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VerifyError {
-    /// A point that needs it.
-    pub point: Option<PointId>,
-    /// The disk or attachment.
-    pub disk: Option<Name>,
-    /// Offset in it, in bytes.
-    pub offset: Option<u64>,
-    /// The chunk.
-    pub chunk: Option<ChunkId>,
-    /// The pack.
-    pub pack: Option<String>,
-    /// What is wrong.
-    pub what: String,
-    /// It could not be read, which says nothing about what is stored.
-    pub unread: bool,
-}
-
-impl VerifyError {
-    fn of(error: &Error) -> Self {
-        let unread = !matches!(error.kind(), ErrorKind::Integrity | ErrorKind::Version);
-        Self { what: error.to_string(), unread, ..Self::default() }
-    }
-}
-
 impl Local {
-    /// Verifies the repository. Damaged chunks are marked suspect in the log when the repository is open for writing,
-    /// so that the next backup that has them sends them again.
-    ///
-    /// # Errors
-    /// Only when it cannot go on; damage is in the report.
-    pub async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+    /// See [`Repository::verify`]. Damaged chunks are marked suspect in the log when the repository is open for writing.
+    pub(crate) async fn look_through(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
         let state = self.with(Inner::catch_up).await?;
         progress.enter(Phase::Move);
         let mut report = VerifyReport::default();

@@ -53,6 +53,7 @@ macro_rules! conformance {
             reading {
                 unknown_points lists_in_order_of_commit_and_by_name every_distinct_id_once_or_more
                 incarnation_moves_with_commits_only reopened_it_is_the_same totals
+                verification_tells_what_is_damaged
             }
             faults {
                 source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails

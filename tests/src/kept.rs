@@ -7,6 +7,7 @@ use mover::{
     BackupReport, ErrorKind, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Result,
     World, backup, restore,
 };
+use mover::{Depth, VerifyOptions, VerifyReport};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -19,7 +20,7 @@ use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_foote
 use store::format::record::LogRecord;
 use store::io::{DiskIo, Io};
 use store::state::State;
-use store::{Access, Depth, Local, VerifyOptions, VerifyReport};
+use store::{Access, Local};
 
 /// What opening repositories and running jobs on them takes.
 pub struct Bench {

@@ -4,8 +4,8 @@ use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
-    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, WriteSession,
+    PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
+    SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -150,6 +150,11 @@ impl<R: Repository> Repository for Meddled<'_, R> {
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         self.meddling.operation("peer")?;
         self.inner.peer(repository).await
+    }
+
+    async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        self.meddling.operation("verify")?;
+        self.inner.verify(options, progress).await
     }
 }
 

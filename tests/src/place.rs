@@ -110,13 +110,20 @@ impl Place {
         assert!(fs::read(self.path("restored.raw")).unwrap() == fs::read(self.path("disk.raw")).unwrap());
     }
 
+    /// The repository's packs.
+    pub fn packs(&self) -> Vec<PathBuf> {
+        below(&self.path("repo/packs")).flat_map(|shard| below(&shard).collect::<Vec<_>>()).collect()
+    }
+
     /// Bytes of the repository's packs, unfinished ones too.
     pub fn packs_bytes(&self) -> u64 {
-        let below = |path: &Path| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
-        let incoming = below(&self.path("repo/incoming"));
-        let packs = below(&self.path("repo/packs")).flat_map(|shard| below(&shard).collect::<Vec<_>>());
-        incoming.chain(packs).filter_map(|path| fs::metadata(path).ok()).map(|it| it.len()).sum()
+        let packs = below(&self.path("repo/incoming")).chain(self.packs());
+        packs.filter_map(|path| fs::metadata(path).ok()).map(|it| it.len()).sum()
     }
+}
+
+fn below(path: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path())
 }
 
 /// Looks again and again, for a minute.

@@ -179,6 +179,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
             let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
             bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))
         }
+        0x0051 => bare(Request::Verify(VerifyIn { repository, depth: 0, percent: 0, points: vec![id] })),
         _ => panic!("request {code:#06x} has no sample here"),
     }
 }

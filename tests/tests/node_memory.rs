@@ -72,13 +72,13 @@ type Wish = (Vec<Bytes>, bool);
 fn put(session: SessionId) -> Wish {
     let head = encode(&Request::Put(Put { session, lengths: vec![(10 << 20) - 32] }), 10 << 20, false).unwrap();
     let rest = Bytes::from_static(&[0; 1 << 20]);
-    (std::iter::once(head.into()).chain(std::iter::repeat_n(rest, 9)).collect(), false)
+    (std::iter::once(head).chain(std::iter::repeat_n(rest, 9)).collect(), false)
 }
 
 /// A question for as many chunks as one may have.
 fn get(session: SessionId, ids: &[u8]) -> Wish {
     let head = encode(&Request::Get(Of { session }), ids.len() as u64, false).unwrap();
-    (vec![head.into(), ids.to_vec().into()], true)
+    (vec![head, ids.to_vec().into()], true)
 }
 
 async fn reader(raw: &Raw, repository: RepositoryId) -> SessionId {

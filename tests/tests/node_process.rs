@@ -1,8 +1,9 @@
 //! Storage nodes as they ship: real processes, killed and started again in the middle of a client's work.
 
 use rustix::process::Signal;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use windlass_tests::place::{Place, signal, wait_until};
 
@@ -21,6 +22,7 @@ fn every_command_of_a_directory_works_on_a_node() {
         &["show", "web@latest", "-r", "NODE"],
         &["diff", "web@latest~1", "web@latest", "-r", "NODE"],
         &["stats", "-r", "NODE"],
+        &["verify", "--read-data", "web@latest", "-r", "NODE"],
         &["init", "-r", "HERE/second", "--like", "NODE"],
         &["copy", "--all", "-r", "NODE", "--to", "HERE/second"],
     ] {
@@ -29,8 +31,10 @@ fn every_command_of_a_directory_works_on_a_node() {
     place.assert_restores("NODE");
     place.assert_restores("HERE/second");
     // What does not work there says so, and how it works.
-    let refused = place.windlass(&["verify", "-r", "NODE"]).output().unwrap();
+    let refused = place.windlass(&["rebuild-index", "-r", "NODE"]).output().unwrap();
     assert!(refused.status.code() == Some(2) && String::from_utf8_lossy(&refused.stderr).contains("directory only"));
+    let doctor = place.done(&["doctor", "-r", "NODE"]);
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("2 points"), "{doctor:?}");
     // The directory is the node's.
     assert_eq!(
         place.windlass(&["backup", "--machine", "web", "-r", "REPO", "DISK"]).output().unwrap().status.code(),
@@ -39,6 +43,41 @@ fn every_command_of_a_directory_works_on_a_node() {
     signal(&node.0, Signal::TERM);
     assert!(node.0.wait().unwrap().success(), "a graceful stop");
     place.done(&["verify", "--decode", "-r", "REPO"]);
+}
+
+#[test]
+fn a_node_verifies_what_it_serves() {
+    let place = Place::new(8);
+    let _node = place.node();
+    let summary = |arguments: &[&str]| -> (i32, serde_json::Value) {
+        let ended = place.windlass(arguments).output().unwrap();
+        let printed = String::from_utf8_lossy(&ended.stdout);
+        let summary = printed.lines().find(|line| line.contains("bytes_read")).unwrap_or_else(|| panic!("{ended:?}"));
+        let mut summary: serde_json::Value = serde_json::from_str(summary).unwrap();
+        summary["duration_ms"] = 0.into();
+        (ended.status.code().unwrap(), summary)
+    };
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    let (code, made) = summary(&["verify", "--decode", "-r", "NODE"]);
+    assert!(code == 0 && made["points"] == 1 && made["bytes_read"].as_u64() > Some(4 << 20), "{code} {made}");
+    assert_eq!(place.fails(&["verify", "nobody@latest", "-r", "NODE"]).0, 3);
+
+    let packs = place.packs();
+    let largest = packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let file = File::options().read(true).write(true).open(largest).unwrap();
+    let (mut byte, middle) = ([0], file.metadata().unwrap().len() / 2);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[!byte[0]], middle).unwrap();
+    for depth in ["--read-data", "--decode"] {
+        let (here, there) = (summary(&["verify", depth, "-r", "REPO"]), summary(&["verify", depth, "-r", "NODE"]));
+        assert_eq!(there, here);
+        let error = &there.1["errors"][0];
+        assert!(there.0 == 13 && error["pack"].is_string(), "{there:?}");
+    }
+    // What it found is not believed to be there any more: the next backup brings it, and nothing is wrong then.
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    assert_eq!(summary(&["verify", "-r", "NODE"]).0, 0);
+    place.assert_restores("NODE");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::beside;
@@ -153,13 +154,14 @@ fn who_interrupts_cancels_and_a_proxy_that_stops_tells_so() {
     let config = place.make_proxy("host7", WEB);
     let socket = place.path("notify");
     let systemd = UnixDatagram::bind(&socket).unwrap();
-    let mut proxy = place.started("windlass-proxy", &config, "attending", &[("NOTIFY_SOCKET", socket.as_path())]);
+    let variables = [("NOTIFY_SOCKET", socket.as_path()), ("WATCHDOG_USEC", Path::new("2000000"))];
+    let mut proxy = place.started("windlass-proxy", &config, "attending", &variables);
     let heard = || {
         let mut state = [0; 64];
         let length = systemd.recv(&mut state).unwrap();
         String::from_utf8_lossy(&state[..length]).into_owned()
     };
-    assert_eq!(heard(), "READY=1");
+    assert_eq!((heard().as_str(), heard().as_str()), ("READY=1", "WATCHDOG=1"));
     let backup = in_the_middle(&place);
     signal(&backup, Signal::INT);
     let ended = backup.wait_with_output().unwrap();
@@ -167,7 +169,8 @@ fn who_interrupts_cancels_and_a_proxy_that_stops_tells_so() {
     // Nothing is left of it that would hold the next one up.
     let backup = in_the_middle(&place);
     signal(&proxy.0, Signal::TERM);
-    assert_eq!(heard(), "STOPPING=1");
+    let last = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
     let ended = backup.wait_with_output().unwrap();
     assert!(ended.status.code() == Some(130) && told(&ended).contains("the proxy stops"), "{}", told(&ended));
     assert!(proxy.0.wait().unwrap().success(), "a graceful stop");

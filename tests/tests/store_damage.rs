@@ -1,6 +1,7 @@
 //! Damage in a repository's files: found, told with what it costs, and healed by the next backup.
 
 use chunker::{ChunkId, ChunkKind, Compression};
+use mover::Depth;
 use mover::{
     BackupOptions, Begin, ErrorKind, MapReader, OwnerId, PageRef, PointId, Progress, ReadSession, Repository,
     TrackingWish, Verification, WriteSession, backup, with_sealer,
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use store::format::event::Event;
 use store::format::record::LogRecord;
 use store::io::{DiskIo, Fault, FaultIo};
-use store::{Access, Depth, Local};
+use store::{Access, Local};
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, damage, files, flip, folder, footers, pack_path, replay};
@@ -320,7 +321,7 @@ async fn a_pack_that_could_not_be_indexed_is_tried_again() {
 async fn a_failing_disk_is_not_taken_for_damage() {
     let two = Two::new().await;
     let verify = async |local: &Local| {
-        let options = store::VerifyOptions { depth: Depth::Decode, points: Vec::new() };
+        let options = mover::VerifyOptions { depth: Depth::Decode, points: Vec::new() };
         let report = local.verify(options, Arc::default()).await?;
         assert!(report.errors.iter().all(|error| error.unread), "{:?}", report.errors);
         Ok(())
@@ -351,7 +352,7 @@ async fn verifying_some_points_looks_at_nothing_else() {
     let two = Two::new().await;
     damage(two.kept.path(), two.block(5).await);
     let of = async |point| {
-        let options = store::VerifyOptions { depth: Depth::Decode, points: vec![point] };
+        let options = mover::VerifyOptions { depth: Depth::Decode, points: vec![point] };
         two.local.verify(options, Arc::default()).await
     };
     let sound = of(two.points[1]).await.unwrap();

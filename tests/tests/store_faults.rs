@@ -3,11 +3,12 @@
 //!
 //! The longer jobs are sampled, always at the same operations; each test says how.
 
+use mover::Depth;
 use mover::{ErrorKind, PointId, Progress, Repository, Result, Verification, copy};
 use std::path::Path;
 use std::sync::Arc;
 use store::io::{DiskIo, Fault, FaultIo};
-use store::{Access, Depth, Local};
+use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, History, copy_folder, files, folder, points, stored};
 

@@ -2,6 +2,7 @@
 //!
 //! The other process is this program once more, told by its environment what to do.
 
+use mover::Depth;
 use mover::{ErrorKind, PointId, Repository};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
-use store::{Access, Depth, Local};
+use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, History, copy_folder, folder, points, stored};
 

@@ -1,6 +1,7 @@
 //! What later versions may leave in a repository, seen from this one.
 
 use chunker::{ChunkKind, Compression, Fingerprinter};
+use mover::Depth;
 use mover::{
     Attachment, Begin, ErrorKind, Manifest, OwnerId, PointId, Progress, ReadSession, Repository, SessionId,
     Verification, WriteSession, copy, stream_map, with_sealer,
@@ -9,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use store::format::event::{CommittedPoint, Event, SessionOpened};
 use store::format::record::LogRecord;
-use store::{Access, Depth, Local};
+use store::{Access, Local};
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, files, folder, points, replay};
 

@@ -308,7 +308,7 @@ pub struct Copy {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  windlass verify -r /backup/main
+  windlass verify -r quic://store1.example/main
   windlass verify --read-data=10 -r /backup/main
   windlass verify web@latest --decode --json -r /backup/main")]
 pub struct Verify {
@@ -403,7 +403,7 @@ pub struct RebuildIndex {
 #[command(after_help = "\
 Examples:
   windlass doctor
-  windlass doctor -r /backup/main
+  windlass doctor -r quic://store1.example/main
   windlass doctor --accept-rollback -r /backup/main")]
 pub struct Doctor {
     /// Also look at this repository: /path or file:///path

@@ -1,10 +1,12 @@
 //! The program `windlass-dev`: what developers run, so that nobody has to remember how.
 
 mod dump;
+mod fuzz;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -34,6 +36,14 @@ enum Task {
         /// Also the pages and manifests in a pack
         #[arg(long)]
         decode: bool,
+    },
+    /// Feed foreign bytes to every decoder of the wire and the records; needs the nightly toolchain
+    Fuzz {
+        /// One of blobs, manifests, messages, pages, words; all without
+        target: Option<String>,
+        /// For how long each
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
     },
     /// Measure
     #[command(subcommand)]
@@ -138,6 +148,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => shell(&workspace()?, "./check", &[]),
         Task::Tidy => tidy::run(&workspace()?),
         Task::Golden => golden(&workspace()?),
+        Task::Fuzz { target, seconds } => fuzz::run(&workspace()?, target.as_deref(), seconds),
         Task::Dump { file, decode } => dump::run(&file, decode),
         Task::Bench(Bench::E2e { data, runs, work }) => windlass_bench::e2e(&windlass_bench::E2eOptions {
             windlass: std::env::current_exe()?.with_file_name("windlass"),
@@ -199,7 +210,11 @@ fn workspace() -> Result<PathBuf> {
 }
 
 fn shell(root: &Path, program: &str, arguments: &[&str]) -> Result<()> {
-    let ended = Command::new(program).args(arguments).current_dir(root).status();
+    shell_with(root, program, arguments, &[])
+}
+
+fn shell_with(root: &Path, program: &str, arguments: &[&str], variables: &[(&str, &OsStr)]) -> Result<()> {
+    let ended = Command::new(program).args(arguments).envs(variables.iter().copied()).current_dir(root).status();
     let ended = ended.with_context(|| format!("cannot run {program}"))?;
     if !ended.success() {
         bail!("{program} {}: {ended}", arguments.join(" "));

@@ -3,7 +3,7 @@
 use crate::{
     Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, Manifest, MapRoot, OwnerId, PAGE_ENTRIES, Page,
     PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, Suspect, Timestamp, digest, with_opener,
+    Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -140,6 +140,20 @@ impl State {
                 Err(ChunkError::Damaged { chunk: id, pack: "memory".into(), what: error.to_string() })
             }
         }
+    }
+
+    /// Decodes every chunk. What is found damaged is suspect from then on.
+    pub fn verify(&mut self, prints: &Fingerprinter) -> VerifyReport {
+        let mut report = VerifyReport { points: self.points.len() as u64, ..VerifyReport::default() };
+        for (id, Held { blob, .. }) in &self.chunks {
+            report.chunks += 1;
+            report.bytes_read += blob.bytes().len() as u64;
+            if let Err(error) = with_opener(|opener| opener.open_verified(prints, id, blob, &mut Vec::new())) {
+                self.losses += u64::from(self.suspects.insert(*id));
+                report.add(VerifyError { chunk: Some(*id), what: error.to_string(), ..VerifyError::default() });
+            }
+        }
+        report
     }
 
     pub fn is_sound(&self, kind: ChunkKind, id: &ChunkId) -> bool {

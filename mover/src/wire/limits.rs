@@ -282,7 +282,12 @@ impl Allowance {
         let lasts = matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
             || matches!(
                 request,
-                Request::GetVerified(_) | Request::List(_) | Request::Attend(_) | Request::Run(_) | Request::Pull(_)
+                Request::GetVerified(_)
+                    | Request::List(_)
+                    | Request::Attend(_)
+                    | Request::Run(_)
+                    | Request::Pull(_)
+                    | Request::Verify(_)
             );
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(self.holder.as_ref());
@@ -330,7 +335,7 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
-        Request::Attend(_) | Request::Run(_) | Request::Pull(_) => WAITING_BYTES,
+        Request::Attend(_) | Request::Run(_) | Request::Pull(_) | Request::Verify(_) => WAITING_BYTES,
         _ => SMALL_BYTES,
     }
 }

@@ -4,13 +4,16 @@
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
 mod joining;
+mod verifying;
 
 pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
+use verifying::DAMAGES_BYTES_MAX;
+pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn};
 
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
-    Begin, ChunkError, CopyReport, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
+    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
     RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
@@ -140,6 +143,8 @@ messages! {
         0x0043 Report(Report), EVENT_BYTES_MAX, 0;
         /// Copies points from another node.
         0x0050 Pull(PullIn), 64 << 10, 0;
+        /// Looks whether everything is there and sound.
+        0x0051 Verify(VerifyIn), 64 << 10, 0;
     }
 }
 
@@ -198,6 +203,12 @@ messages! {
         0x8050 Pulling(u64), 8, 0;
         /// To `Pull`, for each point; `Done` follows the last.
         0x8051 Pulled(Pulled), 17 << 10, 0;
+        /// To `Verify`, now and then: how far it is.
+        0x8052 Verifying(Counters), 64, 0;
+        /// To `Verify`: what is wrong, in several.
+        0x8053 Damages(Vec<Damage>), DAMAGES_BYTES_MAX, 0;
+        /// To `Verify`: the end.
+        0x8054 Verified(Verified), 64, 0;
     }
 }
 

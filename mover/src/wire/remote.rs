@@ -12,8 +12,8 @@ use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, Name, PointDraft, PointFilter,
-    PointId, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, WriteSession,
+    PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
+    SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
@@ -133,6 +133,10 @@ impl Repository for Remote {
             Reply::Seen(seen) => Ok(seen),
             _ => Err(unexpected()),
         }
+    }
+
+    async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        self.verify_there(options, &progress).await
     }
 }
 

@@ -1,32 +1,36 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
 mod joining;
+mod reply;
 
 use super::control::desk::Desk;
-use super::frame::{self, Frame, FrameError, receive};
+use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::message::{
-    Ask, Chunks, CommitIn, Committed, Failed, FailedChunk, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened,
-    PullIn, Reply, Request, SUSPECTS_MAX, Welcome, presence_code,
+    Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
+    Request, SUSPECTS_MAX, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
+use super::verify::verify;
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Holder, Registry};
 use crate::{
-    Begin, ChunkBatch, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter,
-    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, ReadSession,
+    Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkKind, Fingerprinter};
 use futures::StreamExt;
-use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
+pub(super) use reply::{Answer, send};
+use reply::{blobs, points, say, spread};
 use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
@@ -40,6 +44,8 @@ pub struct Node<R: Repository> {
     one_thread: bool,
     limits: Arc<Limits>,
     puller: Option<Puller>,
+    /// A verification takes whole packs into memory: one at a time.
+    verifying: Semaphore,
     desk: Desk,
 }
 
@@ -50,12 +56,6 @@ struct Caller {
     certificate: Option<CertificateDer<'static>>,
     /// Whether it has said hello.
     greeted: watch::Sender<bool>,
-}
-
-/// Where the answer of a request goes.
-pub(super) struct Answer {
-    pub(super) stream: SendStream,
-    caller: Arc<Caller>,
 }
 
 struct Served<R: Repository> {
@@ -119,6 +119,7 @@ impl<R: Repository + 'static> Node<R> {
             one_thread: false,
             limits: Arc::default(),
             puller: None,
+            verifying: Semaphore::new(1),
             desk: Desk::new(),
         }
     }
@@ -438,6 +439,12 @@ impl<R: Repository + 'static> Node<R> {
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
             Request::Pull(it) => self.pull(it, to).await,
+            Request::Verify(it) => {
+                let Ok(_turn) = self.verifying.try_acquire() else {
+                    return Err(Error::busy("the node verifies a repository already").hint("say --wait").into());
+                };
+                verify(&self.of(it.repository)?.repository, it.options()?, to).await
+            }
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
                 spread(to, lease.session.get(bulk::ids(&beside)?)).await
@@ -606,40 +613,6 @@ fn welcome(hello: &Hello) -> Result<Reply> {
     Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
-impl Answer {
-    /// Says that this was all of it; what nobody takes does not stay.
-    async fn end(mut self, is_whole: bool) {
-        let patience = self.caller.allowance.patience();
-        let taken = is_whole && self.stream.finish().is_ok();
-        if !taken || tokio::time::timeout(patience * LAST_PATIENCE, self.stream.stopped()).await.is_err() {
-            let _ = self.stream.reset(VarInt::from_u32(0));
-        }
-    }
-}
-
-/// Sends a message to somebody who takes it.
-pub(super) async fn send(to: &mut Answer, reply: &Reply, bulk: Vec<Bytes>, more: bool) -> Result<(), FrameError> {
-    send_on(&mut to.stream, &to.caller.allowance, reply, bulk, more).await
-}
-
-async fn send_on(
-    stream: &mut SendStream,
-    allowance: &Allowance,
-    reply: &Reply,
-    bulk: Vec<Bytes>,
-    more: bool,
-) -> Result<(), FrameError> {
-    let bytes: usize = bulk.iter().map(Bytes::len).sum();
-    let parts = u32::try_from(bytes / PART_BYTES).expect("messages are bounded") + 1;
-    let sent = frame::send(stream, reply, bulk, more);
-    let slow = |_| FrameError::Lost("the answer is not taken".into());
-    tokio::time::timeout(allowance.patience() * parts, sent).await.map_err(slow)?
-}
-
-async fn say(to: &mut Answer, reply: Reply) -> Done {
-    Ok(send(to, &reply, Vec::new(), false).await?)
-}
-
 /// Has a session take what stands beside a put.
 async fn take<S: WriteSession>(session: &S, lengths: &[u32], beside: Bytes) -> Result<()> {
     let chunks = bulk::blobs(lengths, beside)?.into_iter().map(|(id, bytes)| {
@@ -649,85 +622,8 @@ async fn take<S: WriteSession>(session: &S, lengths: &[u32], beside: Bytes) -> R
     session.put(chunks.collect::<Result<_>>()?).await
 }
 
-async fn points(to: &mut Answer, points: Vec<RecoveryPoint>) -> Done {
-    let mut pages = points.chunks(POINTS_TOGETHER).peekable();
-    if pages.peek().is_none() {
-        return say(to, Reply::Points(Vec::new())).await;
-    }
-    while let Some(page) = pages.next() {
-        send(to, &Reply::Points(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
-    }
-    Ok(())
-}
-
-async fn blobs(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
-    futures::pin_mut!(batches);
-    while let Some(batch) = batches.next().await {
-        for (message, bulk) in parts(batch) {
-            to.caller.allowance.widen_sending();
-            send(to, &Reply::Chunks(message), bulk, true).await?;
-        }
-    }
-    let nothing = Chunks { lengths: Vec::new(), failed: Vec::new() };
-    Ok(send(to, &Reply::Chunks(nothing), Vec::new(), false).await?)
-}
-
-/// The same, each message on a stream of its own: on one stream all would wait for each packet that is lost.
-async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
-    let (mut number, caller) = (0, to.caller.clone());
-    futures::pin_mut!(batches);
-    while let Some(batch) = batches.next().await {
-        for (message, bulk) in parts(batch) {
-            caller.allowance.widen_sending();
-            let bytes = bulk.iter().map(Bytes::len).sum();
-            let mut part = caller.allowance.part(to.stream.id(), number, bytes).await?;
-            send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
-            let _ = part.finish();
-            number += 1;
-        }
-    }
-    say(to, Reply::Parts(number)).await
-}
-
-/// Messages that carry a batch.
-fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
-    let mut made: Vec<(Chunks, Vec<Bytes>)> = Vec::new();
-    let (mut found, mut bytes): (Vec<(ChunkId, Blob)>, usize) = (Vec::new(), 0);
-    let mut close = |found: &mut Vec<(ChunkId, Blob)>| {
-        let (lengths, bulk) = bulk::of_blobs(found);
-        found.clear();
-        made.push((Chunks { lengths, failed: Vec::new() }, bulk));
-    };
-    let mut failed: Vec<FailedChunk> = Vec::new();
-    for (id, blob) in batch {
-        match blob {
-            Ok(blob) => {
-                let length = blob.bytes().len();
-                if bytes + length > PART_BYTES && !found.is_empty() {
-                    close(&mut found);
-                    bytes = 0;
-                }
-                bytes += length;
-                found.push((id, blob));
-            }
-            Err(error) => failed.push(error.into()),
-        }
-    }
-    if !found.is_empty() {
-        close(&mut found);
-    }
-    for some in failed.chunks(FAILED_TOGETHER) {
-        made.push((Chunks { lengths: Vec::new(), failed: some.to_vec() }, Vec::new()));
-    }
-    made
-}
-
 /// Chunks decoded and compared before the first is sent.
 const VERIFIED_TOGETHER: usize = 4;
-/// Bytes of blobs in one reply.
-const PART_BYTES: usize = 1 << 20;
-const POINTS_TOGETHER: usize = 1024;
-const FAILED_TOGETHER: usize = 128;
 /// Sessions of one holder.
 const SESSIONS_MAX: usize = 256;
 /// For somebody who was put on the deny list.
@@ -736,8 +632,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the greeting of somebody who has asked already.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many times the patience the end of an answer has, which may be a whole window.
-const LAST_PATIENCE: u32 = 10;
 /// For what is under way when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const LEASE_AGE_MAX: Duration = Duration::from_secs(600);

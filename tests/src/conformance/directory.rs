@@ -2,9 +2,10 @@
 
 use super::Fixture;
 use crate::kept::{damage, folder};
+use mover::{Depth, VerifyOptions};
 use mover::{Pool, Progress, Repository, RepositoryConfig, Result, World};
 use std::sync::Arc;
-use store::{Access, Depth, Local, VerifyOptions};
+use store::{Access, Local};
 
 /// A repository in a directory of its own.
 pub struct InDirectory {

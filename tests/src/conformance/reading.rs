@@ -2,10 +2,11 @@
 
 use super::kit::{BLOCK, Fixture, Lab, begin};
 use crate::fake::{Machine, noise};
-use chunker::ChunkId;
+use chunker::{ChunkId, ChunkKind};
 use futures::StreamExt;
-use mover::{ChunkError, ErrorKind, PointFilter, PointId, ReadSession, Repository, Verification};
+use mover::{ChunkError, Depth, ErrorKind, PointFilter, PointId, ReadSession, Repository, Verification, VerifyOptions};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 fn machine<F: Fixture>(lab: &Lab<F>, seed: u64) -> Machine {
     let machine = Machine::new(&lab.world, &[20 * BLOCK]);
@@ -103,4 +104,25 @@ pub async fn totals<F: Fixture>(lab: Lab<F>) {
     assert_eq!((stats.points, stats.chunks, stats.bytes_logical, stats.suspects), (1, 12, 20 * BLOCK, 0));
     assert!(stats.packs >= 1 && stats.bytes_stored >= report.bytes_stored, "packs hold the blobs and more");
     assert_eq!((report.point.bytes_new, report.point.bytes_logical), (10 * BLOCK, 20 * BLOCK));
+}
+
+pub async fn verification_tells_what_is_damaged<F: Fixture>(lab: Lab<F>) {
+    let point = lab.backup("a", &machine(&lab, 1)).await.point.id;
+    let verify = async |depth, points: &[PointId]| {
+        let options = VerifyOptions { depth, points: points.to_vec() };
+        lab.repository.verify(options, Arc::default()).await.unwrap()
+    };
+    for (depth, points) in
+        [(Depth::Structure, &[][..]), (Depth::ReadData { percent: 50 }, &[]), (Depth::Decode, &[point])]
+    {
+        let sound = verify(depth, points).await;
+        assert!(sound.points == 1 && sound.errors.is_empty(), "{sound:?}");
+    }
+    let blobs = lab.blobs(point).await;
+    let (id, _) = blobs.iter().find(|(_, blob)| blob.header().kind == ChunkKind::Data).unwrap();
+    if lab.fixture.hurt(&lab.repository, *id).await {
+        let found = verify(Depth::Decode, &[]).await;
+        assert!(found.errors.iter().any(|error| error.chunk == Some(*id)), "{found:?}");
+        assert!(!lab.has(ChunkKind::Data, *id).await, "the next backup that has it sends it");
+    }
 }

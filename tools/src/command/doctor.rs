@@ -1,6 +1,7 @@
 //! `windlass doctor`
 
 use crate::cli::Doctor;
+use crate::cli::Patience;
 use crate::open::{self, Access, Local};
 use crate::output::table;
 use crate::text::{count, escaped};
@@ -57,9 +58,9 @@ async fn installed(program: &str, purpose: &str) -> Finding {
 }
 
 async fn totals(context: &Context, address: &crate::address::Kept) -> Result<String> {
-    let repository = open::directory(context, address, Access::Read).await?;
+    let repository = open::patiently(context, address, Access::Read, &Patience { wait: None }).await?;
     let stats = repository.stats().await;
-    repository.close().await?;
+    open::close(repository).await?;
     let stats = stats?;
     Ok(format!("{} points, {} damaged chunks", count(stats.points), count(stats.suspects)))
 }

@@ -2,15 +2,16 @@
 
 use crate::cli::Verify;
 use crate::job::watched;
-use crate::open::{self, Access, Local};
+use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, escaped, milliseconds, seconds, size};
 use crate::windlass::{Context, Exit};
-use mover::{Error, PointFilter, Progress, Repository as _, Result, select};
+use mover::{
+    Depth, Error, PointFilter, Progress, Repository as _, Result, VerifyError, VerifyOptions, VerifyReport, select,
+};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
-use store::{Depth, VerifyError, VerifyOptions, VerifyReport};
 
 /// Field names are a contract.
 #[derive(Serialize)]
@@ -52,13 +53,12 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
             .hint("back the machine up again: what was found damaged is read and stored anew"));
     }
     let began = Instant::now();
-    let repository =
-        open::directory_patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience)
-            .await?;
+    let place = &arguments.place;
+    let repository = open::patiently(context, &place.repository, Access::Read, &place.patience).await?;
     let progress = Arc::new(Progress::default());
     let job = context.stop.race(verify(&repository, arguments, progress.clone()));
     let made = watched(&context.out, &progress, job).await;
-    let closed = repository.close().await;
+    let closed = open::close(repository).await;
     let report = made?;
     closed?;
     let summary = Summary {
@@ -87,7 +87,7 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     Ok(Exit::Corrupt)
 }
 
-async fn verify(repository: &Local, arguments: &Verify, progress: Arc<Progress>) -> Result<VerifyReport> {
+async fn verify(repository: &Opened, arguments: &Verify, progress: Arc<Progress>) -> Result<VerifyReport> {
     let mut points = Vec::new();
     if !arguments.point.is_empty() {
         let all = repository.list(&PointFilter::default()).await?;

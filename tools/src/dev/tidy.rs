@@ -21,7 +21,7 @@ pub fn run(root: &Path) -> Result<()> {
         if name.ends_with(".rs") {
             rust_file(&name, &text, &format, &mut faults);
         }
-        if name != "Cargo.lock" && !name.starts_with("LICENSE") {
+        if !name.ends_with("Cargo.lock") && !name.starts_with("LICENSE") {
             lines(root, &name, &text, &mut faults);
         }
     }

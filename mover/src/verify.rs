@@ -1,0 +1,80 @@
+//! What a verification of a repository looks at and finds.
+
+use crate::{Error, ErrorKind, Name, PointId};
+use chunker::ChunkId;
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Log, digests, pack footers, maps; every reference.
+    Structure,
+    /// Also the stored bytes of so many per cent of the packs against their names.
+    ReadData {
+        /// 1 to 100.
+        percent: u8,
+    },
+    /// Also every chunk, decoded and fingerprinted.
+    Decode,
+}
+
+/// What to verify.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// How deep.
+    pub depth: Depth,
+    /// Only what these points need; everything when empty.
+    pub points: Vec<PointId>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Points whose maps were walked.
+    pub points: u64,
+    /// Distinct chunks that were looked at.
+    pub chunks: u64,
+    /// Bytes of packs read.
+    pub bytes_read: u64,
+    /// What is wrong, at most [`VerifyReport::ERRORS_MAX`].
+    pub errors: Vec<VerifyError>,
+}
+
+impl VerifyReport {
+    /// Errors told; more are only counted in the log.
+    pub const ERRORS_MAX: usize = 10_000;
+
+    /// Adds what was found.
+    pub fn add(&mut self, error: VerifyError) {
+        tracing::error!(?error, "verification found damage");
+        if self.errors.len() < Self::ERRORS_MAX {
+            self.errors.push(error);
+        }
+    }
+}
+
+/// One thing that is wrong, and what it costs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyError {
+    /// A point that needs it.
+    pub point: Option<PointId>,
+    /// The disk or attachment.
+    pub disk: Option<Name>,
+    /// Offset in it, in bytes.
+    pub offset: Option<u64>,
+    /// The chunk.
+    pub chunk: Option<ChunkId>,
+    /// The pack.
+    pub pack: Option<String>,
+    /// What is wrong.
+    pub what: String,
+    /// It could not be read, which says nothing about what is stored.
+    pub unread: bool,
+}
+
+impl VerifyError {
+    /// What an error says, without a place.
+    pub fn of(error: &Error) -> Self {
+        let unread = !matches!(error.kind(), ErrorKind::Integrity | ErrorKind::Version);
+        Self { what: error.to_string(), unread, ..Self::default() }
+    }
+}
