@@ -11,7 +11,8 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
 use futures::StreamExt;
 use futures::future::try_join;
-use futures::stream::{FuturesOrdered, FuturesUnordered};
+use futures::stream::{self, FuturesOrdered, FuturesUnordered};
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::iter::Peekable;
@@ -154,8 +155,13 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         }
         let clean_zeroes = whole_blocks(&changed.zeroes, size).subtract(&changed.dirty.align(grid, size));
         let leaf_bytes = PAGE_ENTRIES * grid;
-        for piece in clean_zeroes.split(leaf_bytes) {
-            let Some(page) = self.reader.leaf(before.root, piece.offset / leaf_bytes).await? else { continue };
+        let leaf = |piece: Extent| async move {
+            let page = self.reader.leaf(before.root, piece.offset / leaf_bytes).await?;
+            Ok::<_, Error>((piece, page))
+        };
+        let mut leaves = stream::iter(clean_zeroes.split(leaf_bytes).map(leaf)).buffered(LEAVES_AHEAD);
+        while let Some((piece, page)) = leaves.next().await.transpose()? {
+            let Some(page) = page else { continue };
             let mut blocks = grid_blocks(piece, size);
             let bad = blocks.find(|block| page.entry(block.offset / grid % PAGE_ENTRIES) != PageRef::Absent);
             if let Some(block) = bad {
@@ -297,9 +303,15 @@ impl Flow {
         Ok(present)
     }
 
-    /// Whether answers are late, and all were "have" for long: then bytes that wait would hold others up in vain.
+    /// Whether answers are late, and all were "have" for long: then bytes that wait would hold others up in vain. Before the
+    /// first one it is guessed, but not while there is room: what is wrong is read again.
     fn is_slow_and_knows_all(&self) -> bool {
-        self.waiting.load(Relaxed) + self.light.load(Relaxed) >= PIECES_MAX && self.there.load(Relaxed) >= LIGHT_AFTER
+        let (waiting, light) = (self.waiting.load(Relaxed), self.light.load(Relaxed));
+        match self.there.load(Relaxed).cmp(&LIGHT_AFTER) {
+            Ordering::Less => false,
+            Ordering::Equal => waiting >= WAITING_MAX - PIECES_MAX,
+            Ordering::Greater => waiting + light >= PIECES_MAX,
+        }
     }
 
     /// Whether one more may be begun beside so many.
@@ -454,6 +466,8 @@ const PIECES_MAX: usize = 16;
 const WAITING_MAX: usize = 48;
 /// Pages of the map on their way, of 34 KiB at most.
 const PAGES_MAX: usize = 128;
+/// Leaves of the parent's map on their way: a repository far away answers late.
+const LEAVES_AHEAD: usize = 64;
 /// Pieces begun, those that wait without their bytes too; a piece that waits holds 2 KiB. So many may have to be read again.
 const BEGUN_MAX: usize = 4096;
 /// The same while nothing tells yet whether they will.

@@ -306,11 +306,15 @@ impl Allowance {
         Ok(stream)
     }
 
-    /// Clients have many messages like this one on their way: the window follows, as far as there is room.
+    /// Clients have many messages like this one on their way: the window follows, as far as there is room. Who is near needs
+    /// little of it; what is more would only find the socket's buffer full, and be lost there.
     fn widen(&self, bytes: usize) {
         let mut share = self.receiving.lock().expect("no holder panics");
-        let wanted = bytes.saturating_mul(MESSAGES_ON_THEIR_WAY).min(WINDOW_BYTES as usize);
-        if share.amount() < wanted && share.grow(WINDOW_STEP_BYTES) {
+        let far =
+            usize::try_from(self.connection.rtt().as_micros()).unwrap_or(usize::MAX).saturating_mul(LINK_BYTES_A_US);
+        let wanted = bytes.saturating_mul(MESSAGES_ON_THEIR_WAY).min(far.clamp(NEAR_BYTES, WINDOW_BYTES as usize));
+        let more = wanted.saturating_sub(share.amount()).min(WINDOW_STEP_BYTES);
+        if more > 0 && share.grow(more) {
             let window = u32::try_from(share.amount()).expect("windows are bounded");
             self.connection.set_receive_window(VarInt::from_u32(window.max(WINDOW_BYTES_MIN)));
         }
@@ -358,7 +362,11 @@ const ANSWERS_BYTES: usize = 48 << 20;
 /// One holder alone gets 32 MiB: 1 Gbit/s at 150 ms takes 19 MB.
 const RECEIVING_BYTES: usize = 64 << 20;
 const SENDING_BYTES: usize = 64 << 20;
-/// By which a window grows.
+/// On their way from somebody near.
+const NEAR_BYTES: usize = 2 << 20;
+/// In a microsecond, of the fastest link that a window is to fill: 2 Gbit/s.
+const LINK_BYTES_A_US: usize = 250;
+/// By which a window grows at most.
 const WINDOW_STEP_BYTES: usize = 4 << 20;
 /// Messages of one size that are on their way together.
 const MESSAGES_ON_THEIR_WAY: usize = 32;
