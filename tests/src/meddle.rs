@@ -9,6 +9,7 @@ use mover::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// A repository, meddled with.
 pub struct Meddled<'a, R> {
@@ -42,6 +43,8 @@ pub struct Plan {
     pub repeat: bool,
     /// Operations that go well before one fails with `Transport`.
     pub fail_after: Option<u64>,
+    /// For so long `missing` keeps its answer.
+    pub late: Duration,
     /// How often each operation was called.
     pub operations: BTreeMap<&'static str, u64>,
     /// Ids that were asked for in `missing`, by kind.
@@ -176,6 +179,10 @@ impl<S: WriteSession> WriteSession for MeddledSession<S> {
 
     async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         self.meddling.operation("missing")?;
+        let late = self.meddling.plan().late;
+        if !late.is_zero() {
+            tokio::time::sleep(late).await;
+        }
         let mut present = self.inner.missing(kind, ids).await?;
         let mut plan = self.meddling.plan();
         *plan.asked.entry(kind).or_default() += ids.len() as u64;

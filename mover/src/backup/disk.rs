@@ -19,6 +19,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use tokio::sync::Semaphore;
 
 pub(super) struct DiskPass<'a, R: Repository, S> {
     pub job: &'a Job<'a, R, S>,
@@ -208,11 +209,29 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 
     /// Brings what changed into the repository.
     async fn keep(&self, mut cut: Cut, pacer: &Pacer, flow: &Flow) -> Result<()> {
-        if !cut.changed.is_empty() && flow.is_slow_and_knows_all() && !self.are_there(&mut cut, flow).await? {
-            cut = self.read_and_cut(cut.extent, pacer).await?;
+        let (extent, bytes_read) = (cut.extent, cut.bytes_read);
+        let ids: Vec<ChunkId> = cut.changed.iter().map(|(id, _)| *id).collect();
+        if !ids.is_empty() {
+            let light = flow.is_slow_and_knows_all();
+            if light {
+                cut.changed = Vec::new();
+            }
+            let asked = self.job.session.missing(ChunkKind::Data, &ids);
+            let present = flow.ask(if light { &flow.light } else { &flow.waiting }, asked).await?;
+            let mut turn = None;
+            if light && present.contains(&Presence::Missing) {
+                turn = Some(flow.again.acquire().await.expect("never closed"));
+                cut = self.read_and_cut(extent, pacer).await?;
+                if !cut.changed.iter().map(|(id, _)| id).eq(&ids) {
+                    let at = extent.offset;
+                    return Err(Error::source(format!("other bytes at {at} when they were read again"))
+                        .hint("the snapshot does not hold still: look at what takes it, and back up again"));
+                }
+            }
+            self.put_missing(cut.changed, present).await?;
+            drop(turn);
         }
-        self.store(&cut, flow).await?;
-        self.job.progress.advance(cut.bytes_read);
+        self.job.progress.advance(bytes_read);
         Ok(())
     }
 
@@ -231,25 +250,12 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         }
     }
 
-    /// Whether the repository has all that changed. The plain bytes do not wait for the answer.
-    async fn are_there(&self, cut: &mut Cut, flow: &Flow) -> Result<bool> {
-        let changed = std::mem::take(&mut cut.changed);
-        let ids: Vec<ChunkId> = changed.into_iter().map(|(id, _)| id).collect();
-        let present = flow.ask(&flow.light, self.job.session.missing(ChunkKind::Data, &ids)).await?;
-        Ok(present.iter().all(|it| *it != Presence::Missing))
-    }
-
-    /// Asks for the changed chunks, seals and puts those that are missing.
-    async fn store(&self, cut: &Cut, flow: &Flow) -> Result<()> {
-        let ids: Vec<ChunkId> = cut.changed.iter().map(|(id, _)| *id).collect();
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let present = flow.ask(&flow.waiting, self.job.session.missing(ChunkKind::Data, &ids)).await?;
+    /// Seals and puts those that are missing.
+    async fn put_missing(&self, chunks: Vec<(ChunkId, Bytes)>, present: Vec<Presence>) -> Result<()> {
         let mut twice = HashSet::new();
-        let missing = cut.changed.iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
+        let missing = chunks.into_iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
         let missing: Vec<(ChunkId, Bytes)> =
-            missing.filter(|((id, _), _)| twice.insert(*id)).map(|(chunk, _)| chunk.clone()).collect();
+            missing.map(|(chunk, _)| chunk).filter(|(id, _)| twice.insert(*id)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -264,7 +270,6 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 
 /// What the pieces of a disk are at. A repository far away answers late: pieces that only wait for its answer make room
 /// for others.
-#[derive(Default)]
 struct Flow {
     /// Pieces that are read, cut, sealed or put.
     active: AtomicUsize,
@@ -276,12 +281,22 @@ struct Flow {
     there: AtomicUsize,
     /// Pages that are being stored.
     pages: AtomicUsize,
+    /// For those that are read again: they would all be at once.
+    again: Semaphore,
 }
 
 impl Flow {
     /// Nothing was missing yet: until the first answer comes, pieces are begun as if nothing were.
     fn new() -> Self {
-        Self { there: AtomicUsize::new(LIGHT_AFTER), ..Self::default() }
+        let none = || AtomicUsize::new(0);
+        Self {
+            active: none(),
+            waiting: none(),
+            light: none(),
+            there: AtomicUsize::new(LIGHT_AFTER),
+            pages: none(),
+            again: Semaphore::new(PIECES_MAX),
+        }
     }
 
     /// Gives the answer; until then a piece counts among `those`.
@@ -459,7 +474,7 @@ fn pieces(read: &ExtentSet, zero: &ExtentSet) -> impl Iterator<Item = Piece> {
 /// Bytes of one read: a whole number of blocks, a whole part of a leaf.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Pieces at work at once: read, cut, sealed or put.
+/// Pieces at work at once: read, cut, sealed or put; and as many that are read again.
 const PIECES_MAX: usize = 16;
 /// Pieces that wait for an answer with their bytes, beside those: what 1 Gbit/s of blobs at 150 ms takes. The sum, times
 /// [`PIECE_BYTES`], bounds the plain bytes held.
