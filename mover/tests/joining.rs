@@ -487,6 +487,7 @@ async fn an_identity_is_replaced_in_one_step() {
     let site = Site::with(Duration::from_secs(10), false);
     let folder = site.folder_of(Role::Proxy, "p");
     fs::write(folder.join("identity.pem.new"), "half a certif").unwrap();
+    fs::write(folder.join("lasting.key.new"), "half a k").unwrap();
     let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let reading = std::thread::spawn({
         let (folder, done) = (folder.clone(), done.clone());

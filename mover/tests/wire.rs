@@ -90,6 +90,10 @@ fn replies() -> Vec<Reply> {
         Reply::CalledOff(JobOf { job: PointId([3; 16]) }),
         Reply::Event(Event::Ended(Box::new(report()))),
         Reply::Pulling(4),
+        Reply::Pulled(Pulled {
+            point: PointId([1; 16]),
+            outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
+        }),
         Reply::Verifying(Counters { phase: Phase::Move, bytes_done: 1, bytes_total: 2 }),
         Reply::Damages(vec![Damage {
             point: Some(PointId([3; 16])),
@@ -101,10 +105,6 @@ fn replies() -> Vec<Reply> {
             unread: true,
         }]),
         Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3 }),
-        Reply::Pulled(Pulled {
-            point: PointId([1; 16]),
-            outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
-        }),
     ]
 }
 
@@ -272,7 +272,7 @@ fn roles() {
                 | Request::Abandon(_)
         );
         let carries_out = matches!(request, Request::Attend(_) | Request::Report(_));
-        let wants = matches!(request, Request::Run(_) | Request::Cancel(_) | Request::Pull(_));
+        let wants = matches!(request, Request::Run(_) | Request::Cancel(_) | Request::Pull(_) | Request::Verify(_));
         for role in Role::ALL {
             let expected = match role {
                 Role::Proxy if carries_out || wants => carries_out,

@@ -92,18 +92,11 @@ impl Credentials {
     /// # Errors
     /// `Usage`.
     pub(crate) fn replace(&self, folder: &Path, issued: &Issued) -> Result<()> {
-        let (path, new, lasting) = (folder.join(IDENTITY), folder.join(IDENTITY_NEW), folder.join(LASTING));
-        let failed = |error| Error::usage(path.display().to_string()).because(error);
+        let lasting = folder.join(LASTING);
         if !lasting.exists() {
-            create_private(&lasting, self.identity.lasting())?;
+            put_private(&lasting, self.identity.lasting())?;
         }
-        // Of an attempt that ended in between; the lock says that nobody is at it.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        create_private(&new, issued.pem().as_bytes())?;
-        fs::rename(&new, &path).and_then(|()| sync(folder)).map_err(failed)
+        put_private(&folder.join(IDENTITY), issued.pem().as_bytes())
     }
 
     /// Held by whoever renews the identity of this folder; ends with the process.
@@ -121,6 +114,21 @@ impl Credentials {
             Err(fs::TryLockError::Error(error)) => Err(failed(error)),
         }
     }
+}
+
+/// Puts a private file there, or in the place of another, in one step. For one at a time.
+fn put_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |error| Error::usage(path.display().to_string()).because(error);
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    // Of an attempt that ended in between.
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    create_private(new, bytes)?;
+    fs::rename(new, path).and_then(|()| sync(path.parent().unwrap_or(Path::new(".")))).map_err(failed)
 }
 
 /// Makes a file that must not be there, durably, for its owner's eyes only from the first moment on.
@@ -162,7 +170,6 @@ pub(super) fn sync(folder: &Path) -> io::Result<()> {
 }
 
 const IDENTITY: &str = "identity.pem";
-const IDENTITY_NEW: &str = "identity.pem.new";
 const AUTHORITY: &str = "ca.pem";
 const RENEWED_AT: &str = "authority";
 const LASTING: &str = "lasting.key";

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 /// A repository on a storage node.
 #[derive(Debug, Clone)]
@@ -35,8 +36,8 @@ pub struct Remote {
     listed: Arc<Mutex<Option<Listed>>>,
 }
 
-/// An answer, and to what.
-type Listed = (PointFilter, Vec<RecoveryPoint>);
+/// An answer, when it came, and to what.
+type Listed = (Instant, PointFilter, Vec<RecoveryPoint>);
 
 impl Remote {
     /// Connects and finds the repository of this name. The points of a machine that is about to be asked for come along.
@@ -51,7 +52,8 @@ impl Remote {
         let config =
             RepositoryConfig { id: opened.repository, domain: DomainKey(opened.domain), created: opened.created };
         let points = points(frames)?;
-        let listed = machine.map(|machine| (PointFilter { machine: Some(machine.clone()), forgotten: false }, points));
+        let filter = |machine: &Name| PointFilter { machine: Some(machine.clone()), forgotten: false };
+        let listed = machine.map(|machine| (Instant::now(), filter(machine), points));
         Ok(Self { link, config, listed: Arc::new(Mutex::new(listed)) })
     }
 
@@ -95,8 +97,8 @@ impl Repository for Remote {
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
-        let listed = self.listed.lock().expect("no holder panics").take_if(|(known, _)| known == filter);
-        if let Some((_, points)) = listed {
+        let listed = self.listed.lock().expect("no holder panics").take_if(|(_, known, _)| known == filter);
+        if let Some((_, _, points)) = listed.filter(|(came, ..)| came.elapsed() < LISTED_AGE_MAX) {
             return Ok(points);
         }
         let request = Request::List(List {
@@ -660,6 +662,8 @@ fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
     Ok(batch)
 }
 
+/// Of points that came with the opening: what a job does before it asks for them may take long.
+const LISTED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one put: small enough that several are on their way at once.
 const BATCH_BYTES: usize = 2 << 20;
 /// Pages that are held until they are durable: those of 10 GiB of disk. Beyond that they are flushed, into a small pack.
