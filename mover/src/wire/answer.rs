@@ -126,6 +126,18 @@ impl Replies {
         }
     }
 
+    /// The same, and none too where they break off: whoever misses something asks again, over another connection.
+    ///
+    /// # Errors
+    /// The node's.
+    pub async fn next_if_any(&mut self) -> crate::Result<Option<Frame<Reply>>> {
+        match self.next().await {
+            Ok(next) => Ok(next),
+            Err(FrameError::Nonsense(error)) => Err(error),
+            Err(FrameError::Lost(_) | FrameError::NoRoom) => Ok(None),
+        }
+    }
+
     async fn part(&mut self, mut stream: RecvStream) -> Result<Frame<Reply>, FrameError> {
         self.came += 1;
         receive(&mut stream, None).await

@@ -265,7 +265,12 @@ impl Link {
                 }
             }
         }
-        Err(Error::transport(format!("{}: the answer broke off {ATTEMPTS} times", self.name())).into())
+        Err(self.broke_off().into())
+    }
+
+    /// Why an answer is not asked for once more.
+    pub fn broke_off(&self) -> Error {
+        Error::transport(format!("{}: the answer broke off {ATTEMPTS} times", self.name()))
     }
 
     /// Makes a request for whose answer nobody waits but [`Self::close`].

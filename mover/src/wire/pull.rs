@@ -1,7 +1,6 @@
 //! Copies between nodes: an administrator asks the receiving node, which pulls. Blobs go from node to node, not through the
 //! administrator's terminal.
 
-use super::frame::FrameError;
 use super::link::{ATTEMPTS, Peer, unexpected};
 use super::message::{Failed, PULLED_TOGETHER, Place, PullIn, Pulled, Reply, Request};
 use super::quic::Congestion;
@@ -118,10 +117,7 @@ impl Remote {
             while !left.is_empty() {
                 attempts += 1;
                 if attempts > ATTEMPTS {
-                    return Err(Error::transport(format!(
-                        "{}: the answer broke off {ATTEMPTS} times",
-                        self.link.name()
-                    )));
+                    return Err(self.link.broke_off());
                 }
                 let asked = points.iter().filter(|point| left.contains(point)).copied().collect();
                 let (repository, from) = (self.config().id, from.clone());
@@ -142,12 +138,7 @@ impl Remote {
                         Reply::Done(()) => {}
                         _ => return Err(unexpected()),
                     }
-                    next = match rest.next().await {
-                        Ok(next) => next,
-                        Err(FrameError::Nonsense(error)) => return Err(error),
-                        // What broke off goes on over another connection.
-                        Err(FrameError::Lost(_) | FrameError::NoRoom) => None,
-                    };
+                    next = rest.next_if_any().await?;
                 }
             }
         }

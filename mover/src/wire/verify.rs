@@ -1,6 +1,5 @@
 //! Verifications on the node where the repository is: nothing is sent but what is found.
 
-use super::frame::FrameError;
 use super::link::{ATTEMPTS, unexpected};
 use super::message::{DAMAGES_MAX, Damage, Reply, Request, VERIFIED_POINTS_MAX, Verified, VerifyIn};
 use super::remote::Remote;
@@ -55,14 +54,10 @@ impl Remote {
                 if report.errors.len() > VerifyReport::ERRORS_MAX {
                     return Err(Error::transport("more errors than a node tells"));
                 }
-                next = match rest.next().await {
-                    Ok(next) => next,
-                    Err(FrameError::Nonsense(error)) => return Err(error),
-                    Err(FrameError::Lost(_) | FrameError::NoRoom) => None,
-                };
+                next = rest.next_if_any().await?;
             }
         }
-        Err(Error::transport(format!("{}: the answer broke off {ATTEMPTS} times", self.link.name())))
+        Err(self.link.broke_off())
     }
 }
 
