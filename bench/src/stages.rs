@@ -149,7 +149,7 @@ fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
         }
         row("read from packs, checksums", gigabytes(plain, began.elapsed()), f64::INFINITY, "");
         let began = Instant::now();
-        local.rebuild_index().await?;
+        local.rebuild_index(Default::default()).await?;
         row("build the index again", gigabytes(plain, began.elapsed()), f64::INFINITY, "");
         session.abandon().await?;
         local.close().await?;

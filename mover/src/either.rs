@@ -1,8 +1,8 @@
 //! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
 
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, Manifest, PointDraft, PointFilter, PointId, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats,
+    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, Manifest, PointDraft, PointFilter, PointId,
+    Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, Stats,
     VerifyOptions, VerifyReport, WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -70,6 +70,10 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
         on_both!(self, it => it.peer(repository).await)
     }
 
+    async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {
+        on_both!(self, it => it.rebuild_index(progress).await)
+    }
+
     async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
         on_both!(self, it => it.verify(options, progress).await)
     }
@@ -93,10 +97,6 @@ impl<A: ReadSession, B: ReadSession> ReadSession for Either<A, B> {
 }
 
 impl<A: WriteSession, B: WriteSession> WriteSession for Either<A, B> {
-    fn id(&self) -> SessionId {
-        on_both!(self, it => it.id())
-    }
-
     async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         on_both!(self, it => it.missing(kind, ids).await)
     }

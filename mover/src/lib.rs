@@ -59,8 +59,9 @@ pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repository::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, Origin, PointDraft, PointFilter, Presence,
-    ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession, verified,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointDraft, PointFilter,
+    Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,
+    verified,
 };
 pub use restore::{RestoreReport, restore, restore_delta};
 pub use select::{Selector, select};

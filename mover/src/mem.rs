@@ -5,9 +5,10 @@ mod state;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, Manifest, OwnerId, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
-    Result, SessionId, Stats, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Manifest, OwnerId,
+    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig,
+    RepositoryId, Result, SessionId, Stats, Verification, VerifyOptions, VerifyReport, World, WriteSession,
+    with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
@@ -139,6 +140,12 @@ impl Repository for Mem {
         answer.given(self.state().peers.get(&repository).copied())
     }
 
+    /// There are no packs, and chunks are found by their ids.
+    async fn rebuild_index(&self, _: Arc<Progress>) -> Result<IndexTotals> {
+        let answer = self.0.operation("rebuild_index").await?;
+        answer.given(IndexTotals { packs: 0, chunks: self.state().stats().chunks })
+    }
+
     /// Every chunk is decoded, whatever was asked: it costs no reading here.
     async fn verify(&self, _: VerifyOptions, _: Arc<Progress>) -> Result<VerifyReport> {
         let answer = self.0.operation("verify").await?;
@@ -193,34 +200,30 @@ impl ReadSession for MemSession {
 }
 
 impl WriteSession for MemSession {
-    fn id(&self) -> SessionId {
-        self.lease.id
-    }
-
     async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let answer = self.shared().operation("missing").await?;
         let mut state = self.shared().state();
-        state.live(self.id())?;
+        state.live(self.lease.id)?;
         let made: Vec<Presence> = ids.iter().map(|id| state.presence(kind, id)).collect();
-        state.live(self.id())?.shares_open |= made.contains(&Presence::Pending);
+        state.live(self.lease.id)?.shares_open |= made.contains(&Presence::Pending);
         answer.given(made)
     }
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         let answer = self.shared().operation("put").await;
         let mut state = self.shared().state();
-        state.live(self.id())?;
+        state.live(self.lease.id)?;
         let taken = answer.and_then(|answer| {
             for (id, blob) in chunks {
                 self.verify(id, &blob)
                     .map_err(|error| Error::integrity(format!("refused chunk {id}")).because(error))?;
-                state.put(self.id(), id, blob);
+                state.put(self.lease.id, id, blob);
             }
             answer.given(())
         });
         // As over a network: the next call tells.
         if let Err(error) = taken {
-            state.fail(self.id(), &error);
+            state.fail(self.lease.id, &error);
         }
         Ok(())
     }
@@ -228,14 +231,14 @@ impl WriteSession for MemSession {
     async fn flush(&self) -> Result<Flushed> {
         let answer = self.shared().operation("flush").await;
         let mut state = self.shared().state();
-        state.lease(self.id())?;
+        state.lease(self.lease.id)?;
         state.seal(answer.as_ref().err());
-        let flushed = state.lease(self.id())?.flushed;
+        let flushed = state.lease(self.lease.id)?.flushed;
         answer?.given(flushed)
     }
 
     async fn stored(&self) -> Result<Flushed> {
-        Ok(self.shared().state().lease(self.id()).map(|lease| lease.flushed).unwrap_or_default())
+        Ok(self.shared().state().lease(self.lease.id).map(|lease| lease.flushed).unwrap_or_default())
     }
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
@@ -246,12 +249,12 @@ impl WriteSession for MemSession {
                 let mut state = self.shared().state();
                 let there = state.committed(points);
                 if there.len() == points.len() {
-                    state.end(self.id());
+                    state.end(self.lease.id);
                     return answer.given(Commit::Committed(there));
                 }
-                state.live(self.id())?;
+                state.live(self.lease.id)?;
                 state.seal(None);
-                let pins = state.live(self.id())?.pins.clone();
+                let pins = state.live(self.lease.id)?.pins.clone();
                 let parents = pins.iter().filter_map(|pin| state.manifest(*pin, &self.shared().prints).ok());
                 (parents.collect::<Vec<_>>(), state.losses)
             };
@@ -267,7 +270,7 @@ impl WriteSession for MemSession {
             // What was checked still holds, or it is checked again.
             if state.losses == losses {
                 let (config, now) = (&self.shared().config, self.shared().world.now());
-                let made = state.commit(self.id(), points, &manifests, config, now)?;
+                let made = state.commit(self.lease.id, points, &manifests, config, now)?;
                 return answer.given(Commit::Committed(made));
             }
         }
@@ -275,7 +278,7 @@ impl WriteSession for MemSession {
 
     async fn abandon(self) -> Result<()> {
         let answer = self.shared().operation("abandon").await?;
-        self.shared().state().end(self.id());
+        self.shared().state().end(self.lease.id);
         answer.given(())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
-    SessionId, Timestamp, VerifyOptions, VerifyReport, with_opener,
+    Timestamp, VerifyOptions, VerifyReport, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -44,6 +44,9 @@ pub trait Repository: Send + Sync {
 
     /// How the log of `repository` ended when a point was last copied from there; none before the first.
     fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<Incarnation>>> + Send;
+
+    /// Makes the index of chunks again from what it is an index of. Others go on meanwhile, with the old one.
+    fn rebuild_index(&self, progress: Arc<Progress>) -> impl Future<Output = Result<IndexTotals>> + Send;
 
     /// Looks whether everything is there and sound. What is found damaged counts as such from then on where the repository
     /// can be written, so that the next backup that has it sends it again. Fails only when it cannot go on; damage is in
@@ -166,14 +169,20 @@ impl From<ChunkError> for Error {
     }
 }
 
+/// What an index holds after it was made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexTotals {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Records in them.
+    pub chunks: u64,
+}
+
 /// Adds chunks and commits points. It can also read what its pinned parents hold and what it has flushed.
 ///
 /// Methods take `&self`: several batches may be on their way at once. Dropping a session without commit leaves no
 /// point; its chunks stay until a sweep, so that a backup begun again sends nothing twice.
 pub trait WriteSession: ReadSession {
-    /// The lease.
-    fn id(&self) -> SessionId;
-
     /// For each id whether its chunk must be put. `Have` and `Pending` hold until the session ends: what becomes
     /// doomed meanwhile is named by [`Self::commit`]. A chunk that is suspect, or that a read found damaged, is missing:
     /// putting it again heals it.

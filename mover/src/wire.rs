@@ -29,6 +29,7 @@ mod frame;
 mod keeper;
 mod limits;
 mod link;
+mod maintenance;
 pub mod message;
 mod pull;
 mod questions;
@@ -36,7 +37,6 @@ mod quic;
 mod remote;
 mod serve;
 mod socket;
-mod verify;
 
 pub use address::NodeAddress;
 pub use enrol::{create_token, join};

@@ -6,8 +6,8 @@ use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
-    Error, ErrorKind, Flushed, Incarnation, Origin, OwnerId, Phase, PointId, RecoveryPoint, RepositoryId, SessionId,
-    Stats, Suspect, Timestamp, TrackingRecord, TrackingWish, Verification,
+    Error, ErrorKind, Flushed, Incarnation, IndexTotals, Origin, OwnerId, Phase, PointId, RecoveryPoint, RepositoryId,
+    SessionId, Stats, Suspect, Timestamp, TrackingRecord, TrackingWish, Verification,
 };
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -54,6 +54,7 @@ fn requests() -> Vec<Request> {
         Request::Report(Report { job: PointId([3; 16]), event: Event::Progress(counters()) }),
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
         Request::Verify(VerifyIn { repository, depth: 1, percent: 10, points: vec![PointId([3; 16])] }),
+        Request::RebuildIndex(Whole { repository }),
     ]
 }
 
@@ -94,7 +95,7 @@ fn replies() -> Vec<Reply> {
             point: PointId([1; 16]),
             outcome: Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 }),
         }),
-        Reply::Verifying(Counters { phase: Phase::Move, bytes_done: 1, bytes_total: 2 }),
+        Reply::Working(Counters { phase: Phase::Move, bytes_done: 1, bytes_total: 2 }),
         Reply::Damages(vec![Damage {
             point: Some(PointId([3; 16])),
             disk: Some("vda".parse().unwrap()),
@@ -105,6 +106,7 @@ fn replies() -> Vec<Reply> {
             unread: true,
         }]),
         Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3 }),
+        Reply::Rebuilt(IndexTotals { packs: 1, chunks: 2 }),
     ]
 }
 
@@ -272,7 +274,10 @@ fn roles() {
                 | Request::Abandon(_)
         );
         let carries_out = matches!(request, Request::Attend(_) | Request::Report(_));
-        let wants = matches!(request, Request::Run(_) | Request::Cancel(_) | Request::Pull(_) | Request::Verify(_));
+        let wants = matches!(
+            request,
+            Request::Run(_) | Request::Cancel(_) | Request::Pull(_) | Request::Verify(_) | Request::RebuildIndex(_)
+        );
         for role in Role::ALL {
             let expected = match role {
                 Role::Proxy if carries_out || wants => carries_out,

@@ -272,6 +272,8 @@ pub const INCOMING_PACK: &str = "pack-";
 pub const INCOMING_OBJECT: &str = "object-";
 /// Folder of the index, which is a cache.
 pub const INDEX: &str = "index";
+/// Folder of one that is being made.
+pub const INDEX_NEW: &str = "index.new";
 /// File that the one writer holds locked.
 pub const LOCK: &str = "lock";
 /// A name that is taken may be taken by a longer object.

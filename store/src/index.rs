@@ -126,7 +126,7 @@ impl Index {
         }
     }
 
-    /// Lets go of the folder.
+    /// Lets go of the folder. What is asked of it afterwards is an error.
     pub fn close(&mut self) {
         self.database = None;
     }
@@ -165,9 +165,10 @@ impl Index {
     /// # Errors
     /// Of the storage.
     pub fn write(&self, number: u32, entries: &[PackEntry]) -> Result<()> {
-        let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
+        if self.access == IndexAccess::Guest {
             return Ok(());
-        };
+        }
+        let database = self.database.as_ref().ok_or_else(unusable)?;
         // In the order in which the database keeps them.
         let mut entries: Vec<&PackEntry> = entries.iter().collect();
         entries.sort_by_key(|entry| entry.id);
@@ -190,7 +191,7 @@ impl Index {
     /// Notes that pack `number` is in the index: of one that has no database of its own, the records in memory. Numbers
     /// ascend, except those of packs that were skipped.
     pub fn added(&mut self, number: u32, entries: &[PackEntry]) {
-        if self.database.is_some() && self.access == IndexAccess::Owner {
+        if self.access == IndexAccess::Owner {
             self.unflushed.fetch_add(1, Relaxed);
         } else {
             entries.iter().for_each(|entry| self.overlay.entry(entry.id).or_default().push(place(number, entry)));
@@ -275,6 +276,7 @@ impl Index {
                 };
                 found.into_iter().map(decode).collect::<Result<Vec<_>>>()?
             }
+            None if self.access == IndexAccess::Owner => return Err(unusable()),
             None => vec![Vec::new(); ids.len()],
         };
         if !self.overlay.is_empty() {

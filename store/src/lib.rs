@@ -27,6 +27,7 @@
 //! | follow | prune | who finds no next record looks at the digests, and goes on from one (R3) |
 //! | append | prune | a digest above that does not know writer, term and record fences the author (R3) |
 //! | verify | anything | it only reads; what it marks is one more record |
+//! | make the index again | anything | the new one is made beside; only the exchange has everybody wait |
 //! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
 //!
 //! Within a process: `log` before `pending` or `index`; nothing else is taken while one of those is held. Who holds `log`
@@ -46,12 +47,12 @@ mod log;
 mod open;
 mod packer;
 mod reader;
+mod rebuild;
 mod session;
 pub mod state;
 mod verify;
 
 pub use directory::Directory;
 pub use local::{Access, Local};
-pub use open::IndexTotals;
 pub use reader::Reader;
 pub use session::Session;

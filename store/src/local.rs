@@ -2,8 +2,8 @@
 
 use crate::directory::Directory;
 use crate::format::config::ConfigFile;
-use crate::format::event::{Event, SessionOpened};
-use crate::format::pack::PackName;
+use crate::format::event::{AddedPack, Event, SessionOpened};
+use crate::format::pack::{PackEntry, PackName};
 use crate::index::{Index, Place};
 use crate::log::{Author, CommitLog};
 use crate::packer::{Packer, Pending, lock};
@@ -12,9 +12,9 @@ use crate::session::Session;
 use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, MapReader, OwnerId, PAGE_ENTRIES, PointFilter, PointId, Pool,
-    Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats,
-    Suspect, VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, IndexTotals, MapReader, OwnerId, PAGE_ENTRIES, PointFilter,
+    PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
+    Stats, Suspect, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -44,9 +44,11 @@ pub(crate) struct Inner {
     pub world: World,
     pub author: Author,
     /// The log has one owner at a time; what it says is read from `view` without waiting for a sync.
-    log: Mutex<CommitLog>,
+    pub log: Mutex<CommitLog>,
     view: RwLock<Arc<State>>,
     pub index: RwLock<Index>,
+    /// Held while another index is made.
+    pub rebuilding: Mutex<()>,
     pub pending: Arc<Mutex<Pending>>,
     packer: Mutex<Option<Arc<Packer>>>,
     /// Open packs, a few at most, for readers.
@@ -89,6 +91,7 @@ impl Inner {
             log: Mutex::new(log),
             view,
             index: RwLock::new(index),
+            rebuilding: Mutex::default(),
             pending: Arc::default(),
             packer: Mutex::default(),
             files: Mutex::default(),
@@ -179,7 +182,8 @@ impl Inner {
             self.term_begun.store(true, SeqCst);
             let known: HashMap<PackName, _> =
                 sealed.iter().map(|(_, pack)| (pack.added.name, pack.entries.clone())).collect();
-            self.index_packs(&state, |name| known.get(name).cloned())?;
+            // Who holds the log is the one who writes into the index.
+            self.index_packs(&self.index, &state, |pack| known.get(&pack.name).cloned())?;
             for (number, _) in sealed {
                 let incoming = lock(&self.pending).logged(number);
                 if let Some(path) = incoming {
@@ -237,17 +241,18 @@ impl Inner {
     /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
     /// what is in it counts as missing until it can be read when the repository is opened.
     pub fn index_new_packs(&self, state: &State) -> Result<()> {
-        self.index_packs(state, |_| None)
+        self.index_packs(&self.index, state, |_| None)
     }
 
-    fn index_packs(
+    /// Adds to `index` what it does not have. It has one writer, and whoever asks meanwhile waits for single packs' notes
+    /// only, not for the database.
+    pub fn index_packs(
         &self,
+        into: &RwLock<Index>,
         state: &State,
-        known: impl Fn(&PackName) -> Option<Arc<Vec<crate::format::pack::PackEntry>>>,
+        known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>,
     ) -> Result<()> {
-        // Whoever asks meanwhile waits for single packs' notes only, not for the database. Callers hold the log, so
-        // there is one writer.
-        let index = || self.index.write().expect("no holder panics");
+        let index = || into.write().expect("no holder panics");
         let (again, next) = {
             let mut index = index();
             (index.take_again(), index.next_pack())
@@ -259,7 +264,7 @@ impl Inner {
                 continue;
             };
             let name = &pack.added.name;
-            let entries = match known(name) {
+            let entries = match known(&pack.added) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
                 None => crate::reader::footer(&self.directory, &pack.added)
@@ -268,7 +273,7 @@ impl Inner {
             };
             match entries {
                 Ok(entries) => {
-                    self.index.read().expect("no holder panics").write(number, &entries)?;
+                    into.read().expect("no holder panics").write(number, &entries)?;
                     index().added(number, &entries);
                 }
                 Err(error) => {
@@ -282,7 +287,7 @@ impl Inner {
             }
         }
         index().tag(self.config.config.id, state.end())?;
-        let index = self.index.read().expect("no holder panics");
+        let index = into.read().expect("no holder panics");
         if index.flush_is_due() { index.flush() } else { Ok(()) }
     }
 
@@ -487,6 +492,10 @@ impl Repository for Local {
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         Ok(self.with(Inner::catch_up).await?.peer(repository))
+    }
+
+    async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {
+        self.with(move |inner| inner.rebuild_index(&progress)).await
     }
 
     async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {

@@ -1,7 +1,7 @@
 //! Making a repository, opening one, and putting right what the last process left.
 
 use crate::directory::{
-    CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, LOCK, LOG, PACKS, STATE,
+    CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, INDEX_NEW, LOCK, LOG, PACKS, STATE,
 };
 use crate::error::storage;
 use crate::format::config::ConfigFile;
@@ -24,15 +24,6 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// What an index holds after it was built again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IndexTotals {
-    /// Packs that were read.
-    pub packs: u64,
-    /// Records in them.
-    pub chunks: u64,
-}
 
 impl Local {
     /// Makes a repository in a new or empty directory. `like`: in the same dedup domain, so that blobs copy verbatim.
@@ -99,28 +90,6 @@ impl Local {
             local.adopt_incoming().await?;
         }
         Ok(local)
-    }
-
-    /// Drops the index and builds it again from the packs.
-    ///
-    /// # Errors
-    /// Of the storage.
-    pub async fn rebuild_index(&self) -> Result<IndexTotals> {
-        self.with(|inner| {
-            inner.packer()?;
-            let folder = inner.directory.root().join(INDEX);
-            {
-                let mut index = inner.index.write().expect("no holder panics");
-                index.close();
-                Index::remove(&folder)?;
-                *index = Index::open(&folder, IndexAccess::Owner, inner.config.config.id)?;
-            }
-            let state = inner.catch_up()?;
-            inner.index.write().expect("no holder panics").flush()?;
-            let chunks = state.packs().values().map(|pack| u64::from(pack.added.chunks)).sum();
-            Ok(IndexTotals { packs: state.packs().len() as u64, chunks })
-        })
-        .await
     }
 
     /// Accepts that the log of this directory ends before, or differs from, what its index has seen: an administrator's
@@ -209,6 +178,9 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
         Access::Write => Some(take_lock(&directory)?),
         Access::Read => None,
     };
+    if lock.is_some() {
+        Index::remove(&directory.root().join(INDEX_NEW))?;
+    }
     let id = config.config.id;
     let index_folder = directory.root().join(INDEX);
     let index_access = if access == Access::Write { IndexAccess::Owner } else { IndexAccess::Guest };

@@ -284,10 +284,6 @@ impl ReadSession for Session {
 }
 
 impl WriteSession for Session {
-    fn id(&self) -> SessionId {
-        self.id
-    }
-
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let found = self.presence(ids, Unlogged::Any).await?;
         self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));

@@ -3,9 +3,9 @@
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, PointDraft, PointFilter,
-    PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
-    SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, Stats, VerifyOptions, VerifyReport, WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -155,6 +155,11 @@ impl<R: Repository> Repository for Meddled<'_, R> {
         self.inner.peer(repository).await
     }
 
+    async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {
+        self.meddling.operation("rebuild_index")?;
+        self.inner.rebuild_index(progress).await
+    }
+
     async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
         self.meddling.operation("verify")?;
         self.inner.verify(options, progress).await
@@ -173,10 +178,6 @@ impl<S: ReadSession> ReadSession for MeddledSession<S> {
 }
 
 impl<S: WriteSession> WriteSession for MeddledSession<S> {
-    fn id(&self) -> SessionId {
-        self.inner.id()
-    }
-
     async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         self.meddling.operation("missing")?;
         let late = self.meddling.plan().late;

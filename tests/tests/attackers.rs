@@ -180,6 +180,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
             bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))
         }
         0x0051 => bare(Request::Verify(VerifyIn { repository, depth: 0, percent: 0, points: vec![id] })),
+        0x0052 => bare(Request::RebuildIndex(Whole { repository })),
         _ => panic!("request {code:#06x} has no sample here"),
     }
 }

@@ -73,7 +73,8 @@ async fn a_node_may_read_and_not_write() {
     let pulling = site.identity(Role::Node, "other", &world);
     let remote = running.connect_as(&pulling, &site.trust(), "repo").await.unwrap();
     assert!(remote.list(&PointFilter::default()).await.unwrap().is_empty());
-    let error = remote.begin(begin(PointId::random(&world))).await.map(|_| ()).unwrap_err();
+    let (session, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    let error = session.flush().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAuthorised);
     assert!(error.to_string().contains("node other"), "{error}");
     running.stop().await;
@@ -195,6 +196,7 @@ async fn sessions_end_with_a_graceful_stop_and_are_begun_again() {
     let running = Running::start(&site, "repo", mem.clone(), &world);
     let remote = running.connect(&site, "repo", &world).await.unwrap();
     let (session, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
+    session.flush().await.unwrap();
     let before = session.id();
     let port = running.port;
     running.stop().await;

@@ -269,7 +269,7 @@ async fn whatever_becomes_of_the_index_nothing_is_lost() {
             let twin = machine.cloned().snapshot();
             let again = mover::backup(&local, twin, &options, &bench.pool, &bench.world, &progress).await.unwrap();
             assert_eq!(again.chunks_new, 0, "{what}");
-            let totals = local.rebuild_index().await.unwrap();
+            let totals = local.rebuild_index(Default::default()).await.unwrap();
             assert_eq!(totals.packs, local.stats().await.unwrap().packs);
             bench.restore(&local, history[1].0, &history[1].1).await.unwrap();
             local.close().await.unwrap();

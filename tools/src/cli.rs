@@ -392,6 +392,7 @@ pub struct Stats {
 Examples:
   windlass rebuild-index -r /backup/main
   windlass rebuild-index --wait=5m -r /backup/main
+  windlass rebuild-index -r quic://store1.example/main
   windlass rebuild-index --json -r /backup/main")]
 pub struct RebuildIndex {
     #[command(flatten)]

@@ -86,16 +86,6 @@ pub async fn patiently(context: &Context, address: &Kept, access: Access, patien
     patience.wait().retry(&context.out, &context.stop, async || repository(context, address, access, None).await).await
 }
 
-/// The same for a directory.
-pub async fn directory_patiently(
-    context: &Context,
-    address: &Kept,
-    access: Access,
-    patience: &Patience,
-) -> Result<Local> {
-    patience.wait().retry(&context.out, &context.stop, async || directory(context, address, access).await).await
-}
-
 /// Opens a repository for writing and the disks of `machine` as one snapshot session, both at once: each takes a noticeable
 /// part of an increment. `around` runs the opening of the disks.
 pub async fn repository_and_source<T>(

@@ -486,6 +486,6 @@ const LEAVES_AHEAD: usize = 64;
 /// Pieces begun, those that wait without their bytes too; a piece that waits holds 2 KiB. So many may have to be read again.
 const BEGUN_MAX: usize = 4096;
 /// The same while nothing tells yet whether they will.
-const GUESSED_MAX: usize = 512;
+const GUESSED_MAX: usize = 1024;
 /// Chunks in a row that must have been there before the next ones wait without their bytes.
 const LIGHT_AFTER: usize = 1024;

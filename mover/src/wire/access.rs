@@ -29,7 +29,7 @@ pub fn allows(role: Role, request: &Request) -> bool {
         // It has the node go wherever the request says.
         Request::Pull(_) => matches!(role, Role::Admin),
         // It takes much of what the node has.
-        Request::Verify(_) => matches!(role, Role::Admin),
+        Request::Verify(_) | Request::RebuildIndex(_) => matches!(role, Role::Admin),
         Request::Begin(_)
         | Request::Missing(_)
         | Request::Put(_)

@@ -288,6 +288,7 @@ impl Allowance {
                     | Request::Run(_)
                     | Request::Pull(_)
                     | Request::Verify(_)
+                    | Request::RebuildIndex(_)
             );
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(self.holder.as_ref());
@@ -339,7 +340,9 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
-        Request::Attend(_) | Request::Run(_) | Request::Pull(_) | Request::Verify(_) => WAITING_BYTES,
+        Request::Attend(_) | Request::Run(_) | Request::Pull(_) | Request::Verify(_) | Request::RebuildIndex(_) => {
+            WAITING_BYTES
+        }
         _ => SMALL_BYTES,
     }
 }

@@ -169,10 +169,14 @@ impl Link {
         made
     }
 
-    /// Chunks go round over all connections but the first: one connection is one thread's work at either end.
+    /// Chunks go round over all connections but the first: one connection is one thread's work at either end. Questions
+    /// about them go round over all: each connection begins slowly, which from far away is what a backup without anything
+    /// new waits for.
     fn lane(&self, request: &Request) -> usize {
+        let next = || self.next.fetch_add(1, Ordering::Relaxed);
         match request {
-            Request::Put(_) | Request::Get(_) => 1 + self.next.fetch_add(1, Ordering::Relaxed) % (self.lanes.len() - 1),
+            Request::Put(_) | Request::Get(_) => 1 + next() % (self.lanes.len() - 1),
+            Request::Missing(_) => next() % self.lanes.len(),
             _ => 0,
         }
     }
@@ -315,6 +319,10 @@ async fn greet(line: &Line) -> Result<(), Attempt> {
 async fn exchange(line: &Line, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
     let Line { connection, waiting, .. } = line;
     let (mut to, from) = connection.open_bi().await.map_err(|error| Attempt::Lost(error.to_string()))?;
+    if let Request::Missing(_) = request {
+        // Before chunks that are on their way: what comes next depends on the answer.
+        let _ = to.set_priority(1);
+    }
     let mut replies = Replies::new(connection.clone(), waiting, from);
     // A node that refuses may answer and stop reading before all is sent: its answer counts.
     let sent = send(&mut to, request, bulk.to_vec(), false).await;

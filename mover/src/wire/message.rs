@@ -13,8 +13,8 @@ pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
-    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, Name, Origin, PointId, Presence,
-    RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
+    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Name, Origin,
+    PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,8 @@ messages! {
         0x0050 Pull(PullIn), 64 << 10, 0;
         /// Looks whether everything is there and sound.
         0x0051 Verify(VerifyIn), 64 << 10, 0;
+        /// Makes the index again.
+        0x0052 RebuildIndex(Whole), 64, 0;
     }
 }
 
@@ -203,12 +205,14 @@ messages! {
         0x8050 Pulling(u64), 8, 0;
         /// To `Pull`, for each point; `Done` follows the last.
         0x8051 Pulled(Pulled), 17 << 10, 0;
-        /// To `Verify`, now and then: how far it is.
-        0x8052 Verifying(Counters), 64, 0;
+        /// To `Verify` and `RebuildIndex`, now and then: how far it is.
+        0x8052 Working(Counters), 64, 0;
         /// To `Verify`: what is wrong, in several.
         0x8053 Damages(Vec<Damage>), DAMAGES_BYTES_MAX, 0;
         /// To `Verify`: the end.
         0x8054 Verified(Verified), 64, 0;
+        /// To `RebuildIndex`: the end.
+        0x8055 Rebuilt(IndexTotals), 64, 0;
     }
 }
 

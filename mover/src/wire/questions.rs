@@ -61,7 +61,9 @@ impl Questions {
                 },
                 turn = self.on_their_way.clone().acquire_owned() => {
                     let pause = round_trip / PAUSE_OF_ROUND_TRIP;
-                    if pause >= PAUSE_MIN && self.on_their_way.available_permits() < MESSAGES_MAX - 1 {
+                    // Whose question went with that of another must not keep the turn from those that wait.
+                    let wanted = !self.waiting.lock().expect("no holder panics").is_empty();
+                    if wanted && pause >= PAUSE_MIN && self.on_their_way.available_permits() < MESSAGES_MAX - 1 {
                         tokio::time::sleep(pause).await;
                     }
                     let together = self.together();
@@ -81,17 +83,19 @@ impl Questions {
         }
     }
 
-    /// What waits longest, and more of its kind that fits into one message.
+    /// What waits longest, and more of its kind that fits into one message: pages come between data all the time.
     fn together(&self) -> Vec<Question> {
         let mut waiting = self.waiting.lock().expect("no holder panics");
-        let (mut made, mut ids): (Vec<Question>, usize) = (Vec::new(), 0);
-        while let Some(next) = waiting.front()
-            && made.first().is_none_or(|first| first.kind == next.kind && ids + next.ids.len() <= IDS_MAX)
-        {
-            ids += next.ids.len();
-            made.extend(waiting.pop_front());
-        }
-        made
+        let Some(kind) = waiting.front().map(|first| first.kind) else { return Vec::new() };
+        let mut ids = 0;
+        let mut fits = |question: &Question| {
+            let fits = question.kind == kind && ids + question.ids.len() <= IDS_MAX;
+            ids += if fits { question.ids.len() } else { 0 };
+            fits
+        };
+        let (made, left): (VecDeque<_>, VecDeque<_>) = waiting.drain(..).partition(&mut fits);
+        *waiting = left;
+        made.into()
     }
 }
 

@@ -11,9 +11,9 @@ use super::message::{
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, Manifest, Name, PointDraft, PointFilter,
-    PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result,
-    SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, Name, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
@@ -71,6 +71,8 @@ impl Remote {
     }
 }
 
+/// A session without parents is begun while the caller goes on, because a node that is far away answers late and there
+/// is nothing to learn from its answer: what fails is told by the first use.
 impl Repository for Remote {
     type Session = RemoteSession;
     type Reader = RemoteReader;
@@ -81,10 +83,17 @@ impl Repository for Remote {
 
     async fn begin(&self, begin: Begin) -> Result<(RemoteSession, Begun)> {
         self.link.expect_chunks();
-        let (id, begun) = open_write(&self.link, self.config.id, &begin).await?;
+        let (id, begun) = match begin.parents.is_empty() {
+            true => (None, Begun::default()),
+            false => open_write(&self.link, self.config.id, &begin).await.map(|(id, begun)| (Some(id), begun))?,
+        };
         let lease = Lease::new(&self.link, id, Opening::Write(self.config.id, begin));
         let shared =
             Arc::new(Shared { lease, in_flight: Mutex::default(), failed: Mutex::default(), stored: Mutex::default() });
+        if id.is_none() {
+            let shared = shared.clone();
+            tokio::spawn(async move { shared.lease.open(None).await });
+        }
         let window = Arc::new(Semaphore::new(WINDOW_BYTES as usize));
         Ok((RemoteSession { shared, window, questions: Questions::default() }, begun))
     }
@@ -93,7 +102,7 @@ impl Repository for Remote {
         self.link.expect_chunks();
         let id = open_read(&self.link, self.config.id, points).await?;
         let open = Opening::Read(self.config.id, points.to_vec());
-        Ok(RemoteReader { lease: Lease::new(&self.link, id, open) })
+        Ok(RemoteReader { lease: Lease::new(&self.link, Some(id), open) })
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
@@ -137,6 +146,10 @@ impl Repository for Remote {
         }
     }
 
+    async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {
+        self.rebuild_index_there(&progress).await
+    }
+
     async fn verify(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
         self.verify_there(options, &progress).await
     }
@@ -154,10 +167,11 @@ enum Opening {
 #[derive(Debug)]
 struct Lease {
     link: Arc<Link>,
-    id: Mutex<SessionId>,
-    /// Held while it is opened again, by one.
-    again: tokio::sync::Mutex<()>,
-    open: Opening,
+    /// None before it is opened.
+    id: Mutex<Option<SessionId>>,
+    /// Held while it is opened, by one.
+    one: tokio::sync::Mutex<()>,
+    opening: Opening,
     kept: Mutex<Kept>,
     /// The node has nothing left to be ended: it was committed or abandoned.
     closed: AtomicBool,
@@ -168,11 +182,12 @@ struct Lease {
 /// With the last who uses it, puts on their way among them, the session ends.
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.closed.load(Ordering::Relaxed) {
-            let of = Of { session: self.id() };
-            self.link.farewell(match self.open {
-                Opening::Write(..) => Request::Abandon(of),
-                Opening::Read(..) => Request::Close(of),
+        if let Some(session) = self.id()
+            && !self.closed.load(Ordering::Relaxed)
+        {
+            self.link.farewell(match self.opening {
+                Opening::Write(..) => Request::Abandon(Of { session }),
+                Opening::Read(..) => Request::Close(Of { session }),
             });
         }
     }
@@ -203,20 +218,30 @@ impl Kept {
 }
 
 impl Lease {
-    fn new(link: &Arc<Link>, id: SessionId, open: Opening) -> Self {
+    fn new(link: &Arc<Link>, id: Option<SessionId>, opening: Opening) -> Self {
         Self {
             link: link.clone(),
             id: Mutex::new(id),
-            again: tokio::sync::Mutex::default(),
-            open,
+            one: tokio::sync::Mutex::default(),
+            opening,
             kept: Mutex::default(),
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         }
     }
 
-    fn id(&self) -> SessionId {
+    fn id(&self) -> Option<SessionId> {
         *self.id.lock().expect("no holder panics")
+    }
+
+    /// The id, of a session that is opened first if it was not.
+    async fn opened(&self) -> Result<SessionId> {
+        loop {
+            match self.id() {
+                Some(id) => return Ok(id),
+                None => self.open(None).await?,
+            }
+        }
     }
 
     async fn call(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<(Reply, Bytes)> {
@@ -226,7 +251,7 @@ impl Lease {
 
     async fn calls(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies)> {
         for _ in 0..ATTEMPTS {
-            let id = self.id();
+            let id = self.opened().await?;
             match self.link.calls(&request(id), bulk).await {
                 Ok(replied) => return Ok(replied),
                 Err(error) => self.unless_forgotten(id, error).await?,
@@ -238,7 +263,7 @@ impl Lease {
     /// As [`Self::calls`], with all replies.
     async fn gather(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<Vec<Frame<Reply>>> {
         for _ in 0..ATTEMPTS {
-            let id = self.id();
+            let id = self.opened().await?;
             match self.link.gather(&request(id), bulk).await {
                 Ok(replied) => return Ok(replied),
                 Err(error) => self.unless_forgotten(id, error).await?,
@@ -250,21 +275,24 @@ impl Lease {
     /// Opens the session again when that is what `error` is about, and somebody still wants it.
     async fn unless_forgotten(&self, id: SessionId, error: CallError) -> Result<()> {
         match error {
-            CallError::NoSession if !self.dropped.load(Ordering::Relaxed) => self.open_again(id).await,
+            CallError::NoSession if !self.dropped.load(Ordering::Relaxed) => self.open(Some(id)).await,
             error => Err(error.into()),
         }
     }
 
-    async fn open_again(&self, lost: SessionId) -> Result<()> {
-        let _one = self.again.lock().await;
+    /// Opens it, instead of the one that is `lost`, unless somebody else just did.
+    async fn open(&self, lost: Option<SessionId>) -> Result<()> {
+        let _one = self.one.lock().await;
         if self.id() != lost {
             return Ok(());
         }
-        let made = match &self.open {
+        let made = match &self.opening {
             Opening::Write(repository, begin) => open_write(&self.link, *repository, begin).await?.0,
             Opening::Read(repository, points) => open_read(&self.link, *repository, points).await?,
         };
-        tracing::info!(node = self.link.name(), lost = ?lost, now = ?made, "the node had forgotten the session");
+        if let Some(lost) = lost {
+            tracing::info!(node = self.link.name(), ?lost, now = ?made, "the node had forgotten the session");
+        }
         let kept = self.kept.lock().expect("no holder panics").blobs.clone();
         for batch in batches(kept.into_iter().collect()) {
             let (lengths, bulk) = bulk::of_blobs(&batch);
@@ -274,7 +302,7 @@ impl Lease {
                 put => put.map(|_| ())?,
             }
         }
-        *self.id.lock().expect("no holder panics") = made;
+        *self.id.lock().expect("no holder panics") = Some(made);
         self.closed.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -457,6 +485,11 @@ impl Shared {
 }
 
 impl RemoteSession {
+    /// The lease: another one after the node forgot it, none before it is opened.
+    pub fn id(&self) -> Option<SessionId> {
+        self.shared.lease.id()
+    }
+
     /// Waits until nothing is on its way.
     async fn arrived(&self) -> Result<OwnedSemaphorePermit> {
         let all = self.window.clone().acquire_many_owned(WINDOW_BYTES).await.expect("never closed");
@@ -480,10 +513,6 @@ impl ReadSession for RemoteSession {
 }
 
 impl WriteSession for RemoteSession {
-    fn id(&self) -> SessionId {
-        self.shared.lease.id()
-    }
-
     async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let asked: Vec<ChunkId> = {
             let in_flight = self.shared.in_flight.lock().expect("no holder panics");
@@ -576,7 +605,9 @@ impl WriteSession for RemoteSession {
         if lease.closed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        match lease.link.call(&Request::Abandon(Of { session: lease.id() }), &[]).await {
+        // One that is just being opened ends as soon as it is.
+        let Some(session) = lease.id() else { return Ok(()) };
+        match lease.link.call(&Request::Abandon(Of { session }), &[]).await {
             Ok(_) | Err(CallError::NoSession) => {
                 lease.closed.store(true, Ordering::Relaxed);
                 Ok(())

@@ -6,13 +6,13 @@ mod reply;
 use super::control::desk::Desk;
 use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
+use super::maintenance::{rebuild_index, verify};
 use super::message::{
     Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
     Request, SUSPECTS_MAX, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
-use super::verify::verify;
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Holder, Registry};
@@ -30,7 +30,7 @@ use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
@@ -44,8 +44,8 @@ pub struct Node<R: Repository> {
     one_thread: bool,
     limits: Arc<Limits>,
     puller: Option<Puller>,
-    /// A verification takes whole packs into memory: one at a time.
-    verifying: Semaphore,
+    /// Work on a whole repository is done one at a time: a verification takes whole packs into memory.
+    maintenance: Semaphore,
     desk: Desk,
 }
 
@@ -119,7 +119,7 @@ impl<R: Repository + 'static> Node<R> {
             one_thread: false,
             limits: Arc::default(),
             puller: None,
-            verifying: Semaphore::new(1),
+            maintenance: Semaphore::new(1),
             desk: Desk::new(),
         }
     }
@@ -385,10 +385,9 @@ impl<R: Repository + 'static> Node<R> {
                 // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
                 let begin = Begin { verification: Verification::Decode, ..it.begin };
                 let (session, begun) = served.repository.begin(begin).await?;
-                let id = session.id();
-                served.lend(id, holder, Either::Left(session));
+                let session = served.lend(SessionId::random(&self.world), holder, Either::Left(session));
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
-                send(to, &Reply::Session(Of { session: id }), Vec::new(), pages.peek().is_some()).await?;
+                send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
                     send(to, &Reply::Suspects(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
                 }
@@ -398,9 +397,8 @@ impl<R: Repository + 'static> Node<R> {
                 let served = self.of(it.repository)?;
                 served.has_room(holder)?;
                 let reader = served.repository.read(&it.points).await?;
-                let id = SessionId::random(&self.world);
-                served.lend(id, holder, Either::Right(reader));
-                say(to, Reply::Session(Of { session: id })).await
+                let session = served.lend(SessionId::random(&self.world), holder, Either::Right(reader));
+                say(to, Reply::Session(Of { session })).await
             }
             Request::Missing(Ask { session, kind }) => {
                 let lease = self.lease(session, holder)?;
@@ -440,10 +438,12 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Pull(it) => self.pull(it, to).await,
             Request::Verify(it) => {
-                let Ok(_turn) = self.verifying.try_acquire() else {
-                    return Err(Error::busy("the node verifies a repository already").hint("say --wait").into());
-                };
+                let _turn = self.maintenance()?;
                 verify(&self.of(it.repository)?.repository, it.options()?, to).await
+            }
+            Request::RebuildIndex(it) => {
+                let _turn = self.maintenance()?;
+                rebuild_index(&self.of(it.repository)?.repository, to).await
             }
             Request::Get(Of { session }) => {
                 let lease = self.lease(session, holder)?;
@@ -461,6 +461,11 @@ impl<R: Repository + 'static> Node<R> {
                 self.desk.request(holder, request, to, || self.not_denied(holder)).await
             }
         }
+    }
+
+    fn maintenance(&self) -> Result<SemaphorePermit<'_>> {
+        let busy = || Error::busy("the node verifies a repository or makes an index already").hint("say --wait");
+        self.maintenance.try_acquire().map_err(|_| busy())
     }
 
     async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
@@ -569,9 +574,11 @@ impl<R: Repository + 'static> Served<R> {
         Err(Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end"))
     }
 
-    fn lend(&self, id: SessionId, holder: &Holder, session: Either<R::Session, R::Reader>) {
+    /// Under an `id` for the wire, which it gives back.
+    fn lend(&self, id: SessionId, holder: &Holder, session: Either<R::Session, R::Reader>) -> SessionId {
         let lease = Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) };
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
+        id
     }
 
     /// Takes a session out, to be let go.

@@ -106,6 +106,18 @@ pub async fn totals<F: Fixture>(lab: Lab<F>) {
     assert_eq!((report.point.bytes_new, report.point.bytes_logical), (10 * BLOCK, 20 * BLOCK));
 }
 
+pub async fn an_index_made_again_beside_a_backup_knows_everything<F: Fixture>(lab: Lab<F>) {
+    let first = lab.backup("a", &machine(&lab, 1)).await.point.id;
+    let second = machine(&lab, 2);
+    let (_, rebuilt) = tokio::join!(lab.backup("b", &second), lab.repository.rebuild_index(Arc::default()));
+    assert!(rebuilt.unwrap().chunks >= 12);
+    let lab = lab.reopened().await;
+    for (name, seed) in [("c", 1), ("d", 2)] {
+        assert_eq!(lab.backup(name, &machine(&lab, seed)).await.chunks_new, 0, "the seed {seed} is known");
+    }
+    lab.assert_restores(first, &machine(&lab, 1).images()).await;
+}
+
 pub async fn verification_tells_what_is_damaged<F: Fixture>(lab: Lab<F>) {
     let point = lab.backup("a", &machine(&lab, 1)).await.point.id;
     let verify = async |depth, points: &[PointId]| {

@@ -1,18 +1,21 @@
 //! `windlass rebuild-index`
 
 use crate::cli::RebuildIndex;
+use crate::job::watched;
 use crate::open::{self, Access};
 use crate::text::count;
 use crate::windlass::{Context, Exit};
-use mover::Result;
+use mover::{Progress, Repository as _, Result};
+use std::sync::Arc;
 
 pub async fn run(context: &Context, arguments: &RebuildIndex) -> Result<Exit> {
-    let repository =
-        open::directory_patiently(context, &arguments.place.repository, Access::Write, &arguments.place.patience)
-            .await?;
-    let made = repository.rebuild_index().await;
-    repository.close().await?;
+    let place = &arguments.place;
+    let repository = open::patiently(context, &place.repository, Access::Write, &place.patience).await?;
+    let progress = Arc::new(Progress::default());
+    let made = watched(&context.out, &progress, repository.rebuild_index(progress.clone())).await;
+    let closed = open::close(repository).await;
     let made = made?;
+    closed?;
     context.out.document(&serde_json::json!({ "packs": made.packs, "chunks": made.chunks }));
     context.out.done(&format!("index made of {} chunks in {} packs", count(made.chunks), count(made.packs)));
     Ok(Exit::Done)
