@@ -1,9 +1,9 @@
 //! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
 
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, Manifest, PointDraft, PointFilter, PointId,
-    Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, Stats,
-    VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, Manifest, PointChange, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -68,6 +68,14 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         on_both!(self, it => it.peer(repository).await)
+    }
+
+    async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        on_both!(self, it => it.change_points(points, change).await)
+    }
+
+    async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
+        on_both!(self, it => it.sweep(options, progress).await)
     }
 
     async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {

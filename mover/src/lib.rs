@@ -21,15 +21,18 @@ mod mem;
 mod name;
 mod pace;
 mod page;
+mod points;
 mod pool;
 mod progress;
 mod record;
 mod repository;
 mod restore;
+mod retention;
 mod select;
 pub mod service;
 mod source;
 mod stop;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -59,14 +62,16 @@ pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repository::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointDraft, PointFilter,
-    Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification, WriteSession,
-    verified,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointChange, PointDraft,
+    PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification,
+    WriteSession, verified,
 };
 pub use restore::{RestoreReport, restore, restore_delta};
+pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};
+pub use sweep::{SweepOptions, SweepReport, SweepTimes};
 pub use target::Target;
 pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};
 pub use world::{Clock, Random, SystemClock, SystemRandom, Timestamp, World};

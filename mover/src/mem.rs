@@ -2,13 +2,14 @@
 
 mod control;
 mod state;
+mod sweep;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
     Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Manifest, OwnerId,
-    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig,
-    RepositoryId, Result, SessionId, Stats, Verification, VerifyOptions, VerifyReport, World, WriteSession,
-    with_opener, with_sealer,
+    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, Verification, VerifyOptions,
+    VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
@@ -138,6 +139,17 @@ impl Repository for Mem {
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         let answer = self.0.operation("peer").await?;
         answer.given(self.state().peers.get(&repository).copied())
+    }
+
+    async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        let answer = self.0.operation("change_points").await?;
+        let now = self.0.world.now();
+        answer.given(self.state().change_points(points, change, now)?)
+    }
+
+    async fn sweep(&self, options: SweepOptions, _: Arc<Progress>) -> Result<SweepReport> {
+        let answer = self.0.operation("sweep").await?;
+        answer.given(self.state().sweep(&self.0.prints, options)?)
     }
 
     /// There are no packs, and chunks are found by their ids.

@@ -2,7 +2,7 @@
 
 use crate::{
     DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
-    Timestamp, VerifyOptions, VerifyReport, with_opener,
+    SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -44,6 +44,16 @@ pub trait Repository: Send + Sync {
 
     /// How the log of `repository` ended when a point was last copied from there; none before the first.
     fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<Incarnation>>> + Send;
+
+    /// Forgets, pins, or takes that back: all of these points or none. What is so already stays so.
+    ///
+    /// `NotFound` for points that are not there or final; `Usage` for what is pinned or protected, and for rules by a clock
+    /// in doubt; `GroupIncomplete` when it would tear a group.
+    fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
+
+    /// Reclaims what no point needs. Points that are forgotten become final.
+    fn sweep(&self, options: SweepOptions, progress: Arc<Progress>)
+    -> impl Future<Output = Result<SweepReport>> + Send;
 
     /// Makes the index of chunks again from what it is an index of. Others go on meanwhile, with the old one.
     fn rebuild_index(&self, progress: Arc<Progress>) -> impl Future<Output = Result<IndexTotals>> + Send;
@@ -167,6 +177,26 @@ impl From<ChunkError> for Error {
             }
         }
     }
+}
+
+/// What is changed about points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PointChange {
+    /// They are listed no more, and a sweep makes that final.
+    Forget,
+    /// The same, because rules do not keep them: not by a clock in doubt.
+    ForgetByRules,
+    /// They are back.
+    Unforget,
+    /// No rule forgets them, nor anybody.
+    Pin,
+    /// That is over.
+    Unpin,
+}
+
+impl PointChange {
+    /// Points in one change.
+    pub const POINTS_MAX: usize = 2048;
 }
 
 /// What an index holds after it was made again.

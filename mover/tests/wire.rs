@@ -6,8 +6,9 @@ use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
-    Error, ErrorKind, Flushed, Incarnation, IndexTotals, Origin, OwnerId, Phase, PointId, RecoveryPoint, RepositoryId,
-    SessionId, Stats, Suspect, Timestamp, TrackingRecord, TrackingWish, Verification,
+    Error, ErrorKind, Flushed, Incarnation, IndexTotals, Origin, OwnerId, Phase, PointChange, PointId, RecoveryPoint,
+    RepositoryId, SessionId, Stats, Suspect, SweepOptions, SweepReport, Timestamp, TrackingRecord, TrackingWish,
+    Verification,
 };
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -37,6 +38,7 @@ fn requests() -> Vec<Request> {
         Request::Incarnation(Whole { repository }),
         Request::HasBeen(HasBeen { repository, seen: ends() }),
         Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) }),
+        Request::ChangePoints(ChangeIn { repository, change: PointChange::Unforget, points: vec![PointId([3; 16])] }),
         Request::Begin(BeginIn { repository, begin }),
         Request::Missing(Ask { session, kind: 1 }),
         Request::Put(Put { session, lengths: vec![10, 11] }),
@@ -55,6 +57,7 @@ fn requests() -> Vec<Request> {
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
         Request::Verify(VerifyIn { repository, depth: 1, percent: 10, points: vec![PointId([3; 16])] }),
         Request::RebuildIndex(Whole { repository }),
+        Request::Sweep(SweepIn { repository, options: SweepOptions { rate: Some(5), ..SweepOptions::default() } }),
     ]
 }
 
@@ -107,6 +110,7 @@ fn replies() -> Vec<Reply> {
         }]),
         Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3 }),
         Reply::Rebuilt(IndexTotals { packs: 1, chunks: 2 }),
+        Reply::Swept(SweepReport { points_final: 1, packs_deleted: 2, ..SweepReport::default() }),
     ]
 }
 
@@ -276,7 +280,13 @@ fn roles() {
         let carries_out = matches!(request, Request::Attend(_) | Request::Report(_));
         let wants = matches!(
             request,
-            Request::Run(_) | Request::Cancel(_) | Request::Pull(_) | Request::Verify(_) | Request::RebuildIndex(_)
+            Request::Run(_)
+                | Request::Cancel(_)
+                | Request::Pull(_)
+                | Request::Verify(_)
+                | Request::RebuildIndex(_)
+                | Request::ChangePoints(_)
+                | Request::Sweep(_)
         );
         for role in Role::ALL {
             let expected = match role {

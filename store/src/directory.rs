@@ -274,6 +274,8 @@ pub const INCOMING_OBJECT: &str = "object-";
 pub const INDEX: &str = "index";
 /// Folder of one that is being made.
 pub const INDEX_NEW: &str = "index.new";
+/// Folder of the counts of references, which is a cache.
+pub const REFERENCES: &str = "references";
 /// File that the one writer holds locked.
 pub const LOCK: &str = "lock";
 /// A name that is taken may be taken by a longer object.

@@ -188,6 +188,27 @@ impl Index {
         database.write_opt(batch, &without_log()).map_err(failed)
     }
 
+    /// Takes the places of these chunks in pack `number` out, where there is a database to write to.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn forget_places(&self, number: u32, ids: &[ChunkId]) -> Result<()> {
+        let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
+            return Ok(());
+        };
+        let mut batch = WriteBatch::default();
+        for (id, found) in ids.iter().zip(database.multi_get(ids.iter().map(ChunkId::as_bytes))) {
+            let Some(bytes) = found.map_err(failed)? else { continue };
+            let mut places = decode_places(&bytes)?;
+            places.retain(|place| place.pack != number);
+            match places.is_empty() {
+                true => batch.delete(id.as_bytes()),
+                false => batch.put(id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(&places)?),
+            }
+        }
+        database.write_opt(batch, &without_log()).map_err(failed)
+    }
+
     /// Notes that pack `number` is in the index: of one that has no database of its own, the records in memory. Numbers
     /// ascend, except those of packs that were skipped.
     pub fn added(&mut self, number: u32, entries: &[PackEntry]) {
@@ -318,7 +339,8 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     opened
 }
 
-fn options() -> Options {
+/// For databases of which nothing is lost when they are lost.
+pub(crate) fn options() -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_bloom_filter(10.0, false);
     table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));

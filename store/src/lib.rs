@@ -46,10 +46,13 @@ mod local;
 mod log;
 mod open;
 mod packer;
+mod points;
 mod reader;
 mod rebuild;
+mod references;
 mod session;
 pub mod state;
+mod sweep;
 mod verify;
 
 pub use directory::Directory;

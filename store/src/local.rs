@@ -12,9 +12,9 @@ use crate::session::Session;
 use crate::state::State;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, IndexTotals, MapReader, OwnerId, PAGE_ENTRIES, PointFilter,
-    PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, Suspect, VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, IndexTotals, MapReader, OwnerId, PAGE_ENTRIES, PointChange,
+    PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, SessionId, Stats, Suspect, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     pub index: RwLock<Index>,
     /// Held while another index is made.
     pub rebuilding: Mutex<()>,
+    /// Held by a sweep.
+    pub sweeping: tokio::sync::Mutex<()>,
     pub pending: Arc<Mutex<Pending>>,
     packer: Mutex<Option<Arc<Packer>>>,
     /// Open packs, a few at most, for readers.
@@ -92,6 +94,7 @@ impl Inner {
             view,
             index: RwLock::new(index),
             rebuilding: Mutex::default(),
+            sweeping: tokio::sync::Mutex::default(),
             pending: Arc::default(),
             packer: Mutex::default(),
             files: Mutex::default(),
@@ -307,6 +310,23 @@ impl Inner {
         Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| usable(id, place))).collect())
     }
 
+    /// A place of each chunk in a doomed pack that is not known to be damaged there. Nothing new may rely on it. Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn locate_doomed(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
+        let places = self.index.read().expect("no holder panics").places(ids)?;
+        let state = self.state();
+        let damaged = self.damaged.lock().expect("no holder panics");
+        let readable = |id: &ChunkId, place: &Place| {
+            state.packs().get(&place.pack).is_some_and(|pack| {
+                let here = (*id, pack.added.name);
+                pack.doomed.is_some() && !state.suspects().contains(&here) && !damaged.contains(&here)
+            })
+        };
+        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| readable(id, place))).collect())
+    }
+
     /// Damaged chunks that are nowhere sound. Blocking.
     ///
     /// # Errors
@@ -492,6 +512,18 @@ impl Repository for Local {
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         Ok(self.with(Inner::catch_up).await?.peer(repository))
+    }
+
+    async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        let points = points.to_vec();
+        self.with(move |inner| inner.change_points(&points, change)).await
+    }
+
+    async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
+        // Whoever asked may go away: what was begun comes to its end.
+        let local = self.clone();
+        let swept = tokio::spawn(async move { local.sweep_through(options, progress).await }).await;
+        swept.map_err(|error| Error::internal("the sweep ended").because(error))?
     }
 
     async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {

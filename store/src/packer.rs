@@ -8,6 +8,7 @@ mod assemble;
 mod disk;
 mod pending;
 
+pub(crate) use assemble::PACK_BYTES_TARGET;
 pub use assemble::PackMaker;
 pub use pending::{Pending, lock};
 

@@ -109,6 +109,25 @@ pub fn get(local: Local, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + 
     })
 }
 
+/// As [`get`], at once. Blocking.
+pub fn read_now(inner: &Inner, ids: Vec<ChunkId>) -> impl Iterator<Item = (ChunkId, Result<Blob, ChunkError>)> + '_ {
+    plan(inner, ids).into_iter().flat_map(|run| read_run(inner, run))
+}
+
+/// The blobs of a few `ids`, each decoded and compared with its id.
+pub async fn get_to_pack(local: &Local, ids: Vec<ChunkId>) -> ChunkBatch {
+    let read: Vec<ChunkBatch> = get(local.clone(), ids).collect().await;
+    let prints = local.inner.prints.clone();
+    let compare = move |(chunk, blob): (ChunkId, Result<Blob, ChunkError>)| {
+        let sound = blob.and_then(|blob| {
+            let opened = with_opener(|opener| opener.open_verified(&prints, &chunk, &blob, &mut Vec::new()));
+            opened.map(|()| blob).map_err(|error| ChunkError::Wrong { chunk, what: error.to_string() })
+        });
+        (chunk, sound)
+    };
+    local.inner.pool.run(move || read.into_iter().flatten().map(compare).collect()).await
+}
+
 /// Chunks that are read together.
 enum Run {
     /// Neighbours in one pack, in order.
@@ -143,6 +162,15 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
         let again = inner.catch_up().and_then(|_| inner.locate(&ids));
         match again {
             Ok(again) => places = again,
+            Err(error) => return failed(ids, &error),
+        }
+    }
+    if places.contains(&None) {
+        // A doomed pack is there until it is dropped: better than nothing.
+        let lost: Vec<usize> = (0..ids.len()).filter(|at| places[*at].is_none()).collect();
+        let doomed = inner.locate_doomed(&lost.iter().map(|at| ids[*at]).collect::<Vec<_>>());
+        match doomed {
+            Ok(doomed) => lost.into_iter().zip(doomed).for_each(|(at, place)| places[at] = place),
             Err(error) => return failed(ids, &error),
         }
     }

@@ -28,7 +28,7 @@ pub struct Session {
     /// What this session was told of chunks, so that the index is asked only once: about those that are there, not again
     /// by the commit; about others, not again by the put.
     told: Mutex<HashMap<ChunkId, Told>>,
-    /// Packs in which those chunks were: all of them, however many chunks.
+    /// Packs in which the present commit has found what its points need.
     relied: Mutex<BTreeSet<u32>>,
     stored: Mutex<Flushed>,
     /// A commit waits for puts that are on their way, and puts for it: what it flushes is all that came.
@@ -73,13 +73,9 @@ impl Session {
 
     fn tell(&self, told: impl IntoIterator<Item = (ChunkId, Told)>) {
         let mut known = self.told.lock().expect("no holder panics");
-        let mut relied = self.relied.lock().expect("no holder panics");
         let mut room = TOLD_MAX.saturating_sub(self.local.inner.told.load(Ordering::Relaxed));
         let before = known.len();
         for (id, told) in told {
-            if let Told::Pack(number) = told {
-                relied.insert(number);
-            }
             if room > 0 && known.insert(id, told).is_none() {
                 room -= 1;
             }
@@ -232,9 +228,16 @@ impl Presences for Session {
         let state = inner.state();
         let mut present: Vec<bool> = {
             let told = self.told.lock().expect("no holder panics");
+            let mut relied = self.relied.lock().expect("no holder panics");
             let known = |id: &ChunkId| match told.get(id) {
                 Some(Told::Own) => state.suspects().is_empty() && inner.nothing_damaged(),
-                Some(Told::Pack(number)) => inner.is_usable(&state, id, *number),
+                Some(Told::Pack(number)) => {
+                    let usable = inner.is_usable(&state, id, *number);
+                    if usable {
+                        relied.insert(*number);
+                    }
+                    usable
+                }
                 Some(Told::Missing(_)) | None => false,
             };
             ids.iter().map(known).collect()
@@ -243,6 +246,9 @@ impl Presences for Session {
         let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
         let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown, Unlogged::Sealed).await? };
         self.tell(unknown.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
+        let places =
+            found.iter().filter_map(|(_, told)| if let Some(Told::Pack(number)) = told { Some(*number) } else { None });
+        self.relied.lock().expect("no holder panics").extend(places);
         for (at, (presence, _)) in asked.into_iter().zip(found) {
             present[at] = presence != Presence::Missing;
         }
@@ -320,6 +326,8 @@ impl WriteSession for Session {
         events.push(Event::SessionClosed(self.id));
         self.packer.flush().await?;
         loop {
+            // What is relied on is what this walk finds: a pack that was told of before may be doomed, and its chunks put again.
+            self.relied.lock().expect("no holder panics").clear();
             let missing = self.missing_from(points).await?;
             if !missing.is_empty() {
                 return Ok(Commit::Missing(missing));

@@ -188,6 +188,16 @@ impl State {
         &self.suspects
     }
 
+    /// The sweep that is under way.
+    pub const fn sweep(&self) -> Option<[u8; 16]> {
+        self.sweep
+    }
+
+    /// A setting.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str)
+    }
+
     /// What was last seen of another repository.
     pub fn peer(&self, repository: RepositoryId) -> Option<Incarnation> {
         self.peers.get(&repository).copied()

@@ -18,6 +18,8 @@ pub mod reading;
 pub mod round_trip;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod sharing;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
+pub mod sweeping;
 
 pub use directory::InDirectory;
 pub use kit::{Fixture, Lab, options};
@@ -67,6 +69,10 @@ macro_rules! conformance {
                 only_what_differs_is_fetched_and_written zeros_are_told_from_what_was_there
                 a_target_of_another_size broken_off_and_finished_by_the_same_call a_target_that_cannot_be_read
             }
+            sweeping {
+                forgotten_points_come_back_until_a_sweep pins_hold_and_unknown_points_are_told what_points_share_stays
+                a_reader_keeps_what_it_reads a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
+            }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
                 other_domains_are_refused pinned_subtrees_are_not_walked a_page_in_the_target_does_not_vouch
@@ -105,6 +111,7 @@ mod tests {
             include_str!("conformance/reading.rs"),
             include_str!("conformance/round_trip.rs"),
             include_str!("conformance/sharing.rs"),
+            include_str!("conformance/sweeping.rs"),
         ];
         let mut cases = 0;
         for line in groups.iter().flat_map(|group| group.lines()) {

@@ -3,9 +3,9 @@
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
-    Result, Stats, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, PointChange,
+    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig,
+    RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -153,6 +153,16 @@ impl<R: Repository> Repository for Meddled<'_, R> {
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
         self.meddling.operation("peer")?;
         self.inner.peer(repository).await
+    }
+
+    async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        self.meddling.operation("change_points")?;
+        self.inner.change_points(points, change).await
+    }
+
+    async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
+        self.meddling.operation("sweep")?;
+        self.inner.sweep(options, progress).await
     }
 
     async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {

@@ -6,8 +6,8 @@ use mover::identity::{Holder, KeyClaim, Role, Wanted};
 use mover::wire::message::*;
 use mover::wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 use mover::{
-    Begin, Origin, OwnerId, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, Timestamp,
-    TrackingWish, Verification, World, WriteSession,
+    Begin, Origin, OwnerId, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId,
+    SweepOptions, Timestamp, TrackingWish, Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
 use std::collections::BTreeSet;
@@ -157,6 +157,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
             bare(Request::HasBeen(HasBeen { repository, seen }))
         }
         0x0014 => bare(Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) })),
+        0x0015 => bare(Request::ChangePoints(ChangeIn { repository, change: PointChange::Pin, points: vec![id] })),
         0x0020 => bare(Request::Begin(BeginIn { repository, begin: begin(world) })),
         0x0021 => (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), ids),
         0x0022 => lie(session),
@@ -181,6 +182,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         }
         0x0051 => bare(Request::Verify(VerifyIn { repository, depth: 0, percent: 0, points: vec![id] })),
         0x0052 => bare(Request::RebuildIndex(Whole { repository })),
+        0x0053 => bare(Request::Sweep(SweepIn { repository, options: SweepOptions::default() })),
         _ => panic!("request {code:#06x} has no sample here"),
     }
 }

@@ -3,11 +3,13 @@
 //! The other process is this program once more, told by its environment what to do.
 
 use mover::Depth;
-use mover::{ErrorKind, PointId, Repository};
+use mover::{ErrorKind, PointChange, PointId, Repository, SweepOptions};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use store::{Access, Local};
@@ -18,6 +20,8 @@ use windlass_tests::kept::{Bench, History, copy_folder, folder, points, stored};
 const FOLDER: &str = "WINDLASS_TEST_FOLDER";
 /// How many points there are already.
 const ROUND: &str = "WINDLASS_TEST_ROUND";
+/// Set when it is to forget and sweep too.
+const SWEEPS: &str = "WINDLASS_TEST_SWEEPS";
 
 /// The machine after so many rounds.
 fn machine(bench: &Bench, rounds: u64) -> Machine {
@@ -53,8 +57,18 @@ async fn other_process() {
         say(&point.to_string());
         round += 1;
         work(&machine, round);
+        if std::env::var_os(SWEEPS).is_some() {
+            let there = points(&local).await;
+            for oldest in there.iter().take(there.len().saturating_sub(3)) {
+                say(&format!("{FORGET}{}", oldest.id));
+                local.change_points(&[oldest.id], PointChange::Forget).await.unwrap();
+            }
+            local.sweep(SweepOptions { repack_percent: 10, ..SweepOptions::default() }, Arc::default()).await.unwrap();
+        }
     }
 }
+
+const FORGET: &str = "forget ";
 
 const SAID: &str = "other process: ";
 
@@ -66,10 +80,17 @@ struct Other {
 
 impl Other {
     fn start(folder: &Path, round: usize) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::started(Command::new(std::env::current_exe().unwrap()).env(FOLDER, folder).env(ROUND, round.to_string()))
+    }
+
+    fn start_sweeping(folder: &Path, round: usize) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::started(command.env(FOLDER, folder).env(ROUND, round.to_string()).env(SWEEPS, "1"))
+    }
+
+    fn started(command: &mut Command) -> Self {
+        let mut child = command
             .args(["other_process", "--exact", "--nocapture", "--test-threads=1"])
-            .env(FOLDER, folder)
-            .env(ROUND, round.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -110,6 +131,54 @@ fn images(bench: &Bench, rounds: usize) -> Vec<Vec<Image>> {
         images.push(machine.images());
     }
     images
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_the_middle_of_sweeps_what_is_kept_is_whole() {
+    const KILLS: u64 = 25;
+    let (bench, kept) = (Bench::new(), folder());
+    Local::init(kept.path(), None, &bench.world).unwrap();
+    let (mut rounds, mut forgotten): (BTreeMap<PointId, usize>, BTreeSet<String>) = Default::default();
+    let mut swept = 0;
+    for kill in 0..KILLS {
+        let mut other = Other::start_sweeping(kept.path(), rounds.len());
+        other.go_on();
+        let moment = u64::from_le_bytes(noise(1000 + kill, 8).try_into().unwrap());
+        std::thread::sleep(Duration::from_micros(moment % 400_000));
+        let said = other.kill();
+        let local = bench.open(kept.path(), Access::Write).await.unwrap();
+        let there = points(&local).await;
+        for line in said {
+            match line.strip_prefix(FORGET) {
+                Some(id) => drop(forgotten.insert(id.to_owned())),
+                None => drop(rounds.insert(line.parse().unwrap(), rounds.len())),
+            }
+        }
+        // The last one may be there without having been acknowledged.
+        for point in &there {
+            let round = rounds.len();
+            rounds.entry(point.id).or_insert(round);
+        }
+        let listed: BTreeSet<PointId> = there.iter().map(|point| point.id).collect();
+        let lost = rounds.keys().find(|id| !listed.contains(id) && !forgotten.contains(&id.to_string()));
+        assert_eq!(lost, None, "kill {kill}: a point that nobody forgot is gone");
+        let images = images(&bench, rounds.len());
+        for point in &there {
+            let restored = bench.restore(&local, point.id, &images[rounds[&point.id]]).await;
+            restored.unwrap_or_else(|error| panic!("kill {kill}, point {}: {error}", point.id));
+        }
+        let report = bench.verify(&local, Depth::Structure).await;
+        assert!(report.errors.is_empty(), "kill {kill}: {:?}", report.errors);
+        if kill % 5 == 4 {
+            let eager = SweepOptions { repack_percent: 1, ..SweepOptions::default() };
+            swept += local.sweep(eager, Arc::default()).await.unwrap().packs_deleted;
+            let report = bench.verify(&local, Depth::Decode).await;
+            assert!(report.errors.is_empty(), "kill {kill}: {:?}", report.errors);
+            assert!(stored(kept.path()).values().all(|times| *times == 1), "kill {kill}");
+        }
+        local.close().await.unwrap();
+    }
+    assert!(!forgotten.is_empty() && swept > 0 && rounds.len() > 10, "{} points", rounds.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

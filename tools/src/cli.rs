@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mover::identity::Role;
 use mover::parse_bytes;
 use mover::wire::NodeAddress;
-use mover::{Name, Selector};
+use mover::{Keep, Name, Selector};
 use proxy::{NamedSource, SourceAddress, TargetAddress};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,6 +59,11 @@ pub enum Command {
     Restore(Restore),
     Copy(Copy),
     Verify(Verify),
+    Forget(Forget),
+    Unforget(Unforget),
+    Pin(Pin),
+    Unpin(Unpin),
+    Sweep(Sweep),
     Tracking(Tracking),
     Stats(Stats),
     RebuildIndex(RebuildIndex),
@@ -328,6 +333,134 @@ pub struct Verify {
     /// The copy to repair from
     #[arg(long, value_name = "ADDR2", requires = "repair")]
     pub also_from: Option<Kept>,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Forget recovery points, by name or by rules; a sweep makes it final
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass forget web@latest~3 -r /backup/main
+  windlass forget --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run -r /backup/main
+  windlass forget --machine web --keep-last 3 -r quic://store1.example/main")]
+pub struct Forget {
+    /// Points to forget; the other points of their groups go with them
+    #[arg(value_parser = parsed::<Selector>, required_unless_present = "keep", conflicts_with = "keep")]
+    pub point: Vec<Selector>,
+    /// Keep the newest N points of each machine
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_last: Option<u32>,
+    /// Keep the newest point of each of the last N hours (UTC) that have one
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_hourly: Option<u32>,
+    /// The same for days
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_daily: Option<u32>,
+    /// The same for weeks
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_weekly: Option<u32>,
+    /// The same for months
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_monthly: Option<u32>,
+    /// The same for years
+    #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_yearly: Option<u32>,
+    /// Apply the rules to this machine only
+    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", conflicts_with = "point")]
+    pub machine: Option<Name>,
+    /// Only tell what would be forgotten, and which rule keeps the rest
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Apply the rules although the repository's times make its clock doubtful
+    #[arg(long, requires = "keep")]
+    pub clock_is_right: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+impl Forget {
+    /// The rules, where there are any.
+    pub fn keep(&self) -> Option<Keep> {
+        let of = |count: Option<u32>| count.unwrap_or(0);
+        let keep = Keep {
+            last: of(self.keep_last),
+            hourly: of(self.keep_hourly),
+            daily: of(self.keep_daily),
+            weekly: of(self.keep_weekly),
+            monthly: of(self.keep_monthly),
+            yearly: of(self.keep_yearly),
+        };
+        (!keep.is_empty()).then_some(keep)
+    }
+}
+
+/// Points that are named.
+#[derive(Debug, Args)]
+pub struct ChangePoints {
+    /// The points
+    #[arg(value_parser = parsed::<Selector>, required = true)]
+    pub point: Vec<Selector>,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Bring forgotten points back, as long as no sweep has made them final
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass points --forgotten -r /backup/main
+  windlass unforget 3fa9 -r /backup/main
+  windlass unforget web@latest --json -r /backup/main")]
+pub struct Unforget {
+    #[command(flatten)]
+    pub of: ChangePoints,
+}
+
+/// Keep points whatever rules say, and whoever wants to forget them
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass pin web@latest -r /backup/main
+  windlass pin web@2026-01-02T03:04:05Z db@latest -r /backup/main
+  windlass pin 3fa9 --json -r quic://store1.example/main")]
+pub struct Pin {
+    #[command(flatten)]
+    pub of: ChangePoints,
+}
+
+/// Let pinned points be forgotten again
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass unpin web@latest -r /backup/main
+  windlass unpin 3fa9 77c1 -r /backup/main
+  windlass unpin 3fa9 --json -r quic://store1.example/main")]
+pub struct Unpin {
+    #[command(flatten)]
+    pub of: ChangePoints,
+}
+
+/// Reclaim the space of what forgotten points held alone
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass sweep --dry-run -r /backup/main
+  windlass sweep --rate 50MiB -r quic://store1.example/main
+  windlass sweep --repack-from 20 --json -r /backup/main")]
+pub struct Sweep {
+    /// Only tell what would be reclaimed; forgotten points can still come back
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Pack again what is needed of packs of which so many per cent are dead
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub repack_from: u8,
+    /// Read no more than this in a second while packing again: 20MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub rate: Option<u64>,
+    /// End sessions of other processes that are older than this; what still runs in them fails
+    #[arg(long, value_name = "DURATION", value_parser = parsed_duration)]
+    pub fence_older: Option<Duration>,
     #[command(flatten)]
     pub place: Place,
 }

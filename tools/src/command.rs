@@ -1,9 +1,11 @@
 //! One file for each command.
 
 pub mod backup;
+pub mod change_points;
 pub mod copy;
 pub mod diff;
 pub mod doctor;
+pub mod forget;
 pub mod init;
 pub mod manual;
 pub mod points;
@@ -11,6 +13,7 @@ pub mod rebuild_index;
 pub mod restore;
 pub mod show;
 pub mod stats;
+pub mod sweep;
 pub mod token;
 pub mod tracking;
 pub mod verify;

@@ -6,7 +6,7 @@ use crate::stop::{self, Stop};
 use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
-use mover::{Error, ErrorKind, Pool, Result, World};
+use mover::{Error, ErrorKind, PointChange, Pool, Result, World};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -38,7 +38,10 @@ pub fn windlass() -> ExitCode {
     };
     log_to_stderr(cli.style);
     let out = Output::new(cli.style);
-    let job = matches!(cli.command, Command::Backup(_) | Command::Restore(_) | Command::Copy(_) | Command::Verify(_));
+    let job = matches!(
+        cli.command,
+        Command::Backup(_) | Command::Restore(_) | Command::Copy(_) | Command::Verify(_) | Command::Sweep(_)
+    );
     // Few threads: the work is done by the pool; starting many would cost an increment more than they give.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build();
     let runtime = match runtime {
@@ -94,6 +97,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Restore(arguments) => command::restore::run(context, &arguments).await,
         Command::Copy(arguments) => command::copy::run(context, &arguments).await,
         Command::Verify(arguments) => command::verify::run(context, &arguments).await,
+        Command::Forget(arguments) => command::forget::run(context, &arguments).await,
+        Command::Unforget(it) => command::change_points::run(context, &it.of, PointChange::Unforget).await,
+        Command::Pin(it) => command::change_points::run(context, &it.of, PointChange::Pin).await,
+        Command::Unpin(it) => command::change_points::run(context, &it.of, PointChange::Unpin).await,
+        Command::Sweep(arguments) => command::sweep::run(context, &arguments).await,
         Command::Tracking(arguments) => command::tracking::run(context, &arguments.action).await,
         Command::Stats(arguments) => command::stats::run(context, &arguments).await,
         Command::RebuildIndex(arguments) => command::rebuild_index::run(context, &arguments).await,

@@ -1,10 +1,9 @@
 //! What tests do to a repository in memory behind its back.
 
 use super::{Fault, Mem};
-use crate::PointId;
 use bytes::Bytes;
 use chunker::{BLOB_HEADER_BYTES, Blob, ChunkId, ChunkKind};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 
 impl Mem {
     /// Plans a fault; several may be planned.
@@ -68,50 +67,6 @@ impl Mem {
         let mut state = self.state();
         state.suspects.insert(id);
         state.losses += 1;
-    }
-
-    /// Forgets a point; final with the next sweep that nothing pins it against.
-    pub fn forget(&self, point: PointId) {
-        let mut state = self.state();
-        state.append();
-        state.points.iter_mut().filter(|it| it.id == point).for_each(|it| it.forgotten = true);
-    }
-
-    /// One round of garbage collection. Drops what was doomed before, is still unreachable, and whose sessions have
-    /// ended; dooms what cannot be reached now and was added before the oldest open session began (R6).
-    pub fn sweep(&self) {
-        let mut state = self.state();
-        state.append();
-        state.losses += 1;
-        let open: BTreeSet<_> = state.sessions.iter().filter(|(_, it)| !it.ended).map(|(id, _)| *id).collect();
-        let pinned: HashSet<PointId> = open.iter().flat_map(|id| state.sessions[id].pins.clone()).collect();
-        state.points.retain(|point| !point.forgotten || pinned.contains(&point.id));
-        let mut reachable = HashSet::new();
-        for point in &state.points {
-            reachable.insert(point.manifest);
-            if let Ok(manifest) = state.manifest(point.id, &self.0.prints) {
-                manifest.roots().for_each(|root| {
-                    state.walk(root, &self.0.prints, &mut |id, _| {
-                        reachable.insert(id);
-                    });
-                });
-            }
-        }
-        let free = |(id, waits): (&ChunkId, &BTreeSet<_>)| {
-            (!reachable.contains(id) && waits.is_disjoint(&open)).then_some(*id)
-        };
-        let dropped: Vec<ChunkId> = state.doomed.iter().filter_map(free).collect();
-        for id in dropped {
-            state.doomed.remove(&id);
-            state.chunks.remove(&id);
-        }
-        let oldest = open.iter().map(|id| state.sessions[id].opened).min().unwrap_or(u64::MAX);
-        let dead = |id: &ChunkId, added: u64| !reachable.contains(id) && added < oldest;
-        let doomed: Vec<ChunkId> =
-            state.chunks.iter().filter(|(id, held)| dead(id, held.added)).map(|(id, _)| *id).collect();
-        for id in doomed {
-            state.doomed.entry(id).or_insert_with(|| open.clone());
-        }
     }
 
     /// Loses what is not durable and fences every session, as a crash and a new start would.

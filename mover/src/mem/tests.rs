@@ -82,12 +82,11 @@ async fn a_sweep_respects_sessions_and_a_commit_notices_it() {
     let old = lab.commit(1, &[1, 2]).await;
     let (reader, writer) = (lab.mem.read(&[old.id]).await.unwrap(), lab.session(&[]).await);
     assert_eq!(writer.missing(ChunkKind::Data, &[lab.data(1).0]).await.unwrap(), [Presence::Have]);
-    lab.mem.forget(old.id);
-    lab.mem.sweep();
+    lab.mem.change_points(&[old.id], PointChange::Forget).await.unwrap();
+    lab.mem.sweep(SweepOptions::default(), Arc::default()).await.unwrap();
     assert!(reader.manifest(old.id).await.is_ok(), "a reader pins");
     drop(reader);
-    lab.mem.sweep();
-    lab.mem.sweep();
+    lab.mem.sweep(SweepOptions::default(), Arc::default()).await.unwrap();
     assert!(lab.mem.chunks().contains_key(&lab.data(1).0), "doomed, and kept for the session that was told have");
     let draft = [lab.draft(&writer, 2, &[1, 3]).await];
     let Commit::Missing(ids) = writer.commit(&draft).await.unwrap() else { panic!("committed on a doomed chunk") };
@@ -95,8 +94,7 @@ async fn a_sweep_respects_sessions_and_a_commit_notices_it() {
     writer.put(vec![lab.data(1), lab.data(3)]).await.unwrap();
     assert!(matches!(writer.commit(&draft).await.unwrap(), Commit::Committed(_)));
     drop(writer);
-    lab.mem.sweep();
-    lab.mem.sweep();
+    lab.mem.sweep(SweepOptions::default(), Arc::default()).await.unwrap();
     assert!(!lab.mem.chunks().contains_key(&lab.data(2).0));
     assert_eq!(lab.mem.chunks().len(), 4, "two blocks, a page, a manifest");
     assert_eq!(lab.mem.read(&[old.id]).await.err().unwrap().kind(), ErrorKind::NotFound);

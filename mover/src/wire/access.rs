@@ -30,6 +30,8 @@ pub fn allows(role: Role, request: &Request) -> bool {
         Request::Pull(_) => matches!(role, Role::Admin),
         // It takes much of what the node has.
         Request::Verify(_) | Request::RebuildIndex(_) => matches!(role, Role::Admin),
+        // Whoever may back machines up must not be able to take the past away.
+        Request::ChangePoints(_) | Request::Sweep(_) => matches!(role, Role::Admin),
         Request::Begin(_)
         | Request::Missing(_)
         | Request::Put(_)

@@ -289,6 +289,7 @@ impl Allowance {
                     | Request::Pull(_)
                     | Request::Verify(_)
                     | Request::RebuildIndex(_)
+                    | Request::Sweep(_)
             );
         let budget = if lasts { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(self.holder.as_ref());
@@ -340,9 +341,12 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
-        Request::Attend(_) | Request::Run(_) | Request::Pull(_) | Request::Verify(_) | Request::RebuildIndex(_) => {
-            WAITING_BYTES
-        }
+        Request::Attend(_)
+        | Request::Run(_)
+        | Request::Pull(_)
+        | Request::Verify(_)
+        | Request::RebuildIndex(_)
+        | Request::Sweep(_) => WAITING_BYTES,
         _ => SMALL_BYTES,
     }
 }

@@ -1,10 +1,10 @@
 //! Work on a whole repository, done on the node where it is: nothing is sent but how far it is, and what came of it.
 
 use super::link::{ATTEMPTS, unexpected};
-use super::message::{DAMAGES_MAX, Damage, Reply, Request, VERIFIED_POINTS_MAX, Verified, VerifyIn, Whole};
+use super::message::{DAMAGES_MAX, Damage, Reply, Request, SweepIn, VERIFIED_POINTS_MAX, Verified, VerifyIn, Whole};
 use super::remote::Remote;
 use super::serve::{Answer, Done, Refused, send};
-use crate::{Error, IndexTotals, Progress, Repository, Result, VerifyOptions, VerifyReport};
+use crate::{Error, IndexTotals, Progress, Repository, Result, SweepOptions, SweepReport, VerifyOptions, VerifyReport};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,13 @@ pub(super) async fn rebuild_index<R: Repository>(repository: &R, to: &mut Answer
     let progress = Arc::new(Progress::default());
     let totals = told(repository.rebuild_index(progress.clone()), &progress, to).await?;
     Ok(send(to, &Reply::Rebuilt(totals), Vec::new(), false).await?)
+}
+
+/// The node's half of a sweep.
+pub(super) async fn sweep<R: Repository>(repository: &R, options: SweepOptions, to: &mut Answer) -> Done {
+    let progress = Arc::new(Progress::default());
+    let report = told(repository.sweep(options, progress.clone()), &progress, to).await?;
+    Ok(send(to, &Reply::Swept(report), Vec::new(), false).await?)
 }
 
 /// Does `job` and tells every second how far it is. It ends when nobody is there to be told.
@@ -70,6 +77,16 @@ impl Remote {
         let request = Request::RebuildIndex(Whole { repository: self.config().id });
         let take = |(): &mut (), reply| match reply {
             Reply::Rebuilt(totals) => Ok(Some(totals)),
+            _ => Err(unexpected()),
+        };
+        self.done_there(&request, progress, take).await
+    }
+
+    /// The client's half of a sweep.
+    pub(super) async fn sweep_there(&self, options: SweepOptions, progress: &Progress) -> Result<SweepReport> {
+        let request = Request::Sweep(SweepIn { repository: self.config().id, options });
+        let take = |(): &mut (), reply| match reply {
+            Reply::Swept(report) => Ok(Some(report)),
             _ => Err(unexpected()),
         };
         self.done_there(&request, progress, take).await

@@ -14,7 +14,8 @@ use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
     Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Name, Origin,
-    PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, Timestamp, Verification, codec,
+    PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, SweepOptions,
+    SweepReport, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
@@ -111,6 +112,8 @@ messages! {
         0x0013 HasBeen(HasBeen), 128, 0;
         /// What it remembers of another one.
         0x0014 Peer(PeerOf), 64, 0;
+        /// Forgets points, pins them, or takes that back.
+        0x0015 ChangePoints(ChangeIn), 64 << 10, 0;
         /// Opens a write session.
         0x0020 Begin(BeginIn), 4 << 10, 0;
         /// Which chunks must be put. Bulk: the ids.
@@ -147,6 +150,8 @@ messages! {
         0x0051 Verify(VerifyIn), 64 << 10, 0;
         /// Makes the index again.
         0x0052 RebuildIndex(Whole), 64, 0;
+        /// Reclaims what no point needs.
+        0x0053 Sweep(SweepIn), 128, 0;
     }
 }
 
@@ -205,7 +210,7 @@ messages! {
         0x8050 Pulling(u64), 8, 0;
         /// To `Pull`, for each point; `Done` follows the last.
         0x8051 Pulled(Pulled), 17 << 10, 0;
-        /// To `Verify` and `RebuildIndex`, now and then: how far it is.
+        /// To `Verify`, `RebuildIndex` and `Sweep`, now and then: how far it is.
         0x8052 Working(Counters), 64, 0;
         /// To `Verify`: what is wrong, in several.
         0x8053 Damages(Vec<Damage>), DAMAGES_BYTES_MAX, 0;
@@ -213,6 +218,8 @@ messages! {
         0x8054 Verified(Verified), 64, 0;
         /// To `RebuildIndex`: the end.
         0x8055 Rebuilt(IndexTotals), 64, 0;
+        /// To `Sweep`: the end.
+        0x8056 Swept(SweepReport), 128, 0;
     }
 }
 
@@ -292,6 +299,26 @@ pub struct PeerOf {
     pub repository: RepositoryId,
     /// About which.
     pub peer: RepositoryId,
+}
+
+/// Changes points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeIn {
+    /// Of which repository.
+    pub repository: RepositoryId,
+    /// What.
+    pub change: PointChange,
+    /// Of which points; at most [`PointChange::POINTS_MAX`].
+    pub points: Vec<PointId>,
+}
+
+/// Sweeps a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepIn {
+    /// Which.
+    pub repository: RepositoryId,
+    /// How.
+    pub options: SweepOptions,
 }
 
 /// Opens a write session.

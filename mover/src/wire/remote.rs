@@ -5,15 +5,16 @@ use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
 use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
 use super::message::{
-    Ask, BeginIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf, Put,
-    ReadIn, Reply, Request, Whole, WireDraft, presence,
+    Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf,
+    Put, ReadIn, Reply, Request, Whole, WireDraft, presence,
 };
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, Name, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
-    Result, SessionId, Stats, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, Name,
+    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
+    WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
@@ -144,6 +145,18 @@ impl Repository for Remote {
             Reply::Seen(seen) => Ok(seen),
             _ => Err(unexpected()),
         }
+    }
+
+    async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        let request = ChangeIn { repository: self.config.id, change, points: points.to_vec() };
+        match self.ask(Request::ChangePoints(request)).await? {
+            Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
+        self.sweep_there(options, &progress).await
     }
 
     async fn rebuild_index(&self, progress: Arc<Progress>) -> Result<IndexTotals> {

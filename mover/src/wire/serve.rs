@@ -6,7 +6,7 @@ mod reply;
 use super::control::desk::Desk;
 use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
-use super::maintenance::{rebuild_index, verify};
+use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
     Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
     Request, SUSPECTS_MAX, Welcome, presence_code,
@@ -441,6 +441,16 @@ impl<R: Repository + 'static> Node<R> {
                 let _turn = self.maintenance()?;
                 verify(&self.of(it.repository)?.repository, it.options()?, to).await
             }
+            Request::ChangePoints(it) => {
+                self.of(it.repository)?.repository.change_points(&it.points, it.change).await?;
+                tracing::info!(%holder, change = ?it.change, points = it.points.len(), "points changed");
+                say(to, Reply::Done(())).await
+            }
+            Request::Sweep(it) => {
+                let _turn = self.maintenance()?;
+                tracing::info!(%holder, dry_run = it.options.dry_run, "sweep");
+                sweep(&self.of(it.repository)?.repository, it.options, to).await
+            }
             Request::RebuildIndex(it) => {
                 let _turn = self.maintenance()?;
                 rebuild_index(&self.of(it.repository)?.repository, to).await
@@ -464,7 +474,8 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     fn maintenance(&self) -> Result<SemaphorePermit<'_>> {
-        let busy = || Error::busy("the node verifies a repository or makes an index already").hint("say --wait");
+        let busy =
+            || Error::busy("the node verifies or sweeps a repository already, or makes an index").hint("say --wait");
         self.maintenance.try_acquire().map_err(|_| busy())
     }
 

@@ -3,6 +3,7 @@
 use chunker::{BLOB_HEADER_BYTES, BlobHeader, ChunkId, ChunkKind, PLAIN_BYTES_MAX};
 use mover::{OwnerId, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId};
 use std::fmt;
+use std::str::FromStr;
 
 /// A pack's name: BLAKE3-256 of all its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,6 +12,15 @@ pub struct PackName(pub [u8; 32]);
 impl fmt::Display for PackName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&ChunkId(self.0), f)
+    }
+}
+
+impl FromStr for PackName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let ChunkId(bytes) = text.parse()?;
+        Ok(Self(bytes))
     }
 }
 
@@ -188,6 +198,11 @@ pub fn encode_footer(entries: &[PackEntry]) -> Vec<u8> {
     let crc = crc32c::crc32c(to.as_slice());
     to.u32(length).u32(crc).bytes(END_MAGIC);
     to.finish()
+}
+
+/// Bytes of a footer (trailer included) with so many entries.
+pub const fn footer_bytes_of(entries: usize) -> u64 {
+    (FOOTER_MAGIC.len() + 4 + entries * ENTRY_BYTES + 4 + TRAILER_BYTES) as u64
 }
 
 /// Bytes of the footer (trailer included) of a pack that ends with `tail`.

@@ -209,5 +209,6 @@ impl OpenPack {
 /// Longest write, and the bytes that an open pack holds back: long, because a disk is written directly, one at a time.
 const WRITE_BYTES: usize = 4 << 20;
 /// A pack is full from here on: it stays below 64 MiB with chunks of up to 256 KiB.
-const PACK_BYTES_TARGET: u64 = 56 << 20;
+/// A pack that has as many bytes is complete.
+pub(crate) const PACK_BYTES_TARGET: u64 = 56 << 20;
 const RECORD_BYTES: u64 = RECORD_HEADER_BYTES as u64;

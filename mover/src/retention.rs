@@ -1,0 +1,194 @@
+//! Which points rules keep: a pure function over the times that storage nodes have stamped.
+
+use crate::{GroupId, MachineId, RecoveryPoint, Timestamp};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many points of a machine to keep. Of an hour, day, ISO week, month or year (UTC) the newest point counts, and periods
+/// without a point do not. A point is kept when one rule keeps it, so the newest point of a machine always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Keep {
+    /// The newest points.
+    pub last: u32,
+    /// Hours.
+    pub hourly: u32,
+    /// Days.
+    pub daily: u32,
+    /// Weeks.
+    pub weekly: u32,
+    /// Months.
+    pub monthly: u32,
+    /// Years.
+    pub yearly: u32,
+}
+
+/// Why a point is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Reason {
+    /// One of the newest.
+    Last,
+    /// The newest of an hour.
+    Hourly,
+    /// Of a day.
+    Daily,
+    /// Of a week.
+    Weekly,
+    /// Of a month.
+    Monthly,
+    /// Of a year.
+    Yearly,
+    /// Pinned by an administrator.
+    Pinned,
+    /// Protected until a time that has not come.
+    Protected,
+    /// Another point of its group is kept.
+    Group,
+}
+
+impl Reason {
+    /// Its name, as the option that asks for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Last => "last",
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+            Self::Yearly => "yearly",
+            Self::Pinned => "pinned",
+            Self::Protected => "protected",
+            Self::Group => "group",
+        }
+    }
+}
+
+/// What becomes of a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The point.
+    pub point: RecoveryPoint,
+    /// Why it is kept; forgotten when there is no reason.
+    pub reasons: BTreeSet<Reason>,
+}
+
+impl Keep {
+    /// True when nothing is asked to be kept: that is not a wish to forget everything.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn rules(&self) -> [(Reason, u32); 6] {
+        [
+            (Reason::Last, self.last),
+            (Reason::Hourly, self.hourly),
+            (Reason::Daily, self.daily),
+            (Reason::Weekly, self.weekly),
+            (Reason::Monthly, self.monthly),
+            (Reason::Yearly, self.yearly),
+        ]
+    }
+}
+
+/// The time that rules go by: when the point was committed first, but a copy's origin is not believed to lie after the
+/// copy.
+pub fn retention_time(point: &RecoveryPoint) -> Timestamp {
+    point.origin.1.min(point.commit_time)
+}
+
+/// What `keep` makes of `points` that are not forgotten, in their order. Each machine is looked at by itself; a group, in
+/// several machines perhaps, is kept whole.
+///
+/// `now` only tells whether a point is still protected.
+pub fn retain(points: &[RecoveryPoint], keep: &Keep, now: Timestamp) -> Vec<Verdict> {
+    let mut reasons: Vec<BTreeSet<Reason>> = points.iter().map(|point| own_reasons(point, now)).collect();
+    let mut machines: BTreeMap<MachineId, Vec<usize>> = BTreeMap::new();
+    for (at, point) in points.iter().enumerate() {
+        machines.entry(point.machine).or_default().push(at);
+    }
+    for of_machine in machines.values_mut() {
+        of_machine.sort_by_key(|at| (retention_time(&points[*at]), points[*at].id));
+        of_machine.reverse();
+        for (reason, most) in keep.rules() {
+            let mut periods = BTreeSet::new();
+            for at in of_machine.iter().copied() {
+                if periods.len() as u64 == u64::from(most) {
+                    break;
+                }
+                if periods.insert(period(reason, retention_time(&points[at]), at)) {
+                    reasons[at].insert(reason);
+                }
+            }
+        }
+    }
+    let kept: BTreeSet<GroupId> =
+        points.iter().zip(&reasons).filter(|(_, why)| !why.is_empty()).filter_map(|(point, _)| point.group).collect();
+    let with_group = |(point, mut reasons): (&RecoveryPoint, BTreeSet<Reason>)| {
+        if reasons.is_empty() && point.group.is_some_and(|group| kept.contains(&group)) {
+            reasons.insert(Reason::Group);
+        }
+        Verdict { point: point.clone(), reasons }
+    };
+    points.iter().zip(reasons).map(with_group).collect()
+}
+
+fn own_reasons(point: &RecoveryPoint, now: Timestamp) -> BTreeSet<Reason> {
+    let pinned = point.pinned.then_some(Reason::Pinned);
+    let protected = (point.protected_until > now).then_some(Reason::Protected);
+    pinned.into_iter().chain(protected).collect()
+}
+
+/// A number of the period in which `time` lies; of the newest points each is one of its own.
+fn period(reason: Reason, time: Timestamp, at: usize) -> (i64, i64) {
+    let civil = civil(time);
+    let (year, day) = (i64::from(civil.year()), i64::from(civil.day_of_year()));
+    match reason {
+        Reason::Hourly => (year, day * 24 + i64::from(civil.hour())),
+        Reason::Daily => (year, day),
+        Reason::Weekly => {
+            let week = civil.date().iso_week_date();
+            (week.year().into(), week.week().into())
+        }
+        Reason::Monthly => (year, civil.month().into()),
+        Reason::Yearly => (year, 0),
+        Reason::Last | Reason::Pinned | Reason::Protected | Reason::Group => (0, at as i64),
+    }
+}
+
+fn civil(time: Timestamp) -> DateTime {
+    let time = jiff::Timestamp::from_nanosecond(time.0.into()).unwrap_or_default();
+    TimeZone::UTC.to_datetime(time)
+}
+
+/// Why rules should not be applied: the clock and what is stamped do not go together. `newest` is the last time that the
+/// repository's log knows. None when nothing is wrong.
+pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
+    let late = points.iter().filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
+    if let Some(point) = late.max_by_key(|point| point.commit_time) {
+        let (id, at) = (point.id, civil(point.commit_time));
+        return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));
+    }
+    let newest = newest?;
+    let gap = now.0.saturating_sub(newest.0);
+    let at = civil(newest);
+    match gap {
+        ..NEGATIVE_BACK_MAX_NS => {
+            Some(format!("the log was written until {at} UTC, which has not come: the clock went back"))
+        }
+        AHEAD_MIN_NS.. => Some(format!(
+            "nothing was written here for {} days, since {at} UTC: perhaps the clock jumped ahead",
+            gap / DAY_NS
+        )),
+        _ => None,
+    }
+}
+
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// Clocks that are put right by less than this are not doubted.
+const BACK_MAX_NS: i64 = 3600 * 1_000_000_000;
+const NEGATIVE_BACK_MAX_NS: i64 = -BACK_MAX_NS;
+const AHEAD_MIN_NS: i64 = DAY_NS;
+
+#[cfg(test)]
+mod tests;

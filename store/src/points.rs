@@ -1,0 +1,27 @@
+//! Forgetting points, pinning them, and taking that back.
+
+use crate::format::event::Event;
+use crate::local::Inner;
+use mover::{PointChange, PointId, RecoveryPoint, Result};
+
+impl Inner {
+    /// See [`mover::Repository::change_points`]. Blocking.
+    pub fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
+        self.packer()?;
+        self.append(|state| {
+            let all: Vec<RecoveryPoint> = state.points().keys().filter_map(|id| state.recovery_point(*id)).collect();
+            let commits = all.iter().map(|point| point.commit_time);
+            let newest = commits.chain(state.sessions().values().map(|session| session.time)).max();
+            let due = change.due(&all, points, newest, self.world.now())?;
+            let event = match change {
+                _ if due.is_empty() => return Ok(Vec::new()),
+                PointChange::Forget | PointChange::ForgetByRules => Event::Forgotten(due),
+                PointChange::Unforget => Event::Unforgotten(due),
+                PointChange::Pin => Event::Pinned(due),
+                PointChange::Unpin => Event::Unpinned(due),
+            };
+            Ok(vec![event])
+        })
+        .map(drop)
+    }
+}

@@ -1,0 +1,444 @@
+//! Who refers to what: for each chunk how many pages refer to it, of those that live points need; for a page also
+//! manifests. A view of the log and of pages in RocksDB, which each sweep brings up to date: so its cost follows what
+//! changed. Nothing is lost with it, and no pack is deleted on its word alone (R19).
+//!
+//! What a sweep takes away stands beside the counts until the log says that it is final: a sweep that is killed has
+//! taken nothing.
+
+use crate::index::{Index, options};
+use chunker::ChunkId;
+use mover::{Error, PointId, RepositoryId, Result, codec};
+use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, WriteBatch, WriteOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// The references of one repository, held by its one writer.
+pub struct References {
+    database: DB,
+    folder: PathBuf,
+    repository: RepositoryId,
+    /// It was empty when it was opened.
+    pub is_new: bool,
+}
+
+impl References {
+    /// Opens those under `folder`. What cannot be used, or was left in the middle of a point, begins empty.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn open(folder: &Path, repository: RepositoryId) -> Result<Self> {
+        let mut opened =
+            DB::open(&merging(), folder).map_err(failed).and_then(|database| Self::of(database, folder, repository));
+        if !opened.as_ref().is_ok_and(|it| it.is_whole().unwrap_or(false)) {
+            drop(opened);
+            Index::remove(folder)?;
+            let database = DB::open(&merging(), folder).map_err(failed)?;
+            database.put_opt(TAG, tag(repository)?, &without_log()).map_err(failed)?;
+            opened = Self::of(database, folder, repository).map(|it| Self { is_new: true, ..it });
+        }
+        opened
+    }
+
+    fn of(database: DB, folder: &Path, repository: RepositoryId) -> Result<Self> {
+        Ok(Self { database, folder: folder.to_owned(), repository, is_new: false })
+    }
+
+    /// Begins again, with nothing.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn begun_again(self) -> Result<Self> {
+        let (folder, repository) = (self.folder.clone(), self.repository);
+        drop(self);
+        Index::remove(&folder)?;
+        Self::open(&folder, repository)
+    }
+
+    fn is_whole(&self) -> Result<bool> {
+        let tagged = self.database.get(TAG).map_err(failed)? == Some(tag(self.repository)?);
+        Ok(tagged && self.points()?.values().all(|counted| *counted))
+    }
+
+    /// Points whose references are counted; false for one that is in the middle of it.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn points(&self) -> Result<BTreeMap<PointId, bool>> {
+        let mut points = BTreeMap::new();
+        for row in self.database.iterator(IteratorMode::From(&[POINT], Direction::Forward)) {
+            let (key, value) = row.map_err(failed)?;
+            let Some(id) = key.strip_prefix(&[POINT]).and_then(|id| id.try_into().ok()) else { break };
+            points.insert(PointId(id), *value == COUNTED[..]);
+        }
+        Ok(points)
+    }
+
+    /// A point is about to be counted; [`Self::counted`] must follow.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn counting(&self, point: PointId) -> Result<()> {
+        self.database.put_opt(key(POINT, &point.0), b"", &without_log()).map_err(failed)
+    }
+
+    /// A point is counted.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn counted(&self, point: PointId) -> Result<()> {
+        self.database.put_opt(key(POINT, &point.0), COUNTED, &without_log()).map_err(failed)
+    }
+
+    /// Counts a reference to each of these pages or manifests; gives those that had none: what they refer to is to be
+    /// counted next.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn add_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
+        self.change_pages(ids, COUNT, 1, LIVE_PAGES, 0)
+    }
+
+    /// Takes a reference to each of these pages or manifests away; gives those that have none now.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn take_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
+        self.change_pages(ids, TAKEN, -1, TAKEN_PAGES, 1)
+    }
+
+    /// One after the other, because an id may be there twice.
+    fn change_pages(&self, ids: &[ChunkId], kind: u8, by: i64, total: &[u8], before: i64) -> Result<Vec<ChunkId>> {
+        let mut turned = Vec::new();
+        for id in ids {
+            if self.counts(std::slice::from_ref(id))? == [before] {
+                turned.push(*id);
+            }
+            self.database.merge_opt(key(kind, id.as_bytes()), by.to_le_bytes(), &without_log()).map_err(failed)?;
+        }
+        let sum = by * i64::try_from(turned.len()).expect("ids fit memory");
+        self.database.merge_opt(total, sum.to_le_bytes(), &without_log()).map_err(failed)?;
+        Ok(turned)
+    }
+
+    /// Counts a reference to each of these chunks, which refer to nothing themselves.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn add_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
+        self.change_chunks(ids, COUNT, 1)
+    }
+
+    /// Takes a reference to each of these chunks away.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn take_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
+        self.change_chunks(ids, TAKEN, -1)
+    }
+
+    fn change_chunks(&self, ids: impl IntoIterator<Item = ChunkId>, kind: u8, by: i64) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for id in ids {
+            batch.merge(key(kind, id.as_bytes()), by.to_le_bytes());
+        }
+        self.database.write_opt(batch, &without_log()).map_err(failed)
+    }
+
+    /// How many references there are to each chunk, without those that were taken away.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn counts(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
+        let keys = ids.iter().flat_map(|id| [key(COUNT, id.as_bytes()), key(TAKEN, id.as_bytes())]);
+        let found = self.database.multi_get(keys).into_iter().map(|found| number(found.map_err(failed)?.as_deref()));
+        let found: Vec<i64> = found.collect::<Result<_>>()?;
+        Ok(found.chunks(2).map(|pair| pair.iter().sum()).collect())
+    }
+
+    /// Pages and manifests that something refers to, what was taken away among them.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn live_pages(&self) -> Result<i64> {
+        number(self.database.get(LIVE_PAGES).map_err(failed)?.as_deref())
+    }
+
+    /// The same without what was taken away.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn pages_left(&self) -> Result<i64> {
+        Ok(self.live_pages()? + number(self.database.get(TAKEN_PAGES).map_err(failed)?.as_deref())?)
+    }
+
+    /// A sweep begins to take these points away, until [`Self::settle`] or [`Self::give_up`].
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn begin_taking(&self, points: &BTreeSet<PointId>) -> Result<()> {
+        let points: Vec<[u8; 16]> = points.iter().map(|point| point.0).collect();
+        let bytes = codec::encode::<_, TAKING_BYTES_MAX>(&points)?;
+        self.database.put_opt(TAKING, bytes, &without_log()).map_err(failed)
+    }
+
+    /// The points that a sweep is, or was, taking away.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn taking(&self) -> Result<Option<BTreeSet<PointId>>> {
+        let Some(bytes) = self.database.get(TAKING).map_err(failed)? else { return Ok(None) };
+        let points: Vec<[u8; 16]> = codec::decode::<_, TAKING_BYTES_MAX>(&bytes)?;
+        Ok(Some(points.into_iter().map(PointId).collect()))
+    }
+
+    /// Gives the chunks to which nothing refers since something was taken away, in order, many at a time.
+    ///
+    /// # Errors
+    /// Of the storage, and those of `each`.
+    pub fn dead(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
+        self.taken(|ids| {
+            let counts = self.counts(&ids)?;
+            each(ids.into_iter().zip(counts).filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect())
+        })
+    }
+
+    fn taken(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
+        let mut batch = Vec::new();
+        for row in self.database.iterator(IteratorMode::From(&[TAKEN], Direction::Forward)) {
+            let (key, _) = row.map_err(failed)?;
+            let Some(id) = key.strip_prefix(&[TAKEN]).and_then(|id| id.try_into().ok()) else { break };
+            batch.push(ChunkId(id));
+            if batch.len() == TOGETHER {
+                each(std::mem::take(&mut batch))?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { each(batch) }
+    }
+
+    /// What was taken away is final.
+    ///
+    /// # Errors
+    /// Of the storage. Whoever opens it next can settle it again.
+    pub fn settle(&self) -> Result<()> {
+        let Some(points) = self.taking()? else { return Ok(()) };
+        self.taken(|ids| {
+            let counts = self.counts(&ids)?;
+            let mut batch = WriteBatch::default();
+            for (id, count) in ids.iter().zip(counts) {
+                batch.delete(key(TAKEN, id.as_bytes()));
+                match count {
+                    1.. => batch.put(key(COUNT, id.as_bytes()), count.to_le_bytes()),
+                    _ => batch.delete(key(COUNT, id.as_bytes())),
+                }
+            }
+            self.database.write_opt(batch, &without_log()).map_err(failed)
+        })?;
+        let mut batch = WriteBatch::default();
+        batch.put(LIVE_PAGES, self.pages_left()?.to_le_bytes());
+        batch.delete(TAKEN_PAGES);
+        batch.delete(TAKING);
+        points.iter().for_each(|point| batch.delete(key(POINT, &point.0)));
+        self.database.write_opt(batch, &without_log()).map_err(failed)?;
+        self.flush()
+    }
+
+    /// Nothing was taken away after all.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn give_up(&self) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range([TAKEN], [TAKEN + 1]);
+        batch.delete(TAKEN_PAGES);
+        batch.delete(TAKING);
+        self.database.write_opt(batch, &without_log()).map_err(failed)
+    }
+
+    /// Bytes of each pack that nobody needs, as the last look at it found; packs without any are not listed.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn dead_bytes(&self) -> Result<BTreeMap<u32, u64>> {
+        let mut packs = BTreeMap::new();
+        for row in self.database.iterator(IteratorMode::From(&[PACK], Direction::Forward)) {
+            let (key, value) = row.map_err(failed)?;
+            let Some(number) = key.strip_prefix(&[PACK]).and_then(|number| number.try_into().ok()) else { break };
+            let bytes = <[u8; 8]>::try_from(&*value).map_err(|_| unusable())?;
+            packs.insert(u32::from_be_bytes(number), u64::from_le_bytes(bytes));
+        }
+        Ok(packs)
+    }
+
+    /// Notes what a look at packs has found, and up to which number all were looked at.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn note_packs(&self, dead_bytes: &BTreeMap<u32, u64>, looked_at: u32) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for (number, bytes) in dead_bytes {
+            let key = key(PACK, &number.to_be_bytes());
+            match bytes {
+                0 => batch.delete(key),
+                _ => batch.put(key, bytes.to_le_bytes()),
+            }
+        }
+        batch.put(LOOKED_AT, looked_at.to_le_bytes());
+        self.database.write_opt(batch, &without_log()).map_err(failed)
+    }
+
+    /// All packs with a lower number were looked at.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn looked_at(&self) -> Result<u32> {
+        match self.database.get(LOOKED_AT).map_err(failed)? {
+            Some(bytes) => Ok(u32::from_le_bytes(bytes.as_slice().try_into().map_err(|_| unusable())?)),
+            None => Ok(0),
+        }
+    }
+
+    /// Makes it last.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn flush(&self) -> Result<()> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.database.flush_opt(&options).map_err(failed)
+    }
+}
+
+fn merging() -> rocksdb::Options {
+    let mut options = options();
+    options.set_merge_operator_associative("sum", sum);
+    options.set_max_successive_merges(8);
+    options
+}
+
+fn sum(_: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
+    let all = existing.into_iter().chain(operands);
+    let sum = all.map(|bytes| bytes.try_into().ok().map(i64::from_le_bytes)).sum::<Option<i64>>()?;
+    Some(sum.to_le_bytes().to_vec())
+}
+
+fn number(bytes: Option<&[u8]>) -> Result<i64> {
+    bytes.map_or(Ok(0), |bytes| Ok(i64::from_le_bytes(bytes.try_into().map_err(|_| unusable())?)))
+}
+
+fn key(kind: u8, rest: &[u8]) -> Vec<u8> {
+    [&[kind], rest].concat()
+}
+
+fn tag(repository: RepositoryId) -> Result<Vec<u8>> {
+    codec::encode::<_, 32>(&(VERSION, repository.0))
+}
+
+/// After a crash it is as it was at some moment before, and what lacks is counted again.
+fn without_log() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
+}
+
+fn failed(error: rocksdb::Error) -> Error {
+    unusable().because(error)
+}
+
+fn unusable() -> Error {
+    Error::store_io("the counts of references failed")
+        .hint("sweep again; they are made again where they cannot be read")
+}
+
+const VERSION: u16 = 1;
+const TAG: &[u8] = b"t";
+/// Then a chunk id: references to it.
+const COUNT: u8 = b'c';
+/// Then a chunk id: what the present sweep adds to them.
+const TAKEN: u8 = b'd';
+/// Then a pack's number: its dead bytes.
+const PACK: u8 = b'p';
+/// Then a point's id.
+const POINT: u8 = b'r';
+const COUNTED: &[u8] = b"counted";
+const LIVE_PAGES: &[u8] = b"n";
+const TAKEN_PAGES: &[u8] = b"m";
+const TAKING: &[u8] = b"u";
+const LOOKED_AT: &[u8] = b"w";
+/// Chunks that are looked at together.
+const TOGETHER: usize = 4096;
+/// For a million points.
+const TAKING_BYTES_MAX: usize = 8 + (16 << 20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u8) -> ChunkId {
+        ChunkId([number; 32])
+    }
+
+    fn dead(references: &References) -> Vec<u8> {
+        let mut found = Vec::new();
+        let note = |ids: Vec<ChunkId>| {
+            found.extend(ids.iter().map(|id| id.0[0]));
+            Ok(())
+        };
+        references.dead(note).unwrap();
+        found
+    }
+
+    #[test]
+    fn counts_what_is_taken_away_only_when_it_is_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, repository) = (folder.path().join("references"), RepositoryId([1; 16]));
+        let references = References::open(&path, repository).unwrap();
+        assert!(references.is_new && references.points().unwrap().is_empty());
+        let (first, second) = (PointId([1; 16]), PointId([2; 16]));
+        for point in [first, second] {
+            references.counting(point).unwrap();
+            let new = references.add_pages(&[id(point.0[0]), id(9), id(9)]).unwrap();
+            assert_eq!(new.len(), if point == first { 2 } else { 1 }, "a page is walked once");
+            references.add_chunks([id(100), id(100 + point.0[0])]).unwrap();
+            references.counted(point).unwrap();
+        }
+        assert_eq!(references.counts(&[id(1), id(9), id(100), id(101), id(7)]).unwrap(), [1, 4, 2, 1, 0]);
+        assert_eq!(references.live_pages().unwrap(), 3);
+        for settled in [false, true] {
+            references.begin_taking(&BTreeSet::from([first])).unwrap();
+            assert_eq!(references.take_pages(&[id(1), id(9), id(9)]).unwrap(), [id(1)]);
+            references.take_chunks([id(100), id(101)]).unwrap();
+            assert_eq!(dead(&references), [1, 101]);
+            assert_eq!(references.counts(&[id(9), id(100), id(101)]).unwrap(), [2, 1, 0]);
+            assert_eq!((references.live_pages().unwrap(), references.pages_left().unwrap()), (3, 2));
+            if settled {
+                references.settle().unwrap()
+            } else {
+                references.give_up().unwrap()
+            }
+            assert_eq!((dead(&references), references.taking().unwrap()), (Vec::new(), None));
+        }
+        assert_eq!(references.counts(&[id(1), id(9), id(100), id(101)]).unwrap(), [0, 2, 1, 0]);
+        assert_eq!(references.live_pages().unwrap(), 2);
+        references.note_packs(&BTreeMap::from([(3, 7), (300, 5)]), 9).unwrap();
+        references.note_packs(&BTreeMap::from([(3, 0)]), 10).unwrap();
+        references.flush().unwrap();
+        drop(references);
+        let references = References::open(&path, repository).unwrap();
+        assert!(!references.is_new);
+        assert_eq!(references.points().unwrap(), BTreeMap::from([(second, true)]));
+        assert_eq!(
+            (references.dead_bytes().unwrap(), references.looked_at().unwrap()),
+            (BTreeMap::from([(300, 5)]), 10)
+        );
+        // Left in the middle of a point, or of another repository: it begins again.
+        references.counting(first).unwrap();
+        references.flush().unwrap();
+        drop(references);
+        let references = References::open(&path, repository).unwrap();
+        assert!(references.is_new && references.counts(&[id(9)]).unwrap() == [0]);
+        references.counted(first).unwrap();
+        references.flush().unwrap();
+        drop(references);
+        assert!(References::open(&path, RepositoryId([2; 16])).unwrap().is_new);
+    }
+}

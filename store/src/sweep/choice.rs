@@ -1,0 +1,220 @@
+//! Which packs are doomed, and what of them is packed again before.
+
+use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
+use crate::local::Inner;
+use crate::packer::PACK_BYTES_TARGET;
+use crate::reader;
+use crate::references::References;
+use crate::state::State;
+use chunker::ChunkId;
+use mover::Result;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a look at a pack found.
+pub(super) struct Looked {
+    /// Chunks that are needed and read from here.
+    pub live: Vec<ChunkId>,
+    /// The lengths of their records, in order.
+    pub records: Vec<u64>,
+    pub dead_bytes: u64,
+    /// A chunk is needed and nowhere sound: what is left of it is kept.
+    pub held: bool,
+}
+
+/// How long packs will be, once records are in them.
+#[derive(Default)]
+struct Forecast {
+    /// Bytes and records of the open pack of each kind.
+    open: [(u64, usize); 2],
+    complete_bytes: u64,
+}
+
+impl Forecast {
+    fn add(&mut self, kind: PackKind, record_bytes: u64) {
+        let (bytes, records) = &mut self.open[kind as usize];
+        *bytes += if *records == 0 { PACK_HEADER_BYTES as u64 } else { 0 } + record_bytes;
+        *records += 1;
+        if *bytes >= PACK_BYTES_TARGET {
+            self.complete_bytes += *bytes + footer_bytes_of(*records);
+            (*bytes, *records) = (0, 0);
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let open = self.open.iter().filter(|(_, records)| *records > 0);
+        self.complete_bytes + open.map(|(bytes, records)| bytes + footer_bytes_of(*records)).sum::<u64>()
+    }
+}
+
+/// What is to become of packs.
+#[derive(Default)]
+pub(super) struct Choice {
+    /// To be doomed.
+    pub packs: BTreeSet<u32>,
+    /// Of those, chunks that are to be packed again before.
+    pub again: BTreeMap<u32, Vec<ChunkId>>,
+    /// What the packs of those will take.
+    pub bytes_again: u64,
+}
+
+impl Inner {
+    /// Packs that may be doomed: those that no open session may have filled, or rely on without the log's knowledge (R6).
+    pub(super) fn may_be_doomed(state: &State, marked: u64, number: u32) -> bool {
+        let oldest = state.sessions().values().map(|session| session.since).min().unwrap_or(u64::MAX);
+        state.packs().get(&number).is_some_and(|it| it.doomed.is_none() && it.since < oldest && it.since <= marked)
+    }
+
+    /// Looks at the packs in which something died, and at those that are new, and chooses.
+    pub(super) fn choose(
+        &self,
+        references: &References,
+        state: &State,
+        marked: u64,
+        repack_percent: u8,
+    ) -> Result<Choice> {
+        let mut touched = BTreeSet::new();
+        references.dead(|ids| {
+            let places = self.index.read().expect("no holder panics").places(&ids)?;
+            touched.extend(places.iter().flatten().map(|place| place.pack));
+            Ok(())
+        })?;
+        let old = references.looked_at()?;
+        // Up to the first that a session may still be filling.
+        let new = state.packs().range(old..).map(|(number, _)| *number);
+        let new: Vec<u32> = new.take_while(|number| !Self::is_young(state, marked, *number)).collect();
+        let looked_at = new.last().map_or(old, |last| last + 1);
+        touched.extend(new);
+        // What was left because too little of it was dead may be enough by now, or asked for.
+        let worth = |number: u32, dead: u64| {
+            state.packs().get(&number).is_some_and(|pack| is_worth(dead, pack.added.bytes, repack_percent))
+        };
+        let known = references.dead_bytes()?;
+        touched.extend(known.iter().filter(|(number, dead)| worth(**number, **dead)).map(|(number, _)| *number));
+        touched.retain(|number| Self::may_be_doomed(state, marked, *number));
+        let mut small = self.small_packs(state, marked, &known);
+        touched.extend(small.iter().copied());
+        let (mut choice, mut dead_bytes, mut forecast) = (Choice::default(), BTreeMap::new(), Forecast::default());
+        for number in touched {
+            let pack = &state.packs()[&number].added;
+            let looked = match self.look_at(references, state, number) {
+                Ok(looked) => looked,
+                Err(error) => {
+                    tracing::warn!(pack = %pack.name, %error, "a pack that cannot be read is left alone");
+                    continue;
+                }
+            };
+            dead_bytes.insert(number, looked.dead_bytes);
+            if looked.held {
+                small.remove(&number);
+                continue;
+            }
+            if looked.live.is_empty() {
+                choice.packs.insert(number);
+            } else if small.contains(&number) || is_worth(looked.dead_bytes, pack.bytes, repack_percent) {
+                choice.packs.insert(number);
+                looked.records.iter().for_each(|bytes| forecast.add(pack.kind, *bytes));
+                choice.again.insert(number, looked.live);
+            }
+        }
+        references.note_packs(&dead_bytes, looked_at)?;
+        choice.bytes_again = forecast.bytes();
+        Ok(choice)
+    }
+
+    fn is_young(state: &State, marked: u64, number: u32) -> bool {
+        state.packs().get(&number).is_some_and(|pack| pack.doomed.is_none())
+            && !Self::may_be_doomed(state, marked, number)
+    }
+
+    /// Small packs that are worth being put together, when there are many of a kind.
+    fn small_packs(&self, state: &State, marked: u64, known: &BTreeMap<u32, u64>) -> BTreeSet<u32> {
+        let mut chosen = BTreeSet::new();
+        for kind in [PackKind::Data, PackKind::Page] {
+            let small = state.packs().iter().filter(|(number, pack)| {
+                pack.added.kind == kind
+                    && pack.added.bytes < SMALL_BYTES
+                    && !known.contains_key(number)
+                    && Self::may_be_doomed(state, marked, **number)
+            });
+            let small: BTreeSet<u32> = small.map(|(number, _)| *number).collect();
+            if small.len() >= SMALL_MIN {
+                chosen.extend(small);
+            }
+        }
+        chosen
+    }
+
+    /// What of a pack is needed.
+    pub(super) fn look_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
+        let pack = &state.packs()[&number].added;
+        let entries = reader::footer(&self.directory, pack)?;
+        let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+        let counts = references.counts(&ids)?;
+        let places = self.locate(&ids)?;
+        let mut looked = Looked { live: Vec::new(), records: Vec::new(), dead_bytes: 0, held: false };
+        let mut seen = BTreeSet::new();
+        for ((entry, count), place) in entries.iter().zip(counts).zip(places) {
+            let here = place.is_some_and(|place| place.pack == number) && seen.insert(entry.id);
+            match (count, place) {
+                (1.., Some(_)) if here => {
+                    looked.live.push(entry.id);
+                    looked.records.push(record_bytes(entry));
+                }
+                (1.., None) => looked.held = true,
+                _ => looked.dead_bytes += record_bytes(entry),
+            }
+        }
+        if looked.live.is_empty() && !looked.held {
+            looked.dead_bytes = pack.bytes;
+        }
+        Ok(looked)
+    }
+
+    /// Those of `packs` without which every chunk that is needed can still be read (R9).
+    pub(super) fn expendable(
+        &self,
+        references: &References,
+        state: &State,
+        packs: &BTreeSet<u32>,
+    ) -> Result<BTreeSet<u32>> {
+        let mut kept = BTreeSet::new();
+        loop {
+            let leaving: BTreeSet<u32> = packs.difference(&kept).copied().collect();
+            let mut more = false;
+            for number in &leaving {
+                let Ok(entries) = reader::footer(&self.directory, &state.packs()[number].added) else {
+                    more |= kept.insert(*number);
+                    continue;
+                };
+                let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+                let needed = references.counts(&ids)?.into_iter().map(|count| count > 0);
+                let places = self.index.read().expect("no holder panics").places(&ids)?;
+                let lost = ids.iter().zip(needed).zip(places).any(|((id, needed), places)| {
+                    let stays = |place: &crate::index::Place| {
+                        !leaving.contains(&place.pack) && self.is_usable(state, id, place.pack)
+                    };
+                    needed && !places.iter().any(stays)
+                });
+                if lost {
+                    more |= kept.insert(*number);
+                }
+            }
+            if !more {
+                return Ok(leaving);
+            }
+        }
+    }
+}
+
+fn is_worth(dead_bytes: u64, bytes: u64, percent: u8) -> bool {
+    dead_bytes > 0 && dead_bytes.saturating_mul(100) >= bytes.saturating_mul(percent.into())
+}
+
+fn record_bytes(entry: &PackEntry) -> u64 {
+    RECORD_HEADER_BYTES as u64 + u64::from(entry.blob_bytes)
+}
+
+/// Packs below this size are put together.
+const SMALL_BYTES: u64 = 8 << 20;
+/// When there are as many.
+const SMALL_MIN: usize = 16;

@@ -1,0 +1,142 @@
+//! Walking pages: from manifests down, each page once.
+
+use crate::local::Inner;
+use crate::reader;
+use crate::references::References;
+use crate::state::State;
+use chunker::{ChunkId, ChunkKind};
+use mover::{Error, Manifest, Page, PointId, Result, with_opener};
+use std::collections::{BTreeSet, HashSet};
+
+impl Inner {
+    /// Counts what hangs on a point.
+    pub(super) fn count(&self, references: &References, state: &State, point: PointId) -> Result<()> {
+        references.counting(point)?;
+        let manifest = manifest_of(state, point)?;
+        self.descend(vec![manifest], |ids| references.add_pages(ids), |leaf| references.add_chunks(leaf.chunks()))
+            .map_err(|error| of_point(error, point))?;
+        references.counted(point)
+    }
+
+    /// Takes what hangs on a point away.
+    pub(super) fn take_away(&self, references: &References, state: &State, point: PointId) -> Result<()> {
+        let manifest = manifest_of(state, point)?;
+        self.descend(vec![manifest], |ids| references.take_pages(ids), |leaf| references.take_chunks(leaf.chunks()))
+            .map_err(|error| of_point(error, point))
+    }
+
+    /// Those of `wanted` to which a page of `points` refers, and the pages among them. `seen` has the pages that were
+    /// looked at before.
+    pub(super) fn referred_to(
+        &self,
+        state: &State,
+        points: &BTreeSet<PointId>,
+        wanted: &Wanted,
+        seen: &mut HashSet<u128>,
+    ) -> Result<BTreeSet<ChunkId>> {
+        let mut found = BTreeSet::new();
+        for point in points {
+            let found = std::cell::RefCell::new(&mut found);
+            self.descend(
+                vec![manifest_of(state, *point)?],
+                |ids| {
+                    found.borrow_mut().extend(ids.iter().filter(|id| wanted.may_hold(id)));
+                    Ok(ids.iter().filter(|id| seen.insert(short(id))).copied().collect())
+                },
+                |leaf| {
+                    found.borrow_mut().extend(leaf.chunks().filter(|id| wanted.may_hold(id)));
+                    Ok(())
+                },
+            )
+            .map_err(|error| of_point(error, *point))?;
+        }
+        Ok(found)
+    }
+
+    /// Walks manifests and pages: `enter` tells which of those that were come upon are to be read, `leaf` is given those
+    /// that refer to chunks. What cannot be read is an error: it may refer to anything.
+    fn descend(
+        &self,
+        roots: Vec<ChunkId>,
+        mut enter: impl FnMut(&[ChunkId]) -> Result<Vec<ChunkId>>,
+        mut leaf: impl FnMut(&Page) -> Result<()>,
+    ) -> Result<()> {
+        let mut stack = roots;
+        while !stack.is_empty() {
+            let batch = stack.split_off(stack.len().saturating_sub(PAGES_AT_ONCE));
+            let entered = enter(&batch)?;
+            for (id, kind, plain) in self.read_structure(entered)? {
+                if kind == ChunkKind::Manifest {
+                    let manifest = Manifest::decode(&plain).map_err(|error| Error::from(error).context(id))?;
+                    stack.extend(manifest.roots().filter_map(|root| root.id));
+                    continue;
+                }
+                let page =
+                    Page::decode(&plain).map_err(|error| Error::from(error).context(format_args!("page {id}")))?;
+                match page.level() {
+                    0 => leaf(&page)?,
+                    _ => stack.extend(page.chunks()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages and manifests, decoded and compared with their ids.
+    fn read_structure(&self, ids: Vec<ChunkId>) -> Result<Vec<(ChunkId, ChunkKind, Vec<u8>)>> {
+        let distinct: BTreeSet<ChunkId> = ids.into_iter().collect();
+        let mut made = Vec::with_capacity(distinct.len());
+        for (id, blob) in reader::read_now(self, distinct.into_iter().collect()) {
+            let blob = blob?;
+            let mut plain = Vec::new();
+            with_opener(|opener| opener.open_verified(&self.prints, &id, &blob, &mut plain))
+                .map_err(|error| Error::integrity(format!("chunk {id}")).because(error))?;
+            made.push((id, blob.header().kind, plain));
+        }
+        Ok(made)
+    }
+}
+
+fn manifest_of(state: &State, point: PointId) -> Result<ChunkId> {
+    let found = state.points().get(&point).map(|point| point.committed.manifest);
+    found.ok_or_else(|| Error::not_found(format!("there is no point {point}")))
+}
+
+fn of_point(error: Error, point: PointId) -> Error {
+    error
+        .context(format_args!("point {point}"))
+        .hint("what it needs cannot be told: `windlass verify` names the damage; repair it, or forget the point, and sweep again")
+}
+
+/// Chunks that are looked for: 8 bytes for each.
+#[derive(Default)]
+pub(super) struct Wanted(Vec<u64>);
+
+impl Wanted {
+    pub fn new(ids: impl Iterator<Item = ChunkId>) -> Self {
+        let mut sorted: Vec<u64> = ids.map(|id| head(&id)).collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Self(sorted)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// False only for what is not among them.
+    fn may_hold(&self, id: &ChunkId) -> bool {
+        self.0.binary_search(&head(id)).is_ok()
+    }
+}
+
+fn head(id: &ChunkId) -> u64 {
+    u64::from_le_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
+}
+
+/// Half of an id: two pages of the same half are not to be found, as with the whole.
+fn short(id: &ChunkId) -> u128 {
+    u128::from_le_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
+}
+
+const PAGES_AT_ONCE: usize = 256;
