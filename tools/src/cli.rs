@@ -344,6 +344,7 @@ Examples:
   windlass forget web@latest~3 -r /backup/main
   windlass forget --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run -r /backup/main
   windlass forget --machine web --keep-last 3 -r quic://store1.example/main")]
+#[command(group(clap::ArgGroup::new("keep").multiple(true)))]
 pub struct Forget {
     /// Points to forget; the other points of their groups go with them
     #[arg(value_parser = parsed::<Selector>, required_unless_present = "keep", conflicts_with = "keep")]
