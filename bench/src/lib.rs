@@ -1,6 +1,6 @@
 //! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
 //! the wire beside quinn alone ([`wire()`]), jobs across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]), and
-//! three proxies at once ([`proxies()`]).
+//! three proxies at once ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
@@ -13,6 +13,7 @@ mod proxies;
 pub mod relay;
 mod report;
 mod stages;
+mod sweep;
 pub mod tools;
 mod wan;
 mod wire;
@@ -21,5 +22,6 @@ pub use attack::{AttackOptions, attack};
 pub use e2e::{E2eOptions, e2e};
 pub use proxies::proxies;
 pub use stages::stages;
+pub use sweep::sweep;
 pub use wan::wan;
 pub use wire::wire;

@@ -23,13 +23,18 @@ impl Node {
 
     /// The same, with more lines of configuration.
     pub fn start_with(places: &Places, settings: &str) -> Result<Self> {
+        ran(places.windlass(&["init"], OF_NODE))?;
+        Self::serve(places, settings)
+    }
+
+    /// The same on a repository that is there.
+    pub fn serve(places: &Places, settings: &str) -> Result<Self> {
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let program = places.windlass.with_file_name("windlass-store");
         let (site, listen) = (places.path(SITE), format!("127.0.0.1:{port}"));
         let mut init = Command::new(&program);
         init.args(["init", "--site", "bench", "--listen", &listen]).arg(&site);
         ran(init)?;
-        ran(places.windlass(&["init"], OF_NODE))?;
         let config = site.join("windlass-store.toml");
         let path = places.path(OF_NODE);
         let text = settings.to_owned()

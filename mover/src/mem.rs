@@ -261,8 +261,9 @@ impl WriteSession for MemSession {
                 let mut state = self.shared().state();
                 let there = state.committed(points);
                 if there.len() == points.len() {
+                    state.bring_back(points);
                     state.end(self.lease.id);
-                    return answer.given(Commit::Committed(there));
+                    return answer.given(Commit::Committed(state.committed(points)));
                 }
                 state.live(self.lease.id)?;
                 state.seal(None);

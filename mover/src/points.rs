@@ -32,6 +32,12 @@ impl PointChange {
             return Err(Error::not_found(format!("there is no point {id}"))
                 .hint("`windlass points --forgotten` lists those that can come back: a sweep makes it final"));
         }
+        if self == Self::Pin
+            && let Some(point) = named.iter().find(|point| point.forgotten)
+        {
+            return Err(Error::usage(format!("point {} is forgotten", point.id))
+                .hint(format!("`windlass unforget {}` brings it back, then it can be pinned", point.id)));
+        }
         let due: Vec<&RecoveryPoint> = named.iter().filter(|point| self.is_due(point)).copied().collect();
         if self.forgets() {
             due.iter().try_for_each(|point| may_go(point, now))?;

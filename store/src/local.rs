@@ -366,6 +366,29 @@ impl Local {
         .await
     }
 
+    /// A read session that pins `points`; also without any, packs that are there when it begins stay until it ends.
+    pub(crate) async fn hold(&self, points: &[PointId]) -> Result<Reader> {
+        let (session, pins) = (SessionId::random(&self.inner.world), points.to_vec());
+        let (owner, point) = (OwnerId::default(), PointId::default());
+        let opened = SessionOpened { session, writes: false, owner, point, pins, extensions: Vec::new() };
+        let pinned = self.with(move |inner| {
+            let unpinned = |state: &State| gone(state, &opened).map_or(Ok(false), Err);
+            if inner.unwritable.load(SeqCst) {
+                return unpinned(&*inner.catch_up()?);
+            }
+            match inner.open_session(&opened) {
+                Ok(()) => Ok(true),
+                // Full, failing, read-only, or written by a newer program: what is there can be read all the same.
+                Err(error) if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull | ErrorKind::Version) => {
+                    tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
+                    unpinned(&inner.state())
+                }
+                Err(error) => Err(error),
+            }
+        });
+        Ok(if pinned.await? { Reader::pinned(self.clone(), session) } else { Reader::unpinned(self.clone()) })
+    }
+
     /// The end of the log that this process has seen.
     pub fn end(&self) -> Incarnation {
         self.inner.state().end()
@@ -446,28 +469,7 @@ impl Repository for Local {
     }
 
     async fn read(&self, points: &[PointId]) -> Result<Reader> {
-        if points.is_empty() {
-            return Ok(Reader::unpinned(self.clone()));
-        }
-        let (session, pins) = (SessionId::random(&self.inner.world), points.to_vec());
-        let (owner, point) = (OwnerId::default(), PointId::default());
-        let opened = SessionOpened { session, writes: false, owner, point, pins, extensions: Vec::new() };
-        let pinned = self.with(move |inner| {
-            let unpinned = |state: &State| gone(state, &opened).map_or(Ok(false), Err);
-            if inner.unwritable.load(SeqCst) {
-                return unpinned(&*inner.catch_up()?);
-            }
-            match inner.open_session(&opened) {
-                Ok(()) => Ok(true),
-                // Full, failing, read-only, or written by a newer program: what is there can be read all the same.
-                Err(error) if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull | ErrorKind::Version) => {
-                    tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
-                    unpinned(&inner.state())
-                }
-                Err(error) => Err(error),
-            }
-        });
-        Ok(if pinned.await? { Reader::pinned(self.clone(), session) } else { Reader::unpinned(self.clone()) })
+        if points.is_empty() { Ok(Reader::unpinned(self.clone())) } else { self.hold(points).await }
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {

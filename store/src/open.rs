@@ -1,7 +1,8 @@
 //! Making a repository, opening one, and putting right what the last process left.
 
 use crate::directory::{
-    CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, INDEX_NEW, LOCK, LOG, PACKS, STATE,
+    CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, INDEX_NEW, LOCK, LOG, PACKS,
+    REFERENCES, STATE,
 };
 use crate::error::storage;
 use crate::format::config::ConfigFile;
@@ -112,7 +113,8 @@ impl Local {
             }
             let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
             log.append(author, |_| Ok(vec![Event::WriterTerm, Event::NewIncarnation(seen)]))?;
-            // The view belongs to the lost end of the log. It goes last: it is what knows of the rollback.
+            // The views belong to the lost end of the log. The index goes last: it is what knows of the rollback.
+            Index::remove(&directory.root().join(REFERENCES))?;
             Index::remove(&folder)?;
             Ok(seen)
         });

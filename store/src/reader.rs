@@ -114,20 +114,6 @@ pub fn read_now(inner: &Inner, ids: Vec<ChunkId>) -> impl Iterator<Item = (Chunk
     plan(inner, ids).into_iter().flat_map(|run| read_run(inner, run))
 }
 
-/// The blobs of a few `ids`, each decoded and compared with its id.
-pub async fn get_to_pack(local: &Local, ids: Vec<ChunkId>) -> ChunkBatch {
-    let read: Vec<ChunkBatch> = get(local.clone(), ids).collect().await;
-    let prints = local.inner.prints.clone();
-    let compare = move |(chunk, blob): (ChunkId, Result<Blob, ChunkError>)| {
-        let sound = blob.and_then(|blob| {
-            let opened = with_opener(|opener| opener.open_verified(&prints, &chunk, &blob, &mut Vec::new()));
-            opened.map(|()| blob).map_err(|error| ChunkError::Wrong { chunk, what: error.to_string() })
-        });
-        (chunk, sound)
-    };
-    local.inner.pool.run(move || read.into_iter().flatten().map(compare).collect()).await
-}
-
 /// Chunks that are read together.
 enum Run {
     /// Neighbours in one pack, in order.

@@ -11,12 +11,15 @@ use mover::{Error, PointId, RepositoryId, Result, codec};
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, WriteBatch, WriteOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The references of one repository, held by its one writer.
 pub struct References {
     database: DB,
     folder: PathBuf,
     repository: RepositoryId,
+    /// Something may stand beside the counts.
+    is_taking: AtomicBool,
     /// It was empty when it was opened.
     pub is_new: bool,
 }
@@ -40,7 +43,8 @@ impl References {
     }
 
     fn of(database: DB, folder: &Path, repository: RepositoryId) -> Result<Self> {
-        Ok(Self { database, folder: folder.to_owned(), repository, is_new: false })
+        let is_taking = AtomicBool::new(database.get(TAKING).map_err(failed)?.is_some());
+        Ok(Self { database, folder: folder.to_owned(), repository, is_taking, is_new: false })
     }
 
     /// Begins again, with nothing.
@@ -54,7 +58,11 @@ impl References {
         Self::open(&folder, repository)
     }
 
-    fn is_whole(&self) -> Result<bool> {
+    /// False when it must be begun again.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn is_whole(&self) -> Result<bool> {
         let tagged = self.database.get(TAG).map_err(failed)? == Some(tag(self.repository)?);
         Ok(tagged && self.points()?.values().all(|counted| *counted))
     }
@@ -78,6 +86,10 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn counting(&self, point: PointId) -> Result<()> {
+        if self.is_taking.load(Relaxed) {
+            // What this point brings back to life cannot be told from what it brings anew, should nothing be taken away.
+            self.database.put_opt(MIXED, b"", &without_log()).map_err(failed)?;
+        }
         self.database.put_opt(key(POINT, &point.0), b"", &without_log()).map_err(failed)
     }
 
@@ -149,10 +161,15 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn counts(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        let keys = ids.iter().flat_map(|id| [key(COUNT, id.as_bytes()), key(TAKEN, id.as_bytes())]);
-        let found = self.database.multi_get(keys).into_iter().map(|found| number(found.map_err(failed)?.as_deref()));
-        let found: Vec<i64> = found.collect::<Result<_>>()?;
-        Ok(found.chunks(2).map(|pair| pair.iter().sum()).collect())
+        let of = |kind: u8| {
+            let found = self.database.multi_get(ids.iter().map(|id| key(kind, id.as_bytes())));
+            found.into_iter().map(|found| number(found.map_err(failed)?.as_deref())).collect::<Result<Vec<i64>>>()
+        };
+        let counts = of(COUNT)?;
+        if !self.is_taking.load(Relaxed) {
+            return Ok(counts);
+        }
+        Ok(counts.into_iter().zip(of(TAKEN)?).map(|(count, taken)| count + taken).collect())
     }
 
     /// Pages and manifests that something refers to, what was taken away among them.
@@ -178,7 +195,33 @@ impl References {
     pub fn begin_taking(&self, points: &BTreeSet<PointId>) -> Result<()> {
         let points: Vec<[u8; 16]> = points.iter().map(|point| point.0).collect();
         let bytes = codec::encode::<_, TAKING_BYTES_MAX>(&points)?;
+        self.is_taking.store(true, Relaxed);
         self.database.put_opt(TAKING, bytes, &without_log()).map_err(failed)
+    }
+
+    /// All of it is taken away, and would survive a crash: only then may the log say that it is final.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn has_taken(&self) -> Result<()> {
+        self.database.put_opt(TAKEN_ALL, b"", &without_log()).map_err(failed)?;
+        self.flush()
+    }
+
+    /// What became of a sweep that was killed, when of the points that it took away `final_points` are final: false when
+    /// that cannot be told any more.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn recover(&self, final_points: usize) -> Result<bool> {
+        let Some(points) = self.taking()? else { return Ok(true) };
+        let is_there = |key: &[u8]| Ok::<_, Error>(self.database.get(key).map_err(failed)?.is_some());
+        match final_points {
+            all if all == points.len() && is_there(TAKEN_ALL)? => self.settle()?,
+            0 if !is_there(SETTLING)? => self.give_up()?,
+            _ => return Ok(false),
+        }
+        self.is_whole()
     }
 
     /// The points that a sweep is, or was, taking away.
@@ -221,6 +264,7 @@ impl References {
     /// Of the storage. Whoever opens it next can settle it again.
     pub fn settle(&self) -> Result<()> {
         let Some(points) = self.taking()? else { return Ok(()) };
+        self.database.put_opt(SETTLING, b"", &without_log()).map_err(failed)?;
         self.taken(|ids| {
             let counts = self.counts(&ids)?;
             let mut batch = WriteBatch::default();
@@ -235,23 +279,27 @@ impl References {
         })?;
         let mut batch = WriteBatch::default();
         batch.put(LIVE_PAGES, self.pages_left()?.to_le_bytes());
-        batch.delete(TAKEN_PAGES);
-        batch.delete(TAKING);
+        [TAKEN_PAGES, TAKING, TAKEN_ALL, SETTLING, MIXED].into_iter().for_each(|key| batch.delete(key));
         points.iter().for_each(|point| batch.delete(key(POINT, &point.0)));
         self.database.write_opt(batch, &without_log()).map_err(failed)?;
+        self.is_taking.store(false, Relaxed);
         self.flush()
     }
 
-    /// Nothing was taken away after all.
+    /// Nothing was taken away after all. When points were counted meanwhile, all must be counted again.
     ///
     /// # Errors
     /// Of the storage.
     pub fn give_up(&self) -> Result<()> {
         let mut batch = WriteBatch::default();
         batch.delete_range([TAKEN], [TAKEN + 1]);
-        batch.delete(TAKEN_PAGES);
-        batch.delete(TAKING);
-        self.database.write_opt(batch, &without_log()).map_err(failed)
+        if self.database.get(MIXED).map_err(failed)?.is_some() {
+            batch.delete(TAG);
+        }
+        [TAKEN_PAGES, TAKING, TAKEN_ALL, MIXED].into_iter().for_each(|key| batch.delete(key));
+        self.database.write_opt(batch, &without_log()).map_err(failed)?;
+        self.is_taking.store(false, Relaxed);
+        Ok(())
     }
 
     /// Bytes of each pack that nobody needs, as the last look at it found; packs without any are not listed.
@@ -312,6 +360,7 @@ fn merging() -> rocksdb::Options {
     let mut options = options();
     options.set_merge_operator_associative("sum", sum);
     options.set_max_successive_merges(8);
+    options.set_write_buffer_size(8 << 20);
     options
 }
 
@@ -363,6 +412,12 @@ const COUNTED: &[u8] = b"counted";
 const LIVE_PAGES: &[u8] = b"n";
 const TAKEN_PAGES: &[u8] = b"m";
 const TAKING: &[u8] = b"u";
+/// All of that stands beside the counts.
+const TAKEN_ALL: &[u8] = b"a";
+/// Points were counted meanwhile.
+const MIXED: &[u8] = b"x";
+/// It is going into the counts.
+const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
 /// Chunks that are looked at together.
 const TOGETHER: usize = 4096;

@@ -188,6 +188,25 @@ impl Session {
         points.collect::<Option<Vec<_>>>().map(Commit::Committed)
     }
 
+    /// Points that are there already: those that were forgotten are wanted again.
+    async fn bring_back(&self, points: &[PointDraft]) -> Result<Commit> {
+        let (session, ids): (SessionId, Vec<PointId>) =
+            (self.id, points.iter().map(|draft| draft.manifest.point).collect());
+        let append = move |inner: &Inner| {
+            inner.append(|state| {
+                let forgotten = |id: &&PointId| state.points().get(*id).is_some_and(|it| it.forgotten.is_some());
+                let forgotten: Vec<PointId> = ids.iter().filter(forgotten).copied().collect();
+                let closed = state.sessions().contains_key(&session).then_some(Event::SessionClosed(session));
+                let back = (!forgotten.is_empty()).then_some(Event::Unforgotten(forgotten));
+                Ok(back.into_iter().chain(closed).collect())
+            })
+        };
+        let state = self.local.with(append).await?;
+        // A sweep was faster.
+        let gone = || Error::not_found("the point was forgotten, and is final now").hint("copy or back up again");
+        self.committed(&state, points).ok_or_else(gone)
+    }
+
     fn event(&self, draft: &PointDraft, manifest: ChunkId) -> Event {
         let it = &draft.manifest;
         Event::PointCommitted(CommittedPoint {
@@ -313,8 +332,8 @@ impl WriteSession for Session {
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
         let _alone = self.gate.write().await;
         let state = self.local.with(Inner::catch_up).await?;
-        if let Some(done) = self.committed(&state, points) {
-            return Ok(done);
+        if self.committed(&state, points).is_some() {
+            return self.bring_back(points).await;
         }
         let mut events = Vec::new();
         for draft in points {

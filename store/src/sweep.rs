@@ -8,18 +8,21 @@ mod choice;
 mod dropping;
 mod marking;
 
+use crate::damage::get_verified;
 use crate::directory::REFERENCES;
 use crate::format::event::{Doomed, Event};
 use crate::format::pack::{PackKind, PackName, blob_hash};
+use crate::index::Index;
 use crate::local::{Inner, Local};
 use crate::packer::Arrival;
-use crate::reader;
 use crate::references::References;
 use crate::state::State;
 use choice::Choice;
 use chunker::ChunkId;
-use dropping::roots_since;
-use mover::{Error, Pacer, Phase, PointId, Progress, Result, SessionId, SweepOptions, SweepReport, SweepTimes};
+use dropping::{droppable, roots_since};
+use mover::{
+    Error, ErrorKind, Pacer, Phase, PointId, Progress, Result, SessionId, SweepOptions, SweepReport, SweepTimes,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +40,12 @@ impl Local {
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
         let mut report = if options.dry_run {
-            self.with(move |inner| inner.look_only(options)).await?
+            self.quietly(move |inner| inner.look_only(options)).await?
         } else {
-            self.with(move |inner| inner.begin_sweep(token, options)).await?;
+            self.quietly(move |inner| inner.begin_sweep(token, options)).await?;
             self.swept(token, options, &progress).await?
         };
-        self.with(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await.inspect(|_| {
+        self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await.inspect(|_| {
             progress.enter(Phase::Done);
         })
     }
@@ -50,43 +53,47 @@ impl Local {
     async fn swept(&self, token: [u8; 16], options: SweepOptions, progress: &Progress) -> Result<SweepReport> {
         let mut report = SweepReport::default();
         // First what was doomed before: packing again needs room.
-        let (files, bytes) = self.with(move |inner| inner.remove_orphans(token, false)).await?;
+        let (files, bytes) = self.quietly(move |inner| inner.remove_orphans(token, false)).await?;
         report.packs_deleted += files;
         report.bytes_reclaimed += bytes;
-        self.drop_all(token, &mut report).await?;
+        match self.drop_all(token, &mut report).await {
+            // Perhaps of a point that is about to be final.
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                tracing::warn!(%error, "what was doomed before cannot be looked at again yet");
+            }
+            dropped => dropped?,
+        }
         for attempt in 0.. {
-            let (references, found) = self.with(move |inner| inner.first_check(options)).await?;
-            let Found { marked, finalised, choice, times } = found;
-            report.milliseconds.counting += times.counting;
-            report.milliseconds.first_check += times.first_check;
-            progress.expect(choice.bytes_again);
-            let broken = self.pack_again(&choice.again, options.rate, progress).await?;
-            report.bytes_repacked += choice.bytes_again;
-            let packs: BTreeSet<u32> = choice.packs.difference(&broken).copied().collect();
-            let doomed = self
-                .with(move |inner| {
-                    let doomed = inner.doom(&references, token, marked, &finalised, packs)?;
-                    match doomed {
-                        Some(_) => references.settle()?,
-                        None => references.give_up()?,
+            let (references, found) = self.quietly(move |inner| inner.first_check(options)).await?;
+            let references = Arc::new(references);
+            report.milliseconds.counting += found.times.counting;
+            report.milliseconds.first_check += found.times.first_check;
+            progress.expect(found.choice.bytes_again);
+            let broken = self.pack_again(&references, &found.choice.again, options.rate, progress).await?;
+            report.bytes_repacked += found.choice.bytes_again;
+            let (is_final, points) = self
+                .quietly(move |inner| {
+                    let packs = found.choice.packs.difference(&broken).copied().collect();
+                    let is_final = inner.doom(&references, token, &found, &packs, &broken)?;
+                    if is_final {
+                        references.settle()?
+                    } else {
+                        references.give_up()?
                     }
-                    Ok::<_, Error>(doomed.map(|_| finalised.len() as u64))
+                    Ok::<_, Error>((is_final, found.finalised.len() as u64))
                 })
                 .await?;
-            match doomed {
-                Some(finalised) => {
-                    report.points_final += finalised;
-                    break;
-                }
-                None if attempt < ATTEMPTS => {}
-                None => {
-                    return Err(Error::busy("points are unforgotten while the repository is swept").hint("sweep again"));
-                }
+            if is_final {
+                report.points_final += points;
+                break;
+            }
+            if attempt == ATTEMPTS {
+                return Err(Error::busy("points come back while the repository is swept").hint("sweep again"));
             }
         }
         progress.enter(Phase::Commit);
         self.drop_all(token, &mut report).await?;
-        self.with(move |inner| {
+        self.quietly(move |inner| {
             inner.append(|state| {
                 Ok(if state.sweep() == Some(token) { vec![Event::SweepEnded(token)] } else { Vec::new() })
             })
@@ -95,64 +102,103 @@ impl Local {
         Ok(report)
     }
 
+    /// Runs blocking work on a thread of its own that gives way to backups and restores.
+    async fn quietly<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
+        let (inner, (done, made)) = (self.inner.clone(), tokio::sync::oneshot::channel());
+        let run = move || {
+            // Not allowed to everybody everywhere; it is as right without.
+            let thread = Some(rustix::thread::gettid());
+            if let Err(error) = rustix::process::setpriority_process(thread, NICE) {
+                tracing::debug!(%error, "the sweep has the priority of everything else");
+            }
+            let made = work(&inner);
+            // Whoever waits for it may want to open the repository again.
+            drop(inner);
+            let _ = done.send(made);
+        };
+        let started = std::thread::Builder::new().name("sweep".into()).spawn(run);
+        started.expect("a thread can be started");
+        made.await.expect("the thread sends what it made")
+    }
+
     /// Drops what may be dropped. What should not have been doomed is packed again, and its pack goes with the next sweep.
     async fn drop_all(&self, token: [u8; 16], report: &mut SweepReport) -> Result<()> {
         let began = Instant::now();
         let mut so_far = *report;
         let (needed, dropped) = self
-            .with(move |inner| {
+            .quietly(move |inner| {
                 let needed = inner.drop_doomed(token, &mut so_far)?;
                 Ok::<_, Error>((needed, so_far))
             })
             .await?;
         *report = dropped;
         report.milliseconds.second_check += milliseconds(began.elapsed());
-        if !needed.is_empty() {
-            self.pack_again(&needed, None, &Progress::default()).await?;
+        if needed.is_empty() {
+            return Ok(());
         }
+        // The counts were wrong.
+        self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await?;
+        for ids in needed.values() {
+            self.pack_chunks_again(ids, &Pacer::new(None), &Progress::default()).await?;
+        }
+        self.log_packs().await?;
         Ok(())
     }
 
-    /// Packs chunks again, each decoded and compared first: what is damaged must not get a new checksum. Gives the packs
-    /// of which something could not be read; they stay.
+    /// Packs what is needed of packs again. Gives those of which something could not be read; they stay.
     async fn pack_again(
         &self,
-        packs: &BTreeMap<u32, Vec<ChunkId>>,
+        references: &Arc<References>,
+        packs: &BTreeSet<u32>,
         rate: Option<u64>,
         progress: &Progress,
     ) -> Result<BTreeSet<u32>> {
-        let (packer, pacer) = (self.inner.packer()?, Pacer::new(rate));
-        let mut broken = BTreeSet::new();
-        for (number, ids) in packs {
-            for ids in ids.chunks(CHUNKS_TOGETHER) {
-                let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
-                for (id, blob) in reader::get_to_pack(self, ids.to_vec()).await {
-                    match blob {
-                        Ok(blob) => {
-                            let hash = blob_hash(blob.bytes());
-                            let kind = PackKind::of(blob.header().kind);
-                            let missing_at = Some(u64::MAX);
-                            arrivals.entry(kind).or_default().push(Arrival { id, blob, hash, missing_at });
-                        }
-                        Err(error) => {
-                            tracing::warn!(%error, "a pack stays, because not all that is needed of it can be read");
-                            broken.insert(*number);
-                        }
-                    }
-                }
-                for (kind, arrivals) in arrivals {
-                    let bytes = arrivals.iter().map(|it| it.blob.bytes().len() as u64).sum();
-                    pacer.wait(bytes).await;
-                    packer.append(SessionId::default(), kind, arrivals).await?;
-                    progress.advance(bytes);
-                }
+        let (mut broken, pacer) = (BTreeSet::new(), Pacer::new(rate));
+        for number in packs.iter().copied() {
+            let references = references.clone();
+            let live = self.quietly(move |inner| inner.live_in(&references, number)).await?;
+            if !self.pack_chunks_again(&live, &pacer, progress).await? {
+                broken.insert(number);
             }
         }
         if !packs.is_empty() {
-            packer.flush().await?;
-            self.with(|inner| inner.append(|_| Ok(Vec::new()))).await?;
+            self.log_packs().await?;
         }
         Ok(broken)
+    }
+
+    /// Each is decoded and compared first: what is damaged must not get a new checksum (F19). False when one is.
+    async fn pack_chunks_again(&self, ids: &[ChunkId], pacer: &Pacer, progress: &Progress) -> Result<bool> {
+        let (packer, mut all) = (self.inner.packer()?, true);
+        for ids in ids.chunks(CHUNKS_TOGETHER) {
+            let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
+            for (id, blob) in get_verified(self, &self.inner.prints, ids.to_vec()).await {
+                match blob {
+                    Ok(blob) => {
+                        let (hash, kind) = (blob_hash(blob.bytes()), PackKind::of(blob.header().kind));
+                        let missing_at = Some(u64::MAX);
+                        arrivals.entry(kind).or_default().push(Arrival { id, blob, hash, missing_at });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a pack stays, because not all that is needed of it can be read");
+                        all = false;
+                    }
+                }
+            }
+            for (kind, arrivals) in arrivals {
+                let bytes = arrivals.iter().map(|it| it.blob.bytes().len() as u64).sum();
+                pacer.wait(bytes).await;
+                packer.append(SessionId::default(), kind, arrivals).await?;
+                progress.advance(bytes);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes what was packed again durable.
+    async fn log_packs(&self) -> Result<()> {
+        self.inner.packer()?.flush().await?;
+        self.quietly(|inner| inner.append(|_| Ok(Vec::new()))).await.map(drop)
     }
 }
 
@@ -168,8 +214,27 @@ struct Found {
 
 enum Checked {
     Found(Found),
-    /// A forgotten point.
-    Unreadable(PointId, Error),
+    /// All must be counted again, this way.
+    Again(Count),
+}
+
+/// How to count.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    /// One of the forgotten points cannot be read. Its chunks cannot be told, and nobody needs them: what other points do
+    /// not need is dead.
+    without_forgotten: bool,
+}
+
+impl Count {
+    /// The way after this error of a forgotten point.
+    fn without_forgotten(self, error: Error) -> Result<Checked> {
+        if self.without_forgotten || error.kind() != ErrorKind::Integrity {
+            return Err(error);
+        }
+        tracing::warn!(%error, "a forgotten point cannot be read: everything is counted again, without forgotten points");
+        Ok(Checked::Again(Self { without_forgotten: true }))
+    }
 }
 
 impl Inner {
@@ -193,14 +258,13 @@ impl Inner {
         let (references, Found { finalised, choice, times, .. }) = self.first_check(options)?;
         references.give_up()?;
         let state = self.state();
-        let bytes: u64 = choice.packs.iter().map(|number| state.packs()[number].added.bytes).sum();
-        let waiting: u64 = state.packs().values().filter(|it| it.doomed.is_some()).map(|it| it.added.bytes).sum();
+        let going = || choice.packs.iter().copied().chain(droppable(&state));
         let (files, orphans) = self.remove_orphans([0; 16], true)?;
         Ok(SweepReport {
             points_final: finalised.len() as u64,
-            bytes_reclaimed: bytes + waiting + orphans,
+            bytes_reclaimed: going().map(|number| state.packs()[&number].added.bytes).sum::<u64>() + orphans,
             bytes_repacked: choice.bytes_again,
-            packs_deleted: choice.packs.len() as u64 + files,
+            packs_deleted: going().count() as u64 + files,
             milliseconds: times,
             ..SweepReport::default()
         })
@@ -208,7 +272,7 @@ impl Inner {
 
     /// Brings the counts up to the log, takes away what is forgotten, and chooses packs.
     fn first_check(&self, options: SweepOptions) -> Result<(References, Found)> {
-        let mut unreadable = BTreeSet::new();
+        let mut how = Count::default();
         let mut references = None;
         loop {
             let state = self.catch_up()?;
@@ -216,21 +280,19 @@ impl Inner {
                 Some(references) => references,
                 None => self.references(&state)?,
             };
-            match self.check_without(&unreadable, &open, &state, options)? {
+            match self.check_counted(how, &open, &state, options)? {
                 Checked::Found(found) => return Ok((open, found)),
-                // Its chunks cannot be told, and nobody needs them: all others are counted again, without it.
-                Checked::Unreadable(point, error) => {
-                    tracing::warn!(%point, %error, "a forgotten point cannot be read");
-                    unreadable.insert(point);
+                Checked::Again(again) => {
+                    how = again;
                     references = Some(open.begun_again()?);
                 }
             }
         }
     }
 
-    fn check_without(
+    fn check_counted(
         &self,
-        unreadable: &BTreeSet<PointId>,
+        how: Count,
         references: &References,
         state: &State,
         options: SweepOptions,
@@ -243,30 +305,35 @@ impl Inner {
         let finalised: BTreeSet<PointId> = forgotten.map(|(id, _)| *id).collect();
         let mut counted = references.points()?;
         // What is forgotten and was never counted is nobody's; but when all is counted anew, what was there must be found.
-        let to_count = state.points().iter().filter(|(id, _)| !counted.contains_key(id) && !unreadable.contains(id));
+        let with_forgotten = references.is_new && !how.without_forgotten;
+        let to_count = state.points().iter().filter(|(id, _)| !counted.contains_key(id));
         let mut to_count: Vec<(u64, PointId)> = to_count
-            .filter(|(id, _)| references.is_new || !finalised.contains(id))
+            .filter(|(id, _)| with_forgotten || !finalised.contains(id))
             .map(|(id, point)| (point.since, *id))
             .collect();
         to_count.sort_unstable();
         for (_, point) in to_count {
             match self.count(references, state, point) {
-                Err(error) if finalised.contains(&point) => return Ok(Checked::Unreadable(point, error)),
+                Err(error) if finalised.contains(&point) => return how.without_forgotten(error),
                 made => made?,
             }
             counted.insert(point, true);
         }
         references.flush()?;
-        if unreadable.is_empty() {
-            explained(references, state)?;
+        if !how.without_forgotten
+            && let Err(error) = explained(references, state)
+        {
+            // Counts are no proof: only when all is counted anew is it said.
+            return if references.is_new { Err(error) } else { Ok(Checked::Again(how)) };
         }
+        self.look_at_new(references, state, marked)?;
         let counting = milliseconds(began.elapsed());
         let began = Instant::now();
         let taken: BTreeSet<PointId> = finalised.iter().filter(|id| counted.contains_key(id)).copied().collect();
         references.begin_taking(&taken)?;
         for point in &taken {
             if let Err(error) = self.take_away(references, state, *point) {
-                return Ok(Checked::Unreadable(*point, error));
+                return how.without_forgotten(error);
             }
         }
         let choice = self.choose(references, state, marked, options.repack_percent)?;
@@ -280,68 +347,58 @@ impl Inner {
         let mut references = References::open(&folder, self.config.config.id)?;
         if let Some(taking) = references.taking()? {
             // A sweep was killed: what it took away is final if the log says so.
-            let there = taking.iter().filter(|id| state.points().contains_key(id)).count();
-            match there {
-                0 => references.settle()?,
-                _ if there == taking.len() => references.give_up()?,
-                _ => references = references.begun_again()?,
+            let gone = taking.iter().filter(|id| !state.points().contains_key(id)).count();
+            if !references.recover(gone)? {
+                references = references.begun_again()?;
             }
         }
         let strange = references.points()?.keys().any(|id| !state.points().contains_key(id));
         if strange { references.begun_again() } else { Ok(references) }
     }
 
-    /// Step one of deleting. None when what was found does not hold any more: a forgotten point is back.
+    /// Step one of deleting. False when what was found does not hold any more: a forgotten point is back, or another one
+    /// could be final. Places in `distrusted` packs are not counted on.
     fn doom(
         &self,
         references: &References,
         token: [u8; 16],
-        marked: u64,
-        finalised: &BTreeSet<PointId>,
-        packs: BTreeSet<u32>,
-    ) -> Result<Option<()>> {
-        let mut first = true;
-        let mut leaving = BTreeSet::new();
-        loop {
+        found: &Found,
+        packs: &BTreeSet<u32>,
+        distrusted: &BTreeSet<u32>,
+    ) -> Result<bool> {
+        let Found { marked, finalised, .. } = found;
+        let mut leaving = None;
+        for _ in 0..DOOM_ATTEMPTS {
             let state = self.catch_up()?;
-            if !all_forgotten(&state, finalised) {
-                return Ok(None);
+            if !is_just_what_is_forgotten(&state, *marked, finalised) {
+                return Ok(false);
             }
-            let marked_too = roots_since(&state, marked);
+            let marked_too = roots_since(&state, *marked);
             let counted = references.points()?;
-            let new: Vec<PointId> = marked_too.iter().filter(|id| !counted.contains_key(id)).copied().collect();
-            for point in &new {
+            for point in marked_too.iter().filter(|id| !counted.contains_key(id)) {
                 self.count(references, &state, *point)?;
+                leaving = None;
             }
-            if first || !new.is_empty() {
-                leaving = self.expendable(references, &state, &packs)?;
-            }
-            first = false;
+            let leaving = match &leaving {
+                Some(leaving) => leaving,
+                None => leaving.insert(self.expendable(references, &state, packs, distrusted)?),
+            };
             let names: Vec<PackName> = leaving.iter().map(|number| state.packs()[number].added.name).collect();
-            let pages = references.pages_left()?.to_string();
-            let parts = doom_events(token, marked, &marked_too, finalised, &names);
-            if parts.is_empty() {
-                return Ok(Some(()));
-            }
+            let live = Event::Configuration(LIVE_PAGES.into(), references.pages_left()?.to_string());
+            let parts = doom_events(token, *marked, &marked_too, finalised, &names);
+            references.has_taken()?;
             let mut written = 0;
-            for (at, event) in parts.iter().enumerate() {
+            for event in &parts {
                 let mut fits = false;
                 self.append(|state| {
-                    // What earlier parts made final is gone.
-                    fits = roots_since(state, marked).is_subset(&marked_too)
-                        && finalised.iter().all(|id| {
-                            state
-                                .points()
-                                .get(id)
-                                .is_none_or(|point| point.forgotten.is_some() && !is_pinned(state, id))
-                        })
-                        && leaving.iter().all(|number| {
-                            Self::may_be_doomed(state, marked, *number)
-                                || state.packs().get(number).is_some_and(|pack| pack.doomed.is_some())
-                        });
-                    let last = at + 1 == parts.len();
-                    let live = last.then(|| Event::Configuration(LIVE_PAGES.into(), pages.clone()));
-                    Ok(if fits { [event.clone()].into_iter().chain(live).collect() } else { Vec::new() })
+                    fits = roots_since(state, *marked).is_subset(&marked_too)
+                        && is_just_what_is_forgotten(state, *marked, finalised)
+                        && leaving
+                            .iter()
+                            .all(|number| Self::may_be_doomed(state, *marked, *number) || is_doomed(state, *number));
+                    // From the first on: what later ones make final must not be missed, should they not come.
+                    let live = (written == 0).then(|| live.clone());
+                    Ok(if fits { live.into_iter().chain([event.clone()]).collect() } else { Vec::new() })
                 })?;
                 if !fits {
                     break;
@@ -349,13 +406,13 @@ impl Inner {
                 written += 1;
             }
             if written == parts.len() {
-                return Ok(Some(()));
+                return Ok(true);
             }
             if written > 0 {
-                // Some points are final: what is left is for another sweep, which counts again what is in doubt.
                 return Err(Error::busy("the repository changed while points were made final").hint("sweep again"));
             }
         }
+        Err(Error::busy("points are committed faster than packs can be chosen").hint("sweep again"))
     }
 
     /// Fills in what a report says of the repository as it is now.
@@ -363,7 +420,7 @@ impl Inner {
         let state = self.catch_up()?;
         let references = References::open(&self.directory.root().join(REFERENCES), self.config.config.id)?;
         let dead = references.dead_bytes()?;
-        let oldest_doom = state.packs().values().filter_map(|pack| pack.doomed).max();
+        let newest_doom = state.packs().values().filter_map(|pack| pack.doomed).max();
         for (number, pack) in state.packs() {
             match pack.doomed {
                 Some(_) => report.bytes_waiting += pack.added.bytes,
@@ -374,7 +431,7 @@ impl Inner {
                 }
             }
         }
-        let waited_for = state.sessions().values().filter(|it| oldest_doom.is_some_and(|doom| it.since < doom));
+        let waited_for = state.sessions().values().filter(|it| newest_doom.is_some_and(|doom| it.since < doom));
         report.sessions_waited_for = waited_for.count() as u64;
         report.bytes_reclaimed = report.bytes_reclaimed.saturating_sub(report.bytes_repacked);
         Ok(())
@@ -397,9 +454,19 @@ fn is_pinned(state: &State, id: &PointId) -> bool {
     state.sessions().values().any(|session| session.opened.pins.contains(id))
 }
 
-fn all_forgotten(state: &State, points: &BTreeSet<PointId>) -> bool {
-    let forgotten = |id: &PointId| state.points().get(id).is_some_and(|point| point.forgotten.is_some());
-    points.iter().all(|id| forgotten(id) && !is_pinned(state, id))
+/// Whether `points`, and no others that were forgotten before record `marked`, are forgotten and nobody needs them (R11).
+/// What earlier parts of the statement made final is gone.
+fn is_just_what_is_forgotten(state: &State, marked: u64, points: &BTreeSet<PointId>) -> bool {
+    let may_go = |id: &PointId| !is_pinned(state, id);
+    let of_them = |id: &PointId| state.points().get(id).is_none_or(|point| point.forgotten.is_some() && may_go(id));
+    let others = |(id, point): (&PointId, &crate::state::Point)| {
+        point.forgotten.is_some_and(|at| at <= marked) && may_go(id) && !points.contains(id)
+    };
+    points.iter().all(of_them) && !state.points().iter().any(others)
+}
+
+fn is_doomed(state: &State, number: u32) -> bool {
+    state.packs().get(&number).is_some_and(|pack| pack.doomed.is_some())
 }
 
 /// The statement, in events that fit a record: points first, because no pack is doomed before they are final (R11).
@@ -430,8 +497,12 @@ fn milliseconds(duration: Duration) -> u64 {
 
 /// How often a sweep begins again because a point was unforgotten.
 const ATTEMPTS: usize = 5;
+/// How often packs are chosen again because a point was committed meanwhile.
+const DOOM_ATTEMPTS: usize = 50;
 /// Chunks that are packed again together: 4 MiB of blocks.
 const CHUNKS_TOGETHER: usize = 64;
+/// How much a sweep gives way: it gets a tenth of a processor that others want too.
+const NICE: i32 = 10;
 const POINTS_TOGETHER: usize = 8192;
 const PACKS_TOGETHER: usize = 8192;
 /// The setting that says how many pages were needed after the last sweep.
@@ -441,7 +512,7 @@ const LIVE_PAGES: &str = "sweep.live-pages";
 mod tests {
     use super::*;
     use crate::local::Access;
-    use mover::{ErrorKind, Pool, World};
+    use mover::{Pool, World};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn points_that_vanish_without_being_forgotten_stop_a_sweep() {

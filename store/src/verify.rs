@@ -22,6 +22,8 @@ use std::sync::Arc;
 impl Local {
     /// See [`Repository::verify`]. Damaged chunks are marked suspect in the log when the repository is open for writing.
     pub(crate) async fn look_through(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+        // A sweep beside it deletes nothing that it will look at.
+        let _held = self.hold(&options.points).await?;
         let state = self.with(Inner::catch_up).await?;
         progress.enter(Phase::Move);
         let mut report = VerifyReport::default();
@@ -65,7 +67,10 @@ impl Local {
     /// The packs to look at, and whether deep: pages always, data as the options say.
     async fn packs_to_check(&self, state: &State, options: &VerifyOptions) -> Result<Vec<(u32, Pack, bool)>> {
         let needed = if options.points.is_empty() { None } else { Some(self.packs_of(&options.points).await?) };
-        let packs = state.packs().iter().filter(|(number, _)| needed.as_ref().is_none_or(|them| them.contains(number)));
+        let packs = state
+            .packs()
+            .iter()
+            .filter(|(number, pack)| pack.doomed.is_none() && needed.as_ref().is_none_or(|them| them.contains(number)));
         let sampled = |number: u32| match options.depth {
             Depth::Structure => false,
             Depth::Decode => true,

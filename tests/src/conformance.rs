@@ -70,7 +70,7 @@ macro_rules! conformance {
                 a_target_of_another_size broken_off_and_finished_by_the_same_call a_target_that_cannot_be_read
             }
             sweeping {
-                forgotten_points_come_back_until_a_sweep pins_hold_and_unknown_points_are_told what_points_share_stays
+                forgotten_points_come_back_until_a_sweep what_is_forgotten_and_committed_again_is_back pins_hold_and_unknown_points_are_told what_points_share_stays
                 a_reader_keeps_what_it_reads a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
             }
             copying {

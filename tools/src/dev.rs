@@ -96,6 +96,18 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         rounds: u32,
     },
+    /// Sweeps of a repository with millions of chunks, and a backup beside them
+    Sweep {
+        /// Folder in which repositories are made; they are removed
+        #[arg(long)]
+        data: PathBuf,
+        /// Points of 10,000 chunks each
+        #[arg(long, default_value_t = 1000)]
+        points: u32,
+        /// Backups beside a sweep and alone; medians are judged
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+    },
     /// A backup into a storage node that is attacked meanwhile, beside one that is not
     Attack {
         /// Folder with day1.raw
@@ -171,6 +183,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Bench(Bench::Proxies { data, rounds }) => {
             windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
+        }
+        Task::Bench(Bench::Sweep { data, points, rounds }) => {
+            windlass_bench::sweep(&std::env::current_exe()?.with_file_name("windlass"), &data, points, rounds)
         }
         Task::Bench(Bench::Attack { data, rounds, only, work }) => {
             windlass_bench::attack(&windlass_bench::AttackOptions {

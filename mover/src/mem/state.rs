@@ -232,6 +232,12 @@ impl State {
         drafts.iter().filter_map(of).collect()
     }
 
+    /// Those of `drafts` that are there and were forgotten are wanted again.
+    pub fn bring_back(&mut self, drafts: &[PointDraft]) {
+        let wanted = |point: &&mut RecoveryPoint| drafts.iter().any(|draft| draft.manifest.point == point.id);
+        self.points.iter_mut().filter(wanted).for_each(|point| point.forgotten = false);
+    }
+
     /// Makes points visible whose chunks have been checked; those that are there already stay as they are.
     pub fn commit(
         &mut self,
@@ -244,6 +250,7 @@ impl State {
         let owner = self.live(session)?.owner;
         self.append();
         self.peers.extend(drafts.iter().filter_map(|draft| draft.origin?.seen));
+        self.bring_back(drafts);
         let there: HashSet<PointId> = self.points.iter().map(|point| point.id).collect();
         let new = drafts.iter().zip(manifests).filter(|(draft, _)| !there.contains(&draft.manifest.point));
         for (draft, (id, blob)) in new {

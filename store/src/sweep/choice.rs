@@ -1,14 +1,15 @@
 //! Which packs are doomed, and what of them is packed again before.
 
 use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
+use crate::index::Place;
 use crate::local::Inner;
 use crate::packer::PACK_BYTES_TARGET;
 use crate::reader;
 use crate::references::References;
 use crate::state::State;
 use chunker::ChunkId;
-use mover::Result;
-use std::collections::{BTreeMap, BTreeSet};
+use mover::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// What a look at a pack found.
 pub(super) struct Looked {
@@ -51,8 +52,8 @@ impl Forecast {
 pub(super) struct Choice {
     /// To be doomed.
     pub packs: BTreeSet<u32>,
-    /// Of those, chunks that are to be packed again before.
-    pub again: BTreeMap<u32, Vec<ChunkId>>,
+    /// Those of which something is to be packed again before.
+    pub again: BTreeSet<u32>,
     /// What the packs of those will take.
     pub bytes_again: u64,
 }
@@ -64,7 +65,23 @@ impl Inner {
         state.packs().get(&number).is_some_and(|it| it.doomed.is_none() && it.since < oldest && it.since <= marked)
     }
 
-    /// Looks at the packs in which something died, and at those that are new, and chooses.
+    /// Looks at packs that are new: what sessions left that never came to a point is dead from the beginning.
+    pub(super) fn look_at_new(&self, references: &References, state: &State, marked: u64) -> Result<()> {
+        let old = references.looked_at()?;
+        // Up to the first that a session may still be filling.
+        let new = state.packs().range(old..).map(|(number, _)| *number);
+        let new: Vec<u32> = new.take_while(|number| !Self::is_young(state, marked, *number)).collect();
+        let (mut dead_bytes, mut looked_at) = (BTreeMap::new(), old);
+        for number in new {
+            // Those after one that cannot be read are looked at again the next time, as it is.
+            let Some(looked) = self.look_at(references, state, number) else { break };
+            dead_bytes.insert(number, looked.dead_bytes);
+            looked_at = number + 1;
+        }
+        references.note_packs(&dead_bytes, looked_at)
+    }
+
+    /// Looks at the packs in which something died, and chooses.
     pub(super) fn choose(
         &self,
         references: &References,
@@ -78,12 +95,7 @@ impl Inner {
             touched.extend(places.iter().flatten().map(|place| place.pack));
             Ok(())
         })?;
-        let old = references.looked_at()?;
-        // Up to the first that a session may still be filling.
-        let new = state.packs().range(old..).map(|(number, _)| *number);
-        let new: Vec<u32> = new.take_while(|number| !Self::is_young(state, marked, *number)).collect();
-        let looked_at = new.last().map_or(old, |last| last + 1);
-        touched.extend(new);
+        let looked_at = references.looked_at()?;
         // What was left because too little of it was dead may be enough by now, or asked for.
         let worth = |number: u32, dead: u64| {
             state.packs().get(&number).is_some_and(|pack| is_worth(dead, pack.added.bytes, repack_percent))
@@ -91,18 +103,12 @@ impl Inner {
         let known = references.dead_bytes()?;
         touched.extend(known.iter().filter(|(number, dead)| worth(**number, **dead)).map(|(number, _)| *number));
         touched.retain(|number| Self::may_be_doomed(state, marked, *number));
-        let mut small = self.small_packs(state, marked, &known);
+        let mut small = self.small_packs(state, marked);
         touched.extend(small.iter().copied());
         let (mut choice, mut dead_bytes, mut forecast) = (Choice::default(), BTreeMap::new(), Forecast::default());
         for number in touched {
             let pack = &state.packs()[&number].added;
-            let looked = match self.look_at(references, state, number) {
-                Ok(looked) => looked,
-                Err(error) => {
-                    tracing::warn!(pack = %pack.name, %error, "a pack that cannot be read is left alone");
-                    continue;
-                }
-            };
+            let Some(looked) = self.look_at(references, state, number) else { continue };
             dead_bytes.insert(number, looked.dead_bytes);
             if looked.held {
                 small.remove(&number);
@@ -113,7 +119,7 @@ impl Inner {
             } else if small.contains(&number) || is_worth(looked.dead_bytes, pack.bytes, repack_percent) {
                 choice.packs.insert(number);
                 looked.records.iter().for_each(|bytes| forecast.add(pack.kind, *bytes));
-                choice.again.insert(number, looked.live);
+                choice.again.insert(number);
             }
         }
         references.note_packs(&dead_bytes, looked_at)?;
@@ -127,13 +133,12 @@ impl Inner {
     }
 
     /// Small packs that are worth being put together, when there are many of a kind.
-    fn small_packs(&self, state: &State, marked: u64, known: &BTreeMap<u32, u64>) -> BTreeSet<u32> {
+    fn small_packs(&self, state: &State, marked: u64) -> BTreeSet<u32> {
         let mut chosen = BTreeSet::new();
         for kind in [PackKind::Data, PackKind::Page] {
             let small = state.packs().iter().filter(|(number, pack)| {
                 pack.added.kind == kind
                     && pack.added.bytes < SMALL_BYTES
-                    && !known.contains_key(number)
                     && Self::may_be_doomed(state, marked, **number)
             });
             let small: BTreeSet<u32> = small.map(|(number, _)| *number).collect();
@@ -144,24 +149,37 @@ impl Inner {
         chosen
     }
 
-    /// What of a pack is needed.
-    pub(super) fn look_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
+    /// What of a pack is needed; none when that cannot be told.
+    fn look_at(&self, references: &References, state: &State, number: u32) -> Option<Looked> {
+        let looked = self.looked_at(references, state, number);
+        let told = |error: &Error| {
+            let pack = state.packs().get(&number).map(|pack| pack.added.name);
+            tracing::warn!(?pack, %error, "a pack that cannot be read is left alone");
+        };
+        looked.inspect_err(told).ok()
+    }
+
+    fn looked_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
         let pack = &state.packs()[&number].added;
         let entries = reader::footer(&self.directory, pack)?;
-        let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
-        let counts = references.counts(&ids)?;
-        let places = self.locate(&ids)?;
         let mut looked = Looked { live: Vec::new(), records: Vec::new(), dead_bytes: 0, held: false };
-        let mut seen = BTreeSet::new();
-        for ((entry, count), place) in entries.iter().zip(counts).zip(places) {
-            let here = place.is_some_and(|place| place.pack == number) && seen.insert(entry.id);
-            match (count, place) {
-                (1.., Some(_)) if here => {
-                    looked.live.push(entry.id);
-                    looked.records.push(record_bytes(entry));
+        let mut seen = HashSet::new();
+        for entries in entries.chunks(TOGETHER) {
+            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+            let counts = references.counts(&ids)?;
+            for ((entry, count), place) in entries.iter().zip(counts).zip(self.locate(&ids)?) {
+                let here = place.filter(|place| place.pack == number);
+                match (count, place) {
+                    // A chunk twice in one pack is read from one place.
+                    (1.., Some(_))
+                        if here.is_some_and(|here| here.offset == entry.offset && seen.insert(entry.offset)) =>
+                    {
+                        looked.live.push(entry.id);
+                        looked.records.push(record_bytes(entry));
+                    }
+                    (1.., None) => looked.held = true,
+                    _ => looked.dead_bytes += record_bytes(entry),
                 }
-                (1.., None) => looked.held = true,
-                _ => looked.dead_bytes += record_bytes(entry),
             }
         }
         if looked.live.is_empty() && !looked.held {
@@ -170,32 +188,39 @@ impl Inner {
         Ok(looked)
     }
 
-    /// Those of `packs` without which every chunk that is needed can still be read (R9).
+    /// Chunks of a pack that are needed and read from there.
+    pub(super) fn live_in(&self, references: &References, number: u32) -> Result<Vec<ChunkId>> {
+        Ok(self.looked_at(references, &self.state(), number)?.live)
+    }
+
+    /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`
+    /// packs.
     pub(super) fn expendable(
         &self,
         references: &References,
         state: &State,
         packs: &BTreeSet<u32>,
+        distrusted: &BTreeSet<u32>,
     ) -> Result<BTreeSet<u32>> {
         let mut kept = BTreeSet::new();
         loop {
             let leaving: BTreeSet<u32> = packs.difference(&kept).copied().collect();
+            let without: BTreeSet<u32> = leaving.union(distrusted).copied().collect();
             let mut more = false;
             for number in &leaving {
-                let Ok(entries) = reader::footer(&self.directory, &state.packs()[number].added) else {
-                    more |= kept.insert(*number);
-                    continue;
-                };
-                let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
-                let needed = references.counts(&ids)?.into_iter().map(|count| count > 0);
-                let places = self.index.read().expect("no holder panics").places(&ids)?;
-                let lost = ids.iter().zip(needed).zip(places).any(|((id, needed), places)| {
-                    let stays = |place: &crate::index::Place| {
-                        !leaving.contains(&place.pack) && self.is_usable(state, id, place.pack)
-                    };
-                    needed && !places.iter().any(stays)
+                let lost = reader::footer(&self.directory, &state.packs()[number].added).and_then(|entries| {
+                    for entries in entries.chunks(TOGETHER) {
+                        let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+                        let counts = references.counts(&ids)?;
+                        let needed: Vec<ChunkId> =
+                            ids.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();
+                        if !self.only_in(state, &needed, &without)?.is_empty() {
+                            return Ok(true);
+                        }
+                    }
+                    Ok(false)
                 });
-                if lost {
+                if lost.unwrap_or(true) {
                     more |= kept.insert(*number);
                 }
             }
@@ -203,6 +228,15 @@ impl Inner {
                 return Ok(leaving);
             }
         }
+    }
+
+    /// Those of `ids` that cannot be read when `packs` are gone.
+    pub(super) fn only_in(&self, state: &State, ids: &[ChunkId], packs: &BTreeSet<u32>) -> Result<Vec<ChunkId>> {
+        let places = self.index.read().expect("no holder panics").places(ids)?;
+        let lost = |(id, places): &(&ChunkId, Vec<Place>)| {
+            !places.iter().any(|place| !packs.contains(&place.pack) && self.is_usable(state, id, place.pack))
+        };
+        Ok(ids.iter().zip(places).filter(lost).map(|(id, _)| *id).collect())
     }
 }
 
@@ -214,6 +248,8 @@ fn record_bytes(entry: &PackEntry) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(entry.blob_bytes)
 }
 
+/// Chunks that are looked at together.
+pub(super) const TOGETHER: usize = 4096;
 /// Packs below this size are put together.
 const SMALL_BYTES: u64 = 8 << 20;
 /// When there are as many.

@@ -1,11 +1,11 @@
 //! Step two of deleting: packs that were doomed, when no session from before that is left, after a second look at all
 //! that points refer to.
 
+use super::choice::TOGETHER;
 use super::marking::Wanted;
 use crate::directory::{PACKS, pack_object};
 use crate::format::event::{Dropped, Event, Orphan};
 use crate::format::pack::PackName;
-use crate::index::Place;
 use crate::local::Inner;
 use crate::reader;
 use crate::state::State;
@@ -23,8 +23,7 @@ impl Inner {
             return Ok(BTreeMap::new());
         }
         let marked = state.end().sequence;
-        let (needed, seen) = self.second_look(&state, &packs)?;
-        let mut seen = seen;
+        let (needed, mut seen) = self.second_look(&state, &packs)?;
         let packs: Vec<u32> = packs.into_iter().filter(|number| !needed.contains_key(number)).collect();
         for packs in packs.chunks(PACKS_TOGETHER) {
             let names: Vec<PackName> = packs.iter().map(|number| state.packs()[number].added.name).collect();
@@ -51,13 +50,9 @@ impl Inner {
             let state = self.catch_up()?;
             let marked_too = roots_since(&state, marked);
             let new: BTreeSet<PointId> = marked_too.difference(&seen.points).copied().collect();
-            let found = self.referred_to(&state, &new, &seen.wanted, &mut seen.pages)?;
-            if let Some(chunk) = found.into_iter().find(|id| seen.exact.contains(id)) {
-                return Err(Error::internal(format!(
-                    "a point refers to chunk {chunk}, which was doomed before it was committed"
-                )));
+            if let Some((_, ids)) = self.needed(&state, seen, new)?.into_iter().next() {
+                return Err(Error::internal(format!("chunk {} was doomed before it was committed", ids[0])));
             }
-            seen.points.extend(new);
             let event = Event::Dropped(Dropped {
                 token,
                 marked,
@@ -78,47 +73,73 @@ impl Inner {
 
     /// Reads all that points refer to, whatever the counts say, and gives the packs without which something would be lost.
     fn second_look(&self, state: &State, packs: &BTreeSet<u32>) -> Result<(BTreeMap<u32, Vec<ChunkId>>, Second)> {
-        // What has another place may go.
-        let mut only: BTreeMap<ChunkId, u32> = BTreeMap::new();
-        let mut unread = BTreeSet::new();
+        let (mut wanted, mut needed) = (Wanted::default(), BTreeMap::new());
         for number in packs {
-            let pack = &state.packs()[number].added;
-            let entries = match reader::footer(&self.directory, pack) {
-                Ok(entries) => entries,
-                Err(error) => {
-                    tracing::warn!(pack = %pack.name, %error, "a doomed pack stays, because it cannot be told what is in it");
-                    unread.insert(*number);
-                    continue;
-                }
-            };
-            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
-            let places = self.index.read().expect("no holder panics").places(&ids)?;
-            let elsewhere = |(id, places): &(&ChunkId, Vec<Place>)| {
-                !places.iter().any(|place| self.is_usable(state, id, place.pack))
-            };
-            only.extend(ids.iter().zip(places).filter(elsewhere).map(|(id, _)| (*id, *number)));
+            // What has another place may go.
+            let looked = self.only_there(state, packs, *number, |ids| wanted.add(&ids));
+            if let Err(error) = looked {
+                let pack = &state.packs()[number].added.name;
+                tracing::warn!(%pack, %error, "a doomed pack stays, because it cannot be told what is in it");
+                needed.insert(*number, Vec::new());
+            }
         }
-        let wanted = Wanted::new(only.keys().copied());
+        wanted.sort();
         let points: BTreeSet<PointId> = state.points().keys().copied().collect();
-        let mut pages = HashSet::new();
-        let found = match wanted.is_empty() {
-            true => BTreeSet::new(),
-            false => self.referred_to(state, &points, &wanted, &mut pages)?,
-        };
-        let mut needed: BTreeMap<u32, Vec<ChunkId>> = unread.into_iter().map(|number| (number, Vec::new())).collect();
-        for (id, number) in found.iter().filter_map(|id| Some((*id, *only.get(id)?))) {
-            tracing::error!(chunk = %id, pack = %state.packs()[&number].added.name, "a doomed pack is needed after all");
-            needed.entry(number).or_default().push(id);
+        let mut second = Second { wanted, packs: packs.clone(), pages: HashSet::new(), points: BTreeSet::new() };
+        for (number, ids) in self.needed(state, &mut second, points)? {
+            let pack = &state.packs()[&number].added.name;
+            tracing::error!(%pack, chunks = ids.len(), "a doomed pack is needed after all");
+            needed.insert(number, ids);
         }
-        let exact = only.into_keys().collect();
-        Ok((needed, Second { wanted, exact, pages, points }))
+        Ok((needed, second))
+    }
+
+    /// Chunks to which `points` refer and that only the packs of the second look have, by pack.
+    fn needed(
+        &self,
+        state: &State,
+        second: &mut Second,
+        points: BTreeSet<PointId>,
+    ) -> Result<BTreeMap<u32, Vec<ChunkId>>> {
+        let mut needed: BTreeMap<u32, Vec<ChunkId>> = BTreeMap::new();
+        if !second.wanted.is_empty() {
+            let found = self.referred_to(state, &points, &second.wanted, &mut second.pages)?;
+            for number in second.packs.iter().filter(|_| !found.is_empty()) {
+                self.only_there(state, &second.packs, *number, |ids| {
+                    let ids = ids.into_iter().filter(|id| found.contains(id));
+                    ids.for_each(|id| needed.entry(*number).or_default().push(id));
+                })?;
+            }
+        }
+        second.points.extend(points);
+        Ok(needed)
+    }
+
+    /// Gives chunks of pack `number` that cannot be read without `packs`, many at a time.
+    fn only_there(
+        &self,
+        state: &State,
+        packs: &BTreeSet<u32>,
+        number: u32,
+        mut each: impl FnMut(Vec<ChunkId>),
+    ) -> Result<()> {
+        let Some(pack) = state.packs().get(&number) else { return Ok(()) };
+        for entries in reader::footer(&self.directory, &pack.added)?.chunks(TOGETHER) {
+            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+            each(self.only_in(state, &ids, packs)?);
+        }
+        Ok(())
     }
 
     /// Takes a dropped pack out of index and directory. One that is left behind by a crash is removed by the next sweep.
     fn remove_pack(&self, state: &State, number: u32, name: &PackName) -> Result<()> {
         if let Ok(entries) = reader::footer(&self.directory, &state.packs()[&number].added) {
-            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
-            self.index.read().expect("no holder panics").forget_places(number, &ids)?;
+            for entries in entries.chunks(TOGETHER) {
+                let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+                // Rows of the index are read, changed and written: who holds the log is its one writer.
+                let _one = self.log.lock().expect("no holder panics");
+                self.index.read().expect("no holder panics").forget_places(number, &ids)?;
+            }
         }
         self.files.lock().expect("no holder panics").remove(name);
         self.directory.remove(&pack_object(name))
@@ -167,12 +188,13 @@ impl Inner {
 #[derive(Default)]
 struct Second {
     wanted: Wanted,
-    exact: BTreeSet<ChunkId>,
+    packs: BTreeSet<u32>,
     pages: HashSet<u128>,
     points: BTreeSet<PointId>,
 }
 
-fn droppable(state: &State) -> impl Iterator<Item = u32> + '_ {
+/// Doomed packs that no session from before needs any more.
+pub(super) fn droppable(state: &State) -> impl Iterator<Item = u32> + '_ {
     let oldest = state.sessions().values().map(|session| session.since).min().unwrap_or(u64::MAX);
     let may = move |(_, pack): &(&u32, &crate::state::Pack)| pack.doomed.is_some_and(|at| at <= oldest);
     state.packs().iter().filter(may).map(|(number, _)| *number)

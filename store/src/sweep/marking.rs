@@ -113,11 +113,14 @@ fn of_point(error: Error, point: PointId) -> Error {
 pub(super) struct Wanted(Vec<u64>);
 
 impl Wanted {
-    pub fn new(ids: impl Iterator<Item = ChunkId>) -> Self {
-        let mut sorted: Vec<u64> = ids.map(|id| head(&id)).collect();
-        sorted.sort_unstable();
-        sorted.dedup();
-        Self(sorted)
+    pub fn add(&mut self, ids: &[ChunkId]) {
+        self.0.extend(ids.iter().map(head));
+    }
+
+    /// To be called when all are added.
+    pub fn sort(&mut self) {
+        self.0.sort_unstable();
+        self.0.dedup();
     }
 
     pub fn is_empty(&self) -> bool {

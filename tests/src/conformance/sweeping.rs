@@ -4,7 +4,8 @@ use super::kit::{BLOCK, Fixture, Lab, committed, missing};
 use crate::fake::{Machine, noise};
 use chunker::ChunkKind;
 use mover::{
-    ErrorKind, PointChange, PointFilter, PointId, Presence, Repository, SweepOptions, SweepReport, WriteSession,
+    BackupOptions, ErrorKind, PointChange, PointFilter, PointId, Presence, Repository, SweepOptions, SweepReport,
+    WriteSession,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,20 @@ pub async fn forgotten_points_come_back_until_a_sweep<F: Fixture>(lab: Lab<F>) {
     lab.assert_restores(second, &machine(&lab, 2).images()).await;
 }
 
+pub async fn what_is_forgotten_and_committed_again_is_back<F: Fixture>(lab: Lab<F>) {
+    let point = PointId::random(&lab.world);
+    let options = BackupOptions { point: Some(point), ..super::kit::options("a") };
+    for _ in 0..2 {
+        let made = lab.backup_with(&lab.repository, &options, machine(&lab, 1).snapshot()).await.unwrap();
+        assert!(made.point.id == point && !made.point.forgotten);
+        assert_eq!((lab.points().await.len(), lab.forgotten().await.len()), (1, 0));
+        lab.change(&[point], PointChange::Forget).await;
+    }
+    lab.sweep_all().await;
+    lab.backup_with(&lab.repository, &options, machine(&lab, 1).snapshot()).await.unwrap();
+    lab.assert_restores(point, &machine(&lab, 1).images()).await;
+}
+
 pub async fn pins_hold_and_unknown_points_are_told<F: Fixture>(lab: Lab<F>) {
     let point = lab.backup("a", &machine(&lab, 1)).await.point.id;
     let other = lab.backup("b", &machine(&lab, 2)).await.point.id;
@@ -73,6 +88,8 @@ pub async fn pins_hold_and_unknown_points_are_told<F: Fixture>(lab: Lab<F>) {
     lab.change(&[point], PointChange::Unpin).await;
     lab.change(&[other, point], PointChange::ForgetByRules).await;
     assert_eq!(lab.forgotten().await.len(), 2);
+    let late = lab.repository.change_points(&[point], PointChange::Pin).await.unwrap_err();
+    assert!(late.kind() == ErrorKind::Usage && late.to_string().contains("forgotten"), "a pin that would hold nothing");
     let unknown = PointId::random(&lab.world);
     for change in [PointChange::Forget, PointChange::Unforget, PointChange::Pin, PointChange::Unpin] {
         let refused = lab.repository.change_points(&[unknown], change).await.unwrap_err();

@@ -73,7 +73,12 @@ async fn forget(context: &Context, arguments: &Forget, repository: &Opened) -> R
     };
     let going: Vec<&RecoveryPoint> =
         verdicts.iter().filter(|verdict| verdict.reasons.is_empty()).map(|verdict| &verdict.point).collect();
-    if !arguments.dry_run {
+    if arguments.dry_run {
+        let ids: Vec<PointId> = going.iter().map(|point| point.id).collect();
+        for batch in ids.chunks(PointChange::POINTS_MAX) {
+            PointChange::Forget.due(&points, batch, None, context.world.now())?;
+        }
+    } else {
         for batch in batches(&going) {
             repository.change_points(&batch, change).await?;
         }
@@ -83,8 +88,12 @@ async fn forget(context: &Context, arguments: &Forget, repository: &Opened) -> R
 
 fn by_rules(context: &Context, arguments: &Forget, points: &[RecoveryPoint], keep: &Keep) -> Vec<Verdict> {
     let of = |verdict: &Verdict| arguments.machine.as_ref().is_none_or(|name| verdict.point.machine_name == *name);
-    // Of all points, because a group may have points of other machines.
-    retain(points, keep, context.world.now()).into_iter().filter(of).collect()
+    // Of all points: a group that goes takes points of other machines along.
+    let all = retain(points, keep, context.world.now());
+    let going = all.iter().filter(|verdict| of(verdict) && verdict.reasons.is_empty());
+    let groups: BTreeSet<_> = going.filter_map(|verdict| verdict.point.group).collect();
+    let with_it = |verdict: &Verdict| verdict.point.group.is_some_and(|group| groups.contains(&group));
+    all.into_iter().filter(|verdict| of(verdict) || with_it(verdict)).collect()
 }
 
 const fn by_rules_change(arguments: &Forget) -> PointChange {

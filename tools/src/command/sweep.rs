@@ -78,7 +78,7 @@ pub async fn run(context: &Context, arguments: &Sweep) -> Result<Exit> {
         out.line(&format!("{left}, {}", seconds(began.elapsed())));
         if bytes_waiting > 0 {
             out.line(&format!(
-                "{} more wait for {} sessions to end: sweep again then",
+                "{} more wait for {} sessions to end: sweep again then, or end those of dead processes with --fence-older",
                 size(bytes_waiting),
                 count(sessions_waited_for)
             ));

@@ -1,0 +1,241 @@
+//! Sweeps of a repository with many small chunks: what they cost beside how much there is, and a backup that goes on
+//! meanwhile.
+
+use crate::measure::{measured, ran};
+use crate::node::{Node, OF_NODE};
+use crate::report::{Bound, judged, median};
+use crate::tools::Places;
+use anyhow::{Context, Result, bail, ensure};
+use chunker::{ChunkKind, Compression, Fingerprinter, GRID_BYTES};
+use mover::{
+    Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, MachineId, Manifest, MapBuilder, MapReader,
+    MapRoot, OwnerId, PageRef, PointDraft, PointId, Pool, Repository, TrackingRecord, Verification, World,
+    WriteSession, with_sealer,
+};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+use store::{Access, Local, Session};
+
+/// Prints the parts of a sweep in which ten points were forgotten, of twenty and of `points`, and how fast a backup is
+/// beside sweeps.
+///
+/// # Errors
+/// When a job fails, or a promise does not hold.
+pub fn sweep(windlass: &Path, data: &Path, points: u32, rounds: u32) -> Result<()> {
+    let folder = tempfile::tempdir_in(data)?;
+    let places = Places { work: folder.path().to_owned(), windlass: windlass.to_owned() };
+    println!("{CHUNKS} chunks of 64 to 512 bytes a point; ten points are forgotten\n");
+    println!(
+        "{:>7} {:>11} {:>11} {:>9} {:>12} {:>13} {:>9} {:>9} {:>9}",
+        "points", "chunks", "open s", "count s", "first check", "second check", "sweep s", "MB freed", "peak MiB"
+    );
+    let few = swept(&places, "few", FEW)?;
+    let many = swept(&places, OF_NODE, points)?;
+    println!();
+    let share = beside_sweeps(&places, rounds)?;
+    let all = judged(&[
+        ("first check, of that with twenty points", many.first_check_s / few.first_check_s, Bound::AtMost(1.5)),
+        ("peak memory of a sweep, MiB", many.peak_mib, Bound::Below(256.0)),
+        ("opening the repository, s", many.open_s, Bound::Below(2.0)),
+        ("speed of a backup beside sweeps, of one alone", share, Bound::AtLeast(0.8)),
+    ]);
+    ensure!(all, "not every promise holds");
+    Ok(())
+}
+
+struct Swept {
+    open_s: f64,
+    first_check_s: f64,
+    peak_mib: f64,
+}
+
+fn swept(places: &Places, name: &str, points: u32) -> Result<Swept> {
+    let path = places.path(name);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let made = runtime.block_on(fill(&path, points))?;
+    let at = |arguments: &[&str]| {
+        let mut command = Command::new(&places.windlass);
+        command.args(arguments).arg("--json").arg("-r").arg(&path).current_dir(&places.work);
+        command
+    };
+    let began = Instant::now();
+    ran(at(&["points"]))?;
+    let open_s = began.elapsed().as_secs_f64();
+    let counted = field(&ran(at(&["sweep"]))?, "counting_ms")? / 1e3;
+    // Packs that were put together are new once more.
+    ran(at(&["sweep"]))?;
+    // In a row: what they held alone is most of a pack.
+    let forgotten: Vec<String> = made.iter().skip(made.len() / 2 - 5).take(10).map(PointId::to_string).collect();
+    let mut forget = vec!["forget"];
+    forget.extend(forgotten.iter().map(String::as_str));
+    ran(at(&forget))?;
+    let began = Instant::now();
+    let swept = measured(&at(&["sweep", "--repack-from", "20"]), &places.work)?;
+    let sweep_s = swept.sample.wall_s.min(began.elapsed().as_secs_f64());
+    let of = |name: &str| field(&swept.stdout, name);
+    let (first_check_s, peak_mib) = (of("first_check_ms")? / 1e3, swept.sample.peak_bytes as f64 / 1_048_576.0);
+    ensure!(of("points_final")? == 10.0 && of("packs_deleted")? > 0.0, "nothing was swept: {}", swept.stdout);
+    println!(
+        "{points:>7} {:>11} {open_s:>11.2} {counted:>9.2} {first_check_s:>12.2} {:>13.2} {sweep_s:>9.2} {:>9.1} {peak_mib:>9.0}",
+        u64::from(points) * CHUNKS,
+        of("second_check_ms")? / 1e3,
+        of("bytes_reclaimed")? / 1e6,
+    );
+    Ok(Swept { open_s, first_check_s, peak_mib })
+}
+
+/// A backup into the node alone, and beside sweeps that have something to do, alternating; the median speed of the second
+/// of that of the first.
+fn beside_sweeps(places: &Places, rounds: u32) -> Result<f64> {
+    let node = Node::serve(places, "")?;
+    let backup = |machine: String, disk: &Path| -> Result<f64> {
+        let disk = disk.to_str().context("a path")?;
+        let began = Instant::now();
+        ran(node.windlass(places, &["backup", "--machine", &machine, "--compression", "none", disk]))?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        for with in [false, true] {
+            let disk = places.path("disk.raw");
+            random_disk(&disk)?;
+            let points: serde_json::Value = serde_json::from_str(&ran(node.windlass(places, &["points"]))?)?;
+            let oldest = points["points"][0]["point"].as_str().context("a point")?.to_owned();
+            let mut sweeping = None;
+            if with {
+                ran(node.windlass(places, &["forget", &oldest]))?;
+                let mut command = node.windlass(places, &["sweep"]);
+                sweeping = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+            }
+            let took = backup(format!("m{round}{with}"), &disk)?;
+            if let Some(mut sweeping) = sweeping {
+                ensure!(sweeping.wait()?.success(), "a sweep failed");
+            }
+            if with { beside.push(took) } else { alone.push(took) }
+        }
+        println!(
+            "round {}: alone {:.2} s, beside a sweep {:.2} s",
+            round + 1,
+            alone[round as usize],
+            beside[round as usize]
+        );
+    }
+    Ok(median(alone.into_iter()) / median(beside.into_iter()))
+}
+
+fn random_disk(path: &Path) -> Result<()> {
+    let mut bytes = vec![0; DISK_BYTES];
+    blake3::Hasher::new().update(&World::system().random_bytes::<16>()).finalize_xof().fill(&mut bytes);
+    Ok(fs::write(path, bytes)?)
+}
+
+/// A repository of so many points, each with chunks of its own.
+async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
+    let world = World::system();
+    Local::init(path, None, &world)?;
+    let local = Local::open(path, Access::Write, Pool::new(0)?, world.clone()).await?;
+    let prints = Fingerprinter::new(&local.config().domain);
+    let mut made = Vec::new();
+    for number in 0..points {
+        let point = PointId::random(&world);
+        let begin =
+            Begin { point, parents: Vec::new(), owner: OwnerId::default(), verification: Verification::Checksum };
+        let (session, _) = local.begin(begin).await?;
+        let none = None::<(MapRoot, &MapReader<'_, Session>)>;
+        let size = CHUNKS * u64::from(GRID_BYTES);
+        let mut builder = MapBuilder::new(size, none, &prints);
+        for batch in 0..CHUNKS / BATCH {
+            let prints = prints.clone();
+            let seal = move |at: u64| {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&number.to_le_bytes()).update(&(batch * BATCH + at).to_le_bytes());
+                let mut plain = [0; 512];
+                hasher.finalize_xof().fill(&mut plain);
+                let plain = &plain[..64 + usize::from(plain[0]) * 7 / 4];
+                let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, plain));
+                (prints.id(ChunkKind::Data, plain), blob)
+            };
+            let chunks: Vec<_> = (0..BATCH).map(seal).collect();
+            for (at, (id, _)) in chunks.iter().enumerate() {
+                builder.set(batch * BATCH + at as u64, PageRef::Chunk(*id)).await?;
+            }
+            session.put(chunks).await?;
+        }
+        let (root, pages) = builder.finish();
+        let page = |page: mover::NewPage| {
+            let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Page, &page.plain));
+            (page.id, blob)
+        };
+        session.put(pages.into_iter().map(page).collect()).await?;
+        let draft = PointDraft { manifest: manifest(&world, point, size, root)?, origin: None };
+        match session.commit(&[draft]).await? {
+            Commit::Committed(_) => made.push(point),
+            Commit::Missing(ids) => bail!("{} chunks are missing", ids.len()),
+        }
+    }
+    local.close().await?;
+    Ok(made)
+}
+
+fn manifest(world: &World, point: PointId, size: u64, root: MapRoot) -> Result<Manifest> {
+    let tracking = TrackingRecord {
+        mode: ChangeTracking::Full,
+        reason: "made".into(),
+        checkpoint: None,
+        granularity: 0,
+        bytes_read: size,
+        bytes_changed: size,
+        bytes_audited: 0,
+    };
+    let disk = DiskRecord {
+        id: DiskId::random(world),
+        name: "disk0".parse().map_err(anyhow::Error::msg)?,
+        size,
+        grid: GRID_BYTES,
+        root,
+        logical_sector_bytes: 512,
+        physical_sector_bytes: 512,
+        discard_bytes: 0,
+        boot_order: 0,
+        bus: String::new(),
+        serial: String::new(),
+        format: "raw".into(),
+        format_options: String::new(),
+        chain: Vec::new(),
+        tracking,
+    };
+    Ok(Manifest {
+        point,
+        machine: MachineId::random(world),
+        machine_name: "made".parse().map_err(anyhow::Error::msg)?,
+        parent: None,
+        group: None,
+        snapshot_time: world.now(),
+        begin_time: world.now(),
+        end_time: world.now(),
+        guest_clock_offset_ns: None,
+        consistency: Consistency::Crash,
+        tags: Vec::new(),
+        labels: BTreeMap::new(),
+        producer: "windlass bench".into(),
+        disks: vec![disk],
+        attachments: Vec::new(),
+        bytes_new: 0,
+        extensions: Vec::new(),
+    })
+}
+
+/// A number of the summary, the last line.
+fn field(printed: &str, name: &str) -> Result<f64> {
+    let summary: serde_json::Value = serde_json::from_str(printed.lines().last().context("a summary")?)?;
+    summary[name].as_f64().with_context(|| format!("{name} in {summary}"))
+}
+
+const FEW: u32 = 20;
+/// Of each point.
+const CHUNKS: u64 = 10_000;
+const BATCH: u64 = 2_500;
+const DISK_BYTES: usize = 256 << 20;
