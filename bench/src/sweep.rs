@@ -15,7 +15,8 @@ use mover::{
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 use store::{Access, Local, Session};
 
@@ -67,8 +68,8 @@ fn swept(places: &Places, name: &str, points: u32) -> Result<Swept> {
     let counted = field(&ran(at(&["sweep"]))?, "counting_ms")? / 1e3;
     // Packs that were put together are new once more.
     ran(at(&["sweep"]))?;
-    // In a row: what they held alone is most of a pack.
-    let forgotten: Vec<String> = made.iter().skip(made.len() / 2 - 5).take(10).map(PointId::to_string).collect();
+    // The first: they lie in the same packs, however many follow.
+    let forgotten: Vec<String> = made.iter().take(10).map(PointId::to_string).collect();
     let mut forget = vec!["forget"];
     forget.extend(forgotten.iter().map(String::as_str));
     ran(at(&forget))?;
@@ -87,41 +88,45 @@ fn swept(places: &Places, name: &str, points: u32) -> Result<Swept> {
     Ok(Swept { open_s, first_check_s, peak_mib })
 }
 
-/// A backup into the node alone, and beside sweeps that have something to do, alternating; the median speed of the second
-/// of that of the first.
+/// A backup into the node alone, and beside sweeps that have something to do, one after the other as long as it goes on,
+/// alternating; the median speed of the second of that of the first.
 fn beside_sweeps(places: &Places, rounds: u32) -> Result<f64> {
     let node = Node::serve(places, "")?;
-    let backup = |machine: String, disk: &Path| -> Result<f64> {
+    let disk = places.path("disk.raw");
+    let backup = |machine: String| -> Result<f64> {
+        random_disk(&disk)?;
         let disk = disk.to_str().context("a path")?;
         let began = Instant::now();
         ran(node.windlass(places, &["backup", "--machine", &machine, "--compression", "none", disk]))?;
         Ok(began.elapsed().as_secs_f64())
     };
+    let forget = || -> Result<()> {
+        let points: serde_json::Value = serde_json::from_str(&ran(node.windlass(places, &["points"]))?)?;
+        let oldest = points["points"].as_array().context("points")?.iter().take(10);
+        let oldest = oldest.map(|it| it["point"].as_str().context("a point")).collect::<Result<Vec<_>>>()?;
+        ran(node.windlass(places, &[&["forget"], &oldest[..]].concat())).map(drop)
+    };
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        for with in [false, true] {
-            let disk = places.path("disk.raw");
-            random_disk(&disk)?;
-            let points: serde_json::Value = serde_json::from_str(&ran(node.windlass(places, &["points"]))?)?;
-            let oldest = points["points"][0]["point"].as_str().context("a point")?.to_owned();
-            let mut sweeping = None;
-            if with {
-                ran(node.windlass(places, &["forget", &oldest]))?;
-                let mut command = node.windlass(places, &["sweep"]);
-                sweeping = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
-            }
-            let took = backup(format!("m{round}{with}"), &disk)?;
-            if let Some(mut sweeping) = sweeping {
-                ensure!(sweeping.wait()?.success(), "a sweep failed");
-            }
-            if with { beside.push(took) } else { alone.push(took) }
-        }
-        println!(
-            "round {}: alone {:.2} s, beside a sweep {:.2} s",
-            round + 1,
-            alone[round as usize],
-            beside[round as usize]
-        );
+        alone.push(backup(format!("m{round}alone"))?);
+        forget()?;
+        let done = AtomicBool::new(false);
+        let (took, swept) = std::thread::scope(|scope| {
+            let sweeping = scope.spawn(|| -> Result<u32> {
+                let mut swept = 0;
+                while !done.load(Relaxed) {
+                    ran(node.windlass(places, &["sweep"]))?;
+                    swept += 1;
+                }
+                Ok(swept)
+            });
+            let took = backup(format!("m{round}beside"));
+            done.store(true, Relaxed);
+            (took, sweeping.join().expect("it does not panic"))
+        });
+        beside.push(took?);
+        let (round, swept) = (round as usize, swept?);
+        println!("round {}: alone {:.2} s, beside {swept} sweeps {:.2} s", round + 1, alone[round], beside[round]);
     }
     Ok(median(alone.into_iter()) / median(beside.into_iter()))
 }
@@ -238,4 +243,4 @@ const FEW: u32 = 20;
 /// Of each point.
 const CHUNKS: u64 = 10_000;
 const BATCH: u64 = 2_500;
-const DISK_BYTES: usize = 256 << 20;
+const DISK_BYTES: usize = 1 << 30;

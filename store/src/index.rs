@@ -77,7 +77,7 @@ impl Index {
             unflushed: AtomicU32::new(0),
         };
         let opened = match access {
-            IndexAccess::Owner => DB::open(&options(), folder),
+            IndexAccess::Owner => DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder),
             IndexAccess::Guest => open_as_guest(folder),
         };
         let tag = opened.map_err(|error| Error::store_io("index").because(error)).and_then(|database| {
@@ -104,7 +104,7 @@ impl Index {
                 Self::remove(folder)?;
                 let fail =
                     |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
-                Ok(fresh(Some(DB::open(&options(), folder).map_err(fail)?)))
+                Ok(fresh(Some(DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder).map_err(fail)?)))
             }
         }
     }
@@ -174,18 +174,22 @@ impl Index {
         entries.sort_by_key(|entry| entry.id);
         // A chunk twice in one pack keeps its first record: the second is for repair only.
         entries.dedup_by_key(|entry| entry.id);
-        let mut batch = WriteBatch::default();
-        let have = database.multi_get(entries.iter().map(|entry| entry.id.as_bytes()));
-        for (entry, have) in entries.iter().zip(have) {
-            let mut places = have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
-            if places.iter().all(|it| it.pack != number) {
-                places.push(place(number, entry));
-                places.sort_unstable();
-                places.truncate(PLACES_MAX);
-                batch.put(entry.id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(&places)?);
+        for entries in entries.chunks(ROWS_TOGETHER) {
+            let mut batch = WriteBatch::default();
+            let have = database.multi_get(entries.iter().map(|entry| entry.id.as_bytes()));
+            for (entry, have) in entries.iter().zip(have) {
+                let mut places =
+                    have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
+                if places.iter().all(|it| it.pack != number) {
+                    places.push(place(number, entry));
+                    places.sort_unstable();
+                    places.truncate(PLACES_MAX);
+                    batch.put(entry.id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(&places)?);
+                }
             }
+            database.write_opt(batch, &without_log()).map_err(failed)?;
         }
-        database.write_opt(batch, &without_log()).map_err(failed)
+        Ok(())
     }
 
     /// Takes the places of these chunks in pack `number` out, where there is a database to write to.
@@ -331,7 +335,7 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     static GUESTS: AtomicU64 = AtomicU64::new(0);
     let guest = GUESTS.fetch_add(1, Relaxed);
     let scratch = std::env::temp_dir().join(format!("windlass-index-{}-{guest}", std::process::id()));
-    let mut options = options();
+    let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.create_if_missing(false);
     options.set_max_open_files(-1);
     let opened = DB::open_as_secondary(&options, folder, &scratch);
@@ -340,14 +344,14 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
 }
 
 /// For databases of which nothing is lost when they are lost.
-pub(crate) fn options() -> Options {
+pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_bloom_filter(10.0, false);
-    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    table.set_block_cache(&Cache::new_lru_cache(block_cache_bytes));
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(write_buffer_bytes);
     // Most questions of a first backup or copy are about chunks that are not there.
     options.set_memtable_prefix_bloom_ratio(0.1);
     options.set_memtable_whole_key_filtering(true);
@@ -391,6 +395,8 @@ const SKIPPED_BYTES_MAX: usize = 8 + SKIPPED_MAX * 4;
 /// Places kept for one chunk; more only waste space.
 const PLACES_MAX: usize = 64;
 const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 12;
+/// Rows that are written together.
+const ROWS_TOGETHER: usize = 4096;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Packs whose records may have to be added again after a crash: reading so many footers takes well under a second.

@@ -161,15 +161,16 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn counts(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        let of = |kind: u8| {
-            let found = self.database.multi_get(ids.iter().map(|id| key(kind, id.as_bytes())));
-            found.into_iter().map(|found| number(found.map_err(failed)?.as_deref())).collect::<Result<Vec<i64>>>()
-        };
-        let counts = of(COUNT)?;
+        let counts = self.numbers(COUNT, ids)?;
         if !self.is_taking.load(Relaxed) {
             return Ok(counts);
         }
-        Ok(counts.into_iter().zip(of(TAKEN)?).map(|(count, taken)| count + taken).collect())
+        Ok(counts.into_iter().zip(self.numbers(TAKEN, ids)?).map(|(count, taken)| count + taken).collect())
+    }
+
+    fn numbers(&self, kind: u8, ids: &[ChunkId]) -> Result<Vec<i64>> {
+        let found = self.database.multi_get(ids.iter().map(|id| key(kind, id.as_bytes())));
+        found.into_iter().map(|found| number(found.map_err(failed)?.as_deref())).collect()
     }
 
     /// Pages and manifests that something refers to, what was taken away among them.
@@ -239,23 +240,27 @@ impl References {
     /// # Errors
     /// Of the storage, and those of `each`.
     pub fn dead(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
-        self.taken(|ids| {
-            let counts = self.counts(&ids)?;
-            each(ids.into_iter().zip(counts).filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect())
-        })
+        self.taken(|left| each(left.into_iter().filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect()))
     }
 
-    fn taken(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
-        let mut batch = Vec::new();
+    /// Gives chunks of which something was taken away, in order, and how many references are left.
+    fn taken(&self, mut each: impl FnMut(Vec<(ChunkId, i64)>) -> Result<()>) -> Result<()> {
+        let mut give = |ids: &mut Vec<ChunkId>, taken: &mut Vec<i64>| {
+            let counts = self.numbers(COUNT, ids)?;
+            let left = counts.into_iter().zip(taken.drain(..)).map(|(count, taken)| count + taken);
+            each(ids.drain(..).zip(left).collect())
+        };
+        let (mut ids, mut taken) = (Vec::new(), Vec::new());
         for row in self.database.iterator(IteratorMode::From(&[TAKEN], Direction::Forward)) {
-            let (key, _) = row.map_err(failed)?;
+            let (key, value) = row.map_err(failed)?;
             let Some(id) = key.strip_prefix(&[TAKEN]).and_then(|id| id.try_into().ok()) else { break };
-            batch.push(ChunkId(id));
-            if batch.len() == TOGETHER {
-                each(std::mem::take(&mut batch))?;
+            ids.push(ChunkId(id));
+            taken.push(number(Some(&value))?);
+            if ids.len() == TOGETHER {
+                give(&mut ids, &mut taken)?;
             }
         }
-        if batch.is_empty() { Ok(()) } else { each(batch) }
+        if ids.is_empty() { Ok(()) } else { give(&mut ids, &mut taken) }
     }
 
     /// What was taken away is final.
@@ -265,10 +270,9 @@ impl References {
     pub fn settle(&self) -> Result<()> {
         let Some(points) = self.taking()? else { return Ok(()) };
         self.database.put_opt(SETTLING, b"", &without_log()).map_err(failed)?;
-        self.taken(|ids| {
-            let counts = self.counts(&ids)?;
+        self.taken(|left| {
             let mut batch = WriteBatch::default();
-            for (id, count) in ids.iter().zip(counts) {
+            for (id, count) in left {
                 batch.delete(key(TAKEN, id.as_bytes()));
                 match count {
                     1.. => batch.put(key(COUNT, id.as_bytes()), count.to_le_bytes()),
@@ -302,7 +306,8 @@ impl References {
         Ok(())
     }
 
-    /// Bytes of each pack that nobody needs, as the last look at it found; packs without any are not listed.
+    /// Bytes of each pack that nobody needs: what the last look at it found, and what died since; more where it was taken
+    /// into use again. Packs without any are not listed.
     ///
     /// # Errors
     /// Of the storage.
@@ -317,12 +322,25 @@ impl References {
         Ok(packs)
     }
 
-    /// Notes what a look at packs has found, and up to which number all were looked at.
+    /// Notes the dead bytes of packs.
     ///
     /// # Errors
     /// Of the storage.
-    pub fn note_packs(&self, dead_bytes: &BTreeMap<u32, u64>, looked_at: u32) -> Result<()> {
+    pub fn note_packs(&self, dead_bytes: &BTreeMap<u32, u64>) -> Result<()> {
+        self.note(dead_bytes, WriteBatch::default())
+    }
+
+    /// Notes the dead bytes of new packs, and that all with a lower number than `looked_at` were looked at.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn note_new_packs(&self, dead_bytes: &BTreeMap<u32, u64>, looked_at: u32) -> Result<()> {
         let mut batch = WriteBatch::default();
+        batch.put(LOOKED_AT, looked_at.to_le_bytes());
+        self.note(dead_bytes, batch)
+    }
+
+    fn note(&self, dead_bytes: &BTreeMap<u32, u64>, mut batch: WriteBatch) -> Result<()> {
         for (number, bytes) in dead_bytes {
             let key = key(PACK, &number.to_be_bytes());
             match bytes {
@@ -330,7 +348,6 @@ impl References {
                 _ => batch.put(key, bytes.to_le_bytes()),
             }
         }
-        batch.put(LOOKED_AT, looked_at.to_le_bytes());
         self.database.write_opt(batch, &without_log()).map_err(failed)
     }
 
@@ -357,10 +374,9 @@ impl References {
 }
 
 fn merging() -> rocksdb::Options {
-    let mut options = options();
+    let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.set_merge_operator_associative("sum", sum);
     options.set_max_successive_merges(8);
-    options.set_write_buffer_size(8 << 20);
     options
 }
 
@@ -421,6 +437,9 @@ const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
 /// Chunks that are looked at together.
 const TOGETHER: usize = 4096;
+/// Little comes back: ids are asked for in order.
+const BLOCK_CACHE_BYTES: usize = 8 << 20;
+const WRITE_BUFFER_BYTES: usize = 8 << 20;
 /// For a million points.
 const TAKING_BYTES_MAX: usize = 8 + (16 << 20);
 
@@ -474,8 +493,8 @@ mod tests {
         }
         assert_eq!(references.counts(&[id(1), id(9), id(100), id(101)]).unwrap(), [0, 2, 1, 0]);
         assert_eq!(references.live_pages().unwrap(), 2);
-        references.note_packs(&BTreeMap::from([(3, 7), (300, 5)]), 9).unwrap();
-        references.note_packs(&BTreeMap::from([(3, 0)]), 10).unwrap();
+        references.note_new_packs(&BTreeMap::from([(3, 7), (300, 5)]), 10).unwrap();
+        references.note_packs(&BTreeMap::from([(3, 0)])).unwrap();
         references.flush().unwrap();
         drop(references);
         let references = References::open(&path, repository).unwrap();

@@ -15,6 +15,7 @@ use crate::format::pack::{PackKind, PackName, blob_hash};
 use crate::index::Index;
 use crate::local::{Inner, Local};
 use crate::packer::Arrival;
+use crate::reader;
 use crate::references::References;
 use crate::state::State;
 use choice::Choice;
@@ -65,11 +66,10 @@ impl Local {
         }
         for attempt in 0.. {
             let (references, found) = self.quietly(move |inner| inner.first_check(options)).await?;
-            let references = Arc::new(references);
             report.milliseconds.counting += found.times.counting;
             report.milliseconds.first_check += found.times.first_check;
             progress.expect(found.choice.bytes_again);
-            let broken = self.pack_again(&references, &found.choice.again, options.rate, progress).await?;
+            let broken = self.pack_again(&found.choice.again, options.rate, progress).await?;
             report.bytes_repacked += found.choice.bytes_again;
             let (is_final, points) = self
                 .quietly(move |inner| {
@@ -148,15 +148,16 @@ impl Local {
     /// Packs what is needed of packs again. Gives those of which something could not be read; they stay.
     async fn pack_again(
         &self,
-        references: &Arc<References>,
-        packs: &BTreeSet<u32>,
+        packs: &BTreeMap<u32, Vec<bool>>,
         rate: Option<u64>,
         progress: &Progress,
     ) -> Result<BTreeSet<u32>> {
-        let (mut broken, pacer) = (BTreeSet::new(), Pacer::new(rate));
-        for number in packs.iter().copied() {
-            let references = references.clone();
-            let live = self.quietly(move |inner| inner.live_in(&references, number)).await?;
+        let (mut broken, pacer, state) = (BTreeSet::new(), Pacer::new(rate), self.inner.state());
+        for (&number, is_live) in packs {
+            let pack = state.packs()[&number].added.clone();
+            let entries = self.with(move |inner| reader::footer(&inner.directory, &pack)).await?;
+            let live = entries.iter().zip(is_live).filter(|(_, live)| **live);
+            let live: Vec<ChunkId> = live.map(|(entry, _)| entry.id).collect();
             if !self.pack_chunks_again(&live, &pacer, progress).await? {
                 broken.insert(number);
             }
@@ -386,6 +387,7 @@ impl Inner {
             let names: Vec<PackName> = leaving.iter().map(|number| state.packs()[number].added.name).collect();
             let live = Event::Configuration(LIVE_PAGES.into(), references.pages_left()?.to_string());
             let parts = doom_events(token, *marked, &marked_too, finalised, &names);
+            references.note_packs(&found.choice.dead_bytes)?;
             references.has_taken()?;
             let mut written = 0;
             for event in &parts {
@@ -501,7 +503,7 @@ const ATTEMPTS: usize = 5;
 const DOOM_ATTEMPTS: usize = 50;
 /// Chunks that are packed again together: 4 MiB of blocks.
 const CHUNKS_TOGETHER: usize = 64;
-/// How much a sweep gives way: it gets a tenth of a processor that others want too.
+/// How much a sweep gives way: it gets a tenth of a processor that others want too. Less would let it keep locks for long.
 const NICE: i32 = 10;
 const POINTS_TOGETHER: usize = 8192;
 const PACKS_TOGETHER: usize = 8192;

@@ -9,17 +9,16 @@ use crate::references::References;
 use crate::state::State;
 use chunker::ChunkId;
 use mover::{Error, Result};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a look at a pack found.
-pub(super) struct Looked {
-    /// Chunks that are needed and read from here.
-    pub live: Vec<ChunkId>,
-    /// The lengths of their records, in order.
-    pub records: Vec<u64>,
-    pub dead_bytes: u64,
+struct Looked {
+    entries: Vec<PackEntry>,
+    /// For each, whether it is needed and read from here.
+    live: Vec<bool>,
+    dead_bytes: u64,
     /// A chunk is needed and nowhere sound: what is left of it is kept.
-    pub held: bool,
+    held: bool,
 }
 
 /// How long packs will be, once records are in them.
@@ -52,10 +51,12 @@ impl Forecast {
 pub(super) struct Choice {
     /// To be doomed.
     pub packs: BTreeSet<u32>,
-    /// Those of which something is to be packed again before.
-    pub again: BTreeSet<u32>,
+    /// Those of which something is to be packed again before: for each of its records, whether it is.
+    pub again: BTreeMap<u32, Vec<bool>>,
     /// What the packs of those will take.
     pub bytes_again: u64,
+    /// Bytes of packs that nobody needs, where that is new.
+    pub dead_bytes: BTreeMap<u32, u64>,
 }
 
 impl Inner {
@@ -78,10 +79,11 @@ impl Inner {
             dead_bytes.insert(number, looked.dead_bytes);
             looked_at = number + 1;
         }
-        references.note_packs(&dead_bytes, looked_at)
+        references.note_new_packs(&dead_bytes, looked_at)
     }
 
-    /// Looks at the packs in which something died, and chooses.
+    /// Adds up what died in which packs, looks at those in which it is enough, and chooses. What is in the others is not
+    /// looked at: a few chunks may have died in very many.
     pub(super) fn choose(
         &self,
         references: &References,
@@ -89,40 +91,49 @@ impl Inner {
         marked: u64,
         repack_percent: u8,
     ) -> Result<Choice> {
-        let mut touched = BTreeSet::new();
+        let (mut dead, looked_at) = (references.dead_bytes()?, references.looked_at()?);
+        let mut choice = Choice::default();
+        let gone = dead.keys().filter(|number| !state.packs().contains_key(number));
+        choice.dead_bytes.extend(gone.map(|number| (*number, 0)));
         references.dead(|ids| {
-            let places = self.index.read().expect("no holder panics").places(&ids)?;
-            touched.extend(places.iter().flatten().map(|place| place.pack));
+            for place in self.index.read().expect("no holder panics").places(&ids)?.iter().flatten() {
+                // What died in a pack that no sweep has looked at is found by the one that does.
+                if place.pack < looked_at && Self::may_be_doomed(state, marked, place.pack) {
+                    let bytes = dead.entry(place.pack).or_default();
+                    *bytes += RECORD_HEADER_BYTES as u64 + u64::from(place.blob_bytes);
+                    choice.dead_bytes.insert(place.pack, *bytes);
+                }
+            }
             Ok(())
         })?;
-        let looked_at = references.looked_at()?;
-        // What was left because too little of it was dead may be enough by now, or asked for.
+        let small = self.small_packs(state, marked);
         let worth = |number: u32, dead: u64| {
-            state.packs().get(&number).is_some_and(|pack| is_worth(dead, pack.added.bytes, repack_percent))
+            state.packs().get(&number).is_some_and(|pack| {
+                // When all records are dead, so is the rest.
+                let rest = PACK_HEADER_BYTES as u64 + footer_bytes_of(pack.added.chunks as usize);
+                is_worth(dead + rest, pack.added.bytes, repack_percent)
+            })
         };
-        let known = references.dead_bytes()?;
-        touched.extend(known.iter().filter(|(number, dead)| worth(**number, **dead)).map(|(number, _)| *number));
-        touched.retain(|number| Self::may_be_doomed(state, marked, *number));
-        let mut small = self.small_packs(state, marked);
-        touched.extend(small.iter().copied());
-        let (mut choice, mut dead_bytes, mut forecast) = (Choice::default(), BTreeMap::new(), Forecast::default());
-        for number in touched {
+        let promising = dead.iter().filter(|(number, dead)| worth(**number, **dead)).map(|(number, _)| *number);
+        let mut candidates: BTreeSet<u32> = promising.chain(small.iter().copied()).collect();
+        candidates.retain(|number| Self::may_be_doomed(state, marked, *number));
+        let mut forecast = Forecast::default();
+        for number in candidates {
             let pack = &state.packs()[&number].added;
             let Some(looked) = self.look_at(references, state, number) else { continue };
-            dead_bytes.insert(number, looked.dead_bytes);
+            choice.dead_bytes.insert(number, looked.dead_bytes);
             if looked.held {
-                small.remove(&number);
                 continue;
             }
-            if looked.live.is_empty() {
+            if !looked.live.contains(&true) {
                 choice.packs.insert(number);
             } else if small.contains(&number) || is_worth(looked.dead_bytes, pack.bytes, repack_percent) {
                 choice.packs.insert(number);
-                looked.records.iter().for_each(|bytes| forecast.add(pack.kind, *bytes));
-                choice.again.insert(number);
+                let live = looked.entries.iter().zip(&looked.live).filter(|(_, live)| **live);
+                live.for_each(|(entry, _)| forecast.add(pack.kind, record_bytes(entry)));
+                choice.again.insert(number, looked.live);
             }
         }
-        references.note_packs(&dead_bytes, looked_at)?;
         choice.bytes_again = forecast.bytes();
         Ok(choice)
     }
@@ -162,35 +173,25 @@ impl Inner {
     fn looked_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
         let pack = &state.packs()[&number].added;
         let entries = reader::footer(&self.directory, pack)?;
-        let mut looked = Looked { live: Vec::new(), records: Vec::new(), dead_bytes: 0, held: false };
-        let mut seen = HashSet::new();
-        for entries in entries.chunks(TOGETHER) {
-            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+        let mut looked = Looked { live: vec![false; entries.len()], entries, dead_bytes: 0, held: false };
+        let Looked { entries, live, dead_bytes, held } = &mut looked;
+        for_each_batch(entries, |batch, ids| {
             let counts = references.counts(&ids)?;
-            for ((entry, count), place) in entries.iter().zip(counts).zip(self.locate(&ids)?) {
-                let here = place.filter(|place| place.pack == number);
+            for ((at, count), place) in batch.iter().zip(counts).zip(self.locate(&ids)?) {
+                let entry = &entries[*at];
                 match (count, place) {
                     // A chunk twice in one pack is read from one place.
-                    (1.., Some(_))
-                        if here.is_some_and(|here| here.offset == entry.offset && seen.insert(entry.offset)) =>
-                    {
-                        looked.live.push(entry.id);
-                        looked.records.push(record_bytes(entry));
-                    }
-                    (1.., None) => looked.held = true,
-                    _ => looked.dead_bytes += record_bytes(entry),
+                    (1.., Some(place)) if place.pack == number && place.offset == entry.offset => live[*at] = true,
+                    (1.., None) => *held = true,
+                    _ => *dead_bytes += record_bytes(entry),
                 }
             }
-        }
-        if looked.live.is_empty() && !looked.held {
+            Ok(())
+        })?;
+        if !looked.live.contains(&true) && !looked.held {
             looked.dead_bytes = pack.bytes;
         }
         Ok(looked)
-    }
-
-    /// Chunks of a pack that are needed and read from there.
-    pub(super) fn live_in(&self, references: &References, number: u32) -> Result<Vec<ChunkId>> {
-        Ok(self.looked_at(references, &self.state(), number)?.live)
     }
 
     /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`
@@ -209,16 +210,15 @@ impl Inner {
             let mut more = false;
             for number in &leaving {
                 let lost = reader::footer(&self.directory, &state.packs()[number].added).and_then(|entries| {
-                    for entries in entries.chunks(TOGETHER) {
-                        let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+                    let mut lost = false;
+                    for_each_batch(&entries, |_, ids| {
                         let counts = references.counts(&ids)?;
                         let needed: Vec<ChunkId> =
                             ids.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();
-                        if !self.only_in(state, &needed, &without)?.is_empty() {
-                            return Ok(true);
-                        }
-                    }
-                    Ok(false)
+                        lost = lost || !self.only_in(state, &needed, &without)?.is_empty();
+                        Ok(())
+                    })?;
+                    Ok(lost)
                 });
                 if lost.unwrap_or(true) {
                     more |= kept.insert(*number);
@@ -244,12 +244,22 @@ fn is_worth(dead_bytes: u64, bytes: u64, percent: u8) -> bool {
     dead_bytes > 0 && dead_bytes.saturating_mul(100) >= bytes.saturating_mul(percent.into())
 }
 
+/// Gives positions and ids of entries in the order of their ids, in which they lie together in databases, many at a time.
+pub(super) fn for_each_batch(
+    entries: &[PackEntry],
+    mut each: impl FnMut(&[usize], Vec<ChunkId>) -> Result<()>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_unstable_by_key(|at| entries[*at].id);
+    order.chunks(TOGETHER).try_for_each(|batch| each(batch, batch.iter().map(|at| entries[*at].id).collect()))
+}
+
 fn record_bytes(entry: &PackEntry) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(entry.blob_bytes)
 }
 
 /// Chunks that are looked at together.
-pub(super) const TOGETHER: usize = 4096;
+const TOGETHER: usize = 4096;
 /// Packs below this size are put together.
 const SMALL_BYTES: u64 = 8 << 20;
 /// When there are as many.

@@ -1,7 +1,7 @@
 //! Step two of deleting: packs that were doomed, when no session from before that is left, after a second look at all
 //! that points refer to.
 
-use super::choice::TOGETHER;
+use super::choice::for_each_batch;
 use super::marking::Wanted;
 use crate::directory::{PACKS, pack_object};
 use crate::format::event::{Dropped, Event, Orphan};
@@ -124,22 +124,23 @@ impl Inner {
         mut each: impl FnMut(Vec<ChunkId>),
     ) -> Result<()> {
         let Some(pack) = state.packs().get(&number) else { return Ok(()) };
-        for entries in reader::footer(&self.directory, &pack.added)?.chunks(TOGETHER) {
-            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+        for_each_batch(&reader::footer(&self.directory, &pack.added)?, |_, ids| {
             each(self.only_in(state, &ids, packs)?);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Takes a dropped pack out of index and directory. One that is left behind by a crash is removed by the next sweep.
     fn remove_pack(&self, state: &State, number: u32, name: &PackName) -> Result<()> {
         if let Ok(entries) = reader::footer(&self.directory, &state.packs()[&number].added) {
-            for entries in entries.chunks(TOGETHER) {
-                let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
-                // Rows of the index are read, changed and written: who holds the log is its one writer.
-                let _one = self.log.lock().expect("no holder panics");
-                self.index.read().expect("no holder panics").forget_places(number, &ids)?;
-            }
+            for_each_batch(&entries, |_, ids| {
+                // Few at a time, because commits wait for it.
+                ids.chunks(PLACES_TOGETHER).try_for_each(|ids| {
+                    // Rows of the index are read, changed and written: who holds the log is its one writer.
+                    let _one = self.log.lock().expect("no holder panics");
+                    self.index.read().expect("no holder panics").forget_places(number, ids)
+                })
+            })?;
         }
         self.files.lock().expect("no holder panics").remove(name);
         self.directory.remove(&pack_object(name))
@@ -207,5 +208,7 @@ pub(super) fn roots_since(state: &State, marked: u64) -> BTreeSet<PointId> {
     rooted.chain(pinned).collect()
 }
 
+/// Chunks that are taken out of the index together.
+const PLACES_TOGETHER: usize = 256;
 /// Packs in one record.
 const PACKS_TOGETHER: usize = 8192;
