@@ -33,10 +33,7 @@ pub async fn copy<A: Repository, B: Repository>(
     verification: Verification,
     progress: &Progress,
 ) -> Result<CopyReport> {
-    if from.config().domain != to.config().domain {
-        return Err(Error::domain("the repositories belong to different dedup domains")
-            .hint("create the target with `windlass init --like SOURCE`"));
-    }
+    same_domain(from, to)?;
     if let Some(seen) = to.peer(from.config().id).await?
         && !from.has_been(seen).await?
     {
@@ -80,6 +77,15 @@ pub async fn copy<A: Repository, B: Repository>(
             Err(error)
         }
     }
+}
+
+/// Refuses repositories whose chunk ids mean different things.
+pub fn same_domain<A: Repository, B: Repository>(from: &A, to: &B) -> Result<()> {
+    if from.config().domain == to.config().domain {
+        return Ok(());
+    }
+    Err(Error::domain("the repositories belong to different dedup domains")
+        .hint("create the target with `windlass init --like SOURCE`"))
 }
 
 struct Job<'a, A, B> {

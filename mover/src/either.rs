@@ -74,6 +74,10 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
         on_both!(self, it => it.change_points(points, change).await)
     }
 
+    async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
+        on_both!(self, it => it.wanted(after).await)
+    }
+
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
         on_both!(self, it => it.sweep(options, progress).await)
     }

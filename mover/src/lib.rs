@@ -25,6 +25,7 @@ mod points;
 mod pool;
 mod progress;
 mod record;
+mod repair;
 mod repository;
 mod restore;
 mod retention;
@@ -61,6 +62,7 @@ pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
+pub use repair::{RepairReport, repair};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointChange, PointDraft,
     PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification,

@@ -126,6 +126,11 @@ impl Repository for Mem {
         answer.given(self.state().stats())
     }
 
+    async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
+        let answer = self.0.operation("wanted").await?;
+        answer.given(self.state().wanted(after, Self::WANTED_MAX))
+    }
+
     async fn incarnation(&self) -> Result<Incarnation> {
         let answer = self.0.operation("incarnation").await?;
         answer.given(self.state().log)

@@ -19,6 +19,9 @@ pub trait Repository: Send + Sync {
     /// Its read sessions.
     type Reader: ReadSession;
 
+    /// Ids in one answer of [`Self::wanted`].
+    const WANTED_MAX: usize = 4096;
+
     /// What it is.
     fn config(&self) -> &RepositoryConfig;
 
@@ -50,6 +53,10 @@ pub trait Repository: Send + Sync {
     /// `NotFound` for points that are not there or final; `Usage` for what is pinned or protected, and for rules by a clock
     /// in doubt; `GroupIncomplete` when it would tear a group.
     fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
+
+    /// Chunks that are wanted, because they are damaged and nowhere sound: those after `after`, in order, at most
+    /// [`Self::WANTED_MAX`] of them; none when there are no more.
+    fn wanted(&self, after: Option<ChunkId>) -> impl Future<Output = Result<Vec<ChunkId>>> + Send;
 
     /// Reclaims what no point needs. Points that are forgotten become final.
     fn sweep(&self, options: SweepOptions, progress: Arc<Progress>)
@@ -420,7 +427,15 @@ pub struct Stats {
     pub bytes_logical: u64,
     /// Bytes of all packs.
     pub bytes_stored: u64,
-    /// Chunks known to be damaged.
+    /// Of those, what no point needed when space was last reclaimed; none before the first time.
+    pub bytes_dead: Option<u64>,
+    /// Of those, what goes as soon as the sessions from before it was given up have ended.
+    pub bytes_waiting: u64,
+    /// What the storage has left; none where that cannot be told.
+    pub bytes_free: Option<u64>,
+    /// Of that, what new chunks may not take: room for commits, and for reclaiming space.
+    pub bytes_reserved: u64,
+    /// Chunks that are wanted: damaged, and nowhere sound.
     pub suspects: u64,
 }
 

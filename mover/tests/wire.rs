@@ -39,6 +39,7 @@ fn requests() -> Vec<Request> {
         Request::HasBeen(HasBeen { repository, seen: ends() }),
         Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) }),
         Request::ChangePoints(ChangeIn { repository, change: PointChange::Unforget, points: vec![PointId([3; 16])] }),
+        Request::WantedChunks(WantedOf { repository, after: Some([7; 32]) }),
         Request::Begin(BeginIn { repository, begin }),
         Request::Missing(Ask { session, kind: 1 }),
         Request::Put(Put { session, lengths: vec![10, 11] }),
@@ -65,7 +66,18 @@ fn requests() -> Vec<Request> {
 fn replies() -> Vec<Reply> {
     let session = SessionId([2; 16]);
     let stored = Flushed { chunks: 1, bytes_plain: 2, bytes_blobs: 3, bytes_stored: 4 };
-    let stats = Stats { points: 1, chunks: 2, packs: 3, bytes_logical: 4, bytes_stored: 5, suspects: 6 };
+    let stats = Stats {
+        points: 1,
+        chunks: 2,
+        packs: 3,
+        bytes_logical: 4,
+        bytes_stored: 5,
+        bytes_dead: Some(6),
+        bytes_waiting: 7,
+        bytes_free: Some(8),
+        bytes_reserved: 9,
+        suspects: 10,
+    };
     let suspect = Suspect { chunk: chunker::ChunkId([7; 32]), disk: mover::DiskId([8; 16]), offset: 9 };
     let failed = FailedChunk { chunk: [7; 32], how: 3, code: 8, pack: "pack".into(), what: "what".into() };
     vec![
@@ -80,6 +92,7 @@ fn replies() -> Vec<Reply> {
         Reply::Ends(ends()),
         Reply::Answer(true),
         Reply::Seen(Some(ends())),
+        Reply::WantedIds(()),
         Reply::Session(Of { session }),
         Reply::Suspects(vec![suspect]),
         Reply::Presences(()),
@@ -286,6 +299,7 @@ fn roles() {
                 | Request::Verify(_)
                 | Request::RebuildIndex(_)
                 | Request::ChangePoints(_)
+                | Request::WantedChunks(_)
                 | Request::Sweep(_)
         );
         for role in Role::ALL {

@@ -50,6 +50,18 @@ pub trait Io: Send + Sync {
 
     /// Exactly `length` bytes from `offset`.
     fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+
+    /// What the file system under `path` has left.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+}
+
+/// Bytes of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// For new files.
+    pub free: u64,
+    /// Altogether.
+    pub total: u64,
 }
 
 /// The real file system.
@@ -148,6 +160,12 @@ impl Io for DiskIo {
         // The allocator may give more than was asked for.
         bytes.truncate(length);
         Ok(bytes)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(path)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
     }
 }
 

@@ -50,6 +50,7 @@ mod points;
 mod reader;
 mod rebuild;
 mod references;
+mod room;
 mod session;
 pub mod state;
 mod sweep;

@@ -8,8 +8,10 @@ use crate::index::{Index, Place};
 use crate::log::{Author, CommitLog};
 use crate::packer::{Packer, Pending, lock};
 use crate::reader::Reader;
+use crate::room::reserved;
 use crate::session::Session;
 use crate::state::State;
+use crate::sweep::DEAD_BYTES;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
     Begin, Begun, DiskId, Error, ErrorKind, Incarnation, IndexTotals, MapReader, OwnerId, PAGE_ENTRIES, PointChange,
@@ -18,6 +20,7 @@ use mover::{
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -327,6 +330,31 @@ impl Inner {
         Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| readable(id, place))).collect())
     }
 
+    /// Damaged chunks that are nowhere sound: those after `after`, in order, at most `max`. Blocking.
+    ///
+    /// # Errors
+    /// `Integrity` of the log; of the index.
+    pub fn wanted(&self, after: Option<ChunkId>, max: usize) -> Result<Vec<ChunkId>> {
+        let state = self.catch_up()?;
+        let mut from = after.map_or(Bound::Unbounded, |id| Bound::Excluded((id, PackName([0xff; 32]))));
+        let mut wanted = Vec::new();
+        loop {
+            let some = state.suspects().range((from, Bound::Unbounded)).take(SUSPECTS_TOGETHER);
+            let mut some: Vec<ChunkId> = some.map(|(chunk, _)| *chunk).collect();
+            some.dedup();
+            let Some(last) = some.last() else { return Ok(wanted) };
+            from = Bound::Excluded((*last, PackName([0xff; 32])));
+            for (chunk, place) in some.iter().zip(self.locate(&some)?) {
+                if place.is_none() && wanted.len() < max {
+                    wanted.push(*chunk);
+                }
+            }
+            if wanted.len() == max {
+                return Ok(wanted);
+            }
+        }
+    }
+
     /// Damaged chunks that are nowhere sound. Blocking.
     ///
     /// # Errors
@@ -432,7 +460,8 @@ impl Local {
     }
 }
 
-fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+/// What was read, unless it is damaged.
+pub(crate) fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
     match read {
         Err(error) if error.kind() == ErrorKind::Integrity => Ok(None),
         read => read.map(Some),
@@ -453,6 +482,7 @@ impl Repository for Local {
 
     async fn begin(&self, begin: Begin) -> Result<(Session, Begun)> {
         let packer = self.inner.packer()?;
+        self.with(Inner::check_room).await?;
         let session = SessionId::random(&self.inner.world);
         let opened = SessionOpened {
             session,
@@ -495,6 +525,11 @@ impl Repository for Local {
             stats.packs += 1;
             stats.chunks += u64::from(pack.added.chunks);
             stats.bytes_stored += pack.added.bytes;
+            stats.bytes_waiting += if pack.doomed.is_some() { pack.added.bytes } else { 0 };
+        }
+        stats.bytes_dead = state.setting(DEAD_BYTES).and_then(|text| text.parse().ok());
+        if let Ok(space) = self.inner.directory.io().space(self.inner.directory.root()) {
+            (stats.bytes_free, stats.bytes_reserved) = (Some(space.free), reserved(space));
         }
         stats.suspects = self.with(move |inner| inner.unhealed(&state)).await?.len() as u64;
         Ok(stats)
@@ -519,6 +554,10 @@ impl Repository for Local {
     async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
         let points = points.to_vec();
         self.with(move |inner| inner.change_points(&points, change)).await
+    }
+
+    async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
+        self.with(move |inner| inner.wanted(after, Self::WANTED_MAX)).await
     }
 
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {

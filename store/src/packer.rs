@@ -8,8 +8,8 @@ mod assemble;
 mod disk;
 mod pending;
 
-pub(crate) use assemble::PACK_BYTES_TARGET;
 pub use assemble::PackMaker;
+pub(crate) use assemble::{PACK_BYTES_TARGET, PACK_CHUNKS_TARGET};
 pub use pending::{Pending, lock};
 
 use crate::format::pack::PackKind;

@@ -2,7 +2,7 @@
 
 use crate::format::event::{CommittedPoint, Event};
 use crate::format::pack::{PackKind, blob_hash};
-use crate::local::{Inner, Local};
+use crate::local::{Inner, Local, unless_damaged};
 use crate::packer::{Arrival, Packer, lock};
 use crate::reader;
 use crate::state::State;
@@ -230,7 +230,8 @@ impl Session {
     async fn missing_from(&self, points: &[PointDraft]) -> Result<Vec<ChunkId>> {
         let mut parents = Vec::new();
         for parent in &self.parents {
-            parents.push(self.manifest(*parent).await?);
+            // Without one that is damaged all is looked at; the backup does the same.
+            parents.extend(unless_damaged(self.manifest(*parent).await)?);
         }
         let mut missing = Vec::new();
         for draft in points {
@@ -317,6 +318,7 @@ impl WriteSession for Session {
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         let _in_time = self.gate.read().await;
+        self.local.with(Inner::check_room).await?;
         self.take(chunks).await
     }
 

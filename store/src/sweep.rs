@@ -11,10 +11,10 @@ mod marking;
 use crate::damage::get_verified;
 use crate::directory::REFERENCES;
 use crate::format::event::{Doomed, Event};
-use crate::format::pack::{PackKind, PackName, blob_hash};
+use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
 use crate::index::Index;
 use crate::local::{Inner, Local};
-use crate::packer::Arrival;
+use crate::packer::{Arrival, lock};
 use crate::reader;
 use crate::references::References;
 use crate::state::State;
@@ -93,12 +93,7 @@ impl Local {
         }
         progress.enter(Phase::Commit);
         self.drop_all(token, &mut report).await?;
-        self.quietly(move |inner| {
-            inner.append(|state| {
-                Ok(if state.sweep() == Some(token) { vec![Event::SweepEnded(token)] } else { Vec::new() })
-            })
-        })
-        .await?;
+        self.quietly(move |inner| inner.end_sweep(token)).await?;
         Ok(report)
     }
 
@@ -139,7 +134,8 @@ impl Local {
         // The counts were wrong.
         self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await?;
         for ids in needed.values() {
-            self.pack_chunks_again(ids, &Pacer::new(None), &Progress::default()).await?;
+            let batches = ids.chunks(FEW_TOGETHER).map(<[_]>::to_vec).collect();
+            self.pack_chunks_again(batches, &Pacer::new(None), &Progress::default()).await?;
         }
         self.log_packs().await?;
         Ok(())
@@ -156,11 +152,15 @@ impl Local {
         for (&number, is_live) in packs {
             let pack = state.packs()[&number].added.clone();
             let entries = self.with(move |inner| reader::footer(&inner.directory, &pack)).await?;
-            let live = entries.iter().zip(is_live).filter(|(_, live)| **live);
-            let live: Vec<ChunkId> = live.map(|(entry, _)| entry.id).collect();
-            if !self.pack_chunks_again(&live, &pacer, progress).await? {
+            let live = entries.iter().zip(is_live).filter(|(_, live)| **live).map(|(entry, _)| entry);
+            if !self.pack_chunks_again(batches(live), &pacer, progress).await? {
                 broken.insert(number);
             }
+            // What waits for the log takes memory.
+            let due = |inner: &Inner| {
+                if lock(&inner.pending).is_due() { inner.append(|_| Ok(Vec::new())).map(drop) } else { Ok(()) }
+            };
+            self.quietly(due).await?;
         }
         if !packs.is_empty() {
             self.log_packs().await?;
@@ -169,11 +169,11 @@ impl Local {
     }
 
     /// Each is decoded and compared first: what is damaged must not get a new checksum (F19). False when one is.
-    async fn pack_chunks_again(&self, ids: &[ChunkId], pacer: &Pacer, progress: &Progress) -> Result<bool> {
+    async fn pack_chunks_again(&self, batches: Vec<Vec<ChunkId>>, pacer: &Pacer, progress: &Progress) -> Result<bool> {
         let (packer, mut all) = (self.inner.packer()?, true);
-        for ids in ids.chunks(CHUNKS_TOGETHER) {
+        for ids in batches {
             let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
-            for (id, blob) in get_verified(self, &self.inner.prints, ids.to_vec()).await {
+            for (id, blob) in get_verified(self, &self.inner.prints, ids).await {
                 match blob {
                     Ok(blob) => {
                         let (hash, kind) = (blob_hash(blob.bytes()), PackKind::of(blob.header().kind));
@@ -250,6 +250,19 @@ impl Inner {
             };
             let fenced = state.sessions().values().filter(old).map(|it| Event::SessionFenced(it.opened.session));
             Ok(fenced.chain([Event::SweepBegun(token)]).collect())
+        })
+        .map(drop)
+    }
+
+    /// Says in the log what is dead, and that the sweep has ended.
+    fn end_sweep(&self, token: [u8; 16]) -> Result<()> {
+        let state = self.catch_up()?;
+        let dead = References::open(&self.directory.root().join(REFERENCES), self.config.config.id)?.dead_bytes()?;
+        let dead = dead.iter().filter_map(|(number, dead)| Some(dead_in(state.packs().get(number)?, *dead)));
+        let dead = Event::Configuration(DEAD_BYTES.into(), dead.sum::<u64>().to_string());
+        self.append(|state| {
+            let ours = state.sweep() == Some(token);
+            Ok(if ours { vec![dead.clone(), Event::SweepEnded(token)] } else { Vec::new() })
         })
         .map(drop)
     }
@@ -427,7 +440,7 @@ impl Inner {
             match pack.doomed {
                 Some(_) => report.bytes_waiting += pack.added.bytes,
                 None => {
-                    let dead = dead.get(number).copied().unwrap_or(0).min(pack.added.bytes);
+                    let dead = dead.get(number).map_or(0, |dead| dead_in(pack, *dead));
                     report.bytes_dead += dead;
                     report.bytes_live += pack.added.bytes - dead;
                 }
@@ -438,6 +451,11 @@ impl Inner {
         report.bytes_reclaimed = report.bytes_reclaimed.saturating_sub(report.bytes_repacked);
         Ok(())
     }
+}
+
+/// What is dead of a pack that stays.
+fn dead_in(pack: &crate::state::Pack, noted: u64) -> u64 {
+    if pack.doomed.is_some() { 0 } else { noted.min(pack.added.bytes) }
 }
 
 /// Refuses when pages are not found any more and no forgotten point explains it: then something else than forgetting has
@@ -465,6 +483,22 @@ fn is_just_what_is_forgotten(state: &State, marked: u64, points: &BTreeSet<Point
         point.forgotten.is_some_and(|at| at <= marked) && may_go(id) && !points.contains(id)
     };
     points.iter().all(of_them) && !state.points().iter().any(others)
+}
+
+/// The chunks of `entries`, so many together that they are read and decoded well and take little memory.
+fn batches<'a>(entries: impl Iterator<Item = &'a PackEntry>) -> Vec<Vec<ChunkId>> {
+    let (mut batches, mut bytes) = (Vec::<Vec<ChunkId>>::new(), 0);
+    for entry in entries {
+        match batches.last_mut() {
+            Some(batch) if bytes < BYTES_TOGETHER && batch.len() < MANY_TOGETHER => batch.push(entry.id),
+            _ => {
+                batches.push(vec![entry.id]);
+                bytes = 0;
+            }
+        }
+        bytes += entry.plain_bytes;
+    }
+    batches
 }
 
 fn is_doomed(state: &State, number: u32) -> bool {
@@ -501,14 +535,19 @@ fn milliseconds(duration: Duration) -> u64 {
 const ATTEMPTS: usize = 5;
 /// How often packs are chosen again because a point was committed meanwhile.
 const DOOM_ATTEMPTS: usize = 50;
-/// Chunks that are packed again together: 4 MiB of blocks.
-const CHUNKS_TOGETHER: usize = 64;
+/// Chunks that are packed again together: when their lengths are known as many as have so many bytes, else few.
+const BYTES_TOGETHER: u32 = 4 << 20;
+const MANY_TOGETHER: usize = 4096;
+const FEW_TOGETHER: usize = 64;
 /// How much a sweep gives way: it gets a tenth of a processor that others want too. Less would let it keep locks for long.
 const NICE: i32 = 10;
 const POINTS_TOGETHER: usize = 8192;
 const PACKS_TOGETHER: usize = 8192;
 /// The setting that says how many pages were needed after the last sweep.
 const LIVE_PAGES: &str = "sweep.live-pages";
+
+/// The setting that says how many bytes were dead after the last sweep.
+pub(crate) const DEAD_BYTES: &str = "sweep.dead-bytes";
 
 #[cfg(test)]
 mod tests {

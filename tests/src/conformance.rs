@@ -15,6 +15,8 @@ mod kit;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod reading;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
+pub mod repairing;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod round_trip;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod sharing;
@@ -57,6 +59,9 @@ macro_rules! conformance {
                 incarnation_moves_with_commits_only reopened_it_is_the_same totals
                 an_index_made_again_beside_a_backup_knows_everything
                 verification_tells_what_is_damaged
+            }
+            repairing {
+                what_is_damaged_is_brought_from_another_copy what_the_other_copy_lacks_stays_wanted
             }
             faults {
                 source_vanishes source_cannot_read source_is_torn source_cannot_be_released target_is_full_or_fails

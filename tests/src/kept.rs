@@ -18,7 +18,7 @@ use store::format::config::ConfigFile;
 use store::format::event::AddedPack;
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
-use store::io::{DiskIo, Io};
+use store::io::{DiskIo, Io, Space};
 use store::state::State;
 use store::{Access, Local};
 
@@ -188,6 +188,10 @@ impl Io for Frozen {
 
     fn read_at(&self, file: &fs::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.0.read_at(file, offset, length)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.0.space(path)
     }
 }
 

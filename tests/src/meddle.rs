@@ -160,6 +160,11 @@ impl<R: Repository> Repository for Meddled<'_, R> {
         self.inner.change_points(points, change).await
     }
 
+    async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
+        self.meddling.operation("wanted")?;
+        self.inner.wanted(after).await
+    }
+
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
         self.meddling.operation("sweep")?;
         self.inner.sweep(options, progress).await

@@ -158,6 +158,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         }
         0x0014 => bare(Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) })),
         0x0015 => bare(Request::ChangePoints(ChangeIn { repository, change: PointChange::Pin, points: vec![id] })),
+        0x0016 => bare(Request::WantedChunks(WantedOf { repository, after: None })),
         0x0020 => bare(Request::Begin(BeginIn { repository, begin: begin(world) })),
         0x0021 => (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), ids),
         0x0022 => lie(session),

@@ -3,11 +3,15 @@
 //!
 //! The longer jobs are sampled, always at the same operations; each test says how.
 
+use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::Depth;
-use mover::{ErrorKind, PointId, Progress, Repository, Result, Verification, copy};
+use mover::{
+    Begin, ErrorKind, OwnerId, PointChange, PointId, Progress, Repository, Result, SweepOptions, Verification,
+    WriteSession, copy, with_sealer,
+};
 use std::path::Path;
 use std::sync::Arc;
-use store::io::{DiskIo, Fault, FaultIo};
+use store::io::{DiskIo, Fault, FaultIo, Space};
 use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, History, copy_folder, files, folder, points, stored};
@@ -232,4 +236,42 @@ async fn reads_where_nothing_can_be_created() {
     let unknown = local.read(&[PointId([9; 16])]).await;
     assert_eq!(unknown.err().expect("refused").kind(), ErrorKind::NotFound);
     assert_eq!(files(&story.base.path().join("log")), before);
+}
+
+/// Before the storage is full nothing new is taken, so that what is there can be kept in order; and it goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
+    let Story { bench, base, machine, history } = Story::new().await;
+    let io = Arc::new(FaultIo::new(DiskIo));
+    let local = bench.open_with(base.path(), Access::Write, io.clone()).await.unwrap();
+    let begin = Begin {
+        point: PointId::random(&bench.world),
+        parents: Vec::new(),
+        owner: OwnerId::default(),
+        verification: Verification::Decode,
+    };
+    let (session, _) = local.begin(begin).await.unwrap();
+    io.claim_space(Some(Space { free: 500 << 20, total: 10 << 40 }));
+    let refused = bench.backup(&local, &machine).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("500 MiB left"), "{refused}");
+    let plain = noise(7, 1 << 16);
+    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    let refused = session.put(vec![(id, blob.clone())]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::StoreFull);
+    let stats = local.stats().await.unwrap();
+    assert_eq!((stats.bytes_free, stats.bytes_reserved), (Some(500 << 20), 512 << 20));
+    // Reading, forgetting and sweeping go on.
+    bench.assert_holds(&local, &history).await;
+    local.change_points(&[history[0].0], PointChange::Forget).await.unwrap();
+    local.sweep(SweepOptions::default(), Arc::default()).await.unwrap();
+    local.change_points(&[history[0].0], PointChange::Unforget).await.unwrap_err();
+    // A small one keeps a twentieth.
+    io.claim_space(Some(Space { free: 51 << 20, total: 1000 << 20 }));
+    session.put(vec![(id, blob)]).await.unwrap();
+    io.claim_space(None);
+    drop(session);
+    let point = bench.backup(&local, &machine).await.unwrap().point.id;
+    bench.assert_holds(&local, &vec![(point, machine.images())]).await;
+    local.close().await.unwrap();
 }

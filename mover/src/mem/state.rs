@@ -7,6 +7,7 @@ use crate::{
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 
 #[derive(Default)]
 pub(super) struct State {
@@ -302,8 +303,17 @@ impl State {
             packs: self.packs,
             bytes_logical: living().map(|point| point.bytes_logical).sum(),
             bytes_stored: self.chunks.values().map(|held| held.blob.bytes().len() as u64).sum(),
+            bytes_dead: None,
+            bytes_waiting: 0,
+            bytes_free: None,
+            bytes_reserved: 0,
             suspects: self.suspects.len() as u64,
         }
+    }
+
+    pub fn wanted(&self, after: Option<ChunkId>, max: usize) -> Vec<ChunkId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.suspects.range((from, Bound::Unbounded)).take(max).copied().collect()
     }
 
     pub fn append(&mut self) {

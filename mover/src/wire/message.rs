@@ -114,6 +114,8 @@ messages! {
         0x0014 Peer(PeerOf), 64, 0;
         /// Forgets points, pins them, or takes that back.
         0x0015 ChangePoints(ChangeIn), 64 << 10, 0;
+        /// Chunks that are wanted.
+        0x0016 WantedChunks(WantedOf), 128, 0;
         /// Opens a write session.
         0x0020 Begin(BeginIn), 4 << 10, 0;
         /// Which chunks must be put. Bulk: the ids.
@@ -173,13 +175,15 @@ messages! {
         /// To `List`, in several.
         0x8010 Points(Vec<RecoveryPoint>), POINTS_BYTES_MAX, 0;
         /// To `Stats`.
-        0x8011 Totals(Stats), 128, 0;
+        0x8011 Totals(Stats), 192, 0;
         /// To `Incarnation`.
         0x8012 Ends(Incarnation), 64, 0;
         /// To `HasBeen`.
         0x8013 Answer(bool), 8, 0;
         /// To `Peer`.
         0x8014 Seen(Option<Incarnation>), 64, 0;
+        /// To `WantedChunks`. Bulk: the ids.
+        0x8016 WantedIds(()), 0, IDS_MAX * 32;
         /// To `Begin` and `Read`: the session. More may follow.
         0x8020 Session(Of), 64, 0;
         /// To `Begin`, after `Session`: suspect chunks.
@@ -299,6 +303,15 @@ pub struct PeerOf {
     pub repository: RepositoryId,
     /// About which.
     pub peer: RepositoryId,
+}
+
+/// Asks for chunks that are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedOf {
+    /// Of which repository.
+    pub repository: RepositoryId,
+    /// Those after this one.
+    pub after: Option<[u8; 32]>,
 }
 
 /// Changes points.

@@ -6,7 +6,7 @@ use super::frame::{Frame, FrameError};
 use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
 use super::message::{
     Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf,
-    Put, ReadIn, Reply, Request, Whole, WireDraft, presence,
+    Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
 };
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
@@ -151,6 +151,14 @@ impl Repository for Remote {
         let request = ChangeIn { repository: self.config.id, change, points: points.to_vec() };
         match self.ask(Request::ChangePoints(request)).await? {
             Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
+        let request = WantedOf { repository: self.config.id, after: after.map(|id| id.0) };
+        match self.link.call(&Request::WantedChunks(request), &[]).await? {
+            (Reply::WantedIds(()), bytes) => bulk::ids(&bytes),
             _ => Err(unexpected()),
         }
     }

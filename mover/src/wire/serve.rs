@@ -9,7 +9,7 @@ use super::limits::{Allowance, Limits, Paces};
 use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
     Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
-    Request, SUSPECTS_MAX, Welcome, presence_code,
+    Request, SUSPECTS_MAX, WantedOf, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
@@ -21,7 +21,7 @@ use crate::{
     Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 pub(super) use reply::{Answer, send};
@@ -379,6 +379,10 @@ impl<R: Repository + 'static> Node<R> {
                 say(to, Reply::Answer(self.of(it.repository)?.repository.has_been(it.seen).await?)).await
             }
             Request::Peer(it) => say(to, Reply::Seen(self.of(it.repository)?.repository.peer(it.peer).await?)).await,
+            Request::WantedChunks(WantedOf { repository, after }) => {
+                let ids = self.of(repository)?.repository.wanted(after.map(ChunkId)).await?;
+                Ok(send(to, &Reply::WantedIds(()), vec![bulk::of_ids(ids.into_iter())], false).await?)
+            }
             Request::Begin(it) => {
                 let served = self.of(it.repository)?;
                 served.has_room(holder)?;

@@ -102,6 +102,11 @@ impl PackHeader {
         if from.bytes("pack magic", 8)? != PACK_MAGIC {
             return Err(RecordError::Value { field: "pack magic", value: 0 });
         }
+        // First, because a damaged version is no newer one: in every version the checksum is here.
+        let (body, checksum) = bytes.split_at(PACK_HEADER_BYTES - 4);
+        if checksum != crc32c::crc32c(body).to_le_bytes() {
+            return Err(RecordError::Hash { field: "pack header" });
+        }
         let version = from.u16("pack version")?;
         if version != PACK_VERSION {
             return Err(RecordError::Newer { field: "pack version", value: version.into() });
@@ -116,7 +121,7 @@ impl PackHeader {
                 return Err(RecordError::Newer { field, value: value.into() });
             }
         }
-        let header = Self {
+        Ok(Self {
             kind,
             repository: RepositoryId(from.array("pack repository")?),
             writer: WriterId(from.array("pack writer")?),
@@ -125,11 +130,7 @@ impl PackHeader {
             domain: from.array("pack domain")?,
             nonce: from.array("pack nonce")?,
             created: Timestamp(from.i64("pack time")?),
-        };
-        if from.u32("pack header checksum")? != crc32c::crc32c(&bytes[..PACK_HEADER_BYTES - 4]) {
-            return Err(RecordError::Hash { field: "pack header" });
-        }
-        Ok(header)
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Faults at the n-th file operation, and an n-th operation that waits.
 
-use super::Io;
+use super::{Io, Space};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -33,6 +33,7 @@ struct Plan {
     fault: Option<(u64, Fault)>,
     dead: bool,
     hold: Hold,
+    space: Option<Space>,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,11 @@ impl<I: Io> FaultIo<I> {
     pub fn plan(&self, operations: u64, fault: Fault) {
         let mut plan = self.plan.lock().expect("not poisoned");
         plan.fault = Some((plan.operations + operations, fault));
+    }
+
+    /// Claims that the file system has so much left; none for what it has.
+    pub fn claim_space(&self, space: Option<Space>) {
+        self.plan.lock().expect("not poisoned").space = space;
     }
 
     /// Operations so far.
@@ -192,5 +198,11 @@ impl<I: Io> Io for FaultIo<I> {
 
     fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.run(|| self.inner.read_at(file, offset, length))
+    }
+
+    /// No operation: it reads and changes nothing.
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let claimed = self.plan.lock().expect("not poisoned").space;
+        claimed.map_or_else(|| self.inner.space(path), Ok)
     }
 }

@@ -99,7 +99,7 @@ impl Assembler {
                 closed => closed.insert(OpenPack::create(&self.maker, &self.pending, kind, &self.disk)?),
             };
             pack.append(arrival, &self.disk)?;
-            if pack.bytes >= PACK_BYTES_TARGET {
+            if pack.bytes >= PACK_BYTES_TARGET || pack.entries.len() >= PACK_CHUNKS_TARGET {
                 self.complete(at)?;
             }
         }
@@ -208,7 +208,8 @@ impl OpenPack {
 
 /// Longest write, and the bytes that an open pack holds back: long, because a disk is written directly, one at a time.
 const WRITE_BYTES: usize = 4 << 20;
-/// A pack is full from here on: it stays below 64 MiB with chunks of up to 256 KiB.
-/// A pack that has as many bytes is complete.
+/// A pack that has as many bytes is complete: it stays below 64 MiB with chunks of up to 256 KiB.
 pub(crate) const PACK_BYTES_TARGET: u64 = 56 << 20;
+/// Or as many chunks: whoever looks at a pack has all its entries in memory.
+pub(crate) const PACK_CHUNKS_TARGET: usize = 1 << 16;
 const RECORD_BYTES: u64 = RECORD_HEADER_BYTES as u64;

@@ -53,9 +53,9 @@ pub(super) fn run(
     for step in steps {
         let done = match step {
             Step::Write(step) => write(directory, pending, step, &used),
-            Step::Seal(step) => seal(directory, pending, step).map(|sealed| {
+            Step::Seal(step) => seal(directory, pending, step).map(|is_due| {
                 // Elsewhere, for it fills the index too, and the disk should not wait for that.
-                if sealed >= SEALED_MAX && logging.as_ref().is_none_or(JoinHandle::is_finished) {
+                if is_due && logging.as_ref().is_none_or(JoinHandle::is_finished) {
                     let named = thread::Builder::new().name("logger".into());
                     logging = named.spawn(sealed_many.clone()).ok();
                 }
@@ -82,8 +82,8 @@ fn write(directory: &Directory, pending: &Mutex<Pending>, step: Write, used: &Sy
     Ok(())
 }
 
-/// Gives how many packs wait for a log record.
-fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<usize> {
+/// Gives whether what waits for a log record should have one.
+fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<bool> {
     let Seal { pack, kind, file, path, name, bytes, entries } = step;
     lock(pending).check()?;
     let synced = directory.io().sync(&file);
@@ -93,8 +93,5 @@ fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<u
     let sealed = SealedPack { added: AddedPack { name, kind, bytes, chunks }, entries: Arc::new(entries) };
     let mut pending = lock(pending);
     pending.seal(pack, sealed);
-    Ok(pending.sealed_count())
+    Ok(pending.is_due())
 }
-
-/// Durable packs that wait for a log record.
-const SEALED_MAX: usize = 8;

@@ -107,9 +107,10 @@ impl Pending {
         self.packs.iter().filter_map(|(number, pack)| Some((*number, pack.sealed.clone()?))).collect()
     }
 
-    /// How many packs are durable.
-    pub fn sealed_count(&self) -> usize {
-        self.packs.values().filter(|pack| pack.sealed.is_some()).count()
+    /// True when so many packs are durable, or so much is in them, that they should be logged.
+    pub fn is_due(&self) -> bool {
+        let sealed = || self.packs.values().filter_map(|pack| pack.sealed.as_ref());
+        sealed().count() >= SEALED_MAX || sealed().map(|pack| pack.entries.len()).sum::<usize>() >= SEALED_CHUNKS_MAX
     }
 
     /// Enters a pack that is begun and gives its number.
@@ -170,6 +171,11 @@ impl Pending {
 pub fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
     pending.lock().expect("no holder panics")
 }
+
+/// Durable packs that wait for a log record.
+const SEALED_MAX: usize = 8;
+/// What is in them is kept in memory until then, some 200 bytes for each chunk.
+const SEALED_CHUNKS_MAX: usize = 1 << 17;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
 use crate::index::Place;
 use crate::local::Inner;
-use crate::packer::PACK_BYTES_TARGET;
+use crate::packer::{PACK_BYTES_TARGET, PACK_CHUNKS_TARGET};
 use crate::reader;
 use crate::references::References;
 use crate::state::State;
@@ -34,7 +34,7 @@ impl Forecast {
         let (bytes, records) = &mut self.open[kind as usize];
         *bytes += if *records == 0 { PACK_HEADER_BYTES as u64 } else { 0 } + record_bytes;
         *records += 1;
-        if *bytes >= PACK_BYTES_TARGET {
+        if *bytes >= PACK_BYTES_TARGET || *records >= PACK_CHUNKS_TARGET {
             self.complete_bytes += *bytes + footer_bytes_of(*records);
             (*bytes, *records) = (0, 0);
         }

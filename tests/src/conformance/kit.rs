@@ -6,7 +6,7 @@ use futures::StreamExt;
 use mover::{
     Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
     Manifest, MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Timestamp, TrackingRecord,
+    Progress, ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Stats, Timestamp, TrackingRecord,
     TrackingWish, Verification, World, WriteSession, backup, copy, restore, restore_delta, with_sealer,
 };
 use std::collections::BTreeMap;
@@ -134,6 +134,11 @@ impl<F: Fixture> Lab<F> {
     /// Copies from here to another repository.
     pub async fn copy_to<B: Repository>(&self, to: &B, point: &RecoveryPoint) -> Result<CopyReport> {
         copy(&self.repository, to, point, Verification::Decode, &Progress::default()).await
+    }
+
+    /// Totals, without what changes by itself.
+    pub async fn stats(&self) -> Stats {
+        Stats { bytes_free: None, ..self.repository.stats().await.expect("stats") }
     }
 
     /// A session without parents.

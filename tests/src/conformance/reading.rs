@@ -85,11 +85,11 @@ pub async fn incarnation_moves_with_commits_only<F: Fixture>(lab: Lab<F>) {
 pub async fn reopened_it_is_the_same<F: Fixture>(lab: Lab<F>) {
     let machine = machine(&lab, 1);
     let report = lab.backup("a", &machine).await;
-    let (config, stats) = (lab.repository.config().clone(), lab.repository.stats().await.unwrap());
+    let (config, stats) = (lab.repository.config().clone(), lab.stats().await);
     let (points, seen) = (lab.points().await, lab.repository.incarnation().await.unwrap());
     let lab = lab.reopened().await;
     assert_eq!(*lab.repository.config(), config);
-    assert_eq!(lab.repository.stats().await.unwrap(), stats);
+    assert_eq!(lab.stats().await, stats);
     assert_eq!(lab.points().await, points);
     assert!(lab.repository.incarnation().await.unwrap().sequence >= seen.sequence);
     lab.assert_restores(report.point.id, &machine.images()).await;

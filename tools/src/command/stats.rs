@@ -1,9 +1,10 @@
 //! `windlass stats`
 
 use crate::cli::Stats;
-use crate::open::{self, Access};
+use crate::open::{self, Access, Opened};
 use crate::text::{count, size};
 use crate::windlass::{Context, Exit};
+use chunker::ChunkId;
 use mover::{Repository as _, Result};
 use serde::Serialize;
 
@@ -16,15 +17,25 @@ struct Totals {
     bytes_stored: u64,
     /// Logical by stored bytes; none while nothing is stored.
     dedup_ratio: Option<f64>,
+    /// What points need; as the last sweep found it.
+    bytes_live: Option<u64>,
+    bytes_dead: Option<u64>,
+    bytes_waiting: u64,
+    bytes_free: Option<u64>,
+    bytes_reserved: u64,
+    /// How many, and the first of them.
     chunks_suspect: u64,
+    wanted: Vec<String>,
 }
 
 pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
     let repository =
         open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
-    let stats = repository.stats().await;
+    let told = told(&repository).await;
     open::close(repository).await?;
-    let stats = stats?;
+    let (stats, wanted) = told?;
+    let gone = |dead: u64| stats.bytes_stored.saturating_sub(dead).saturating_sub(stats.bytes_waiting);
+    let bytes_live = stats.bytes_dead.map(gone);
     let dedup_ratio = (stats.bytes_stored > 0).then(|| {
         let ratio = stats.bytes_logical as f64 / stats.bytes_stored as f64;
         (ratio * 100.0).round() / 100.0
@@ -36,7 +47,13 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
         bytes_logical: stats.bytes_logical,
         bytes_stored: stats.bytes_stored,
         dedup_ratio,
+        bytes_live,
+        bytes_dead: stats.bytes_dead,
+        bytes_waiting: stats.bytes_waiting,
+        bytes_free: stats.bytes_free,
+        bytes_reserved: stats.bytes_reserved,
         chunks_suspect: stats.suspects,
+        wanted: wanted.iter().map(ChunkId::to_string).collect(),
     });
     let row = |name: &str, value: String| context.out.line(&format!("{name:<13}{value:>12}"));
     row("points", count(stats.points));
@@ -45,8 +62,30 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
     row("logical", size(stats.bytes_logical));
     row("stored", size(stats.bytes_stored));
     row("ratio", dedup_ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")));
+    if let (Some(live), Some(dead)) = (bytes_live, stats.bytes_dead) {
+        row("live", size(live));
+        row("dead", size(dead));
+    }
+    if stats.bytes_waiting > 0 {
+        row("waiting", size(stats.bytes_waiting));
+    }
+    if let Some(free) = stats.bytes_free {
+        row("free", size(free));
+        row("reserved", size(stats.bytes_reserved));
+    }
     if stats.suspects > 0 {
-        row("damaged", count(stats.suspects));
+        row("wanted", count(stats.suspects));
+        wanted.iter().take(WANTED_SHOWN).for_each(|chunk| context.out.line(&format!("  {chunk}")));
     }
     Ok(Exit::Done)
 }
+
+/// Totals, and the first chunks that are wanted.
+async fn told(repository: &Opened) -> Result<(mover::Stats, Vec<ChunkId>)> {
+    let stats = repository.stats().await?;
+    let wanted = if stats.suspects > 0 { repository.wanted(None).await? } else { Vec::new() };
+    Ok((stats, wanted))
+}
+
+/// Of wanted chunks, to a person.
+const WANTED_SHOWN: usize = 10;

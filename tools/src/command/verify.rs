@@ -7,7 +7,8 @@ use crate::output::table;
 use crate::text::{count, escaped, milliseconds, seconds, size};
 use crate::windlass::{Context, Exit};
 use mover::{
-    Depth, Error, PointFilter, Progress, Repository as _, Result, VerifyError, VerifyOptions, VerifyReport, select,
+    Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyError, VerifyOptions,
+    VerifyReport, repair, select,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -48,29 +49,26 @@ impl From<&VerifyError> for Finding {
 }
 
 pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
-    if arguments.repair {
-        return Err(Error::usage("--repair: this version cannot repair")
-            .hint("back the machine up again: what was found damaged is read and stored anew"));
-    }
     let began = Instant::now();
     let place = &arguments.place;
-    let repository = open::patiently(context, &place.repository, Access::Read, &place.patience).await?;
+    let access = if arguments.repair { Access::Write } else { Access::Read };
+    let repository = open::patiently(context, &place.repository, access, &place.patience).await?;
     let progress = Arc::new(Progress::default());
-    let job = context.stop.race(verify(&repository, arguments, progress.clone()));
+    let job = context.stop.race(verify_and_repair(context, &repository, arguments, progress.clone()));
     let made = watched(&context.out, &progress, job).await;
     let closed = open::close(repository).await;
-    let report = made?;
+    let (report, repaired) = made?;
     closed?;
     let summary = Summary {
         points: report.points,
         chunks: report.chunks,
         bytes_read: report.bytes_read,
         errors: report.errors.iter().map(Finding::from).collect(),
-        repaired: 0,
+        repaired: repaired.chunks,
         duration_ms: milliseconds(began.elapsed()),
     };
     context.out.event("summary", &summary);
-    print(context, &summary, began);
+    print(context, &summary, &repaired, began);
     if summary.errors.is_empty() {
         return Ok(Exit::Done);
     }
@@ -82,12 +80,62 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
         return Ok(Exit::Failed);
     }
     let found = Error::integrity(format!("{} has {errors} errors", arguments.place.repository))
-        .hint("back the machine up again, and restore meanwhile from another copy with --also-from");
+        .hint("repair it from another copy with --repair --also-from, or back the machine up again; restore meanwhile with --also-from");
     context.out.failure(&found, false);
     Ok(Exit::Corrupt)
 }
 
+/// Verifies; with `--repair` also brings what is damaged from the other copy, and says what is wrong after that.
+async fn verify_and_repair(
+    context: &Context,
+    repository: &Opened,
+    arguments: &Verify,
+    progress: Arc<Progress>,
+) -> Result<(VerifyReport, RepairReport)> {
+    let mut report = verify(repository, arguments, progress.clone()).await?;
+    let mut repaired = RepairReport::default();
+    let Some(from) = arguments.also_from.as_ref().filter(|_| arguments.repair && !report.errors.is_empty()) else {
+        return Ok((report, repaired));
+    };
+    let from = open::patiently(context, from, Access::Read, &arguments.place.patience).await?;
+    let made = async {
+        // What hangs on a damaged page is seen only when that is there again: once for each level of a map, and one more.
+        for _ in 0..REPAIRS_MAX {
+            let named = report.errors.iter().filter_map(|error| error.chunk).collect();
+            let made = repair(repository, &from, named, &context.world, &progress).await?;
+            repaired.chunks += made.chunks;
+            repaired.bytes += made.bytes;
+            repaired.left = made.left;
+            let points = report.points;
+            let again =
+                repository.verify(options(repository, arguments, Depth::Structure).await?, progress.clone()).await?;
+            // What was wrong with no chunk is not mended by chunks.
+            let stays = |error: &VerifyError| error.chunk.is_none() && !again.errors.contains(error);
+            let stay: Vec<VerifyError> = report.errors.drain(..).filter(stays).collect();
+            report.errors = again.errors;
+            report.errors.extend(stay);
+            report.points = points.max(again.points);
+            if made.chunks == 0 {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let made = made.await;
+    open::close(from).await?;
+    made.map(|()| (report, repaired))
+}
+
 async fn verify(repository: &Opened, arguments: &Verify, progress: Arc<Progress>) -> Result<VerifyReport> {
+    let depth = match (arguments.decode, arguments.read_data) {
+        (true, _) => Depth::Decode,
+        (false, Some(percent)) => Depth::ReadData { percent },
+        (false, None) => Depth::Structure,
+    };
+    repository.verify(options(repository, arguments, depth).await?, progress).await
+}
+
+async fn options(repository: &Opened, arguments: &Verify, depth: Depth) -> Result<VerifyOptions> {
     let mut points = Vec::new();
     if !arguments.point.is_empty() {
         let all = repository.list(&PointFilter::default()).await?;
@@ -95,15 +143,10 @@ async fn verify(repository: &Opened, arguments: &Verify, progress: Arc<Progress>
             points.push(select(&all, selector)?.id);
         }
     }
-    let depth = match (arguments.decode, arguments.read_data) {
-        (true, _) => Depth::Decode,
-        (false, Some(percent)) => Depth::ReadData { percent },
-        (false, None) => Depth::Structure,
-    };
-    repository.verify(VerifyOptions { depth, points }, progress).await
+    Ok(VerifyOptions { depth, points })
 }
 
-fn print(context: &Context, summary: &Summary, began: Instant) {
+fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: Instant) {
     if !summary.errors.is_empty() {
         let mut rows = table(&["POINT", "DISK", "OFFSET", "CHUNK", "PACK", "WHAT"], &["OFFSET"]);
         for error in &summary.errors {
@@ -119,6 +162,12 @@ fn print(context: &Context, summary: &Summary, began: Instant) {
         }
         context.out.table(&rows);
     }
+    if repaired.chunks > 0 {
+        context.out.line(&format!("repaired {} chunks, {}", count(repaired.chunks), size(repaired.bytes)));
+    }
+    if repaired.left > 0 {
+        context.out.line(&format!("{} chunks are not sound in the other copy either", count(repaired.left)));
+    }
     if context.out.shows_progress() {
         context.out.line(&format!(
             "verified {} points, {} chunks, {} read, {} errors, {}",
@@ -130,3 +179,6 @@ fn print(context: &Context, summary: &Summary, began: Instant) {
         ));
     }
 }
+
+/// Rounds of repairing: a map has at most so many levels below its root, and a manifest above it.
+const REPAIRS_MAX: usize = 10;

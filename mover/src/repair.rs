@@ -1,0 +1,105 @@
+//! What is damaged in a repository is brought from another copy.
+
+use crate::copy::same_domain;
+use crate::{
+    Begin, OwnerId, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, World,
+    WriteSession,
+};
+use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use std::collections::BTreeSet;
+
+/// What a repair did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RepairReport {
+    /// Chunks that were stored anew.
+    pub chunks: u64,
+    /// Bytes of their blobs.
+    pub bytes: u64,
+    /// Chunks that are not sound in the other repository either.
+    pub left: u64,
+}
+
+/// Brings the chunks that `repository` wants, and those of `named` that it does not have, from another repository of the same
+/// dedup domain. Each is decoded and compared before it is sent and when it comes. What is damaged stays where it is and
+/// does not count; a sweep takes it away.
+///
+/// # Errors
+/// `Domain` when chunk ids mean different things; those of both repositories. What was brought before stays.
+pub async fn repair<A: Repository, B: Repository>(
+    repository: &A,
+    from: &B,
+    named: BTreeSet<ChunkId>,
+    world: &World,
+    progress: &Progress,
+) -> Result<RepairReport> {
+    same_domain(from, repository)?;
+    progress.enter(Phase::Move);
+    let reader = from.read(&[]).await?;
+    let begin = Begin {
+        point: PointId::random(world),
+        parents: Vec::new(),
+        owner: OwnerId::default(),
+        verification: Verification::Decode,
+    };
+    let (session, _) = repository.begin(begin).await?;
+    let job = Job { session: &session, reader: &reader, prints: Fingerprinter::new(&from.config().domain), progress };
+    let made = job.run(repository, named).await;
+    let ended = session.abandon().await;
+    let report = made?;
+    ended?;
+    Ok(report)
+}
+
+struct Job<'a, S, R> {
+    session: &'a S,
+    reader: &'a R,
+    prints: Fingerprinter,
+    progress: &'a Progress,
+}
+
+impl<S: WriteSession, R: ReadSession> Job<'_, S, R> {
+    async fn run<A: Repository>(&self, repository: &A, named: BTreeSet<ChunkId>) -> Result<RepairReport> {
+        let (mut report, mut left) = (RepairReport::default(), BTreeSet::new());
+        let mut page: Vec<ChunkId> = named.into_iter().collect();
+        let mut after = None;
+        loop {
+            for ids in page.chunks(TOGETHER) {
+                self.bring(ids, &mut report, &mut left).await?;
+            }
+            page = repository.wanted(after).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(*last);
+        }
+        self.session.flush().await?;
+        Ok(RepairReport { left: left.len() as u64, ..report })
+    }
+
+    /// Brings those of `ids` that are missing; adds to `left` what the other repository does not have.
+    async fn bring(&self, ids: &[ChunkId], report: &mut RepairReport, left: &mut BTreeSet<ChunkId>) -> Result<()> {
+        let presences = self.session.missing(ChunkKind::Data, ids).await?;
+        let missing = ids.iter().zip(presences).filter(|(_, presence)| *presence == Presence::Missing);
+        let missing: Vec<ChunkId> = missing.map(|(id, _)| *id).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut chunks = Vec::new();
+        for (id, blob) in self.reader.get_verified(&self.prints, missing).await {
+            match blob {
+                Ok(blob) => {
+                    self.progress.advance(u64::from(blob.header().plain_bytes));
+                    report.chunks += 1;
+                    report.bytes += blob.bytes().len() as u64;
+                    chunks.push((id, blob));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a chunk cannot be repaired from this copy");
+                    left.insert(id);
+                }
+            }
+        }
+        self.session.put(chunks).await
+    }
+}
+
+/// Chunks that are brought together: 4 MiB of blocks.
+const TOGETHER: usize = 64;
