@@ -67,8 +67,9 @@ impl<S: WriteSession, R: ReadSession> Job<'_, S, R> {
                 self.bring(ids, &mut report, &mut left).await?;
             }
             page = repository.wanted(after).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(*last);
+            // In order, so that it ends.
+            let Some(last) = page.last().copied().filter(|last| after.is_none_or(|after| after < *last)) else { break };
+            after = Some(last);
         }
         self.session.flush().await?;
         Ok(RepairReport { left: left.len() as u64, ..report })

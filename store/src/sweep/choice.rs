@@ -115,7 +115,9 @@ impl Inner {
             })
         };
         let promising = dead.iter().filter(|(number, dead)| worth(**number, **dead)).map(|(number, _)| *number);
-        let mut candidates: BTreeSet<u32> = promising.chain(small.iter().copied()).collect();
+        // What was damaged and is stored elsewhere by now is dead, and nobody has added it up.
+        let damaged = state.suspects().iter().filter_map(|(_, pack)| state.pack_number(pack));
+        let mut candidates: BTreeSet<u32> = promising.chain(small.iter().copied()).chain(damaged).collect();
         candidates.retain(|number| Self::may_be_doomed(state, marked, *number));
         let mut forecast = Forecast::default();
         for number in candidates {
