@@ -1,6 +1,7 @@
 //! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
 //! the wire beside quinn alone ([`wire()`]), jobs across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]), and
-//! three proxies at once ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]).
+//! three proxies at once ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]), verifications beside b3sum and bare
+//! decoding ([`verify()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
@@ -15,6 +16,7 @@ mod report;
 mod stages;
 mod sweep;
 pub mod tools;
+mod verify;
 mod wan;
 mod wire;
 
@@ -23,5 +25,6 @@ pub use e2e::{E2eOptions, e2e};
 pub use proxies::proxies;
 pub use stages::stages;
 pub use sweep::sweep;
+pub use verify::verify;
 pub use wan::wan;
 pub use wire::wire;

@@ -1,7 +1,7 @@
 //! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
 
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, Manifest, PointChange, PointDraft,
+    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, PointChange, PointDraft,
     PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
     Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, WriteSession,
 };
@@ -76,6 +76,10 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
 
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         on_both!(self, it => it.wanted(after).await)
+    }
+
+    async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
+        on_both!(self, it => it.log(after).await)
     }
 
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {

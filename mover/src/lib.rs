@@ -13,6 +13,7 @@ mod diff;
 mod either;
 mod error;
 mod failover;
+mod history;
 pub mod identity;
 mod ids;
 mod manifest;
@@ -49,6 +50,7 @@ pub use diff::{ChangedBlock, Step, TreeDiff};
 pub use either::Either;
 pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
+pub use history::LogEntry;
 pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};
 pub use manifest::{
     Attachment, ChangeTracking, Consistency, DISK_BYTES_MAX, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest,
@@ -65,8 +67,8 @@ pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_
 pub use repair::{RepairReport, repair};
 pub use repository::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointChange, PointDraft,
-    PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, Stats, Suspect, Verification,
-    WriteSession, verified,
+    PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, ScrubTotals, Stats, Suspect,
+    Verification, WriteSession, verified,
 };
 pub use restore::{RestoreReport, restore, restore_delta};
 pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};

@@ -6,7 +6,7 @@ mod sweep;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Manifest, OwnerId,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, OwnerId,
     PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
     RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, Verification, VerifyOptions,
     VerifyReport, World, WriteSession, with_opener, with_sealer,
@@ -124,6 +124,11 @@ impl Repository for Mem {
     async fn stats(&self) -> Result<Stats> {
         let answer = self.0.operation("stats").await?;
         answer.given(self.state().stats())
+    }
+
+    async fn log(&self, _: u64) -> Result<Vec<LogEntry>> {
+        self.0.operation("log").await?;
+        Err(Error::usage("a repository in memory keeps no log"))
     }
 
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {

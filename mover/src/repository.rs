@@ -1,8 +1,8 @@
 //! Where recovery points are kept.
 
 use crate::{
-    DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
-    SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
+    DiskId, Error, ErrorKind, GroupId, LogEntry, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId,
+    Result, SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -53,6 +53,13 @@ pub trait Repository: Send + Sync {
     /// `NotFound` for points that are not there or final; `Usage` for what is pinned or protected, and for rules by a clock
     /// in doubt; `GroupIncomplete` when it would tear a group.
     fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
+
+    /// What the commit log says: the records after number `after`, at most [`LogEntry::TOGETHER`], those that were pruned
+    /// left out; none at the end.
+    ///
+    /// # Errors
+    /// `Integrity` when a record is damaged or does not follow the one before.
+    fn log(&self, after: u64) -> impl Future<Output = Result<Vec<LogEntry>>> + Send;
 
     /// Chunks that are wanted, because they are damaged and nowhere sound: those after `after`, in order, at most
     /// [`Self::WANTED_MAX`] of them; none when there are no more.
@@ -437,6 +444,25 @@ pub struct Stats {
     pub bytes_reserved: u64,
     /// Chunks that are wanted: damaged, and nowhere sound.
     pub suspects: u64,
+    /// Packs of which it is not known that every chunk was decoded since they were written.
+    pub packs_unverified: u64,
+    /// When the others were, the earliest of them.
+    pub oldest_verified: Option<Timestamp>,
+    /// Where a node reads the repository again and again: what it did since it started.
+    pub scrub: Option<ScrubTotals>,
+}
+
+/// What a scrub has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScrubTotals {
+    /// Packs that it read.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Damaged chunks that it found.
+    pub chunks_damaged: u64,
+    /// Packs that are due now and were not read yet.
+    pub packs_left: u64,
 }
 
 /// The end of a commit log.

@@ -2,6 +2,7 @@
 
 use crate::{Error, ErrorKind, Name, PointId};
 use chunker::ChunkId;
+use std::time::Duration;
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,18 @@ pub struct VerifyOptions {
     pub depth: Depth,
     /// Only what these points need; everything when empty.
     pub points: Vec<PointId>,
+    /// Packs that a verification as deep found sound no longer ago than this are not read again: so one that was broken
+    /// off goes on where it was.
+    pub outdated_after: Option<Duration>,
+    /// Most bytes of packs that are read in a second.
+    pub rate: Option<u64>,
+}
+
+impl VerifyOptions {
+    /// Everything, as deep as this, as fast as can be.
+    pub const fn new(depth: Depth) -> Self {
+        Self { depth, points: Vec::new(), outdated_after: None, rate: None }
+    }
 }
 
 /// What was found.
@@ -35,6 +48,8 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// Bytes of packs read.
     pub bytes_read: u64,
+    /// Packs that were not read, because they had been found sound a short time before.
+    pub packs_skipped: u64,
     /// What is wrong, at most [`VerifyReport::ERRORS_MAX`].
     pub errors: Vec<VerifyError>,
 }

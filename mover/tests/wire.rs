@@ -6,9 +6,9 @@ use mover::wire::message::*;
 use mover::wire::{access, decode, encode};
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
-    Error, ErrorKind, Flushed, Incarnation, IndexTotals, Origin, OwnerId, Phase, PointChange, PointId, RecoveryPoint,
-    RepositoryId, SessionId, Stats, Suspect, SweepOptions, SweepReport, Timestamp, TrackingRecord, TrackingWish,
-    Verification,
+    Error, ErrorKind, Flushed, Incarnation, IndexTotals, LogEntry, Origin, OwnerId, Phase, PointChange, PointId,
+    RecoveryPoint, RepositoryId, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport, Timestamp,
+    TrackingRecord, TrackingWish, Verification, WriterId,
 };
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -40,6 +40,7 @@ fn requests() -> Vec<Request> {
         Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) }),
         Request::ChangePoints(ChangeIn { repository, change: PointChange::Unforget, points: vec![PointId([3; 16])] }),
         Request::WantedChunks(WantedOf { repository, after: Some([7; 32]) }),
+        Request::Log(LogIn { repository, after: 8 }),
         Request::Begin(BeginIn { repository, begin }),
         Request::Missing(Ask { session, kind: 1 }),
         Request::Put(Put { session, lengths: vec![10, 11] }),
@@ -56,7 +57,14 @@ fn requests() -> Vec<Request> {
         Request::Cancel(JobOf { job: PointId([3; 16]) }),
         Request::Report(Report { job: PointId([3; 16]), event: Event::Progress(counters()) }),
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
-        Request::Verify(VerifyIn { repository, depth: 1, percent: 10, points: vec![PointId([3; 16])] }),
+        Request::Verify(VerifyIn {
+            repository,
+            depth: 1,
+            percent: 10,
+            points: vec![PointId([3; 16])],
+            outdated_after_ms: Some(9),
+            rate: Some(8),
+        }),
         Request::RebuildIndex(Whole { repository }),
         Request::Sweep(SweepIn { repository, options: SweepOptions { rate: Some(5), ..SweepOptions::default() } }),
     ]
@@ -77,6 +85,9 @@ fn replies() -> Vec<Reply> {
         bytes_free: Some(8),
         bytes_reserved: 9,
         suspects: 10,
+        packs_unverified: 11,
+        oldest_verified: Some(Timestamp(12)),
+        scrub: Some(ScrubTotals { packs: 13, bytes: 14, chunks_damaged: 15, packs_left: 16 }),
     };
     let suspect = Suspect { chunk: chunker::ChunkId([7; 32]), disk: mover::DiskId([8; 16]), offset: 9 };
     let failed = FailedChunk { chunk: [7; 32], how: 3, code: 8, pack: "pack".into(), what: "what".into() };
@@ -93,6 +104,13 @@ fn replies() -> Vec<Reply> {
         Reply::Answer(true),
         Reply::Seen(Some(ends())),
         Reply::WantedIds(()),
+        Reply::Records(vec![LogEntry {
+            end: ends(),
+            time: Timestamp(-5),
+            writer: WriterId([6; 16]),
+            term: 7,
+            events: vec!["a sweep begins".into()],
+        }]),
         Reply::Session(Of { session }),
         Reply::Suspects(vec![suspect]),
         Reply::Presences(()),
@@ -121,7 +139,7 @@ fn replies() -> Vec<Reply> {
             what: "what".into(),
             unread: true,
         }]),
-        Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3 }),
+        Reply::Verified(Verified { points: 1, chunks: 2, bytes_read: 3, packs_skipped: 4 }),
         Reply::Rebuilt(IndexTotals { packs: 1, chunks: 2 }),
         Reply::Swept(SweepReport { points_final: 1, packs_deleted: 2, ..SweepReport::default() }),
     ]
@@ -300,6 +318,7 @@ fn roles() {
                 | Request::RebuildIndex(_)
                 | Request::ChangePoints(_)
                 | Request::WantedChunks(_)
+                | Request::Log(_)
                 | Request::Sweep(_)
         );
         for role in Role::ALL {

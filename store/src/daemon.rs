@@ -5,7 +5,7 @@ mod config;
 mod deny;
 mod site;
 
-use crate::{Access, Local};
+use crate::{Access, Local, ScrubOptions};
 use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
@@ -68,8 +69,16 @@ async fn run(config: Config, world: &World) -> Result<()> {
         node = node.with(repository.name.as_str(), local.clone());
         open.push((repository, local));
     }
+    let scrub = ScrubOptions { rate: config.scrub_rate.0, every: Duration::from_secs(config.scrub_seconds) };
     let endpoint = server_of(config.listen, &current, config.congestion)?;
-    let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
+    // They end with it.
+    let mut beside = JoinSet::new();
+    beside.spawn(keeper.run());
+    beside.spawn(service::alive());
+    for (_, local) in open.iter().filter(|_| !scrub.every.is_zero()) {
+        let local = local.clone();
+        beside.spawn(async move { local.scrub(scrub).await });
+    }
     let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::listen()?;
@@ -92,8 +101,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         _ = &mut serving => {}
         () = signals.next() => tracing::warn!("stopping at once"),
     }
-    keeping.abort();
-    alive.abort();
+    beside.shutdown().await;
     for (repository, local) in open {
         local.close().await.map_err(|error| error.context(&repository.name))?;
     }

@@ -14,7 +14,7 @@ impl Inner {
     /// # Errors
     /// Of the index.
     pub fn why_not(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
-        let places = self.index.read().expect("no holder panics").places(&ids)?;
+        let places = self.places(&ids)?;
         let state = self.state();
         let why = |(chunk, places): (ChunkId, Vec<crate::index::Place>)| {
             let mut packs = places.iter().filter_map(|place| state.packs().get(&place.pack));

@@ -102,6 +102,20 @@ impl Directory {
         Ok(Created::Exists)
     }
 
+    /// Writes `bytes` as all of `name`, whatever that was. For caches: a power cut may leave anything.
+    ///
+    /// # Errors
+    /// Of the storage; what was there is there then.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (target, temporary) = (self.root.join(name), self.temporary(INCOMING_OBJECT));
+        let file = self.io.create(&temporary);
+        let written = file.and_then(|file| self.io.append(&file, &mut [IoSlice::new(bytes)]));
+        written.and_then(|()| self.io.rename(&temporary, &target)).map_err(|error| {
+            self.remove_incoming(&temporary);
+            storage("cannot replace", &target, error)
+        })
+    }
+
     /// A new name under `incoming/` for a pack.
     pub fn temporary_pack(&self) -> PathBuf {
         self.temporary(INCOMING_PACK)
@@ -276,6 +290,8 @@ pub const INDEX: &str = "index";
 pub const INDEX_NEW: &str = "index.new";
 /// Folder of the counts of references, which is a cache.
 pub const REFERENCES: &str = "references";
+/// File that says when packs were verified, which is a cache.
+pub const VERIFIED: &str = "verified";
 /// File that the one writer holds locked.
 pub const LOCK: &str = "lock";
 /// A name that is taken may be taken by a longer object.

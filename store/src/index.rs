@@ -66,16 +66,7 @@ impl Index {
     /// # Errors
     /// Of the storage, when not even an empty one can be made.
     pub fn open(folder: &Path, access: IndexAccess, repository: RepositoryId) -> Result<Self> {
-        let fresh = |database| Self {
-            database,
-            access,
-            overlay: HashMap::new(),
-            next_pack: 0,
-            applied: Incarnation::default(),
-            skipped: BTreeSet::new(),
-            again: BTreeSet::new(),
-            unflushed: AtomicU32::new(0),
-        };
+        let fresh = |database| Self { database, access, ..Self::in_memory() };
         let opened = match access {
             IndexAccess::Owner => DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder),
             IndexAccess::Guest => open_as_guest(folder),
@@ -106,6 +97,20 @@ impl Index {
                     |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
                 Ok(fresh(Some(DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder).map_err(fail)?)))
             }
+        }
+    }
+
+    /// An empty one that has no database.
+    pub fn in_memory() -> Self {
+        Self {
+            database: None,
+            access: IndexAccess::Guest,
+            overlay: HashMap::new(),
+            next_pack: 0,
+            applied: Incarnation::default(),
+            skipped: BTreeSet::new(),
+            again: BTreeSet::new(),
+            unflushed: AtomicU32::new(0),
         }
     }
 
@@ -181,7 +186,7 @@ impl Index {
                 let mut places =
                     have.map_err(failed)?.map(|bytes| decode_places(&bytes)).transpose()?.unwrap_or_default();
                 if places.iter().all(|it| it.pack != number) {
-                    places.push(place(number, entry));
+                    places.push(Place::of(number, entry));
                     places.sort_unstable();
                     places.truncate(PLACES_MAX);
                     batch.put(entry.id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(&places)?);
@@ -219,7 +224,7 @@ impl Index {
         if self.access == IndexAccess::Owner {
             self.unflushed.fetch_add(1, Relaxed);
         } else {
-            entries.iter().for_each(|entry| self.overlay.entry(entry.id).or_default().push(place(number, entry)));
+            entries.iter().for_each(|entry| self.overlay.entry(entry.id).or_default().push(Place::of(number, entry)));
         }
         self.next_pack = self.next_pack.max(number + 1);
         self.skipped.remove(&number);
@@ -268,14 +273,14 @@ impl Index {
         Ok(())
     }
 
-    /// All chunks of these packs, for damage reports: it reads the whole index.
+    /// All chunks of these packs, where the packs themselves do not tell: it reads the whole index.
     ///
     /// # Errors
     /// Of the storage.
-    pub fn chunks_of(&self, packs: &BTreeSet<u32>) -> Result<Vec<(ChunkId, u32)>> {
+    pub fn chunks_of(&self, packs: &BTreeSet<u32>) -> Result<Vec<(ChunkId, Place)>> {
         let mut found = Vec::new();
         let mut look = |id: ChunkId, places: &[Place]| {
-            found.extend(places.iter().filter(|place| packs.contains(&place.pack)).map(|place| (id, place.pack)));
+            found.extend(places.iter().filter(|place| packs.contains(&place.pack)).map(|place| (id, *place)));
         };
         for read in self.database.iter().flat_map(|database| database.iterator(IteratorMode::Start)) {
             if let Some((id, places)) = row(read)? {
@@ -314,8 +319,11 @@ impl Index {
     }
 }
 
-const fn place(pack: u32, entry: &PackEntry) -> Place {
-    Place { pack, offset: entry.offset, blob_bytes: entry.blob_bytes }
+impl Place {
+    /// Of a record of pack number `pack`.
+    pub const fn of(pack: u32, entry: &PackEntry) -> Self {
+        Self { pack, offset: entry.offset, blob_bytes: entry.blob_bytes }
+    }
 }
 
 /// Id and places, unless the key is no chunk's.

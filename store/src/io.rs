@@ -30,6 +30,9 @@ pub trait Io: Send + Sync {
     /// Gives a file a second name. Fails with `AlreadyExists` when there is one: of many that race, one wins.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives a file another name, in place of what has it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Removes a name.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
@@ -114,6 +117,10 @@ impl Io for DiskIo {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::hard_link(from, to)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

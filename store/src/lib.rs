@@ -26,7 +26,8 @@
 //! | read | write in another process | a reader has its own view, RocksDB as a secondary, and packs it lacks from their footers |
 //! | follow | prune | who finds no next record looks at the digests, and goes on from one (R3) |
 //! | append | prune | a digest above that does not know writer, term and record fences the author (R3) |
-//! | verify | anything | it only reads; what it marks is one more record |
+//! | verify, scrub | anything | it only reads; what it marks is one more record; a pack that went while it was read is no damage |
+//! | an index that fails | anything | another is made by a thread; meanwhile footers tell where chunks are, and nothing is added to the old one |
 //! | make the index again | anything | the new one is made beside; only the exchange has everybody wait |
 //! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
 //!
@@ -40,10 +41,12 @@ mod damage;
 mod directory;
 mod error;
 pub mod format;
+mod history;
 mod index;
 pub mod io;
 mod local;
 mod log;
+mod lookup;
 mod open;
 mod packer;
 mod points;
@@ -51,12 +54,15 @@ mod reader;
 mod rebuild;
 mod references;
 mod room;
+mod scrub;
 mod session;
 pub mod state;
 mod sweep;
+mod verified;
 mod verify;
 
 pub use directory::Directory;
 pub use local::{Access, Local};
 pub use reader::Reader;
+pub use scrub::ScrubOptions;
 pub use session::Session;

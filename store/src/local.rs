@@ -2,9 +2,9 @@
 
 use crate::directory::Directory;
 use crate::format::config::ConfigFile;
-use crate::format::event::{AddedPack, Event, SessionOpened};
-use crate::format::pack::{PackEntry, PackName};
-use crate::index::{Index, Place};
+use crate::format::event::{Event, SessionOpened};
+use crate::format::pack::PackName;
+use crate::index::Index;
 use crate::log::{Author, CommitLog};
 use crate::packer::{Packer, Pending, lock};
 use crate::reader::Reader;
@@ -12,17 +12,19 @@ use crate::room::reserved;
 use crate::session::Session;
 use crate::state::State;
 use crate::sweep::DEAD_BYTES;
+use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, DiskId, Error, ErrorKind, Incarnation, IndexTotals, MapReader, OwnerId, PAGE_ENTRIES, PointChange,
-    PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
-    Result, SessionId, Stats, Suspect, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, Depth, DiskId, Error, ErrorKind, Incarnation, IndexTotals, LogEntry, MapReader, OwnerId,
+    PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport,
+    VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 
 /// How a repository is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,10 @@ pub(crate) struct Inner {
     pub log: Mutex<CommitLog>,
     view: RwLock<Arc<State>>,
     pub index: RwLock<Index>,
+    /// It cannot be used until another one is made.
+    pub index_failed: AtomicBool,
+    /// For threads that may outlive a handle.
+    pub me: OnceLock<Weak<Inner>>,
     /// Held while another index is made.
     pub rebuilding: Mutex<()>,
     /// Held by a sweep.
@@ -61,11 +67,15 @@ pub(crate) struct Inner {
     /// The term's first record is the first that needs it.
     term_begun: AtomicBool,
     /// What reads found damaged in which packs, and the log need not know yet; at most [`DAMAGED_MAX`].
-    damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
+    pub damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
     /// A reader that could not write its session does not try again.
     unwritable: AtomicBool,
     /// Chunks of which write sessions remember what they were told, all of them together.
     pub told: AtomicUsize,
+    /// When packs were verified; read when it is first needed.
+    verified: OnceLock<Mutex<Verified>>,
+    /// What the scrub has done; none where there is none.
+    scrubbed: Mutex<Option<ScrubTotals>>,
     /// Held until the process ends or the repository is closed.
     _lock: Option<File>,
 }
@@ -96,6 +106,8 @@ impl Inner {
             log: Mutex::new(log),
             view,
             index: RwLock::new(index),
+            index_failed: AtomicBool::new(false),
+            me: OnceLock::new(),
             rebuilding: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
             pending: Arc::default(),
@@ -105,6 +117,8 @@ impl Inner {
             damaged: Mutex::default(),
             told: AtomicUsize::new(0),
             unwritable: AtomicBool::new(false),
+            verified: OnceLock::new(),
+            scrubbed: Mutex::default(),
             _lock: lock,
         }
     }
@@ -139,7 +153,7 @@ impl Inner {
         lock(&self.pending).check()?;
         log.catch_up()?;
         let state = self.publish_view(&log);
-        self.index_new_packs(&state)?;
+        self.index_new_packs(&state);
         Ok(state)
     }
 
@@ -189,7 +203,7 @@ impl Inner {
             let known: HashMap<PackName, _> =
                 sealed.iter().map(|(_, pack)| (pack.added.name, pack.entries.clone())).collect();
             // Who holds the log is the one who writes into the index.
-            self.index_packs(&self.index, &state, |pack| known.get(&pack.name).cloned())?;
+            self.add_to_index(&state, |pack| known.get(&pack.name).cloned());
             for (number, _) in sealed {
                 let incoming = lock(&self.pending).logged(number);
                 if let Some(path) = incoming {
@@ -204,6 +218,35 @@ impl Inner {
             lock(&self.pending).fail(&error);
         }
         Ok(state)
+    }
+
+    /// When packs were verified. The first time it is read from its file.
+    pub fn verified(&self) -> MutexGuard<'_, Verified> {
+        let verified = self.verified.get_or_init(|| Verified::load(&self.directory, self.config.config.id).into());
+        verified.lock().expect("no holder panics")
+    }
+
+    /// Keeps it for the next process. Blocking.
+    pub fn save_verified(&self) {
+        if let Err(error) = self.verified().save(&self.directory, &self.state()) {
+            tracing::debug!(%error, "what was verified will be verified again");
+        }
+    }
+
+    /// Adds what is known of verifications.
+    fn tell_verified(&self, state: &State, stats: &mut Stats) {
+        let (now, verified) = (self.world.now(), self.verified());
+        for pack in state.packs().values().filter(|pack| pack.doomed.is_none()) {
+            let last = verified.last(&pack.added.name, Depth::Decode, now);
+            stats.packs_unverified += u64::from(last.is_none());
+            stats.oldest_verified = [stats.oldest_verified, last].into_iter().flatten().min();
+        }
+        stats.scrub = self.scrubbed(|totals| *totals);
+    }
+
+    /// Looks at, or changes, what the scrub has done.
+    pub fn scrubbed<T>(&self, with: impl FnOnce(&mut Option<ScrubTotals>) -> T) -> T {
+        with(&mut self.scrubbed.lock().expect("no holder panics"))
     }
 
     /// What reads found since the last record.
@@ -242,92 +285,6 @@ impl Inner {
         let stale = state.sessions().values().filter(|it| it.writer != self.author.writer && it.time.0 < oldest);
         let fenced = stale.map(|session| Event::SessionFenced(session.opened.session));
         [Event::WriterTerm].into_iter().chain(fenced).collect()
-    }
-
-    /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
-    /// what is in it counts as missing until it can be read when the repository is opened.
-    pub fn index_new_packs(&self, state: &State) -> Result<()> {
-        self.index_packs(&self.index, state, |_| None)
-    }
-
-    /// Adds to `index` what it does not have. It has one writer, and whoever asks meanwhile waits for single packs' notes
-    /// only, not for the database.
-    pub fn index_packs(
-        &self,
-        into: &RwLock<Index>,
-        state: &State,
-        known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>,
-    ) -> Result<()> {
-        let index = || into.write().expect("no holder panics");
-        let (again, next) = {
-            let mut index = index();
-            (index.take_again(), index.next_pack())
-        };
-        let new = state.packs().range(next..).map(|(number, _)| *number);
-        for number in again.into_iter().chain(new) {
-            let Some(pack) = state.packs().get(&number) else {
-                index().forget(number);
-                continue;
-            };
-            let name = &pack.added.name;
-            let entries = match known(&pack.added) {
-                Some(entries) => Ok(entries),
-                // Twice, because one bad moment would have all of the pack sent again.
-                None => crate::reader::footer(&self.directory, &pack.added)
-                    .or_else(|_| crate::reader::footer(&self.directory, &pack.added))
-                    .map(Arc::new),
-            };
-            match entries {
-                Ok(entries) => {
-                    into.read().expect("no holder panics").write(number, &entries)?;
-                    index().added(number, &entries);
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        pack = %name, %error,
-                        "a pack cannot be read, and what is in it counts as missing; it is tried again whenever the \
-                         repository is opened, and `windlass verify` tells what needs it"
-                    );
-                    index().skip(number);
-                }
-            }
-        }
-        index().tag(self.config.config.id, state.end())?;
-        let index = into.read().expect("no holder panics");
-        if index.flush_is_due() { index.flush() } else { Ok(()) }
-    }
-
-    /// The usable place of each chunk: the earliest pack that holds it, is not doomed, and where it is not suspect
-    /// (R9). Blocking.
-    ///
-    /// # Errors
-    /// Of the index.
-    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
-        let places = self.index.read().expect("no holder panics").places(ids)?;
-        let state = self.state();
-        let all_sound = state.suspects().is_empty() && self.nothing_damaged();
-        let usable = |id: &ChunkId, place: &Place| match all_sound {
-            true => state.is_live(place.pack),
-            false => self.is_usable(&state, id, place.pack),
-        };
-        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| usable(id, place))).collect())
-    }
-
-    /// A place of each chunk in a doomed pack that is not known to be damaged there. Nothing new may rely on it. Blocking.
-    ///
-    /// # Errors
-    /// Of the index.
-    pub fn locate_doomed(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
-        let places = self.index.read().expect("no holder panics").places(ids)?;
-        let state = self.state();
-        let damaged = self.damaged.lock().expect("no holder panics");
-        let readable = |id: &ChunkId, place: &Place| {
-            state.packs().get(&place.pack).is_some_and(|pack| {
-                let here = (*id, pack.added.name);
-                pack.doomed.is_some() && !state.suspects().contains(&here) && !damaged.contains(&here)
-            })
-        };
-        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| readable(id, place))).collect())
     }
 
     /// Damaged chunks that are nowhere sound: those after `after`, in order, at most `max`. Blocking.
@@ -389,7 +346,10 @@ impl Local {
                 inner.append(|_| Ok(Vec::new()))?;
                 inner.set_packer(None);
             }
-            inner.index.read().expect("no holder panics").flush()
+            if let Err(error) = inner.index.read().expect("no holder panics").flush() {
+                tracing::warn!(%error, "the next opening adds to the index what this one could not");
+            }
+            Ok(())
         })
         .await
     }
@@ -527,6 +487,7 @@ impl Repository for Local {
             stats.bytes_stored += pack.added.bytes;
             stats.bytes_waiting += if pack.doomed.is_some() { pack.added.bytes } else { 0 };
         }
+        self.inner.tell_verified(&state, &mut stats);
         stats.bytes_dead = state.setting(DEAD_BYTES).and_then(|text| text.parse().ok());
         if let Ok(space) = self.inner.directory.io().space(self.inner.directory.root()) {
             (stats.bytes_free, stats.bytes_reserved) = (Some(space.free), reserved(space));
@@ -558,6 +519,10 @@ impl Repository for Local {
 
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         self.with(move |inner| inner.wanted(after, Self::WANTED_MAX)).await
+    }
+
+    async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
+        self.with(move |inner| inner.log_after(after)).await
     }
 
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {

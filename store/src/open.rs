@@ -85,7 +85,7 @@ impl Local {
     pub async fn open_with(path: &Path, access: Access, pool: Pool, world: World, io: Arc<dyn Io>) -> Result<Self> {
         let directory = Directory::new(path, io, world.clone());
         let inner = blocking(move || open(directory, access, pool, world)).await?;
-        let local = Self { inner: Arc::new(inner) };
+        let local = Self { inner };
         if access == Access::Write {
             local.start_packer();
             local.adopt_incoming().await?;
@@ -174,7 +174,7 @@ impl Local {
     }
 }
 
-fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Result<Inner> {
+fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Result<Arc<Inner>> {
     let config = read_config(&directory)?;
     let lock = match access {
         Access::Write => Some(take_lock(&directory)?),
@@ -205,7 +205,9 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
     };
     let state = log.state().clone();
     let inner = Inner::new((directory, config, pool, world), author, log, index, lock);
-    inner.index_new_packs(&state)?;
+    let inner = Arc::new(inner);
+    let _ = inner.me.set(Arc::downgrade(&inner));
+    inner.index_new_packs(&state);
     Ok(inner)
 }
 

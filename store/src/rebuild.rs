@@ -8,6 +8,7 @@ use crate::index::{Index, IndexAccess};
 use crate::local::Inner;
 use mover::{IndexTotals, Phase, Progress, Result};
 use std::sync::RwLock;
+use std::sync::atomic::Ordering::SeqCst;
 
 impl Inner {
     /// See [`mover::Repository::rebuild_index`]. A process that dies meanwhile leaves the old index, or none, which is made
@@ -44,6 +45,7 @@ impl Inner {
             Index::remove(&folder)?;
             std::fs::rename(&beside, &folder).map_err(|error| storage("cannot rename", &beside, error))?;
             *index = Index::open(&folder, IndexAccess::Owner, id)?;
+            self.index_failed.store(false, SeqCst);
         }
         progress.enter(Phase::Done);
         let chunks = state.packs().values().map(|pack| u64::from(pack.added.chunks)).sum();

@@ -15,7 +15,6 @@ use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
 use crate::index::Index;
 use crate::local::{Inner, Local};
 use crate::packer::{Arrival, lock};
-use crate::reader;
 use crate::references::References;
 use crate::state::State;
 use choice::Choice;
@@ -40,18 +39,23 @@ impl Local {
         }
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
-        let mut report = if options.dry_run {
-            self.quietly(move |inner| inner.look_only(options)).await?
+        let swept = if options.dry_run {
+            self.quietly(move |inner| inner.look_only(options)).await
         } else {
-            self.quietly(move |inner| inner.begin_sweep(token, options)).await?;
-            self.swept(token, options, &progress).await?
+            self.swept(token, options, &progress).await
         };
+        if swept.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreIo) {
+            // Perhaps it was the counts: they are a cache, and the next sweep begins with new ones.
+            let _ = self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await;
+        }
+        let mut report = swept?;
         self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await.inspect(|_| {
             progress.enter(Phase::Done);
         })
     }
 
     async fn swept(&self, token: [u8; 16], options: SweepOptions, progress: &Progress) -> Result<SweepReport> {
+        self.quietly(move |inner| inner.begin_sweep(token, options)).await?;
         let mut report = SweepReport::default();
         // First what was doomed before: packing again needs room.
         let (files, bytes) = self.quietly(move |inner| inner.remove_orphans(token, false)).await?;
@@ -150,8 +154,8 @@ impl Local {
     ) -> Result<BTreeSet<u32>> {
         let (mut broken, pacer, state) = (BTreeSet::new(), Pacer::new(rate), self.inner.state());
         for (&number, is_live) in packs {
-            let pack = state.packs()[&number].added.clone();
-            let entries = self.with(move |inner| reader::footer(&inner.directory, &pack)).await?;
+            let there = state.clone();
+            let entries = self.with(move |inner| inner.records_of(&there, number)).await?;
             let live = entries.iter().zip(is_live).filter(|(_, live)| **live).map(|(entry, _)| entry);
             if !self.pack_chunks_again(batches(live), &pacer, progress).await? {
                 broken.insert(number);

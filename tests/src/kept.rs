@@ -119,7 +119,7 @@ impl Bench {
     /// # Panics
     /// When it cannot be done; damage is in the report.
     pub async fn verify(&self, repository: &Local, depth: Depth) -> VerifyReport {
-        let options = VerifyOptions { depth, points: Vec::new() };
+        let options = VerifyOptions::new(depth);
         repository.verify(options, Arc::new(Progress::default())).await.expect("it can be verified")
     }
 }
@@ -159,6 +159,10 @@ impl Io for Frozen {
     }
 
     fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 

@@ -3,9 +3,10 @@
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, PointChange,
-    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig,
-    RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, LogEntry, Manifest,
+    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
+    WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -163,6 +164,11 @@ impl<R: Repository> Repository for Meddled<'_, R> {
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         self.meddling.operation("wanted")?;
         self.inner.wanted(after).await
+    }
+
+    async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
+        self.meddling.operation("log")?;
+        self.inner.log(after).await
     }
 
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {

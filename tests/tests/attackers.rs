@@ -159,6 +159,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0014 => bare(Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) })),
         0x0015 => bare(Request::ChangePoints(ChangeIn { repository, change: PointChange::Pin, points: vec![id] })),
         0x0016 => bare(Request::WantedChunks(WantedOf { repository, after: None })),
+        0x0017 => bare(Request::Log(LogIn { repository, after: 0 })),
         0x0020 => bare(Request::Begin(BeginIn { repository, begin: begin(world) })),
         0x0021 => (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), ids),
         0x0022 => lie(session),
@@ -181,7 +182,14 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
             let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
             bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))
         }
-        0x0051 => bare(Request::Verify(VerifyIn { repository, depth: 0, percent: 0, points: vec![id] })),
+        0x0051 => bare(Request::Verify(VerifyIn {
+            repository,
+            depth: 0,
+            percent: 0,
+            points: vec![id],
+            outdated_after_ms: None,
+            rate: None,
+        })),
         0x0052 => bare(Request::RebuildIndex(Whole { repository })),
         0x0053 => bare(Request::Sweep(SweepIn { repository, options: SweepOptions::default() })),
         _ => panic!("request {code:#06x} has no sample here"),

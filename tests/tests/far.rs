@@ -102,7 +102,7 @@ async fn what_was_guessed_wrong_is_read_again_a_few_at_a_time() {
     assert!(count > PIECES && count < 2 * PIECES, "{count} reads: some were guessed, those before them not");
     let most = reads.most_at_once.load(SeqCst);
     assert!(most <= 32, "{most} at once");
-    let everything = VerifyOptions { depth: Depth::Decode, points: Vec::new() };
+    let everything = VerifyOptions::new(Depth::Decode);
     assert_eq!(far.mem.verify(everything, Arc::default()).await.unwrap().errors, []);
     let reader = far.mem.read(&[made.point.id]).await.unwrap();
     let disk = &reader.manifest(made.point.id).await.unwrap().disks[0];

@@ -22,6 +22,7 @@ fn every_command_of_a_directory_works_on_a_node() {
         &["show", "web@latest", "-r", "NODE"],
         &["diff", "web@latest~1", "web@latest", "-r", "NODE"],
         &["stats", "-r", "NODE"],
+        &["show", "--log", "-r", "NODE"],
         &["verify", "--read-data", "web@latest", "-r", "NODE"],
         &["init", "-r", "HERE/second", "--like", "NODE"],
         &["copy", "--all", "-r", "NODE", "--to", "HERE/second"],
@@ -44,6 +45,45 @@ fn every_command_of_a_directory_works_on_a_node() {
     signal(&node.0, Signal::TERM);
     assert!(node.0.wait().unwrap().success(), "a graceful stop");
     place.done(&["verify", "--decode", "-r", "REPO"]);
+}
+
+#[test]
+fn a_node_scrubs_what_it_serves_and_its_log_can_be_read() {
+    let place = Place::new(8);
+    let config = place.path("site/windlass-store.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("scrub_seconds = 1\nscrub_rate = \"1GiB\"\n{text}")).unwrap();
+    let _node = place.node();
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    let stats = || -> serde_json::Value {
+        serde_json::from_slice(&place.done(&["stats", "--json", "-r", "NODE"]).stdout).unwrap()
+    };
+    wait_until("the scrub", || stats()["scrub"]["packs"].as_u64() >= Some(2));
+    let told = stats();
+    assert_eq!((told["packs_unverified"].as_u64(), told["scrub"]["chunks_damaged"].as_u64()), (Some(0), Some(0)));
+    assert!(told["oldest_verified"].is_string(), "{told}");
+    // One byte of a blob rots.
+    let pack = place.packs().into_iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
+    let (file, mut byte) = (File::options().read(true).write(true).open(pack).unwrap(), [0]);
+    file.read_exact_at(&mut byte, 5000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 5000).unwrap();
+    wait_until("the damage", || stats()["chunks_suspect"].as_u64() == Some(1));
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    assert_eq!(stats()["chunks_suspect"].as_u64(), Some(0));
+    place.done(&["verify", "--decode", "-r", "NODE"]);
+
+    let read = |after: &str| -> Vec<serde_json::Value> {
+        let printed = place.done(&["show", "--log", "--after", after, "--json", "-r", "NODE"]).stdout;
+        String::from_utf8(printed).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let log = read("0");
+    assert!(log.iter().zip(1..).all(|(record, number)| record["record"].as_u64() == Some(number)), "{log:?}");
+    let events = log.iter().flat_map(|record| record["events"].as_array().unwrap()).map(|it| it.as_str().unwrap());
+    let events: Vec<&str> = events.collect();
+    for said in ["packs added", "of web committed", "is damaged in pack"] {
+        assert!(events.iter().any(|event| event.contains(said)), "{said}: {events:?}");
+    }
+    assert_eq!(read("3").len(), read("0").len() - 3);
 }
 
 #[test]

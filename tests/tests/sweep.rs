@@ -211,6 +211,31 @@ async fn what_cannot_be_told_stays() {
     assert!(refused >= 2 && swept >= 1, "{refused} refused, {swept} swept");
 }
 
+/// The counts are a cache: when they fail, no more than one sweep does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_that_fail_are_made_again() {
+    let story = Story::new().await;
+    let work = story.copy();
+    story.sweep(work.path(), SweepOptions { dry_run: true, ..eager() }).await.unwrap();
+    let references = work.path().join("references");
+    let tables = files(&references).into_iter().filter(|it| it.extension().is_some_and(|it| it == "sst"));
+    let mut damaged = 0;
+    for table in tables {
+        let path = references.join(table);
+        let bytes: Vec<u8> =
+            fs::read(&path).unwrap().iter().enumerate().map(|(at, it)| it ^ u8::from(at < 400)).collect();
+        fs::write(&path, bytes).unwrap();
+        damaged += 1;
+    }
+    assert!(damaged > 0);
+    // As soon as they are opened, or in the middle.
+    if let Err(failed) = story.sweep(work.path(), eager()).await {
+        assert!(failed.kind() == ErrorKind::StoreIo && failed.to_string().contains("references"), "{failed}");
+    }
+    story.sweep(work.path(), eager()).await.unwrap();
+    story.settled(work.path(), "counted again").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotten_chunk_is_not_laundered() {
     // F19: what is packed again must be what its id says.

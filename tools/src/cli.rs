@@ -209,17 +209,23 @@ pub struct Points {
     pub place: Place,
 }
 
-/// Show a recovery point: disks, sizes, consistency, change tracking and why
+/// Show a recovery point: disks, sizes, consistency, change tracking and why; or the repository's commit log
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   windlass show web@latest -r /backup/main
-  windlass show web@2026-01-02T03:04:05Z -r /backup/main
-  windlass show 3fa9c1d2 --json -r /backup/main")]
+  windlass show web@2026-01-02T03:04:05Z --json -r /backup/main
+  windlass show --log --after 1200 -r quic://store1.example/main")]
 pub struct Show {
     /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
-    #[arg(value_parser = parsed::<Selector>)]
-    pub point: Selector,
+    #[arg(value_parser = parsed::<Selector>, required_unless_present = "log")]
+    pub point: Option<Selector>,
+    /// Everything that ever happened in the repository, as far back as the log goes
+    #[arg(long, conflicts_with = "point")]
+    pub log: bool,
+    /// Only the records after this one
+    #[arg(long, value_name = "NUMBER", requires = "log", default_value_t = 0)]
+    pub after: u64,
     #[command(flatten)]
     pub place: Place,
 }
@@ -314,8 +320,9 @@ pub struct Copy {
 #[command(after_help = "\
 Examples:
   windlass verify -r quic://store1.example/main
-  windlass verify --read-data=10 -r /backup/main
-  windlass verify web@latest --decode --json -r /backup/main")]
+  windlass verify web@latest --read-data --json -r /backup/main
+  windlass verify --decode --outdated-after 7d --rate 100MiB -r /backup/main
+  windlass verify --decode --repair --also-from quic://store2.example/main -r /backup/main")]
 pub struct Verify {
     /// Only these points
     #[arg(value_parser = parsed::<Selector>)]
@@ -327,6 +334,12 @@ pub struct Verify {
     /// Decode and fingerprint every chunk
     #[arg(long, conflicts_with = "read_data")]
     pub decode: bool,
+    /// Do not read again what was found sound no longer ago than this: how one that was interrupted goes on
+    #[arg(long, value_name = "DURATION", value_parser = parsed_duration)]
+    pub outdated_after: Option<Duration>,
+    /// Read no more than this in a second: 20MiB
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
+    pub rate: Option<u64>,
     /// Replace what is damaged
     #[arg(long, requires = "also_from")]
     pub repair: bool,

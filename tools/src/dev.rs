@@ -3,6 +3,7 @@
 mod dump;
 mod fuzz;
 mod tidy;
+mod torture;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -37,13 +38,22 @@ enum Task {
         #[arg(long)]
         decode: bool,
     },
-    /// Feed foreign bytes to every decoder of the wire and the records; needs the nightly toolchain
+    /// Feed foreign bytes to every decoder; needs the nightly toolchain
     Fuzz {
-        /// One of blobs, manifests, messages, pages, words; all without
+        /// One of blobs, manifests, messages, nbd, pages, records, words; all without
         target: Option<String>,
         /// For how long each
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+    },
+    /// Run for long what looks for defects: the reference model, simulations, power cuts, kills, flipped bytes, fuzzing
+    Torture {
+        /// About so long, beside what tries all there is
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+        /// Only kill_points, store_damage, power_cut, simulation, model or fuzz
+        #[arg(long)]
+        only: Option<String>,
     },
     /// Measure
     #[command(subcommand)]
@@ -108,6 +118,15 @@ enum Bench {
         #[arg(long, default_value_t = 7)]
         rounds: u32,
     },
+    /// Verifications beside b3sum and bare decoding
+    Verify {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds; medians are judged
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
     /// A backup into a storage node that is attacked meanwhile, beside one that is not
     Attack {
         /// Folder with day1.raw
@@ -160,7 +179,12 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => shell(&workspace()?, "./check", &[]),
         Task::Tidy => tidy::run(&workspace()?),
         Task::Golden => golden(&workspace()?),
-        Task::Fuzz { target, seconds } => fuzz::run(&workspace()?, target.as_deref(), seconds),
+        Task::Fuzz { target, seconds } => {
+            let told = fuzz::run(&workspace()?, target.as_deref(), seconds)?;
+            told.iter().for_each(|it| println!("{it}"));
+            Ok(())
+        }
+        Task::Torture { minutes, only } => torture::run(&workspace()?, minutes, only.as_deref()),
         Task::Dump { file, decode } => dump::run(&file, decode),
         Task::Bench(Bench::E2e { data, runs, work }) => windlass_bench::e2e(&windlass_bench::E2eOptions {
             windlass: std::env::current_exe()?.with_file_name("windlass"),
@@ -186,6 +210,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Bench(Bench::Sweep { data, points, rounds }) => {
             windlass_bench::sweep(&std::env::current_exe()?.with_file_name("windlass"), &data, points, rounds)
+        }
+        Task::Bench(Bench::Verify { data, rounds }) => {
+            windlass_bench::verify(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
         Task::Bench(Bench::Attack { data, rounds, only, work }) => {
             windlass_bench::attack(&windlass_bench::AttackOptions {

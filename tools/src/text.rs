@@ -66,8 +66,10 @@ pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
 
 /// `30s`, `5m`, `1h`.
 pub fn parsed_duration(text: &str) -> Result<Duration, Error> {
-    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    span.ok_or_else(|| Error::usage("write a duration such as 30s or 5m"))
+    let span = text.parse::<jiff::Span>().ok();
+    let length = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
+    let length = length.and_then(|length| Duration::try_from(length).ok());
+    length.ok_or_else(|| Error::usage("write a duration such as 30s, 5m or 7d"))
 }
 
 /// `none`, `zstd`, `zstd:LEVEL`.

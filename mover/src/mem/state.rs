@@ -303,11 +303,8 @@ impl State {
             packs: self.packs,
             bytes_logical: living().map(|point| point.bytes_logical).sum(),
             bytes_stored: self.chunks.values().map(|held| held.blob.bytes().len() as u64).sum(),
-            bytes_dead: None,
-            bytes_waiting: 0,
-            bytes_free: None,
-            bytes_reserved: 0,
             suspects: self.suspects.len() as u64,
+            ..Stats::default()
         }
     }
 

@@ -28,8 +28,8 @@ pub fn allows(role: Role, request: &Request) -> bool {
         }
         // It has the node go wherever the request says.
         Request::Pull(_) => matches!(role, Role::Admin),
-        // What is damaged is nobody else's business: its ids are what the chunks are asked for with.
-        Request::WantedChunks(_) => matches!(role, Role::Admin),
+        // What is damaged is nobody else's business: its ids are what the chunks are asked for with. So is what all others do.
+        Request::WantedChunks(_) | Request::Log(_) => matches!(role, Role::Admin),
         // It takes much of what the node has.
         Request::Verify(_) | Request::RebuildIndex(_) => matches!(role, Role::Admin),
         // Whoever may back machines up must not be able to take the past away.

@@ -7,18 +7,19 @@ use super::serve::{Answer, Done, Refused, send};
 use crate::{Error, IndexTotals, Progress, Repository, Result, SweepOptions, SweepReport, VerifyOptions, VerifyReport};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The node's half of a verification.
 pub(super) async fn verify<R: Repository>(repository: &R, options: VerifyOptions, to: &mut Answer) -> Done {
     let progress = Arc::new(Progress::default());
     let report = told(repository.verify(options, progress.clone()), &progress, to).await?;
-    let VerifyReport { points, chunks, bytes_read, errors } = report;
+    let VerifyReport { points, chunks, bytes_read, packs_skipped, errors } = report;
     let mut errors = errors.into_iter().map(Damage::from).peekable();
     while errors.peek().is_some() {
         let page = errors.by_ref().take(DAMAGES_MAX).collect();
         send(to, &Reply::Damages(page), Vec::new(), true).await?;
     }
-    Ok(send(to, &Reply::Verified(Verified { points, chunks, bytes_read }), Vec::new(), false).await?)
+    Ok(send(to, &Reply::Verified(Verified { points, chunks, bytes_read, packs_skipped }), Vec::new(), false).await?)
 }
 
 /// The node's half of making an index again.
@@ -58,50 +59,58 @@ impl Remote {
             let many = format!("{} points at once, more than {VERIFIED_POINTS_MAX}", options.points.len());
             return Err(Error::usage(many).hint("name fewer, or none to verify everything"));
         }
-        let request = Request::Verify(VerifyIn::new(self.config().id, options));
+        let (began, repository) = (Instant::now(), self.config().id);
+        let request = |attempt| {
+            let mut options = options.clone();
+            if attempt > 0 {
+                // What was found sound before the answer broke off need not be read again.
+                options.outdated_after = Some(options.outdated_after.unwrap_or_default().max(began.elapsed()));
+            }
+            Request::Verify(VerifyIn::new(repository, options))
+        };
         let take = |errors: &mut Vec<_>, reply| match reply {
             Reply::Damages(page) if errors.len() + page.len() <= VerifyReport::ERRORS_MAX => {
                 errors.extend(page.into_iter().map(Into::into));
                 Ok(None)
             }
-            Reply::Verified(Verified { points, chunks, bytes_read }) => {
-                Ok(Some(VerifyReport { points, chunks, bytes_read, errors: std::mem::take(errors) }))
+            Reply::Verified(Verified { points, chunks, bytes_read, packs_skipped }) => {
+                Ok(Some(VerifyReport { points, chunks, bytes_read, packs_skipped, errors: std::mem::take(errors) }))
             }
             _ => Err(unexpected()),
         };
-        self.done_there(&request, progress, take).await
+        self.done_there(request, progress, take).await
     }
 
     /// The client's half of making an index again.
     pub(super) async fn rebuild_index_there(&self, progress: &Progress) -> Result<IndexTotals> {
-        let request = Request::RebuildIndex(Whole { repository: self.config().id });
+        let request = |_| Request::RebuildIndex(Whole { repository: self.config().id });
         let take = |(): &mut (), reply| match reply {
             Reply::Rebuilt(totals) => Ok(Some(totals)),
             _ => Err(unexpected()),
         };
-        self.done_there(&request, progress, take).await
+        self.done_there(request, progress, take).await
     }
 
     /// The client's half of a sweep.
     pub(super) async fn sweep_there(&self, options: SweepOptions, progress: &Progress) -> Result<SweepReport> {
-        let request = Request::Sweep(SweepIn { repository: self.config().id, options });
+        let request = |_| Request::Sweep(SweepIn { repository: self.config().id, options });
         let take = |(): &mut (), reply| match reply {
             Reply::Swept(report) => Ok(Some(report)),
             _ => Err(unexpected()),
         };
-        self.done_there(&request, progress, take).await
+        self.done_there(request, progress, take).await
     }
 
     /// Has the node do it, shows how far it is, and gives the rest of the answer to `take` until that makes something of
-    /// it. An answer that breaks off is asked for again, from the beginning.
+    /// it. An answer that breaks off is asked for again; `request` is told how often it was before.
     async fn done_there<S: Default, T>(
         &self,
-        request: &Request,
+        request: impl Fn(u32) -> Request,
         progress: &Progress,
         take: impl Fn(&mut S, Reply) -> Result<Option<T>>,
     ) -> Result<T> {
-        for _ in 0..ATTEMPTS {
-            let (first, mut rest) = self.link.calls(request, &[]).await?;
+        for attempt in 0..ATTEMPTS {
+            let (first, mut rest) = self.link.calls(&request(attempt), &[]).await?;
             let (mut next, mut so_far) = (Some(first), S::default());
             while let Some(frame) = next {
                 match frame.message {

@@ -13,9 +13,9 @@ pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
-    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, IndexTotals, Name, Origin,
-    PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect, SweepOptions,
-    SweepReport, Timestamp, Verification, codec,
+    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, IndexTotals, LogEntry, Name,
+    Origin, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect,
+    SweepOptions, SweepReport, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
@@ -116,6 +116,8 @@ messages! {
         0x0015 ChangePoints(ChangeIn), 64 << 10, 0;
         /// Chunks that are wanted.
         0x0016 WantedChunks(WantedOf), 128, 0;
+        /// What the commit log says.
+        0x0017 Log(LogIn), 64, 0;
         /// Opens a write session.
         0x0020 Begin(BeginIn), 4 << 10, 0;
         /// Which chunks must be put. Bulk: the ids.
@@ -175,7 +177,7 @@ messages! {
         /// To `List`, in several.
         0x8010 Points(Vec<RecoveryPoint>), POINTS_BYTES_MAX, 0;
         /// To `Stats`.
-        0x8011 Totals(Stats), 192, 0;
+        0x8011 Totals(Stats), 256, 0;
         /// To `Incarnation`.
         0x8012 Ends(Incarnation), 64, 0;
         /// To `HasBeen`.
@@ -184,6 +186,8 @@ messages! {
         0x8014 Seen(Option<Incarnation>), 64, 0;
         /// To `WantedChunks`. Bulk: the ids.
         0x8016 WantedIds(()), 0, IDS_MAX * 32;
+        /// To `Log`.
+        0x8017 Records(Vec<LogEntry>), LogEntry::TOGETHER_BYTES_MAX, 0;
         /// To `Begin` and `Read`: the session. More may follow.
         0x8020 Session(Of), 64, 0;
         /// To `Begin`, after `Session`: suspect chunks.
@@ -312,6 +316,15 @@ pub struct WantedOf {
     pub repository: RepositoryId,
     /// Those after this one.
     pub after: Option<[u8; 32]>,
+}
+
+/// Asks what the commit log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogIn {
+    /// Of which repository.
+    pub repository: RepositoryId,
+    /// After this record.
+    pub after: u64,
 }
 
 /// Changes points.

@@ -5,13 +5,13 @@ use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
 use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
 use super::message::{
-    Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, ManifestOf, Of, Open, PUT_BYTES_MAX, PeerOf,
-    Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
+    Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogIn, ManifestOf, Of, Open, PUT_BYTES_MAX,
+    PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
 };
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, Manifest, Name,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, Name,
     PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
     RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
     WriteSession,
@@ -159,6 +159,13 @@ impl Repository for Remote {
         let request = WantedOf { repository: self.config.id, after: after.map(|id| id.0) };
         match self.link.call(&Request::WantedChunks(request), &[]).await? {
             (Reply::WantedIds(()), bytes) => bulk::ids(&bytes),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
+        match self.ask(Request::Log(LogIn { repository: self.config.id, after })).await? {
+            Reply::Records(entries) => Ok(entries),
             _ => Err(unexpected()),
         }
     }

@@ -383,6 +383,7 @@ impl<R: Repository + 'static> Node<R> {
                 let ids = self.of(repository)?.repository.wanted(after.map(ChunkId)).await?;
                 Ok(send(to, &Reply::WantedIds(()), vec![bulk::of_ids(ids.into_iter())], false).await?)
             }
+            Request::Log(it) => say(to, Reply::Records(self.of(it.repository)?.repository.log(it.after).await?)).await,
             Request::Begin(it) => {
                 let served = self.of(it.repository)?;
                 served.has_room(holder)?;

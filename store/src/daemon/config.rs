@@ -36,6 +36,13 @@ pub struct Config {
     /// Most bytes of chunks that are sent in a second.
     #[serde(default)]
     pub send_rate: Option<Rate>,
+    /// How long after it was verified each pack is read again, in seconds, chunk by chunk; 30 days when it is not said, never
+    /// when it is 0.
+    #[serde(default = "scrub_seconds")]
+    pub scrub_seconds: u64,
+    /// Most bytes of each repository that are read for that in a second; `20MiB` when it is not said.
+    #[serde(default = "scrub_rate")]
+    pub scrub_rate: Rate,
     /// What is served.
     #[serde(default)]
     pub repository: Vec<Repository>,
@@ -95,6 +102,14 @@ const fn certificate_seconds() -> u64 {
     LIFE.as_secs()
 }
 
+const fn scrub_seconds() -> u64 {
+    30 * 86_400
+}
+
+const fn scrub_rate() -> Rate {
+    Rate(20 << 20)
+}
+
 /// Shorter ones could not be renewed in time, longer ones would live on where they were stolen.
 const CERTIFICATE_SECONDS: RangeInclusive<u64> = 10..=365 * 86_400;
 
@@ -109,6 +124,9 @@ mod tests {
         let config = Config::parse(text).unwrap();
         assert_eq!(config.congestion, Congestion::Bbr);
         assert_eq!(config.repository[0].path, Path::new("/backup/main"));
+        assert_eq!((config.scrub_seconds, config.scrub_rate), (2_592_000, Rate(20 << 20)));
+        let other = Config::parse(&format!("scrub_seconds = 0\nscrub_rate = \"1MiB\"\n{text}")).unwrap();
+        assert_eq!((other.scrub_seconds, other.scrub_rate), (0, Rate(1 << 20)));
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
     let config = format!(
         "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\
          # Makes tokens and gives certificates out, with what is in this folder.\nauthority = \".\"\n# Who is shut out, a line for each: proxy host7\n\
-         deny = \"deny\"\n\n# [[repository]]\n# name = \"main\"\n\
+         deny = \"deny\"\n\
+         # Each pack is read again, chunk by chunk, after 30 days; 0: never.\n# scrub_seconds = 2592000\n# scrub_rate = \"20MiB\"\n\n# [[repository]]\n# name = \"main\"\n\
          # path = \"/backup/main\"\n",
         arguments.listen
     );

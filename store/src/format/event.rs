@@ -1,6 +1,7 @@
 //! Events: what a log record states. Layout in FORMAT.md, section "Log".
 
 mod body;
+mod text;
 
 use super::pack::PackName;
 use body::{read_incarnation, read_points, write_points};

@@ -306,7 +306,8 @@ pub const RECORD_HEADER_BYTES: usize = 56;
 pub const ENTRY_BYTES: usize = 64;
 /// Largest pack that is read: twice what is written, for packs of single large chunks.
 pub const PACK_BYTES_MAX: u64 = 128 << 20;
-const TRAILER_BYTES: usize = 16;
+/// Bytes at the end, of which the footer is found.
+pub const TRAILER_BYTES: usize = 16;
 const PACK_MAGIC: &[u8; 8] = b"WLPACK\r\n";
 const PACK_VERSION: u16 = 1;
 const RECORD_MAGIC: &[u8; 4] = b"WLRC";

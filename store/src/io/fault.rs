@@ -172,6 +172,10 @@ impl<I: Io> Io for FaultIo<I> {
         self.run(|| self.inner.link(from, to))
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(|| self.inner.rename(from, to))
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.run(|| self.inner.remove(path))
     }

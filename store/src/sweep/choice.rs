@@ -7,7 +7,7 @@ use crate::packer::{PACK_BYTES_TARGET, PACK_CHUNKS_TARGET};
 use crate::reader;
 use crate::references::References;
 use crate::state::State;
-use chunker::ChunkId;
+use chunker::{ChunkId, ChunkKind};
 use mover::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,7 +96,7 @@ impl Inner {
         let gone = dead.keys().filter(|number| !state.packs().contains_key(number));
         choice.dead_bytes.extend(gone.map(|number| (*number, 0)));
         references.dead(|ids| {
-            for place in self.index.read().expect("no holder panics").places(&ids)?.iter().flatten() {
+            for place in self.places(&ids)?.iter().flatten() {
                 // What died in a pack that no sweep has looked at is found by the one that does.
                 if place.pack < looked_at && Self::may_be_doomed(state, marked, place.pack) {
                     let bytes = dead.entry(place.pack).or_default();
@@ -174,7 +174,7 @@ impl Inner {
 
     fn looked_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
         let pack = &state.packs()[&number].added;
-        let entries = reader::footer(&self.directory, pack)?;
+        let entries = self.records_of(state, number)?;
         let mut looked = Looked { live: vec![false; entries.len()], entries, dead_bytes: 0, held: false };
         let Looked { entries, live, dead_bytes, held } = &mut looked;
         for_each_batch(entries, |batch, ids| {
@@ -196,6 +196,34 @@ impl Inner {
         Ok(looked)
     }
 
+    /// All records of a pack: from its footer; where that does not read, as the index has them. What a part of them says
+    /// decides nothing: the others may be needed.
+    ///
+    /// # Errors
+    /// `Integrity` when neither has as many as the log says; of the storage.
+    pub(super) fn records_of(&self, state: &State, number: u32) -> Result<Vec<PackEntry>> {
+        let pack = &state.packs()[&number].added;
+        let whole = |entries: &Vec<PackEntry>| u32::try_from(entries.len()) == Ok(pack.chunks);
+        let read = reader::footer(&self.directory, pack);
+        if let Ok(entries) = read
+            && whole(&entries)
+        {
+            return Ok(entries);
+        }
+        let known = self.index.read().expect("no holder panics").chunks_of(&BTreeSet::from([number]))?;
+        let entry = |(id, Place { offset, blob_bytes, .. })| {
+            let kind = if pack.kind == PackKind::Page { ChunkKind::Page } else { ChunkKind::Data };
+            // What the index does not say is needed by nobody who asks here.
+            PackEntry { id, kind, offset, blob_bytes, plain_bytes: blob_bytes, blob_hash: [0; 16] }
+        };
+        let mut entries: Vec<PackEntry> = known.into_iter().map(entry).collect();
+        entries.sort_unstable_by_key(|entry| entry.offset);
+        if whole(&entries) {
+            return Ok(entries);
+        }
+        Err(Error::integrity(format!("of {} records only {} are known", pack.chunks, entries.len())))
+    }
+
     /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`
     /// packs.
     pub(super) fn expendable(
@@ -211,7 +239,7 @@ impl Inner {
             let without: BTreeSet<u32> = leaving.union(distrusted).copied().collect();
             let mut more = false;
             for number in &leaving {
-                let lost = reader::footer(&self.directory, &state.packs()[number].added).and_then(|entries| {
+                let lost = self.records_of(state, *number).and_then(|entries| {
                     let mut lost = false;
                     for_each_batch(&entries, |_, ids| {
                         let counts = references.counts(&ids)?;
@@ -234,7 +262,7 @@ impl Inner {
 
     /// Those of `ids` that cannot be read when `packs` are gone.
     pub(super) fn only_in(&self, state: &State, ids: &[ChunkId], packs: &BTreeSet<u32>) -> Result<Vec<ChunkId>> {
-        let places = self.index.read().expect("no holder panics").places(ids)?;
+        let places = self.places(ids)?;
         let lost = |(id, places): &(&ChunkId, Vec<Place>)| {
             !places.iter().any(|place| !packs.contains(&place.pack) && self.is_usable(state, id, place.pack))
         };

@@ -123,8 +123,10 @@ impl Inner {
         number: u32,
         mut each: impl FnMut(Vec<ChunkId>),
     ) -> Result<()> {
-        let Some(pack) = state.packs().get(&number) else { return Ok(()) };
-        for_each_batch(&reader::footer(&self.directory, &pack.added)?, |_, ids| {
+        if !state.packs().contains_key(&number) {
+            return Ok(());
+        }
+        for_each_batch(&self.records_of(state, number)?, |_, ids| {
             each(self.only_in(state, &ids, packs)?);
             Ok(())
         })
@@ -132,7 +134,7 @@ impl Inner {
 
     /// Takes a dropped pack out of index and directory. One that is left behind by a crash is removed by the next sweep.
     fn remove_pack(&self, state: &State, number: u32, name: &PackName) -> Result<()> {
-        if let Ok(entries) = reader::footer(&self.directory, &state.packs()[&number].added) {
+        if let Ok(entries) = self.records_of(state, number) {
             for_each_batch(&entries, |_, ids| {
                 // Few at a time, because commits wait for it.
                 ids.chunks(PLACES_TOGETHER).try_for_each(|ids| {

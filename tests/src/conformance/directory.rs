@@ -43,7 +43,7 @@ impl Fixture for InDirectory {
 
     async fn hurt(&self, repository: &Local, id: chunker::ChunkId) -> bool {
         damage(self.folder.path(), id);
-        let options = VerifyOptions { depth: Depth::Decode, points: Vec::new() };
+        let options = VerifyOptions::new(Depth::Decode);
         let report = repository.verify(options, Arc::new(Progress::default())).await.expect("it can be verified");
         assert!(report.errors.iter().any(|error| error.chunk == Some(id)), "{:?}", report.errors);
         true

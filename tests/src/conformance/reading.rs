@@ -121,7 +121,7 @@ pub async fn an_index_made_again_beside_a_backup_knows_everything<F: Fixture>(la
 pub async fn verification_tells_what_is_damaged<F: Fixture>(lab: Lab<F>) {
     let point = lab.backup("a", &machine(&lab, 1)).await.point.id;
     let verify = async |depth, points: &[PointId]| {
-        let options = VerifyOptions { depth, points: points.to_vec() };
+        let options = VerifyOptions { points: points.to_vec(), ..VerifyOptions::new(depth) };
         lab.repository.verify(options, Arc::default()).await.unwrap()
     };
     for (depth, points) in

@@ -36,7 +36,7 @@ pub async fn what_is_damaged_is_brought_from_another_copy<F: Fixture>(lab: Lab<F
     let repaired = repair(&lab.repository, &other.repository, named, &lab.world, &Progress::default()).await.unwrap();
     assert!(repaired.chunks == 3 && repaired.bytes > 2 * BLOCK && repaired.left == 0, "{repaired:?}");
     assert_eq!(lab.repository.wanted(None).await.unwrap(), []);
-    let options = VerifyOptions { depth: Depth::Decode, points: Vec::new() };
+    let options = VerifyOptions::new(Depth::Decode);
     let report = lab.repository.verify(options, Arc::default()).await.unwrap();
     assert!(report.errors.is_empty() && report.points == 1, "{report:?}");
     lab.assert_restores(point.id, &machine.images()).await;

@@ -46,7 +46,7 @@ pub fn operations() -> u64 {
 /// Prints all of it.
 pub fn tell() {
     with(|seen| {
-        println!("{} operations, {} different pairs in a row", seen.operations, seen.pairs.len());
+        println!("total: {} model operations, {} different pairs in a row", seen.operations, seen.pairs.len());
         seen.times.iter().for_each(|(what, times)| println!("{times:8} {what}"));
     });
 }

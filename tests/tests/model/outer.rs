@@ -122,6 +122,10 @@ impl Io for Mortal {
         self.step().link(from, to)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step().rename(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.step().remove(path)
     }

@@ -65,7 +65,8 @@ fn part(part: u64) {
         ("restores", sum(|it| it.jobs.restores)),
         ("jobs failed", sum(|it| it.jobs.failed)),
     ];
-    println!("{} seeds: {happened:?}", outcomes.len());
+    let hours = outcomes.iter().map(|it| it.took.as_secs_f64()).sum::<f64>() / 3600.0;
+    println!("total: {} seeds, {hours:.1} simulated hours: {happened:?}", outcomes.len());
     for (what, times) in happened {
         // Most jobs outlast what happens to them.
         let enough = if what == "jobs failed" { 25 } else { SEEDS / PARTS };

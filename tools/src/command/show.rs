@@ -1,5 +1,7 @@
 //! `windlass show`
 
+mod log;
+
 use super::points::PointFields;
 use crate::cli::Show;
 use crate::open::{self, Access, Opened};
@@ -54,7 +56,12 @@ struct Attached<'a> {
 pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
     let repository =
         open::patiently(context, &arguments.place.repository, Access::Read, &arguments.place.patience).await?;
-    let found = find(&repository, &arguments.point).await;
+    let Some(point) = &arguments.point else {
+        let shown = log::show(context, &repository, arguments.after).await;
+        open::close(repository).await?;
+        return shown.map(|()| Exit::Done);
+    };
+    let found = find(&repository, point).await;
     open::close(repository).await?;
     let (point, manifest) = found?;
     context.out.document(&Shown {

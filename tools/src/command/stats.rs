@@ -2,10 +2,10 @@
 
 use crate::cli::Stats;
 use crate::open::{self, Access, Opened};
-use crate::text::{count, size};
+use crate::text::{count, local_time, size, utc_time};
 use crate::windlass::{Context, Exit};
 use chunker::ChunkId;
-use mover::{Repository as _, Result};
+use mover::{Repository as _, Result, ScrubTotals};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -26,6 +26,26 @@ struct Totals {
     /// How many, and the first of them.
     chunks_suspect: u64,
     wanted: Vec<String>,
+    /// Packs that were never verified whole, and the earliest time at which one of the others was.
+    packs_unverified: u64,
+    oldest_verified: Option<String>,
+    /// Of a node that reads it again and again.
+    scrub: Option<Scrub>,
+}
+
+#[derive(Serialize)]
+struct Scrub {
+    packs: u64,
+    packs_left: u64,
+    bytes_read: u64,
+    chunks_damaged: u64,
+}
+
+impl From<ScrubTotals> for Scrub {
+    fn from(totals: ScrubTotals) -> Self {
+        let ScrubTotals { packs, bytes: bytes_read, chunks_damaged, packs_left } = totals;
+        Self { packs, packs_left, bytes_read, chunks_damaged }
+    }
 }
 
 pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
@@ -54,6 +74,9 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
         bytes_reserved: stats.bytes_reserved,
         chunks_suspect: stats.suspects,
         wanted: wanted.iter().map(ChunkId::to_string).collect(),
+        packs_unverified: stats.packs_unverified,
+        oldest_verified: stats.oldest_verified.map(utc_time),
+        scrub: stats.scrub.map(Scrub::from),
     });
     let row = |name: &str, value: String| context.out.line(&format!("{name:<13}{value:>12}"));
     row("points", count(stats.points));
@@ -72,6 +95,16 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
     if let Some(free) = stats.bytes_free {
         row("free", size(free));
         row("reserved", size(stats.bytes_reserved));
+    }
+    if stats.packs_unverified > 0 {
+        row("unverified", format!("{} packs", count(stats.packs_unverified)));
+    }
+    if let Some(oldest) = stats.oldest_verified {
+        row("verified", format!("since {}", local_time(oldest)));
+    }
+    if let Some(scrub) = stats.scrub {
+        let left = format!("{} packs left", count(scrub.packs_left));
+        row("scrub", format!("{} read, {left}, {} chunks damaged", size(scrub.bytes), count(scrub.chunks_damaged)));
     }
     if stats.suspects > 0 {
         row("wanted", count(stats.suspects));

@@ -20,6 +20,7 @@ struct Summary {
     points: u64,
     chunks: u64,
     bytes_read: u64,
+    packs_skipped: u64,
     errors: Vec<Finding>,
     repaired: u64,
     duration_ms: u64,
@@ -63,6 +64,7 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
         points: report.points,
         chunks: report.chunks,
         bytes_read: report.bytes_read,
+        packs_skipped: report.packs_skipped,
         errors: report.errors.iter().map(Finding::from).collect(),
         repaired: repaired.chunks,
         duration_ms: milliseconds(began.elapsed()),
@@ -143,7 +145,7 @@ async fn options(repository: &Opened, arguments: &Verify, depth: Depth) -> Resul
             points.push(select(&all, selector)?.id);
         }
     }
-    Ok(VerifyOptions { depth, points })
+    Ok(VerifyOptions { depth, points, outdated_after: arguments.outdated_after, rate: arguments.rate })
 }
 
 fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: Instant) {
@@ -167,6 +169,10 @@ fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: I
     }
     if repaired.left > 0 {
         context.out.line(&format!("{} chunks are not sound in the other copy either", count(repaired.left)));
+    }
+    if summary.packs_skipped > 0 {
+        let skipped = count(summary.packs_skipped);
+        context.out.line(&format!("{skipped} packs were found sound a short time ago and not read again"));
     }
     if context.out.shows_progress() {
         context.out.line(&format!(

@@ -2,17 +2,19 @@
 
 use super::shell_with;
 use anyhow::{Context, Result, ensure};
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The targets of `tests/fuzz`.
-const TARGETS: [&str; 5] = ["blobs", "manifests", "messages", "pages", "words"];
+pub const TARGETS: [&str; 7] = ["blobs", "manifests", "messages", "nbd", "pages", "records", "words"];
 
-/// Runs one target, or each of them, for so many seconds.
+/// Runs one target, or each of them, for so many seconds. Gives a line for each.
 ///
 /// # Errors
 /// When one finds something: the input is kept in `tests/fuzz/found`, and the target run with that file does it again.
-pub fn run(root: &Path, only: Option<&str>, seconds: u32) -> Result<()> {
+pub fn run(root: &Path, only: Option<&str>, seconds: u32) -> Result<Vec<String>> {
     ensure!(only.is_none_or(|it| TARGETS.contains(&it)), "the targets are {}", TARGETS.join(", "));
     let folder = root.join("tests/fuzz");
     // As `cargo fuzz` does: coverage for the fuzzer, addresses checked, and build scripts left alone.
@@ -20,26 +22,53 @@ pub fn run(root: &Path, only: Option<&str>, seconds: u32) -> Result<()> {
     let coverage = coverage.map(|it| format!("-Cllvm-args=-sanitizer-coverage{it}")).join(" ");
     let flags = format!("--cfg fuzzing -Cpasses=sancov-module -Zsanitizer=address -Ccodegen-units=1 {coverage}");
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let target = folder.join("target");
+    // Beside this very program's, which outlives a clone.
+    let release = std::env::current_exe()?;
+    let release = release.parent().context("a folder")?;
+    let target = release.with_file_name("fuzz");
     let build = ["+nightly", "build", "--release", "--target", &host];
-    shell_with(&folder, "cargo", &build, &[("RUSTFLAGS", flags.as_ref()), ("CARGO_TARGET_DIR", target.as_ref())])?;
+    let mut variables = vec![("RUSTFLAGS", OsString::from(flags)), ("CARGO_TARGET_DIR", target.clone().into())];
+    if let Some(built) = rocksdb(&release.join("build")) {
+        variables.extend([("ROCKSDB_LIB_DIR", built.into()), ("ROCKSDB_STATIC", "1".into())]);
+    }
+    let borrowed: Vec<(&str, &OsStr)> = variables.iter().map(|(name, value)| (*name, value.as_ref())).collect();
+    shell_with(&folder, "cargo", &build, &borrowed)?;
     let seeds = tempfile::tempdir()?;
     seed(root, seeds.path())?;
     let found = folder.join("found/");
     fs::create_dir_all(&found)?;
+    let mut told = Vec::new();
     for name in TARGETS.into_iter().filter(|name| only.is_none_or(|it| it == *name)) {
         let corpus = folder.join("corpus").join(name);
         fs::create_dir_all(&corpus)?;
         let program = target.join(&host).join("release").join(name);
         let (time, artifacts) = (format!("-max_total_time={seconds}"), format!("-artifact_prefix={}", found.display()));
-        let folders = [corpus.to_str(), seeds.path().to_str()].map(|it| it.context("a path that is not text"));
-        let [corpus, seeds] = folders;
-        let arguments = [&time, &artifacts, "-print_final_stats=1", "-rss_limit_mb=1024", corpus?, seeds?];
         println!("{name}:");
-        shell_with(&folder, program.to_str().context("a path that is not text")?, &arguments, &[])?;
+        let ran = Command::new(program)
+            .args([&time, &artifacts, "-print_final_stats=1", "-rss_limit_mb=1024"])
+            .args([corpus.as_path(), seeds.path()])
+            .current_dir(&folder)
+            .output()
+            .with_context(|| format!("cannot run {name}"))?;
+        // What it did is told on stderr.
+        let text = String::from_utf8_lossy(&ran.stderr);
+        let last: Vec<&str> = text.lines().rev().take(LINES_SHOWN).collect();
+        last.iter().rev().for_each(|line| println!("{line}"));
+        ensure!(ran.status.success(), "{name} found something: {}", found.display());
+        let executions = text.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        told.push(format!("fuzz {name}: {} executions in {seconds} s", executions.unwrap_or("?").trim()));
     }
-    Ok(())
+    Ok(told)
 }
+
+/// RocksDB as it was built for this very program, so that it need not be built once more: 20 minutes.
+fn rocksdb(builds: &Path) -> Option<PathBuf> {
+    let folders = fs::read_dir(builds).ok()?.filter_map(|entry| Some(entry.ok()?.path().join("out")));
+    folders.into_iter().find(|folder| folder.join("librocksdb.a").is_file())
+}
+
+/// Of what a target prints.
+const LINES_SHOWN: usize = 12;
 
 /// Golden files, and each golden message as a file of its own.
 fn seed(root: &Path, into: &Path) -> Result<()> {

@@ -4,6 +4,7 @@ use super::{Name, PointId, RepositoryId, WHAT_CHARS_MAX};
 use crate::{Depth, Error, Result, VerifyError, VerifyOptions};
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Has the node look whether everything is there and sound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,10 @@ pub struct VerifyIn {
     pub percent: u8,
     /// Only what these need; at most [`VERIFIED_POINTS_MAX`], everything when there are none.
     pub points: Vec<PointId>,
+    /// Milliseconds: packs found sound no longer ago are not read again.
+    pub outdated_after_ms: Option<u64>,
+    /// Most bytes that are read in a second.
+    pub rate: Option<u64>,
 }
 
 impl VerifyIn {
@@ -26,7 +31,9 @@ impl VerifyIn {
             Depth::ReadData { percent } => (1, percent),
             Depth::Decode => (2, 0),
         };
-        Self { repository, depth, percent, points: options.points }
+        let milliseconds = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let (outdated_after_ms, rate) = (options.outdated_after.map(milliseconds), options.rate);
+        Self { repository, depth, percent, points: options.points, outdated_after_ms, rate }
     }
 
     /// What is asked.
@@ -40,7 +47,8 @@ impl VerifyIn {
             (2, _) => Depth::Decode,
             _ => return Err(Error::transport("an unknown depth of verification")),
         };
-        Ok(VerifyOptions { depth, points: self.points })
+        let outdated_after = self.outdated_after_ms.map(Duration::from_millis);
+        Ok(VerifyOptions { depth, points: self.points, outdated_after, rate: self.rate })
     }
 }
 
@@ -87,6 +95,8 @@ pub struct Verified {
     pub chunks: u64,
     /// Bytes of packs read.
     pub bytes_read: u64,
+    /// Packs that were not read again.
+    pub packs_skipped: u64,
 }
 
 /// Points that one request verifies.

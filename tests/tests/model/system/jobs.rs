@@ -103,7 +103,7 @@ impl System {
                 ..SweepOptions::default()
             })),
             Job::Verify(depth) => {
-                let options = VerifyOptions { depth: *depth, points: Vec::new() };
+                let options = VerifyOptions::new(*depth);
                 Ready { options: Some(options), ..ready(Asked::Verify(*depth == Depth::Decode)) }
             }
             Job::Restore { point } => {

@@ -1,0 +1,183 @@
+//! Where chunks are: what the index says; and while it fails, what the packs say themselves.
+
+use crate::format::event::AddedPack;
+use crate::format::pack::PackEntry;
+use crate::index::{Index, Place};
+use crate::local::Inner;
+use crate::reader;
+use crate::state::State;
+use chunker::ChunkId;
+use mover::{Error, Progress, Result};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+impl Inner {
+    /// Adds packs that the index does not have from their footers. One that cannot be read is left out with a warning:
+    /// what is in it counts as missing until it can be read when the repository is opened.
+    pub fn index_new_packs(&self, state: &State) {
+        self.add_to_index(state, |_| None);
+    }
+
+    /// As [`Self::index_new_packs`], with the records of packs that are `known`. An index that fails fails nobody's work.
+    pub fn add_to_index(&self, state: &State, known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>) {
+        if self.index_failed.load(SeqCst) {
+            // The next one will have them.
+            return;
+        }
+        if let Err(error) = self.index_packs(&self.index, state, known) {
+            self.note_index_failed(&error);
+        }
+    }
+
+    /// Adds to `index` what it does not have. It has one writer, and whoever asks meanwhile waits for single packs' notes
+    /// only, not for the database.
+    pub fn index_packs(
+        &self,
+        into: &RwLock<Index>,
+        state: &State,
+        known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>,
+    ) -> Result<()> {
+        let index = || into.write().expect("no holder panics");
+        let (again, next) = {
+            let mut index = index();
+            (index.take_again(), index.next_pack())
+        };
+        let new = state.packs().range(next..).map(|(number, _)| *number);
+        for number in again.into_iter().chain(new) {
+            let Some(pack) = state.packs().get(&number) else {
+                index().forget(number);
+                continue;
+            };
+            let name = &pack.added.name;
+            let entries = match known(&pack.added) {
+                Some(entries) => Ok(entries),
+                // Twice, because one bad moment would have all of the pack sent again.
+                None => reader::footer(&self.directory, &pack.added)
+                    .or_else(|_| reader::footer(&self.directory, &pack.added))
+                    .map(Arc::new),
+            };
+            match entries {
+                Ok(entries) => {
+                    into.read().expect("no holder panics").write(number, &entries)?;
+                    index().added(number, &entries);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        pack = %name, %error,
+                        "a pack cannot be read, and what is in it counts as missing; it is tried again whenever the \
+                         repository is opened, and `windlass verify` tells what needs it"
+                    );
+                    index().skip(number);
+                }
+            }
+        }
+        index().tag(self.config.config.id, state.end())?;
+        let index = into.read().expect("no holder panics");
+        if index.flush_is_due() { index.flush() } else { Ok(()) }
+    }
+
+    /// The usable place of each chunk: the earliest pack that holds it, is not doomed, and where it is not suspect
+    /// (R9). Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
+        let places = self.places(ids)?;
+        let state = self.state();
+        let all_sound = state.suspects().is_empty() && self.nothing_damaged();
+        let usable = |id: &ChunkId, place: &Place| match all_sound {
+            true => state.is_live(place.pack),
+            false => self.is_usable(&state, id, place.pack),
+        };
+        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| usable(id, place))).collect())
+    }
+
+    /// A place of each chunk in a doomed pack that is not known to be damaged there. Nothing new may rely on it. Blocking.
+    ///
+    /// # Errors
+    /// Of the index.
+    pub fn locate_doomed(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
+        let places = self.places(ids)?;
+        let state = self.state();
+        let damaged = self.damaged.lock().expect("no holder panics");
+        let readable = |id: &ChunkId, place: &Place| {
+            state.packs().get(&place.pack).is_some_and(|pack| {
+                let here = (*id, pack.added.name);
+                pack.doomed.is_some() && !state.suspects().contains(&here) && !damaged.contains(&here)
+            })
+        };
+        Ok(ids.iter().zip(places).map(|(id, places)| places.into_iter().find(|place| readable(id, place))).collect())
+    }
+
+    /// The places of each chunk, earliest pack first; empty where there is none. Blocking.
+    ///
+    /// # Errors
+    /// None of the index: then the footers of all packs are read. Packs that cannot be read count as not there.
+    pub fn places(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Place>>> {
+        let found = self.index.read().expect("no holder panics").places(ids);
+        found.or_else(|error| {
+            self.note_index_failed(&error);
+            Ok(self.places_in_footers(ids))
+        })
+    }
+
+    fn places_in_footers(&self, ids: &[ChunkId]) -> Vec<Vec<Place>> {
+        let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
+        for (number, pack) in self.state().packs() {
+            match reader::footer(&self.directory, &pack.added) {
+                Ok(entries) => {
+                    for entry in &entries {
+                        if let Some(places) = found.get_mut(&entry.id) {
+                            // A chunk twice in one pack is read from its first record.
+                            if places.last().is_none_or(|place| place.pack != *number) {
+                                places.push(Place::of(*number, entry));
+                            }
+                        }
+                    }
+                }
+                Err(error) => tracing::warn!(pack = %pack.added.name, %error, "a pack cannot be read"),
+            }
+        }
+        ids.iter().map(|id| found[id].clone()).collect()
+    }
+
+    /// The index cannot be used: another one is made beside it, by a thread of its own. Meanwhile packs tell where chunks
+    /// are. Who may only read, and has no index of its own, keeps one in memory from here on.
+    fn note_index_failed(&self, error: &Error) {
+        if self.index_failed.swap(true, SeqCst) {
+            return;
+        }
+        tracing::error!(%error, "the index failed, and is made again; nothing is lost with it");
+        let Some(inner) = self.me.get().cloned() else { return };
+        let make = move || {
+            for pause in PAUSES.iter().chain(std::iter::repeat(PAUSES.last().expect("some"))) {
+                let Some(inner) = inner.upgrade() else { return };
+                let Err(error) = inner.make_another_index() else { return };
+                tracing::error!(%error, "the index cannot be made again; the packs are asked where chunks are, which is slow");
+                drop(inner);
+                std::thread::sleep(*pause);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("index".into()).spawn(make) {
+            tracing::error!(%error, "no thread can be started; `windlass rebuild-index` makes the index again");
+        }
+    }
+
+    fn make_another_index(&self) -> Result<()> {
+        if self.author.term > 0 {
+            return self.rebuild_index(&Progress::default()).map(drop);
+        }
+        let _log = self.log.lock().expect("no holder panics");
+        let made = RwLock::new(Index::in_memory());
+        self.index_packs(&made, &self.state(), |_| None)?;
+        *self.index.write().expect("no holder panics") = made.into_inner().expect("no holder panics");
+        self.index_failed.store(false, SeqCst);
+        Ok(())
+    }
+}
+
+/// Before it is tried again.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];

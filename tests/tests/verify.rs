@@ -1,0 +1,240 @@
+//! What a verification remembers, how a scrub goes on by it, and what becomes of packs that do not read.
+
+use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use mover::{Depth, PointChange, PointId, Repository, SweepOptions, VerifyOptions, VerifyReport};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Access, Local, ScrubOptions};
+use windlass_tests::fake::{Machine, noise};
+use windlass_tests::kept::{Bench, damage, flip, folder, footers, pack_path, replay};
+
+const BLOCK: u64 = 64 << 10;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A machine with two points in a repository: the first alone needs the first blocks of the first pack.
+struct Story {
+    bench: Bench,
+    folder: tempfile::TempDir,
+    machine: Machine,
+    points: [PointId; 2],
+}
+
+impl Story {
+    async fn new() -> Self {
+        let (bench, folder) = (Bench::new(), folder());
+        Local::init(folder.path(), None, &bench.world).unwrap();
+        let machine = Machine::new(&bench.world, &[64 * BLOCK]);
+        machine.write(0, 0, &noise(1, 40 * BLOCK));
+        let mut points = Vec::new();
+        for round in 0..2 {
+            machine.write(0, 0, &noise(2 + round, 2 * BLOCK));
+            let local = bench.open(folder.path(), Access::Write).await.unwrap();
+            points.push(bench.backup(&local, &machine).await.unwrap().point.id);
+            local.close().await.unwrap();
+        }
+        Self { bench, folder, machine, points: points.try_into().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    async fn open(&self) -> Local {
+        self.bench.open(self.path(), Access::Write).await.unwrap()
+    }
+
+    /// Numbers of the packs that the log has.
+    fn packs(&self) -> usize {
+        replay(self.path()).packs().len()
+    }
+
+    /// The first pack: nearly all blocks of both points are in it.
+    fn first(&self) -> PathBuf {
+        pack_path(self.path(), &footers(self.path())[0].0)
+    }
+}
+
+/// The id of a block of `bytes`.
+fn id(local: &Local, bytes: &[u8]) -> ChunkId {
+    Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, bytes)
+}
+
+async fn verify(local: &Local, options: VerifyOptions) -> VerifyReport {
+    local.verify(options, Arc::default()).await.unwrap()
+}
+
+fn again() -> VerifyOptions {
+    VerifyOptions { outdated_after: Some(HOUR), ..VerifyOptions::new(Depth::Decode) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_broken_off_goes_on() {
+    let story = Story::new().await;
+    let local = story.open().await;
+    assert_eq!(local.stats().await.unwrap().packs_unverified, story.packs() as u64);
+    // Two packs begin at once; the others' turn is in half a minute.
+    let slow = VerifyOptions { rate: Some(100 << 10), ..VerifyOptions::new(Depth::Decode) };
+    let mut verifying = Box::pin(local.verify(slow, Arc::default()));
+    let left = loop {
+        tokio::select! {
+            _ = &mut verifying => panic!("it keeps to its rate"),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+        let left = local.stats().await.unwrap().packs_unverified;
+        if left < story.packs() as u64 {
+            break left;
+        }
+    };
+    drop(verifying);
+    local.close().await.unwrap();
+    // Another process.
+    let local = story.open().await;
+    assert_eq!(local.stats().await.unwrap().packs_unverified, left);
+    let rest = verify(&local, again()).await;
+    assert_eq!((rest.packs_skipped, rest.errors), (story.packs() as u64 - left, vec![]));
+    assert!(rest.bytes_read > 0);
+    let nothing = verify(&local, again()).await;
+    assert_eq!((nothing.packs_skipped, nothing.bytes_read), (story.packs() as u64, 0));
+    // What was decoded was read; who does not ask for less has everything read.
+    let less = VerifyOptions { depth: Depth::ReadData { percent: 100 }, ..again() };
+    assert_eq!(verify(&local, less).await.bytes_read, 0);
+    assert!(verify(&local, VerifyOptions::new(Depth::Decode)).await.bytes_read > rest.bytes_read);
+    let stats = local.stats().await.unwrap();
+    assert!(stats.packs_unverified == 0 && stats.oldest_verified.is_some(), "{stats:?}");
+    local.close().await.unwrap();
+    // It is a cache.
+    fs::write(story.path().join("verified"), b"something else").unwrap();
+    let local = story.open().await;
+    assert_eq!(local.stats().await.unwrap().packs_unverified, story.packs() as u64);
+    assert_eq!(verify(&local, again()).await.packs_skipped, 0);
+    local.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_found_damaged_is_not_skipped() {
+    let story = Story::new().await;
+    let local = story.open().await;
+    verify(&local, again()).await;
+    let block =
+        id(&local, &noise(1, 40 * BLOCK)[usize::try_from(5 * BLOCK).unwrap()..][..usize::try_from(BLOCK).unwrap()]);
+    damage(story.path(), block);
+    // By somebody who may only read.
+    let reader = story.bench.open(story.path(), Access::Read).await.unwrap();
+    let found = verify(&reader, VerifyOptions::new(Depth::ReadData { percent: 100 })).await;
+    assert_eq!(found.errors.iter().filter(|error| error.chunk == Some(block)).count(), 2, "{:?}", found.errors);
+    reader.close().await.unwrap();
+    local.close().await.unwrap();
+    let local = story.open().await;
+    let again = verify(&local, again()).await;
+    assert_eq!(again.packs_skipped, story.packs() as u64 - 1);
+    assert!(again.errors.iter().any(|error| error.chunk == Some(block)), "{:?}", again.errors);
+    local.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_finds_damage_and_the_next_backup_heals_it() {
+    let story = Story::new().await;
+    let local = story.open().await;
+    let block =
+        id(&local, &noise(1, 40 * BLOCK)[usize::try_from(5 * BLOCK).unwrap()..][..usize::try_from(BLOCK).unwrap()]);
+    damage(story.path(), block);
+    let packs = story.packs() as u64;
+    let scrub = |local: &Local| {
+        let local = local.clone();
+        tokio::spawn(async move { local.scrub(ScrubOptions { rate: 1 << 30, every: HOUR }).await })
+    };
+    let done = async |local: &Local| loop {
+        match local.stats().await.unwrap().scrub {
+            Some(totals) if totals.packs > 0 && totals.packs_left == 0 => return totals,
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!(local.stats().await.unwrap().scrub, None);
+    let scrubbing = scrub(&local);
+    let totals = done(&local).await;
+    assert_eq!((totals.packs, totals.chunks_damaged), (packs, 1));
+    let stats = local.stats().await.unwrap();
+    assert_eq!((stats.packs_unverified, stats.suspects), (1, 1));
+    story.bench.backup(&local, &story.machine).await.unwrap();
+    assert_eq!(local.stats().await.unwrap().suspects, 0);
+    scrubbing.abort();
+    let _ = scrubbing.await;
+    local.close().await.unwrap();
+    // The next process does not begin anew: only the damaged pack and new ones are due.
+    let local = story.open().await;
+    let scrubbing = scrub(&local);
+    assert_eq!(done(&local).await.packs, story.packs() as u64 - packs + 1);
+    assert!(verify(&local, VerifyOptions::new(Depth::Decode)).await.errors.is_empty());
+    scrubbing.abort();
+    let _ = scrubbing.await;
+    local.close().await.unwrap();
+}
+
+fn eager() -> SweepOptions {
+    SweepOptions { repack_percent: 1, ..SweepOptions::default() }
+}
+
+/// A footer that does not read is replaced by what the records say, up to the first that does not read either. What comes
+/// after that one is no garbage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_knows_all_records_of_a_pack_or_leaves_it() {
+    for with_index in [true, false] {
+        let story = Story::new().await;
+        let image = story.machine.images();
+        let pack = story.first();
+        // The first record is of a block that the first point alone has.
+        flip(&pack, fs::metadata(&pack).unwrap().len() - 30, 1);
+        flip(&pack, 300, 1);
+        if !with_index {
+            fs::remove_dir_all(story.path().join("index")).unwrap();
+        }
+        let local = story.open().await;
+        let restored = story.bench.restore(&local, story.points[1], &image).await;
+        assert_eq!(restored.is_ok(), with_index, "{restored:?}");
+        local.change_points(&story.points[..1], PointChange::Forget).await.unwrap();
+        for _ in 0..2 {
+            local.sweep(eager(), Arc::default()).await.unwrap();
+        }
+        if with_index {
+            assert!(!pack.exists(), "what is needed of it was packed again");
+            story.bench.restore(&local, story.points[1], &image).await.unwrap();
+            assert!(verify(&local, VerifyOptions::new(Depth::Decode)).await.errors.is_empty());
+        } else {
+            assert!(pack.exists(), "nobody knows what is in it");
+        }
+        local.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_is_gone_heals_and_is_not_told_for_ever() {
+    for emptied in [true, false] {
+        let story = Story::new().await;
+        let (image, pack) = (story.machine.images(), story.first());
+        let local = story.open().await;
+        match emptied {
+            true => fs::write(&pack, vec![0; usize::try_from(fs::metadata(&pack).unwrap().len()).unwrap()]).unwrap(),
+            false => fs::remove_file(&pack).unwrap(),
+        }
+        let found = verify(&local, VerifyOptions::new(Depth::Decode)).await;
+        assert!(found.errors.iter().any(|error| error.point == Some(story.points[1])), "{:?}", found.errors);
+        // While something of it is wanted it is told, and stays.
+        local.sweep(eager(), Arc::default()).await.unwrap();
+        assert!(!verify(&local, VerifyOptions::new(Depth::Structure)).await.errors.is_empty());
+        let healed = story.bench.backup(&local, &story.machine).await.unwrap().point.id;
+        story.bench.restore(&local, healed, &image).await.unwrap();
+        story.bench.restore(&local, story.points[1], &image).await.unwrap();
+        // The first point alone had two blocks that the machine does not have any more.
+        local.change_points(&story.points[..1], PointChange::Forget).await.unwrap();
+        local.sweep(eager(), Arc::default()).await.unwrap();
+        let report = verify(&local, VerifyOptions::new(Depth::Decode)).await;
+        assert!(report.errors.is_empty(), "emptied {emptied}: {:?}", report.errors);
+        assert!(!pack.exists());
+        local.close().await.unwrap();
+        let local = story.open().await;
+        story.bench.restore(&local, story.points[1], &image).await.unwrap();
+        local.close().await.unwrap();
+    }
+}
