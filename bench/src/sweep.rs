@@ -65,7 +65,7 @@ fn swept(places: &Places, name: &str, points: u32) -> Result<Swept> {
     let began = Instant::now();
     ran(at(&["points"]))?;
     let open_s = began.elapsed().as_secs_f64();
-    // The first counts everything, and puts the points' small packs together: those are new once more.
+    // The first counts everything.
     let first = measured(&at(&["sweep"]), &places.work)?;
     let counted = field(&first.stdout, "counting_ms")? / 1e3;
     let second = measured(&at(&["sweep"]), &places.work)?;
@@ -147,45 +147,54 @@ async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
     let local = Local::open(path, Access::Write, Pool::new(0)?, world.clone()).await?;
     let prints = Fingerprinter::new(&local.config().domain);
     let mut made = Vec::new();
-    for number in 0..points {
-        let point = PointId::random(&world);
-        let begin =
-            Begin { point, parents: Vec::new(), owner: OwnerId::default(), verification: Verification::Checksum };
-        let (session, _) = local.begin(begin).await?;
-        let none = None::<(MapRoot, &MapReader<'_, Session>)>;
-        let size = CHUNKS * u64::from(GRID_BYTES);
-        let mut builder = MapBuilder::new(size, none, &prints);
-        for batch in 0..CHUNKS / BATCH {
-            let prints = prints.clone();
-            let seal = move |at: u64| {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(&number.to_le_bytes()).update(&(batch * BATCH + at).to_le_bytes());
-                let mut plain = [0; 512];
-                hasher.finalize_xof().fill(&mut plain);
-                let plain = &plain[..64 + usize::from(plain[0]) * 7 / 4];
-                let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, plain));
-                (prints.id(ChunkKind::Data, plain), blob)
-            };
-            let chunks: Vec<_> = (0..BATCH).map(seal).collect();
-            for (at, (id, _)) in chunks.iter().enumerate() {
-                builder.set(batch * BATCH + at as u64, PageRef::Chunk(*id)).await?;
-            }
-            session.put(chunks).await?;
+    // Several in a session, so many that packs become full: what comes of small ones is another question.
+    for first in (0..points).step_by(TOGETHER as usize) {
+        let ids: Vec<PointId> = (first..points.min(first + TOGETHER)).map(|_| PointId::random(&world)).collect();
+        let (owner, verification) = (OwnerId::default(), Verification::Checksum);
+        let (session, _) = local.begin(Begin { point: ids[0], parents: Vec::new(), owner, verification }).await?;
+        let mut drafts = Vec::new();
+        for (point, number) in ids.iter().zip(first..) {
+            let (size, root) = disk(&session, &prints, number).await?;
+            drafts.push(PointDraft { manifest: manifest(&world, *point, size, root)?, origin: None });
         }
-        let (root, pages) = builder.finish();
-        let page = |page: mover::NewPage| {
-            let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Page, &page.plain));
-            (page.id, blob)
-        };
-        session.put(pages.into_iter().map(page).collect()).await?;
-        let draft = PointDraft { manifest: manifest(&world, point, size, root)?, origin: None };
-        match session.commit(&[draft]).await? {
-            Commit::Committed(_) => made.push(point),
+        match session.commit(&drafts).await? {
+            Commit::Committed(_) => made.extend(ids),
             Commit::Missing(ids) => bail!("{} chunks are missing", ids.len()),
         }
     }
     local.close().await?;
     Ok(made)
+}
+
+/// Stores the disk of point `number`, all of whose chunks nobody else has.
+async fn disk(session: &Session, prints: &Fingerprinter, number: u32) -> Result<(u64, MapRoot)> {
+    let none = None::<(MapRoot, &MapReader<'_, Session>)>;
+    let size = CHUNKS * u64::from(GRID_BYTES);
+    let mut builder = MapBuilder::new(size, none, prints);
+    for batch in 0..CHUNKS / BATCH {
+        let prints = prints.clone();
+        let seal = move |at: u64| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&number.to_le_bytes()).update(&(batch * BATCH + at).to_le_bytes());
+            let mut plain = [0; 512];
+            hasher.finalize_xof().fill(&mut plain);
+            let plain = &plain[..64 + usize::from(plain[0]) * 7 / 4];
+            let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, plain));
+            (prints.id(ChunkKind::Data, plain), blob)
+        };
+        let chunks: Vec<_> = (0..BATCH).map(seal).collect();
+        for (at, (id, _)) in chunks.iter().enumerate() {
+            builder.set(batch * BATCH + at as u64, PageRef::Chunk(*id)).await?;
+        }
+        session.put(chunks).await?;
+    }
+    let (root, pages) = builder.finish();
+    let page = |page: mover::NewPage| {
+        let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Page, &page.plain));
+        (page.id, blob)
+    };
+    session.put(pages.into_iter().map(page).collect()).await?;
+    Ok((size, root))
 }
 
 fn manifest(world: &World, point: PointId, size: u64, root: MapRoot) -> Result<Manifest> {
@@ -246,4 +255,6 @@ const FEW: u32 = 20;
 /// Of each point.
 const CHUNKS: u64 = 10_000;
 const BATCH: u64 = 2_500;
+/// Points of one session: their chunks fill two packs nearly.
+const TOGETHER: u32 = 13;
 const DISK_BYTES: usize = 1 << 30;

@@ -4,7 +4,9 @@
 use crate::format::pack::PackEntry;
 use chunker::ChunkId;
 use mover::{Error, Incarnation, RepositoryId, Result, codec};
-use rocksdb::{BlockBasedOptions, Cache, DB, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -356,6 +358,12 @@ pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Op
     let mut table = BlockBasedOptions::default();
     table.set_bloom_filter(10.0, false);
     table.set_block_cache(&Cache::new_lru_cache(block_cache_bytes));
+    // Filters and indexes in parts, in the cache like everything else: whole ones stay in memory beside it, more than a
+    // byte for each chunk that there is.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);

@@ -169,9 +169,11 @@ impl Inner {
         if self.author.term > 0 {
             return self.rebuild_index(&Progress::default()).map(drop);
         }
-        let _log = self.log.lock().expect("no holder panics");
         let made = RwLock::new(Index::in_memory());
         self.index_packs(&made, &self.state(), |_| None)?;
+        // What came meanwhile, while nobody adds anything.
+        let log = self.log.lock().expect("no holder panics");
+        self.index_packs(&made, log.state(), |_| None)?;
         *self.index.write().expect("no holder panics") = made.into_inner().expect("no holder panics");
         self.index_failed.store(false, SeqCst);
         Ok(())

@@ -5,11 +5,12 @@ use crate::lab::{DISK_BYTES, Lab, Storage};
 use chunker::{Extent, Fingerprinter};
 use mover::wire::Remote;
 use mover::{
-    BackupOptions, Error, PointFilter, PointId, Progress, ReadSession, RecoveryPoint, Repository, RepositoryId, Result,
-    Verification, backup, copy, restore,
+    BackupOptions, Depth, Error, PointChange, PointFilter, PointId, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryId, Result, SweepOptions, Verification, VerifyOptions, backup, copy, restore,
 };
 use quinn::Endpoint;
 use std::rc::Rc;
+use std::sync::Arc;
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Target, noise};
 
@@ -85,10 +86,12 @@ pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
     let endpoint = lab.client(&lab.admin).await?;
     while !lab.journal().backed_up {
         lab.admin.think(2_000).await;
-        let turn = lab.admin.dice.borrow_mut().within(0..4);
+        let turn = lab.admin.dice.borrow_mut().within(0..6);
         match turn {
             0 => drop(lab.job("restore from a", restore_any(&lab, &endpoint, &lab.a)).await),
             1 => drop(lab.job("restore from b", restore_any(&lab, &endpoint, &lab.b)).await),
+            2 => drop(lab.job("sweep of a", forget_and_sweep(&lab, &endpoint, &lab.a)).await),
+            3 => drop(lab.job("sweep of b", forget_and_sweep(&lab, &endpoint, &lab.b)).await),
             _ => drop(lab.job("copy", copy_next(&lab, &endpoint)).await),
         }
     }
@@ -97,6 +100,7 @@ pub async fn admin(lab: Rc<Lab>) -> turmoil::Result {
         for back in 0..LAST_RESTORES {
             lab.job("last restore", restore_one(&lab, &endpoint, storage, back)).await;
         }
+        lab.job("last look", look_through(&lab, &endpoint, storage)).await;
     }
     lab.journal().verified = true;
     Ok(())
@@ -127,6 +131,38 @@ async fn copy_next(lab: &Lab, endpoint: &Endpoint) -> Result<bool> {
     Ok(next.is_some())
 }
 
+/// Forgets the oldest points, and reclaims what they alone had, beside the backups and whatever goes wrong.
+async fn forget_and_sweep(lab: &Lab, endpoint: &Endpoint, storage: &Storage) -> Result<()> {
+    let remote = lab.connect(&lab.admin, endpoint, storage).await?;
+    let points = list(lab, &remote).await?;
+    let many = lab.admin.dice.borrow_mut().within(1..4);
+    let oldest = points[..points.len().saturating_sub(KEPT)].iter().take(usize::try_from(many).expect("few"));
+    let oldest: Vec<PointId> = oldest.map(|point| point.id).collect();
+    if !oldest.is_empty() {
+        oldest.iter().for_each(|point| lab.journal().forgets(remote.config().id, *point));
+        remote.change_points(&oldest, PointChange::Forget).await?;
+        let there = list(lab, &remote).await?;
+        if let Some(back) = there.iter().find(|point| oldest.contains(&point.id)) {
+            lab.journal().blame(format!("{} was forgotten and is listed", back.id));
+        }
+    }
+    let swept = remote.sweep(SweepOptions::default(), Arc::default()).await?;
+    lab.journal().jobs.sweeps += u64::from(swept.bytes_reclaimed > 0);
+    remote.close().await;
+    Ok(())
+}
+
+/// Everything that a repository has is there and what it should be.
+async fn look_through(lab: &Lab, endpoint: &Endpoint, storage: &Storage) -> Result<()> {
+    let remote = lab.connect(&lab.admin, endpoint, storage).await?;
+    let report = remote.verify(VerifyOptions::new(Depth::Decode), Arc::default()).await?;
+    if !report.errors.is_empty() {
+        lab.journal().blame(format!("{}: {:?}", storage.host.name, report.errors));
+    }
+    remote.close().await;
+    Ok(())
+}
+
 async fn restore_any(lab: &Lab, endpoint: &Endpoint, from: &Storage) -> Result<()> {
     let back = lab.admin.dice.borrow_mut().number();
     restore_one(lab, endpoint, from, back).await
@@ -155,5 +191,7 @@ async fn restored(lab: &Lab, remote: &Remote, point: PointId) -> Result<()> {
     Ok(())
 }
 
+/// The newest points that nobody forgets: backups rely on them.
+const KEPT: usize = 3;
 /// Points restored from each node when all is over.
 const LAST_RESTORES: u64 = 5;

@@ -29,6 +29,8 @@ pub struct Jobs {
     pub backups: u64,
     pub copies: u64,
     pub restores: u64,
+    /// Those that reclaimed something.
+    pub sweeps: u64,
     pub failed: u64,
 }
 
@@ -39,7 +41,7 @@ impl Journal {
         self.violations.push(what);
     }
 
-    /// A repository acknowledged a point: always the same.
+    /// A repository acknowledged that it has a point: always the same.
     pub fn acknowledge(&mut self, of: RepositoryId, point: &RecoveryPoint) {
         if let Some(before) = self.acknowledged.insert((of, point.id), point.clone())
             && before != *point
@@ -52,6 +54,12 @@ impl Journal {
     pub fn promised(&self, of: RepositoryId) -> BTreeSet<PointId> {
         let acknowledged = self.acknowledged.keys();
         acknowledged.chain(&self.copied).filter(|(repository, _)| *repository == of).map(|(_, point)| *point).collect()
+    }
+
+    /// A repository is about to forget a point: what is listed of it from here on is another promise.
+    pub fn forgets(&mut self, of: RepositoryId, point: PointId) {
+        self.acknowledged.remove(&(of, point));
+        self.copied.remove(&(of, point));
     }
 
     /// Looks at what a repository listed, when it had promised so much before it was asked.

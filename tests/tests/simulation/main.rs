@@ -63,6 +63,7 @@ fn part(part: u64) {
         ("backups", sum(|it| it.jobs.backups)),
         ("copies", sum(|it| it.jobs.copies)),
         ("restores", sum(|it| it.jobs.restores)),
+        ("sweeps", sum(|it| it.jobs.sweeps)),
         ("jobs failed", sum(|it| it.jobs.failed)),
     ];
     let hours = outcomes.iter().map(|it| it.took.as_secs_f64()).sum::<f64>() / 3600.0;
