@@ -141,7 +141,9 @@ mod tests {
         let mut disk = Disk::new(&entries, Image::new(4 * BLOCK_BYTES));
         for seed in 0..200 {
             let left = values(&disk.after(&PowerCut { at: 4, flushed: 2, percent: 50, seed }));
-            assert!(left[0] == 1 && [1, 2].contains(&left[1]) && [1, 2].contains(&left[2]) && [0, 3].contains(&left[3]));
+            assert!(
+                left[0] == 1 && [1, 2].contains(&left[1]) && [1, 2].contains(&left[2]) && [0, 3].contains(&left[3])
+            );
             seen.insert(left);
         }
         assert_eq!(seen.len(), 8, "each part of three blocks");

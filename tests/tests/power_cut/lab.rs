@@ -141,13 +141,13 @@ impl Drop for Mounted {
 pub struct LoggedDisk {
     // Dropped in this order.
     mounted: Mounted,
-    _export: Export,
+    export: Export,
     folder: PathBuf,
 }
 
 /// The FUSE export, which a killed process leaves mounted.
 struct Export {
-    _daemon: Ended,
+    daemon: Ended,
     file: PathBuf,
 }
 
@@ -178,18 +178,18 @@ impl LoggedDisk {
             .stdin(Stdio::null())
             .spawn()
             .context("cannot run qemu-storage-daemon, of qemu-utils")?;
-        let mut export = Export { _daemon: Ended(daemon), file };
+        let mut export = Export { daemon: Ended(daemon), file };
         // It says nothing when it is ready.
         let started = Instant::now();
         while fs::metadata(&export.file)?.len() != kind.bytes() {
-            if let Some(status) = export._daemon.0.try_wait()? {
+            if let Some(status) = export.daemon.0.try_wait()? {
                 bail!("qemu-storage-daemon ended with {status}; does it lack FUSE exports, or /dev/fuse?");
             }
             ensure!(started.elapsed() < EXPORT_MAX, "qemu-storage-daemon exports nothing");
             std::thread::sleep(TICK);
         }
         let mounted = Mounted::new(kind, &export.file, &folder.join("mounted"))?;
-        Ok((Self { mounted, _export: export, folder: folder.to_owned() }, image))
+        Ok((Self { mounted, export, folder: folder.to_owned() }, image))
     }
 
     /// Where it is mounted.
@@ -210,9 +210,9 @@ impl LoggedDisk {
     /// # Errors
     /// When it is still in use.
     pub fn into_log(self) -> Result<Vec<u8>> {
-        let Self { mounted, _export, folder } = self;
+        let Self { mounted, export, folder } = self;
         mounted.unmount()?;
-        drop(_export);
+        drop(export);
         let log = fs::read(folder.join("log"))?;
         fs::remove_dir_all(folder)?;
         Ok(log)
@@ -242,7 +242,8 @@ fn read_image(path: &Path) -> Result<Image> {
 /// Runs a program, whose errors are this one's.
 fn run<'a>(program: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<()> {
     let ran = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let ran = ran.with_context(|| format!("cannot run {program}: is its package installed? See the list in ./check"))?;
+    let ran =
+        ran.with_context(|| format!("cannot run {program}: is its package installed? See the list in ./check"))?;
     let said = String::from_utf8_lossy(&ran.stderr);
     ensure!(ran.status.success(), "{program}: {}", said.trim());
     Ok(())
