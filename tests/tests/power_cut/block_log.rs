@@ -43,14 +43,17 @@ pub fn decode(log: &Bytes) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// How many entries the log at `path` had at the last flush.
+/// How many entries the log at `path` had at the last flush: none before the first, which writes its head.
 ///
 /// # Errors
 /// When it is none, or cannot be read.
 pub fn flushed_entries(path: &Path) -> Result<usize> {
     let mut head = [0; SUPER_BYTES];
-    File::open(path)?.read_exact_at(&mut head, 0).context("the log has no head yet")?;
-    Ok(decode_super(&head)?.0)
+    let file = File::open(path)?;
+    if file.metadata()?.len() >= head.len() as u64 {
+        file.read_exact_at(&mut head, 0)?;
+    }
+    if head == [0; SUPER_BYTES] { Ok(0) } else { Ok(decode_super(&head)?.0) }
 }
 
 fn decode_super(log: &[u8]) -> Result<(usize, usize)> {

@@ -126,7 +126,7 @@ pub async fn live(
     for last in (1..steps.len()).rev() {
         steps.swap(last, draw.below(last + 1));
     }
-    let local = open(bench, disk, &io).await?;
+    let local = Some(open(bench, disk, &io).await?);
     let history = History { jobs: vec![init], images: BTreeMap::new() };
     let mut life = Life { bench, disk, io, draw, local, elsewhere, machines, history };
     // More than a piece of 4 MiB, in which data packs are written.
@@ -136,7 +136,7 @@ pub async fn live(
     for step in steps {
         life.step(step).await?;
     }
-    life.local.close().await?;
+    life.local.take().expect("open").close().await?;
     life.elsewhere.close().await?;
     Ok(life.history)
 }
@@ -166,13 +166,18 @@ struct Life<'a> {
     disk: &'a LoggedDisk,
     io: Arc<dyn Io>,
     draw: &'a mut Draw,
-    local: Local,
+    /// None for a moment, while it is opened again.
+    local: Option<Local>,
     elsewhere: Local,
     machines: [Machine; 2],
     history: History,
 }
 
 impl Life<'_> {
+    fn local(&self) -> &Local {
+        self.local.as_ref().expect("open")
+    }
+
     async fn step(&mut self, step: Step) -> Result<()> {
         match step {
             Step::Backup => {
@@ -200,8 +205,8 @@ impl Life<'_> {
                 self.history.jobs.extend([jobs.0, jobs.1]);
             }
             Step::Reopen => {
-                self.local.close().await?;
-                self.local = open(self.bench, self.disk, &self.io).await?;
+                self.local.take().expect("open").close().await?;
+                self.local = Some(open(self.bench, self.disk, &self.io).await?);
             }
         }
         Ok(())
@@ -222,7 +227,7 @@ impl Life<'_> {
         let (begun, point) = (self.disk.flushed_entries(), options.point.expect("of work"));
         let source = self.machines[machine].snapshot();
         let (pool, world) = (&self.bench.pool, &self.bench.world);
-        backup(&self.local, source, options, pool, world, &Progress::default()).await?;
+        backup(self.local(), source, options, pool, world, &Progress::default()).await?;
         Ok(self.acknowledged("backup", begun, Effect::Makes(point)))
     }
 
@@ -238,7 +243,8 @@ impl Life<'_> {
             self.history.jobs.push(Job { name: "backup given up", begun, acknowledged: None, effect });
         }
         // Not closed: nobody does that who is killed.
-        self.local = open(self.bench, self.disk, &self.io).await?;
+        self.local = None;
+        self.local = Some(open(self.bench, self.disk, &self.io).await?);
         Ok(())
     }
 
@@ -248,24 +254,24 @@ impl Life<'_> {
         let point = self.bench.backup(&self.elsewhere, &machine).await?.point;
         self.history.images.insert(point.id, machine.images());
         let begun = self.disk.flushed_entries();
-        copy(&self.elsewhere, &self.local, &point, Verification::Decode, &Progress::default()).await?;
+        copy(&self.elsewhere, self.local(), &point, Verification::Decode, &Progress::default()).await?;
         self.history.jobs.push(self.acknowledged("copy", begun, Effect::Makes(point.id)));
         Ok(())
     }
 
     /// All but the two newest.
     async fn forget(&mut self) -> Result<()> {
-        let there: Vec<PointId> = points(&self.local).await.iter().map(|point| point.id).collect();
+        let there: Vec<PointId> = points(self.local()).await.iter().map(|point| point.id).collect();
         let oldest = there[..there.len().saturating_sub(2)].to_vec();
         let begun = self.disk.flushed_entries();
-        self.local.change_points(&oldest, PointChange::Forget).await?;
+        self.local().change_points(&oldest, PointChange::Forget).await?;
         self.history.jobs.push(self.acknowledged("forgetting", begun, Effect::Forgets(oldest)));
         Ok(())
     }
 
     async fn sweep(&self) -> Result<Job> {
         let begun = self.disk.flushed_entries();
-        self.local.sweep(eager(), Arc::default()).await?;
+        self.local().sweep(eager(), Arc::default()).await?;
         Ok(self.acknowledged("sweep", begun, Effect::None))
     }
 
