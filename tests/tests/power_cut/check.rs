@@ -12,23 +12,15 @@ use store::{Access, Local};
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, points, stored};
 
-/// What somebody was told to be kept is not.
+/// A point that was acknowledged is not there.
 #[derive(Debug)]
-pub enum Lost {
-    /// A point.
-    Point(PointId),
-    /// All of them.
-    Repository,
-}
+pub struct Lost(PointId);
 
 impl std::error::Error for Lost {}
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Point(point) => write!(f, "point {point} was acknowledged, and is gone"),
-            Self::Repository => write!(f, "the repository was acknowledged, and cannot be opened"),
-        }
+        write!(f, "point {} was acknowledged, and is lost", self.0)
     }
 }
 
@@ -48,16 +40,16 @@ pub async fn check(bench: &Bench, mounted: &Path, expected: &Expected, history: 
             made => drop(made.context("init after a broken one")?),
         }
     }
-    let opened = bench.open(&folder, Access::Write).await;
-    let local = match expected.repository {
-        true => opened.map_err(|error| anyhow::Error::new(error).context(Lost::Repository))?,
-        false => opened.context("a new repository")?,
-    };
+    let opened = bench.open(&folder, Access::Write).await.context("it does not open");
+    let local = opened.map_err(|error| match expected.must.first() {
+        Some(point) => error.context(Lost(*point)),
+        None => error,
+    })?;
     let left = fs::read_dir(folder.join("incoming"))?.count();
     ensure!(left == 0, "{left} files lie under incoming/");
     let there: BTreeSet<PointId> = points(&local).await.iter().map(|point| point.id).collect();
     if let Some(lost) = expected.must.difference(&there).next() {
-        return Err(Lost::Point(*lost).into());
+        return Err(Lost(*lost).into());
     }
     if let Some(point) = there.difference(&expected.may).next() {
         anyhow::bail!("point {point} is there, which was forgotten, or never made");

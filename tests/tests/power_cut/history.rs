@@ -103,8 +103,8 @@ impl History {
     }
 }
 
-/// A history that follows from `draw`, of a repository on `disk`; with another one in the folder `elsewhere`. All files of
-/// the first go through `io`.
+/// A history that follows from `draw`, of a repository on `disk`; with another one in the folder `elsewhere`. Once it is
+/// made, all files of the first go through `io`.
 ///
 /// # Errors
 /// Of any job: nothing fails here.
@@ -116,7 +116,7 @@ pub async fn live(
     draw: &mut Draw,
 ) -> Result<History> {
     let begun = disk.flushed_entries();
-    let config = Local::init_with(&disk.path().join(REPOSITORY), None, &bench.world, io.clone())?;
+    let config = Local::init(&disk.path().join(REPOSITORY), None, &bench.world)?;
     let init = Job { name: INIT, begun, acknowledged: Some(disk.flushed_entries()), effect: Effect::None };
     Local::init(elsewhere, Some(&config), &bench.world)?;
     let elsewhere = bench.open(elsewhere, Access::Write).await?;
