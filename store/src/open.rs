@@ -8,8 +8,8 @@ use crate::error::storage;
 use crate::format::config::ConfigFile;
 use crate::format::event::{AddedPack, Event};
 use crate::format::pack::{
-    PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, blob_hash,
-    decode_footer, scan_records,
+    PACK_BYTES_MAX, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, blob_hash, decode_footer,
+    scan_records,
 };
 use crate::index::{Index, IndexAccess};
 use crate::io::{DiskIo, Io};
@@ -18,8 +18,8 @@ use crate::log::{Author, CommitLog};
 use crate::packer::{Arrival, PackMaker, Packer};
 use chunker::{Blob, DomainKey};
 use mover::{
-    Error, Incarnation, Pool, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId, blocking, digest,
-    with_opener,
+    Error, Incarnation, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId,
+    blocking, digest, with_opener,
 };
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -278,19 +278,23 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
             continue;
         }
         let bytes = read_incoming(inner, &path)?;
-        let own = PackHeader::decode(&bytes).ok().filter(|header| {
-            header.repository == inner.config.config.id
-                && header.writer == inner.config.writer
-                // The present term too: a process may have died before its first record.
-                && header.term <= inner.author.term
-        });
-        let Some(header) = own else {
-            // Not even a header of its own writer: an empty file of a process that died early.
-            if bytes.len() < PACK_HEADER_BYTES {
+        let header = match PackHeader::decode(&bytes) {
+            Ok(header) => header,
+            // A newer program knows what it is for.
+            Err(RecordError::Newer { .. }) => continue,
+            // A file of a process that died early, or one that a power cut left its length and not its bytes.
+            Err(_) => {
                 found.useless.push(path);
+                continue;
             }
-            continue;
         };
+        let own = header.repository == inner.config.config.id
+            && header.writer == inner.config.writer
+            // The present term too: a process may have died before its first record.
+            && header.term <= inner.author.term;
+        if !own {
+            continue;
+        }
         match decode_footer(&bytes, header.kind, bytes.len() as u64) {
             // After a power cut the footer may be there and what lies before it not: the records are looked at too.
             Ok(entries) if all_records_sound(&bytes, &entries) => {

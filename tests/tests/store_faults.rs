@@ -7,10 +7,11 @@ use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::Depth;
 use mover::{
     Begin, ErrorKind, OwnerId, PointChange, PointId, Progress, Repository, Result, SweepOptions, Verification,
-    WriteSession, copy, with_sealer,
+    WriteSession, WriterId, copy, with_sealer,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use store::format::pack::PackHeader;
 use store::io::{DiskIo, Fault, FaultIo, Space};
 use store::{Access, Local};
 use windlass_tests::fake::{Image, Machine, noise};
@@ -152,6 +153,34 @@ async fn recovery() {
             }
         }
     }
+}
+
+/// A power cut may leave a file its length and not its bytes. Whatever lies under incoming/ in the place of a pack goes,
+/// but for packs of others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packs_without_their_bytes() {
+    let (story, work) = (Story::new().await, folder());
+    copy_folder(story.base.path(), work.path());
+    let pack = files(&work.path().join("packs")).first().map(|name| work.path().join("packs").join(name)).unwrap();
+    let own = std::fs::read(pack).unwrap();
+    let header = PackHeader::decode(&own).unwrap();
+    let of_another = PackHeader { writer: WriterId([9; 16]), ..header }.encode();
+    let mut newer = of_another.clone();
+    newer[8] += 1;
+    let body = newer.len() - 4;
+    let checksum = crc32c::crc32c(&newer[..body]);
+    newer[body..].copy_from_slice(&checksum.to_le_bytes());
+    let without_header = [vec![0; of_another.len()], own[of_another.len()..].to_vec()].concat();
+    let only_header = [own[..of_another.len()].to_vec(), vec![0; own.len() - of_another.len()]].concat();
+    let useless = [vec![], vec![0; 20], vec![0; 5_000], noise(1, 5_000), without_header, only_header];
+    for (number, bytes) in useless.iter().chain([&of_another, &newer]).enumerate() {
+        std::fs::write(work.path().join(format!("incoming/pack-{number:016x}")), bytes).unwrap();
+    }
+    drop(story.bench.reopen(work.path()).await.unwrap());
+    let left = files(&work.path().join("incoming"));
+    assert_eq!(left, [6, 7].map(|number| PathBuf::from(format!("pack-{number:016x}"))), "of others");
+    left.iter().for_each(|name| std::fs::remove_file(work.path().join("incoming").join(name)).unwrap());
+    story.settle(work.path(), None, "without their bytes").await;
 }
 
 /// Every 17th operation, and all from the last folder on.
