@@ -76,7 +76,8 @@ macro_rules! conformance {
             }
             sweeping {
                 forgotten_points_come_back_until_a_sweep what_is_forgotten_and_committed_again_is_back pins_hold_and_unknown_points_are_told what_points_share_stays
-                a_reader_keeps_what_it_reads a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
+                a_reader_keeps_what_it_reads what_an_open_session_brought_stays
+                a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
             }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed
