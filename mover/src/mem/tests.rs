@@ -4,6 +4,9 @@ use crate::{MapBuilder, MapRoot, PageRef};
 use chunker::GRID_BYTES;
 use futures::StreamExt;
 
+#[cfg(feature = "shuttle")]
+mod interleavings;
+
 struct Lab {
     mem: Mem,
     prints: Fingerprinter,
