@@ -19,7 +19,7 @@ async fn r11_a_point_comes_back_in_the_middle_of_a_sweep() {
         case.forget(OLD).await;
         (case, ())
     };
-    let sweeps = async |case: &Case, (): &()| drop(case.sweep().await);
+    let sweeps = async |case: &Case, (): &()| _ = case.sweep().await;
     let back = async |case: &Case, (): &()| match case.lab.repository.change_points(&[OLD], PointChange::Unforget).await
     {
         Ok(()) => case.stays(OLD),
@@ -38,7 +38,7 @@ async fn r10_a_reader_comes_in_the_middle_of_a_sweep() {
         case.forget(OLD).await;
         (case, OnceCell::new())
     };
-    let sweeps = async |case: &Case, _: &OnceCell<store::Reader>| drop(case.sweep().await);
+    let sweeps = async |case: &Case, _: &OnceCell<store::Reader>| _ = case.sweep().await;
     let reads = async |case: &Case, reader: &OnceCell<store::Reader>| match case.lab.repository.read(&[OLD]).await {
         Ok(opened) => assert!(reader.set(opened).is_ok()),
         Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
