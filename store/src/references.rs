@@ -461,6 +461,67 @@ mod tests {
         found
     }
 
+    /// Two points of which the first, or both, are being taken away by a sweep that is killed: with everything it was to
+    /// take, or in the middle.
+    fn killed(folder: &Path, taken: &[u8], all: bool) -> References {
+        let references = References::open(folder, RepositoryId([1; 16])).unwrap();
+        for point in [1, 2] {
+            references.counting(PointId([point; 16])).unwrap();
+            references.add_pages(&[id(point)]).unwrap();
+            references.add_chunks([id(100), id(100 + point)]).unwrap();
+            references.counted(PointId([point; 16])).unwrap();
+        }
+        references.begin_taking(&taken.iter().map(|point| PointId([*point; 16])).collect()).unwrap();
+        for point in taken {
+            references.take_pages(&[id(*point)]).unwrap();
+            references.take_chunks([id(100)]).unwrap();
+            if all {
+                references.take_chunks([id(100 + point)]).unwrap();
+            }
+        }
+        if all {
+            references.has_taken().unwrap();
+        }
+        references.flush().unwrap();
+        drop(references);
+        References::open(folder, RepositoryId([1; 16])).unwrap()
+    }
+
+    /// R19: counts that are too low would doom what is needed, counts that are too high keep what is not. After a kill they
+    /// are what the log says of the points, or begun again.
+    #[test]
+    fn a_killed_sweep_has_taken_what_the_log_says_or_nothing_can_be_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let counts = |references: &References| references.counts(&[id(1), id(100), id(101), id(2), id(102)]).unwrap();
+        let mut number = 0;
+        let mut case = |taken: &[u8], all: bool| {
+            number += 1;
+            killed(&folder.path().join(number.to_string()), taken, all)
+        };
+        for all in [true, false] {
+            let references = case(&[1], all);
+            assert!(references.recover(0).unwrap(), "the log says nothing of it");
+            assert_eq!((counts(&references), references.live_pages().unwrap()), (vec![1, 2, 1, 1, 1], 2));
+            assert_eq!((references.points().unwrap().len(), references.taking().unwrap()), (2, None));
+        }
+        let references = case(&[1], true);
+        assert!(references.recover(1).unwrap(), "the log says that it is final");
+        assert_eq!((counts(&references), references.live_pages().unwrap()), (vec![0, 1, 0, 1, 1], 1));
+        assert_eq!((references.points().unwrap().len(), references.taking().unwrap()), (1, None));
+        assert!(references.recover(0).unwrap(), "there is nothing to recover from any more");
+        assert_eq!(counts(&references), [0, 1, 0, 1, 1]);
+
+        assert!(!case(&[1], false).recover(1).unwrap(), "final, and not everything was taken");
+        assert!(!case(&[1, 2], true).recover(1).unwrap(), "one of two");
+        let references = case(&[1], true);
+        references.database.put_opt(SETTLING, b"", &without_log()).unwrap();
+        assert!(!references.recover(0).unwrap(), "it was going into the counts");
+        let references = case(&[1], true);
+        references.counting(PointId([3; 16])).unwrap();
+        references.counted(PointId([3; 16])).unwrap();
+        assert!(!references.recover(0).unwrap(), "a point was counted meanwhile");
+    }
+
     #[test]
     fn counts_what_is_taken_away_only_when_it_is_settled() {
         let folder = tempfile::tempdir().unwrap();

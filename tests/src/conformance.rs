@@ -43,7 +43,8 @@ macro_rules! conformance {
             commit {
                 committing_twice_gives_the_same_point unknown_chunks_are_listed_and_can_be_put
                 absent_pages_are_not_descended_into a_page_does_not_vouch_for_its_subtree
-                refused_commit_is_repaired_by_backup an_abandoned_session_leaves_no_point
+                refused_commit_is_repaired_by_backup a_lost_page_is_brought_by_the_next_backup
+                an_abandoned_session_leaves_no_point
                 a_dropped_session_leaves_no_point groups_are_all_or_nothing lying_puts_are_refused
                 checksums_are_compared_even_when_the_sender_is_trusted nonsense_is_not_committed the_point_is_as_drafted
                 texts_are_not_cut attachments_are_as_long_as_they_say
@@ -76,7 +77,8 @@ macro_rules! conformance {
             }
             sweeping {
                 forgotten_points_come_back_until_a_sweep what_is_forgotten_and_committed_again_is_back pins_hold_and_unknown_points_are_told what_points_share_stays
-                a_reader_keeps_what_it_reads a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
+                a_reader_keeps_what_it_reads what_an_open_session_brought_stays
+                a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
             }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed

@@ -4,8 +4,8 @@ use crate::conformance::options;
 use crate::fake::{Image, Machine, Target};
 use chunker::{BLOB_HEADER_BYTES, ChunkId};
 use mover::{
-    BackupReport, ErrorKind, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Result,
-    World, backup, restore,
+    BackupReport, ErrorKind, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, Result, World, backup, restore,
 };
 use mover::{Depth, VerifyOptions, VerifyReport};
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::format::config::ConfigFile;
-use store::format::event::AddedPack;
+use store::format::event::{AddedPack, Event};
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
 use store::io::{DiskIo, Io, Space};
@@ -91,12 +91,29 @@ impl Bench {
     /// When the bytes are wrong.
     pub async fn restore(&self, repository: &Local, point: PointId, images: &[Image]) -> Result<()> {
         let reader = repository.read(&[point]).await?;
-        let prints = chunker::Fingerprinter::new(&repository.config().domain);
+        self.restore_from(&reader, repository.config(), point, images).await
+    }
+
+    /// The same through a session that there is already.
+    ///
+    /// # Errors
+    /// As [`restore`].
+    ///
+    /// # Panics
+    /// When the bytes are wrong.
+    pub async fn restore_from<R: ReadSession>(
+        &self,
+        reader: &R,
+        config: &RepositoryConfig,
+        point: PointId,
+        images: &[Image],
+    ) -> Result<()> {
+        let prints = chunker::Fingerprinter::new(&config.domain);
         let manifest = reader.manifest(point).await?;
         assert_eq!(manifest.disks.len(), images.len());
         for (disk, image) in manifest.disks.iter().zip(images) {
             let (target, screen) = Target::new(disk.size);
-            restore(&reader, &prints, disk, target, &self.pool, &Progress::default()).await?;
+            restore(reader, &prints, disk, target, &self.pool, &Progress::default()).await?;
             assert!(screen.image().as_ref() == Some(image), "disk {} of point {point} is not what it was", disk.name);
         }
         Ok(())
@@ -243,6 +260,27 @@ pub fn replay(repository: &Path) -> State {
         state.apply(&record, end.hash).expect("the next record");
     }
     state
+}
+
+/// Appends a record of these events to the log, as the next process of the directory's writer would.
+///
+/// # Panics
+/// When nobody has written there, or files fail.
+pub fn append(repository: &Path, world: &World, events: Vec<Event>) {
+    let state = replay(repository);
+    let writer = *state.writers().keys().next().expect("a writer");
+    let record = LogRecord {
+        sequence: state.end().sequence + 1,
+        previous: state.end().hash,
+        repository: state.repository(),
+        writer,
+        term: state.term(writer) + 1,
+        nonce: [1; 16],
+        time: world.now(),
+        events: [vec![Event::WriterTerm], events].concat(),
+    };
+    let last = repository.join("log").join(files(&repository.join("log")).pop().expect("a record"));
+    fs::write(last.with_file_name(format!("{:020}", record.sequence)), record.encode()).expect("written");
 }
 
 /// Path of a pack.

@@ -2,6 +2,7 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod holding;
 pub mod kept;
 pub mod meddle;
 pub mod node;

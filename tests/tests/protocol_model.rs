@@ -34,6 +34,8 @@ all_rules_hold!(
     careless,
     increments,
     sweeps,
+    repacks,
+    repairs,
     readers,
     readers_without_session,
     orphans,
@@ -89,6 +91,13 @@ fn no_clause_can_be_taken_out() {
     }
 }
 
+/// What readers are to places, writers are to what they were told: the same wait keeps it.
+#[test]
+fn no_writer_is_told_in_vain_because_drops_wait() {
+    let rules = Rules::all().without_clause(Clause::DropWaits);
+    fails(Config::repacks().under(rules), protocol::PROMISES_STAY);
+}
+
 /// What is lost without a rule, and where it shows.
 fn without_rule(rule: Rule) -> (Config, &'static str) {
     match rule {
@@ -103,6 +112,7 @@ fn without_rule(rule: Rule) -> (Config, &'static str) {
         Rule::R9 => (Config::sweeps(), protocol::POINTS_WHOLE),
         Rule::R10 => (Config::readers(), protocol::READERS_READ),
         Rule::R11 => (Config::increments(), protocol::UNFORGOTTEN_WHOLE),
+        Rule::R19 => (Config::repairs(), protocol::POINTS_WHOLE),
     }
 }
 
@@ -139,12 +149,14 @@ fn without_clause(clause: Clause) -> Without {
         Clause::PointIdIsKey => (Config::orphans(), protocol::COMMITTED_ONCE),
         Clause::PlaceFromLog => (Config::sweeps(), protocol::POINTS_WHOLE),
         Clause::PlaceOutsideDoomed => (Config::sweeps(), protocol::POINTS_WHOLE),
+        Clause::PlaceIsSound => (Config::repairs(), protocol::POINTS_WHOLE),
         Clause::OneSweep => (Config::sweeps(), protocol::ONE_SWEEP),
         Clause::ReaderPins => (Config::readers(), protocol::READERS_READ),
         Clause::LookAgain => (Config::readers_without_session(), protocol::READERS_READ),
         Clause::FinalStaysForgotten => (Config::increments(), protocol::UNFORGOTTEN_WHOLE),
         Clause::FinalsStillForgotten => (Config::increments(), protocol::UNFORGOTTEN_WHOLE),
         Clause::FinalNotNamed => (Config::readers(), protocol::READERS_READ),
+        Clause::SecondLook => (Config::repairs(), protocol::POINTS_WHOLE),
     };
     Without::Fails(config, property)
 }

@@ -2,48 +2,14 @@
 //! others.
 
 use chunker::ChunkKind;
-use mover::{Commit, PointId, Pool, Presence, Result, World, WriteSession, blocking};
-use std::cell::Cell;
+use mover::{Commit, PointId, Presence, WriteSession};
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
-use store::io::{DiskIo, FaultIo};
-use store::{Access, Local};
 use tokio::time::timeout;
-use windlass_tests::conformance::{Fixture, Lab};
-use windlass_tests::kept::{folder, stored};
-
-struct Holding {
-    folder: tempfile::TempDir,
-    world: World,
-    io: Arc<FaultIo<DiskIo>>,
-}
-
-impl Fixture for Holding {
-    type Repository = Local;
-
-    async fn fresh() -> Self {
-        let (folder, world) = (folder(), World::system());
-        Local::init(folder.path(), None, &world).expect("an empty repository");
-        Self { folder, world, io: Arc::new(FaultIo::new(DiskIo)) }
-    }
-
-    async fn sibling(&self) -> Self {
-        Self::fresh().await
-    }
-
-    fn world(&self) -> World {
-        self.world.clone()
-    }
-
-    async fn open(&self) -> Result<Local> {
-        Local::open_with(self.folder.path(), Access::Write, Pool::new(2)?, self.world(), self.io.clone()).await
-    }
-
-    async fn hurt(&self, _: &Local, _: chunker::ChunkId) -> bool {
-        false
-    }
-}
+use windlass_tests::conformance::Lab;
+use windlass_tests::holding::{Holding, held_at};
+use windlass_tests::kept::stored;
 
 /// Longer than anything that does not wait for the operation which is held.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -98,25 +64,12 @@ async fn a_commit_relies_on_durable_chunks_only() {
         asker.put(pages).await.unwrap();
         asker.flush().await.unwrap();
         let draft = [lab.draft(point, root)];
-        let (io, waiting) = (lab.fixture.io.clone(), lab.fixture.io.clone());
-        let held = Cell::new(Some(io.hold(after)));
-        let commit = async {
-            let made = asker.commit(&draft).await;
-            drop(held.take());
-            made
-        };
-        let meanwhile = async {
-            let struck = blocking(move || waiting.wait_held()).await;
-            if struck {
-                // It need not come through before the operation goes on, which may keep what it needs.
-                let _ = timeout(PATIENCE, putter.put(vec![(id, blob.clone())])).await;
-            }
-            drop(held.take());
-            struck
-        };
-        let (made, struck) = tokio::join!(commit, meanwhile);
+        let made = OnceCell::new();
+        let commit = async { made.set(asker.commit(&draft).await).expect("once") };
+        let meanwhile = async { putter.put(vec![(id, blob.clone())]).await.unwrap() };
+        let struck = held_at(&lab, after, PATIENCE, commit, meanwhile).await;
         let there = stored(lab.fixture.folder.path()).contains_key(&id);
-        match made.unwrap() {
+        match made.into_inner().unwrap().unwrap() {
             Commit::Committed(_) => {
                 assert!(there, "operation {after}: committed without a chunk");
                 committed.insert(after);

@@ -9,10 +9,9 @@ use mover::{
 use std::fs;
 use std::path::Path;
 use store::format::event::{CommittedPoint, Event, SessionOpened};
-use store::format::record::LogRecord;
 use store::{Access, Local};
 use windlass_tests::fake::{Machine, noise};
-use windlass_tests::kept::{Bench, files, folder, points, replay};
+use windlass_tests::kept::{Bench, append, files, folder, points};
 
 const BLOCK: u64 = 1 << 16;
 const EXTENSION: &[u8] = b"\x09\0\0\0\x03\0\0\0abc";
@@ -138,23 +137,5 @@ async fn plant(bench: &Bench, root: &Path, local: Local, manifest: &Manifest, mu
         extensions: EXTENSION.to_vec(),
     };
     let events = vec![Event::SessionOpened(opened), Event::PointCommitted(committed), Event::SessionClosed(session)];
-    append(root, bench, events);
-}
-
-/// Appends a record to the log as the next process of the directory's writer would.
-fn append(root: &Path, bench: &Bench, events: Vec<Event>) {
-    let state = replay(root);
-    let writer = *state.writers().keys().next().unwrap();
-    let record = LogRecord {
-        sequence: state.end().sequence + 1,
-        previous: state.end().hash,
-        repository: state.repository(),
-        writer,
-        term: state.term(writer) + 1,
-        nonce: [1; 16],
-        time: bench.world.now(),
-        events: [vec![Event::WriterTerm], events].concat(),
-    };
-    let last = root.join("log").join(files(&root.join("log")).pop().unwrap());
-    fs::write(last.with_file_name(format!("{:020}", record.sequence)), record.encode()).unwrap();
+    append(root, &bench.world, events);
 }

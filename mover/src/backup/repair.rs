@@ -2,7 +2,7 @@
 
 use super::Job;
 use crate::{
-    ChunkBatch, Error, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession,
+    ChunkBatch, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession,
     diff::TreeDiff, with_opener, with_sealer,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, GRID_BYTES, grid_blocks};
@@ -41,7 +41,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let none = crate::MapRoot { level: disk.root.level, id: None };
             let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader));
             while !lost.is_empty()
-                && let Some(step) = leaves.next().await?
+                && let Some(step) = leaves.next().await.map_err(lost_page)?
             {
                 for changed in step.blocks() {
                     let PageRef::Chunk(id) = changed.new else { continue };
@@ -70,5 +70,16 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         let seal = move || with_sealer(compression, |sealer| sealer.seal(ChunkKind::Data, &plain));
         let blob = self.pool.run(seal).await;
         self.session.put(vec![(id, blob)]).await
+    }
+}
+
+/// A page that the repository was said to have and has not: what it refers to cannot be told without reading all that is
+/// below it, which the next backup does.
+fn lost_page(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Integrity => Error::integrity("the repository lost a part of the map that it had")
+            .because(error)
+            .hint("run the backup again"),
+        _ => error,
     }
 }

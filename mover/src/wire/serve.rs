@@ -42,6 +42,7 @@ pub struct Node<R: Repository> {
     registry: Option<Arc<Registry>>,
     /// Whether no other thread may have a part in what happens.
     one_thread: bool,
+    lease_age_max: Duration,
     limits: Arc<Limits>,
     puller: Option<Puller>,
     /// Work on a whole repository is done one at a time: a verification takes whole packs into memory.
@@ -117,6 +118,7 @@ impl<R: Repository + 'static> Node<R> {
             denied: Arc::new(|_: &Holder| false),
             registry: None,
             one_thread: false,
+            lease_age_max: LEASE_AGE_MAX,
             limits: Arc::default(),
             puller: None,
             maintenance: Semaphore::new(1),
@@ -128,6 +130,13 @@ impl<R: Repository + 'static> Node<R> {
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
         self.own_limits().patience = patience;
+        self
+    }
+
+    /// Ends sessions that were not used for so long, and not for ten minutes, when their holder has no connection.
+    #[must_use]
+    pub const fn forgetting_after(mut self, unused: Duration) -> Self {
+        self.lease_age_max = unused;
         self
     }
 
@@ -178,7 +187,7 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Serves until `stop` becomes true; then takes nothing new, and finishes what is under way.
     pub async fn serve(self: Arc<Self>, endpoint: Endpoint, mut stop: watch::Receiver<bool>) {
-        let mut expiry = tokio::time::interval(LEASE_CHECK);
+        let mut expiry = tokio::time::interval(LEASE_CHECK.min(self.lease_age_max));
         let mut tasks = tokio::task::JoinSet::new();
         let stopping = stop.clone();
         loop {
@@ -559,7 +568,7 @@ impl<R: Repository + 'static> Node<R> {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
                 let used = lease.used.lock().expect("no holder panics").elapsed();
-                Arc::strong_count(lease) == 1 && used > LEASE_AGE_MAX && !present.contains(&lease.holder)
+                Arc::strong_count(lease) == 1 && used > self.lease_age_max && !present.contains(&lease.holder)
             });
             let ended: Vec<_> = ended.collect();
             drop(leases);

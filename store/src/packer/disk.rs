@@ -5,10 +5,10 @@ use crate::directory::Directory;
 use crate::error::storage;
 use crate::format::event::AddedPack;
 use crate::format::pack::{PackEntry, PackKind, PackName};
-use mover::{AlignedBuffer, Result};
+use mover::{AlignedBuffer, Error, Result};
 use std::fs::File;
 use std::io::IoSlice;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -88,10 +88,20 @@ fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<b
     lock(pending).check()?;
     let synced = directory.io().sync(&file);
     synced.map_err(|error| storage("cannot sync", &path, error))?;
-    directory.publish_pack(&path, &name)?;
+    directory.publish_pack(&path, &name).map_err(|error| if_taken_over(directory, &path, error))?;
     let chunks = u32::try_from(entries.len()).expect("a pack is bounded");
     let sealed = SealedPack { added: AddedPack { name, kind, bytes, chunks }, entries: Arc::new(entries) };
     let mut pending = lock(pending);
     pending.seal(pack, sealed);
     Ok(pending.is_due())
+}
+
+/// Nobody takes a pack away that is being written but who begins the writer's next term (R5): then that is what is wrong.
+fn if_taken_over(directory: &Directory, path: &Path, error: Error) -> Error {
+    match directory.io().open(path) {
+        Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => {
+            Error::fenced("another process took over what this one was writing, as if its term was over").because(error)
+        }
+        _ => error,
+    }
 }

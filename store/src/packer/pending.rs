@@ -162,8 +162,11 @@ impl Pending {
     /// The first error, again.
     pub fn check(&self) -> Result<()> {
         let Some((kind, message)) = &self.failed else { return Ok(()) };
-        Err(Error::new(*kind, format!("the repository stopped writing: {message}"))
-            .hint("when the storage is sound again, run the job again; nothing that was committed is affected"))
+        let hint = match kind {
+            ErrorKind::Fenced => "run the job again; nothing that was committed is affected",
+            _ => "when the storage is sound again, run the job again; nothing that was committed is affected",
+        };
+        Err(Error::new(*kind, format!("the repository stopped writing: {message}")).hint(hint))
     }
 }
 

@@ -118,6 +118,23 @@ pub async fn refused_commit_is_repaired_by_backup<F: Fixture>(lab: Lab<F>) {
     );
 }
 
+/// What a page refers to is not known any more when the repository has lost it: the backup ends, and says what to do.
+pub async fn a_lost_page_is_brought_by_the_next_backup<F: Fixture>(lab: Lab<F>) {
+    let machine = Machine::new(&lab.world, &[1 << 20]);
+    machine.write(0, 0, &noise(1, 1 << 20));
+    let other = lab.sibling().await;
+    let elsewhere = other.backup("elsewhere", &machine).await.point.id;
+    let blobs = other.blobs(elsewhere).await;
+    let pages = blobs.iter().filter(|(_, blob)| blob.header().kind == ChunkKind::Page).map(|(id, _)| *id);
+    let repository = Meddled::new(&lab.repository);
+    repository.meddling.plan().have.extend(pages);
+    let refused = lab.backup_with(&repository, &options("lost"), machine.snapshot()).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Integrity && refused.to_string().contains("map"), "{refused}");
+    assert_eq!(refused.remedy(), Some("run the backup again"));
+    let report = lab.backup("lost", &machine).await;
+    lab.assert_restores(report.point.id, &machine.images()).await;
+}
+
 pub async fn an_abandoned_session_leaves_no_point<F: Fixture>(lab: Lab<F>) {
     let session = lab.session().await;
     put_all(&lab, &session).await;

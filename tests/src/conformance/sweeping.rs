@@ -138,6 +138,32 @@ pub async fn a_reader_keeps_what_it_reads<F: Fixture>(lab: Lab<F>) {
     assert_eq!(lab.repository.stats().await.unwrap().chunks, 0);
 }
 
+/// What a backup brought belongs to no point before its commit, and stays all the same (R6).
+pub async fn what_an_open_session_brought_stays<F: Fixture>(lab: Lab<F>) {
+    let (one, point) = (lab.block(1), PointId::random(&lab.world));
+    let session = lab.session_of(point, &[]).await;
+    session.put(vec![one.clone()]).await.unwrap();
+    session.flush().await.unwrap();
+    for _ in 0..2 {
+        let swept = lab.sweep().await;
+        assert_eq!((swept.bytes_reclaimed, swept.bytes_waiting), (0, 0), "{swept:?}");
+    }
+    assert!(lab.has(ChunkKind::Data, one.0).await);
+    let (root, pages) = lab.map(&[(3, one.0)]).await;
+    session.put(pages).await.unwrap();
+    committed(session.commit(&[lab.draft(point, root)]).await.unwrap());
+    drop(session);
+    lab.sweep().await;
+    lab.assert_restores(point, &[lab.image(&[(3, 1)])]).await;
+    // A session that ended without a point leaves what goes.
+    let session = lab.session().await;
+    session.put(vec![lab.block(2)]).await.unwrap();
+    session.flush().await.unwrap();
+    session.abandon().await.unwrap();
+    lab.sweep_all().await;
+    assert!(!lab.has(ChunkKind::Data, lab.block(2).0).await);
+}
+
 /// The history of F26 and F27: a backup is told "have", the only point that has it is forgotten and swept, the backup
 /// commits.
 pub async fn a_promise_that_was_swept_is_found_by_the_commit<F: Fixture>(lab: Lab<F>) {

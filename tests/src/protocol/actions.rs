@@ -144,6 +144,7 @@ impl Config {
                     steps.push(Action::GiveUp(slot));
                 }
             }
+            Phase::Ready if self.job(slot, writer).repairs => events.push(Event::Closed),
             Phase::Ready => match self.walk(state, slot, known) {
                 Ok(relies) => events.push(Event::Committed { session, point: self.job(slot, writer).point, relies }),
                 Err(_) => steps.push(Action::Refuse(slot)),
@@ -195,9 +196,11 @@ impl Config {
             Sweeping::Idle => {}
             Sweeping::Begun => steps.push(Action::Mark(slot)),
             Sweeping::Marked { marked, finals } => {
-                for pack in packs_of(known.usable()) {
-                    events.push(Event::Doomed { pack, marked, finals });
-                    let live = self.chunks_of(marked) & state.headers[pack as usize].chunks;
+                for pack in packs_of(known.usable() | known.doomed) {
+                    if known.doomed & bit16(pack) == 0 {
+                        events.push(Event::Doomed { pack, marked, finals });
+                    }
+                    let live = self.to_copy(state, known, marked, pack);
                     let named = state.headers[(9 + slot - SWEEPER) as usize].chunks != 0;
                     if self.repack && live != 0 && !named {
                         steps.push(Action::Repack(slot, pack));
@@ -219,6 +222,12 @@ impl Config {
         events.extend(chunks_of(state.left.forgettable & known.live_points()).map(|point| Event::Forgotten { point }));
         if state.left.unforgets > 0 {
             events.extend(chunks_of(known.forgotten).map(|point| Event::Unforgotten { point }));
+        }
+        if state.left.suspects > 0 {
+            for pack in known.order.iter().copied().filter(|pack| (*pack as usize) < self.packs.len()) {
+                let found = chunks_of(known.sound(&state.headers, pack));
+                events.extend(found.map(|chunk| Event::Suspect { pack, chunk }));
+            }
         }
         if state.left.fences > 0 {
             let open = known.sessions.iter().enumerate();

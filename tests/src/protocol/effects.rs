@@ -72,7 +72,7 @@ impl Config {
                 state.left.crashes -= 1;
                 state.pending[slot as usize] = None;
                 let writer = &mut state.writers[slot as usize];
-                *writer = Writer { phase: Phase::Crashed, session: 0, wanted: 0, ..*writer };
+                *writer = Writer { phase: Phase::Crashed, session: 0, wanted: 0, told: 0, ..*writer };
             }
             Action::StartReading => state.reader = ReaderPhase::Reading,
             Action::Miss => self.miss(state),
@@ -85,7 +85,7 @@ impl Config {
             Action::Repack(slot, pack) => {
                 let sweeper = (slot - SWEEPER) as usize;
                 if let Sweeping::Marked { marked, finals } = state.sweepers[sweeper].phase {
-                    let live = self.chunks_of(marked) & state.headers[pack as usize].chunks;
+                    let live = self.to_copy(state, &state.known(self, slot), marked, pack);
                     if let Some(pack) = state.name(self, slot, 0, live) {
                         state.stored |= bit16(pack);
                         state.sweepers[sweeper].phase = Sweeping::Repacked { marked, finals, pack };
@@ -135,10 +135,12 @@ impl Config {
                 *writer = Writer { phase: Phase::Idle, term: record.term, ..*writer };
             }
             Event::Opened { session, .. } => match state.writers.get_mut(slot) {
-                Some(writer) => *writer = Writer { phase: Phase::Open, session, ..*writer },
+                Some(writer) => *writer = Writer { phase: Phase::Open, session, told: 0, ..*writer },
                 None => state.reader = ReaderPhase::Reading,
             },
-            Event::Closed => state.reader = ReaderPhase::Closed,
+            Event::Closed if record.by == READER => state.reader = ReaderPhase::Closed,
+            Event::Closed => self.next_job(state, record.by),
+            Event::Suspect { .. } => state.left.suspects -= 1,
             Event::Added { .. } if self.is_sweeper(record.by) => {
                 let sweeper = &mut state.sweepers[slot - SWEEPER as usize];
                 if let Sweeping::Repacked { marked, finals, .. } = sweeper.phase {
@@ -170,6 +172,12 @@ impl Config {
             state.acknowledged |= bit8(self.job(slot, writer).point);
         }
         writer.wanted = 0;
+        self.next_job(state, slot);
+    }
+
+    fn next_job(&self, state: &mut State, slot: u8) {
+        let writer = &mut state.writers[slot as usize];
+        writer.told = 0;
         writer.job += 1;
         let more = (writer.job as usize) < self.jobs[slot as usize].len();
         writer.phase = if more { Phase::Idle } else { Phase::Done };
@@ -195,7 +203,8 @@ impl Config {
 
     fn upload(&self, state: &mut State, slot: u8) {
         let known = state.known(self, slot);
-        let missing = self.missing(state, slot, &known);
+        let (missing, told) = self.missing(state, slot, &known);
+        state.writers[slot as usize].told |= told;
         let term = state.writers[slot as usize].term;
         if missing == 0 {
             state.writers[slot as usize].phase = Phase::Ready;

@@ -54,6 +54,11 @@ pub enum Event {
     Unforgotten {
         point: u8,
     },
+    /// What a pack holds of this chunk was found damaged.
+    Suspect {
+        pack: u8,
+        chunk: u8,
+    },
     SweepBegun,
     /// `marked` are the roots at the mark, `finals` the forgotten points that were none.
     Doomed {
@@ -102,6 +107,10 @@ pub struct Replayed {
     pub doomed: Packs,
     /// Names that are gone for good.
     pub dropped: Packs,
+    /// For each pack what of it is known to be damaged.
+    pub suspects: [Chunks; PACKS],
+    /// Chunks that are lost by damage alone: when the last sound copy was found to be none.
+    pub rotten: Chunks,
     /// For each doomed pack the sessions (by slot) it still waits for.
     pub waits: [u8; PACKS],
     /// Points committed, whatever happened to them later.
@@ -152,6 +161,12 @@ impl Replayed {
                 self.forgotten &= !bit8(point);
                 self.unforgotten |= bit8(point);
             }
+            Event::Suspect { pack, chunk } => {
+                self.suspects[pack as usize] |= bit8(chunk);
+                if !self.order.iter().any(|pack| self.sound(headers, *pack) & bit8(chunk) != 0) {
+                    self.rotten |= bit8(chunk);
+                }
+            }
             Event::SweepBegun => self.sweep = Some(record.by),
             Event::Doomed { pack, finals, .. } => {
                 self.superseded_doomed |= self.sweep != Some(record.by);
@@ -200,6 +215,9 @@ impl Replayed {
                 let gone = if has(Clause::FinalStaysForgotten) { self.finals } else { 0 };
                 self.forgotten & !gone & bit8(point) != 0
             }
+            Event::Suspect { pack, chunk } => {
+                self.order.contains(&pack) && self.sound(headers, pack) & bit8(chunk) != 0
+            }
             Event::SweepBegun => true,
             Event::Doomed { pack, marked, finals } => {
                 (!has(Clause::OneSweep) || self.sweep == Some(record.by))
@@ -211,7 +229,8 @@ impl Replayed {
             Event::Dropped { pack } => {
                 if self.order.contains(&pack) {
                     let waits = has(Clause::DropWaits) && self.waits[pack as usize] != 0;
-                    self.doomed & bit16(pack) != 0 && !waits
+                    let needed = has(Clause::SecondLook) && self.needed_of(config, headers, pack) != 0;
+                    self.doomed & bit16(pack) != 0 && !waits && !needed
                 } else {
                     self.dropped & bit16(pack) == 0 && self.may_drop_orphan(config, headers, pack)
                 }
@@ -219,12 +238,24 @@ impl Replayed {
         }
     }
 
-    /// Where a chunk is read from: the earliest added pack that holds it and is not doomed.
+    /// What of a pack is not known to be damaged.
+    pub fn sound(&self, headers: &[Header; PACKS], pack: u8) -> Chunks {
+        headers[pack as usize].chunks & !self.suspects[pack as usize]
+    }
+
+    /// Chunks of a pack that points need and that no other pack has which is neither doomed nor damaged there.
+    pub fn needed_of(&self, config: &Config, headers: &[Header; PACKS], pack: u8) -> Chunks {
+        let others = packs_of(self.usable() & !bit16(pack));
+        let placed = others.fold(0, |chunks, pack| chunks | self.sound(headers, pack));
+        config.chunks_of((self.committed & !self.finals) | self.pins(config)) & self.sound(headers, pack) & !placed
+    }
+
+    /// Where a chunk is read from: the earliest added pack that holds it, is not doomed, and where it is sound.
     pub fn place(&self, config: &Config, headers: &[Header; PACKS], chunk: u8) -> Option<u8> {
         if !config.rules.has(Clause::PlaceFromLog) {
             return self.index[chunk as usize];
         }
-        let holds = |pack: &u8| headers[*pack as usize].chunks & bit8(chunk) != 0;
+        let holds = |pack: &u8| self.counting(config, headers, *pack) & bit8(chunk) != 0;
         self.order.iter().copied().find(|pack| self.doomed & bit16(*pack) == 0 && holds(pack))
     }
 
@@ -279,8 +310,16 @@ impl Replayed {
         let kept =
             if config.rules.has(Clause::PlaceOutsideDoomed) { self.usable() } else { self.usable() | self.doomed };
         let kept = kept & !bit16(pack);
-        let placed = packs_of(kept).fold(0, |chunks, pack| chunks | headers[pack as usize].chunks);
+        let placed = packs_of(kept).fold(0, |chunks, pack| chunks | self.counting(config, headers, pack));
         config.chunks_of(marked) & headers[pack as usize].chunks & !placed == 0
+    }
+
+    /// What of a pack is believed to be there.
+    fn counting(&self, config: &Config, headers: &[Header; PACKS], pack: u8) -> Chunks {
+        match config.rules.has(Clause::PlaceIsSound) {
+            true => self.sound(headers, pack),
+            false => headers[pack as usize].chunks,
+        }
     }
 
     fn add(&mut self, headers: &[Header; PACKS], pack: u8) {
@@ -288,6 +327,7 @@ impl Replayed {
         self.dropped &= !bit16(pack);
         self.order.retain(|other| *other != pack);
         self.order.push(pack);
+        self.rotten &= !headers[pack as usize].chunks;
         for session in self.sessions.iter_mut().flatten() {
             session.young |= bit16(pack);
         }
@@ -300,6 +340,7 @@ impl Replayed {
         self.order.retain(|other| *other != pack);
         self.doomed &= !bit16(pack);
         self.dropped |= bit16(pack);
+        self.suspects[pack as usize] = 0;
         self.waits[pack as usize] = 0;
         for entry in &mut self.index {
             entry.take_if(|place| *place == pack);

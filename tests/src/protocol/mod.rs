@@ -16,9 +16,10 @@
 //!
 //! *Writers* take a term, open a session naming a parent, ask what is missing, store it in a pack, add the pack to the
 //! log, and commit. They crash between any two steps, come back with the next term, and find what they left behind.
-//! *Sweepers* begin a sweep, mark, copy live chunks out of packs, doom packs one at a time, drop and delete them. The
+//! *Sweepers* begin a sweep, mark, copy live chunks out of packs, doom packs one at a time, drop and delete them, and copy
+//! what turns out to be needed of doomed ones. A *repair* is a writer that brings what is damaged and makes no point. The
 //! *reader* opens a session, or none, and reads from where it knows the chunks to be. The *administrator* forgets,
-//! brings back and fences.
+//! brings back and fences, and finds copies of chunks damaged.
 //!
 //! There are three *chunks*. The first is a page that refers to the second, so having a page is not having what hangs
 //! on it.
@@ -36,10 +37,12 @@
 //! - Who deletes an object makes no difference, so nobody in particular does; a sweeper that crashes is one that does
 //!   nothing any more.
 //!
-//! Not modelled: chunks marked as suspect (R7, R9), shared open packs (R18), the age at which a node fences its own
-//! sessions (a session may be fenced at any time), a sealed orphan whose bytes are damaged, the second check of
-//! reachability before a drop (nothing the first lets through is left for it to find), and progress: a property says
-//! that a backup does not *fail* because of a sweep, none says that it ends.
+//! - A copy is damaged from the moment in which the log says so: before, nobody can act on it. A mark that comes between
+//!   the second look at a pack (R19) and the record that drops it is one that comes after.
+//!
+//! Not modelled: shared open packs (R18), the age at which a node fences its own sessions (a session may be fenced at any
+//! time), a sealed orphan whose bytes are damaged, counts of references that are wrong, which the second look is there for
+//! too, and progress: a property says that a backup does not *fail* because of a sweep, none says that it ends.
 //!
 //! # Scenarios
 //!
@@ -82,6 +85,20 @@ pub struct Job {
     pub point: u8,
     /// The point it is an increment of.
     pub parent: Option<u8>,
+    /// It makes no point: it brings what is damaged and nowhere sound.
+    pub repairs: bool,
+}
+
+impl Job {
+    /// A backup.
+    pub const fn backup(point: u8, parent: Option<u8>) -> Self {
+        Job { point, parent, repairs: false }
+    }
+
+    /// A repair. Its number, which no point has, stands for it where points are counted.
+    pub const fn repair(number: u8) -> Self {
+        Job { point: number, parent: None, repairs: true }
+    }
 }
 
 /// What the reader does.
@@ -132,6 +149,8 @@ pub struct Config {
     pub lagging: u8,
     /// How many digests are written; with any, the log is pruned.
     pub digests: u8,
+    /// How many copies of chunks, in packs that exist at the start, are found to be damaged.
+    pub suspects: u8,
     /// A writer (a bit each) that does not validate again after losing a number.
     pub careless: u8,
 }

@@ -2,7 +2,7 @@
 
 use stateright::Property;
 
-use super::log::{Points, bit8, bit16, chunks_of};
+use super::log::{Points, bit8, bit16, chunks_of, packs_of};
 use super::rules::Clause;
 use super::state::{Phase, ReaderPhase, State};
 use super::{Config, READER};
@@ -21,6 +21,8 @@ pub const FAILED_STAY_AWAY: &str = "failed backups have no point";
 pub const COMMITTED_ONCE: &str = "a point is committed once";
 /// A backup does not fail because of what a sweep does.
 pub const SWEEPS_FAIL_NOBODY: &str = "no backup fails because of a sweep";
+/// What an open session of a writer was told to be there is not deleted before it has ended.
+pub const PROMISES_STAY: &str = "nothing goes that an open session was told of";
 /// Packs added since a session opened are not taken away from it.
 pub const SESSIONS_UNDISTURBED: &str = "packs younger than an open session are not doomed";
 /// What a session builds on does not go away under it.
@@ -62,6 +64,12 @@ pub(super) fn all() -> Vec<Property<Config>> {
         always(FAILED_STAY_AWAY, |config, state| state.failed & state.head(config).committed == 0),
         always(COMMITTED_ONCE, |config, state| state.head(config).twice == 0),
         always(SWEEPS_FAIL_NOBODY, |_, state| state.writers.iter().all(|writer| writer.phase != Phase::Refused)),
+        always(PROMISES_STAY, |config, state| {
+            let head = state.head(config);
+            let open = |slot: usize| head.is_open(slot as u8, state.writers[slot].session);
+            let told = (0..state.writers.len()).filter(|slot| open(*slot)).map(|slot| state.writers[slot].told);
+            told.fold(0, |all, told| all | told) & head.dropped == 0
+        }),
         always(SESSIONS_UNDISTURBED, |config, state| {
             let head = state.head(config);
             head.sessions.iter().flatten().all(|session| session.young & head.doomed == 0)
@@ -97,7 +105,13 @@ fn whole(config: &Config, state: &State, points: Points) -> bool {
         return true;
     }
     let head = state.head(config);
-    chunks_of(config.chunks_of(points)).all(|chunk| config.readable(state, &head, chunk))
+    // What damage alone has taken is nobody's fault; what it left in a doomed pack is read from there, and copied.
+    let saved = |chunk: u8| {
+        head.rotten & bit8(chunk) != 0
+            || head.suspects.iter().any(|suspects| suspects & bit8(chunk) != 0)
+                && packs_of(head.doomed).any(|pack| config.holds(state, &head, pack, chunk))
+    };
+    chunks_of(config.chunks_of(points)).all(|chunk| config.readable(state, &head, chunk) || saved(chunk))
 }
 
 fn places_stay(config: &Config, state: &State) -> bool {

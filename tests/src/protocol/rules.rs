@@ -21,11 +21,12 @@ pub enum Rule {
     R9,
     R10,
     R11,
+    R19,
 }
 
 impl Rule {
     /// Every rule, in order.
-    pub const ALL: [Rule; 11] = [
+    pub const ALL: [Rule; 12] = [
         Rule::R1,
         Rule::R2,
         Rule::R3,
@@ -37,6 +38,7 @@ impl Rule {
         Rule::R9,
         Rule::R10,
         Rule::R11,
+        Rule::R19,
     ];
 
     /// The clauses that make up this rule.
@@ -102,6 +104,9 @@ pub enum Clause {
     PlaceFromLog,
     /// R9: a doom needs a place outside all doomed packs for every live chunk. Without it any stored pack will do.
     PlaceOutsideDoomed,
+    /// R9: where a chunk was found damaged is no place of it: it is brought again, and what was brought is not taken for
+    /// a duplicate.
+    PlaceIsSound,
     /// R9: a later sweep supersedes an earlier one.
     OneSweep,
     /// R10: readers open sessions, and their points are roots.
@@ -114,11 +119,14 @@ pub enum Clause {
     FinalsStillForgotten,
     /// R11, as sharpened here: no session may name a final point.
     FinalNotNamed,
+    /// R19: before a pack is dropped all that points need is looked at once more. Between doom and drop another place can
+    /// turn out to be damaged.
+    SecondLook,
 }
 
 impl Clause {
     /// Every clause, in the order of its bit.
-    pub const ALL: [Clause; 29] = [
+    pub const ALL: [Clause; 31] = [
         Clause::Revalidate,
         Clause::ReplayVoids,
         Clause::UntilDefinite,
@@ -142,12 +150,14 @@ impl Clause {
         Clause::PointIdIsKey,
         Clause::PlaceFromLog,
         Clause::PlaceOutsideDoomed,
+        Clause::PlaceIsSound,
         Clause::OneSweep,
         Clause::ReaderPins,
         Clause::LookAgain,
         Clause::FinalStaysForgotten,
         Clause::FinalsStillForgotten,
         Clause::FinalNotNamed,
+        Clause::SecondLook,
     ];
 
     /// The rule this clause belongs to.
@@ -163,9 +173,10 @@ impl Clause {
             Clause::ParentsPinned | Clause::YoungPacksSpared | Clause::MarkCoversRoots | Clause::DropWaits => Rule::R6,
             Clause::DescendUnpinned | Clause::CommitWalks => Rule::R7,
             Clause::RefusedRepairs | Clause::PointIdIsKey => Rule::R8,
-            Clause::PlaceFromLog | Clause::PlaceOutsideDoomed | Clause::OneSweep => Rule::R9,
+            Clause::PlaceFromLog | Clause::PlaceOutsideDoomed | Clause::PlaceIsSound | Clause::OneSweep => Rule::R9,
             Clause::ReaderPins | Clause::LookAgain => Rule::R10,
             Clause::FinalStaysForgotten | Clause::FinalsStillForgotten | Clause::FinalNotNamed => Rule::R11,
+            Clause::SecondLook => Rule::R19,
         }
     }
 }

@@ -30,6 +30,7 @@ impl Config {
             delaying: 0b1_1111,
             lagging: 0,
             digests: 0,
+            suspects: 0,
             careless: 0,
         }
     }
@@ -40,7 +41,7 @@ impl Config {
             trees: vec![A, A, B | C],
             packs: vec![A, B],
             points: bit8(0),
-            jobs: vec![vec![Job { point: 1, parent: None }], vec![Job { point: 2, parent: None }]],
+            jobs: vec![vec![Job::backup(1, None)], vec![Job::backup(2, None)]],
             sweeps: vec![1],
             forgettable: bit8(0),
             lagging: 0b11,
@@ -68,7 +69,7 @@ impl Config {
         Config {
             packs: vec![A, B],
             points: bit8(0),
-            jobs: vec![vec![Job { point: 1, parent: Some(0) }]],
+            jobs: vec![vec![Job::backup(1, Some(0))]],
             sweeps: vec![1, 1],
             forgettable: bit8(0),
             unforgets: 1,
@@ -84,11 +85,41 @@ impl Config {
             packs: vec![C, C, B | C],
             points: bit8(2) | bit8(3),
             trees: vec![A, C, C, B],
-            jobs: vec![vec![Job { point: 1, parent: None }]],
+            jobs: vec![vec![Job::backup(1, None)]],
             sweeps: vec![2, 1],
             repack: true,
             forgettable: bit8(3),
             ..Config::plain("sweeps")
+        }
+    }
+
+    /// A backup that relies on what a sweep is copying elsewhere, from an old view of the log, beside another.
+    pub fn repacks() -> Self {
+        Config {
+            packs: vec![A | C, B],
+            points: bit8(0),
+            trees: vec![A, A, C],
+            jobs: vec![vec![Job::backup(1, None)], vec![Job::backup(2, None)]],
+            sweeps: vec![1],
+            repack: true,
+            lagging: 0b11,
+            ..Config::plain("repacks")
+        }
+    }
+
+    /// A copy of a chunk is found damaged, while a sweep takes duplicates away, a backup relies on what is there, and a
+    /// repair brings it again.
+    pub fn repairs() -> Self {
+        Config {
+            packs: vec![A | B, B, C],
+            points: bit8(0) | bit8(2),
+            trees: vec![A, A, C],
+            jobs: vec![vec![Job::backup(1, None)], vec![Job::repair(4)]],
+            sweeps: vec![2],
+            repack: true,
+            forgettable: bit8(0),
+            suspects: 2,
+            ..Config::plain("repairs")
         }
     }
 
@@ -123,7 +154,7 @@ impl Config {
     pub fn orphans() -> Self {
         Config {
             packs: vec![C],
-            jobs: vec![vec![Job { point: 1, parent: None }]],
+            jobs: vec![vec![Job::backup(1, None)]],
             sweeps: vec![2],
             crashes: 2,
             delays: 1,
@@ -135,7 +166,7 @@ impl Config {
     pub fn names() -> Self {
         Config {
             trees: vec![A, C, C, B],
-            jobs: vec![vec![Job { point: 1, parent: None }, Job { point: 2, parent: None }]],
+            jobs: vec![vec![Job::backup(1, None), Job::backup(2, None)]],
             sweeps: vec![2],
             forgettable: bit8(1),
             ..Config::plain("names")
@@ -147,7 +178,7 @@ impl Config {
         Config {
             packs: vec![A | B, C],
             points: bit8(3),
-            jobs: vec![vec![Job { point: 1, parent: None }], vec![Job { point: 2, parent: None }]],
+            jobs: vec![vec![Job::backup(1, None)], vec![Job::backup(2, None)]],
             forgettable: bit8(3),
             fences: 1,
             delays: 1,
@@ -174,7 +205,7 @@ impl Config {
             trees: vec![A, A | C, C, B],
             packs: vec![A, B, C],
             points: bit8(0) | bit8(3),
-            jobs: vec![vec![Job { point: 1, parent: Some(0) }], vec![Job { point: 2, parent: None }]],
+            jobs: vec![vec![Job::backup(1, Some(0))], vec![Job::backup(2, None)]],
             reading: Some(Reading { point: 0, session: true }),
             sweeps: vec![1, 1],
             repack: true,

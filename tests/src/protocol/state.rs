@@ -76,6 +76,8 @@ pub struct Writer {
     pub term: u8,
     /// Chunks which a refused commit asked for.
     pub wanted: u8,
+    /// Packs that this session was told to hold what it need not bring.
+    pub told: Packs,
 }
 
 /// Where a writer is.
@@ -151,6 +153,7 @@ pub struct Left {
     pub unforgets: u8,
     pub fences: u8,
     pub digests: u8,
+    pub suspects: u8,
     pub forgettable: Points,
 }
 
@@ -179,7 +182,7 @@ impl State {
             }
         }
         base.committed = config.points;
-        let writer = Writer { phase: Phase::Idle, job: 0, session: 0, term: 0, wanted: 0 };
+        let writer = Writer { phase: Phase::Idle, job: 0, session: 0, term: 0, wanted: 0, told: 0 };
         State {
             stored: base.usable(),
             base,
@@ -203,6 +206,7 @@ impl State {
                 unforgets: config.unforgets,
                 fences: config.fences,
                 digests: config.digests,
+                suspects: config.suspects,
                 forgettable: config.forgettable,
             },
         }

@@ -1,30 +1,36 @@
 //! Walks over the trees of points, and where their chunks are.
 
-use super::log::{Chunks, Event, Packs, Replayed, bit8, bit16, chunks_of};
+use super::log::{Chunks, Event, Packs, Points, Replayed, bit8, bit16, chunks_of};
 use super::rules::Clause;
 use super::state::{State, Writer};
 use super::{Config, Job};
 
 impl Config {
-    /// What a writer believes it has to upload.
-    pub(super) fn missing(&self, state: &State, slot: u8, known: &Replayed) -> Chunks {
+    /// What a writer believes it has to upload, and the packs that it is told to hold the rest.
+    pub(super) fn missing(&self, state: &State, slot: u8, known: &Replayed) -> (Chunks, Packs) {
         let writer = &state.writers[slot as usize];
+        if self.job(slot, writer).repairs {
+            let damaged = known.suspects.iter().fold(0, |all, chunks| all | chunks);
+            let nowhere = |chunk: &u8| usable_place(self, state, known, *chunk).is_none();
+            return (chunks_of(damaged).filter(nowhere).fold(0, |all, chunk| all | bit8(chunk)), 0);
+        }
         let inherited = self.inherited(slot, known);
         let have = |chunk: u8| usable_place(self, state, known, chunk).is_some();
         let wanted = chunks_of(writer.wanted).filter(|chunk| !have(*chunk)).fold(0, |all, chunk| all | bit8(chunk));
-        let mut missing = wanted;
+        let (mut missing, mut told) = (wanted, 0);
         let mut todo = self.trees[self.job(slot, writer).point as usize] & !inherited;
         let mut seen = 0;
         while let Some(chunk) = chunks_of(todo & !seen).next() {
             seen |= bit8(chunk);
-            if !have(chunk) {
-                missing |= bit8(chunk);
+            match usable_place(self, state, known, chunk) {
+                Some(pack) => told |= bit16(pack),
+                None => missing |= bit8(chunk),
             }
             if !have(chunk) || self.rules.has(Clause::DescendUnpinned) {
                 todo |= self.children[chunk as usize] & !inherited;
             }
         }
-        missing
+        (missing, told)
     }
 
     /// The walk before a commit: the packs that hold what the pinned parent has not, or the chunks that are nowhere.
@@ -41,15 +47,28 @@ impl Config {
         if absent == 0 { Ok(relies) } else { Err(absent) }
     }
 
+    /// What a sweep copies out of a pack: what it has marked, and is sound there; of a doomed pack what no other has.
+    pub(super) fn to_copy(&self, state: &State, known: &Replayed, marked: Points, pack: u8) -> Chunks {
+        match known.doomed & bit16(pack) {
+            0 => self.chunks_of(marked) & known.sound(&state.headers, pack),
+            _ => known.needed_of(self, &state.headers, pack),
+        }
+    }
+
     /// What hangs on the parent this session pinned.
     pub(super) fn inherited(&self, slot: u8, known: &Replayed) -> Chunks {
         let pins = known.sessions[slot as usize].map_or(0, |session| session.pins);
         self.chunks_of(pins)
     }
 
-    /// Whether a chunk can be read from where this replayer believes it to be.
+    /// Whether a chunk can be read from where this replayer believes it to be, and is sound there.
     pub(super) fn readable(&self, state: &State, known: &Replayed, chunk: u8) -> bool {
-        known.place(self, &state.headers, chunk).is_some_and(|pack| state.stored & bit16(pack) != 0)
+        known.place(self, &state.headers, chunk).is_some_and(|pack| self.holds(state, known, pack, chunk))
+    }
+
+    /// Whether a sound copy of a chunk is in this pack's object.
+    pub(super) fn holds(&self, state: &State, known: &Replayed, pack: u8, chunk: u8) -> bool {
+        state.stored & bit16(pack) != 0 && known.sound(&state.headers, pack) & bit8(chunk) != 0
     }
 
     pub(super) fn prunable(&self, state: &State) -> u8 {
