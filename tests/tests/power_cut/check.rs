@@ -37,7 +37,9 @@ pub async fn check(bench: &Bench, mounted: &Path, expected: &Expected, history: 
         // Whoever was cut off asks for it again.
         match Local::init(&folder, None, &bench.world) {
             Err(error) if error.kind() == ErrorKind::Usage && folder.join("config").exists() => {}
-            made => drop(made.context("init after a broken one")?),
+            made => {
+                made.context("init after a broken one")?;
+            }
         }
     }
     let opened = bench.open(&folder, Access::Write).await.context("it does not open");

@@ -38,6 +38,10 @@ impl Io for Unsynced {
         DiskIo.link(from, to)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        DiskIo.rename(from, to)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         DiskIo.remove(path)
     }
