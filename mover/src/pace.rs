@@ -24,6 +24,11 @@ impl Pacer {
         Self { rate, next: Mutex::new(Instant::now()) }
     }
 
+    /// True when there is a limit.
+    pub const fn is_limited(&self) -> bool {
+        self.rate.is_some()
+    }
+
     /// Waits for its turn to do so many bytes.
     pub async fn wait(&self, bytes: u64) {
         let Some(rate) = self.rate else { return };

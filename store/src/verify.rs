@@ -42,8 +42,7 @@ impl Local {
                 (it, checked, began)
             }
         });
-        let mut checks =
-            stream::iter(checks).buffered(self.inner.pool.threads().clamp(PACKS_AT_ONCE, PACKS_AT_ONCE_MAX));
+        let mut checks = stream::iter(checks).buffered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
         let mut bad = Bad::new();
         let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {
@@ -194,8 +193,7 @@ pub fn lost_with(inner: &Inner, unreadable: &BTreeMap<u32, String>) -> Result<Ba
     Ok(bad)
 }
 
-/// Packs checked at once: one is read while another is looked at; more where there are more processors.
-const PACKS_AT_ONCE: usize = 2;
+/// Packs checked at once, a thread each: one for each processor and one that waits for the storage.
 const PACKS_AT_ONCE_MAX: usize = 8;
 /// How often what was found is written.
 const SAVED_EVERY: Duration = Duration::from_secs(20);

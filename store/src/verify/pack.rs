@@ -10,8 +10,6 @@ use crate::format::pack::{
 use crate::local::Inner;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use mover::{Depth, Error, ErrorKind, Pacer, Result, blocking, with_opener};
 use std::fs::File;
 use std::ops::Range;
@@ -37,8 +35,8 @@ impl Checked {
     }
 }
 
-/// Looks at a pack. Memory: a few windows of [`WINDOW_BYTES`], or of one blob that is longer; all of the pack only when its
-/// footer is damaged.
+/// Looks at a pack. Memory: a window of [`WINDOW_BYTES`], or one blob that is longer; all of the pack only when its footer is
+/// damaged.
 pub async fn check_pack(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer) -> Checked {
     let mut checked = Checked::default();
     if let Err(error) = look(inner, pack, depth, pacer, &mut checked).await {
@@ -70,13 +68,23 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
     let header = frame.header;
     if depth != Depth::Structure {
         let first = if depth == Depth::Decode { Look::Decode } else { Look::Checksum };
-        let records = Records { inner, pack, file: &file, entries: &entries, nonce };
-        let (name, bad) = records.check(first, pacer).await?;
+        let scan = |look| Scan {
+            inner: inner.clone(),
+            pack: pack.clone(),
+            file: file.clone(),
+            entries: entries.clone(),
+            nonce,
+            look,
+            name: blake3::Hasher::new(),
+            bad: Vec::new(),
+            plain: Vec::new(),
+        };
+        let (name, bad) = scan(first).through(pacer).await?;
         checked.bytes_read = pack.bytes;
         checked.bad = bad;
         if name != pack.name.0 && first == Look::Checksum {
             // Checksums find rot; which blob it is that somebody changed with care, its hash tells.
-            (_, checked.bad) = records.check(Look::Hash, pacer).await?;
+            (_, checked.bad) = scan(Look::Hash).through(pacer).await?;
             checked.bytes_read += pack.bytes;
         }
         if name != pack.name.0 && checked.bad.is_empty() && checked.errors.is_empty() && header.is_ok() {
@@ -137,60 +145,79 @@ enum Look {
     Decode,
 }
 
-/// The records of a pack.
-struct Records<'a> {
-    inner: &'a Arc<Inner>,
-    pack: &'a AddedPack,
-    file: &'a Arc<File>,
-    entries: &'a Arc<[PackEntry]>,
+/// A way through all of a pack, in order.
+struct Scan {
+    inner: Arc<Inner>,
+    pack: AddedPack,
+    file: Arc<File>,
+    entries: Arc<[PackEntry]>,
     nonce: [u8; 16],
+    look: Look,
+    name: blake3::Hasher,
+    bad: Vec<(ChunkId, String)>,
+    plain: Vec<u8>,
 }
 
-impl Records<'_> {
-    /// Reads all of the pack, in order. Gives its name, and what is wrong with which chunks.
-    async fn check(&self, look: Look, pacer: &Pacer) -> Result<([u8; 32], Vec<(ChunkId, String)>)> {
-        let mut hasher = blake3::Hasher::new();
-        let (mut bad, mut decoding) = (Vec::new(), FuturesUnordered::new());
-        for (bytes, records) in windows(self.entries, self.pack.bytes) {
-            pacer.wait(bytes.end - bytes.start).await;
-            let (inner, file, pack) = (self.inner.clone(), self.file.clone(), self.pack.clone());
-            let (entries, nonce, start) = (self.entries.clone(), self.nonce, bytes.start);
-            let wrong = move |window: &Bytes, inner: &Inner| {
-                let mut plain = Vec::new();
-                let check = |at: usize| {
-                    let entry = &entries[at];
-                    let what = check_record(inner, window, start, entry, at, &nonce, look, &mut plain).err()?;
-                    Some((entry.id, what))
-                };
-                records.filter_map(check).collect::<Vec<_>>()
-            };
-            // Everything but decoding is done while the bytes are in the processor's cache.
-            let (hashed, window, here) = blocking(move || {
-                let window = Bytes::from(read(&inner, &file, &pack, bytes)?);
-                hasher.update(&window);
-                if look == Look::Decode {
-                    return Ok((hasher, window, Err((inner, wrong))));
+impl Scan {
+    /// Gives the name that the bytes have, and what is wrong with which chunks. All of it is done on one thread, while the
+    /// bytes are in the processor's cache: others look at other packs.
+    async fn through(mut self, pacer: &Pacer) -> Result<([u8; 32], Vec<(ChunkId, String)>)> {
+        let windows = windows(&self.entries, self.pack.bytes);
+        let together = if pacer.is_limited() { 1 } else { windows.len().max(1) };
+        for windows in windows.chunks(together) {
+            pacer.wait(windows.iter().map(|(bytes, _)| bytes.end - bytes.start).sum()).await;
+            let windows = windows.to_vec();
+            self = blocking(move || {
+                for (bytes, records) in windows {
+                    self.look_at(bytes, records)?;
                 }
-                let here = wrong(&window, &inner);
-                Ok::<_, Error>((hasher, window, Ok(here)))
+                Ok::<_, Error>(self)
             })
             .await?;
-            hasher = hashed;
-            match here {
-                Ok(found) => bad.extend(found),
-                Err((inner, wrong)) => {
-                    let pool = inner.pool.clone();
-                    decoding.push(async move { pool.run(move || wrong(&window, &inner)).await }.boxed());
-                    if decoding.len() > WINDOWS_AHEAD {
-                        bad.extend(decoding.next().await.unwrap_or_default());
-                    }
-                }
+        }
+        Ok((*self.name.finalize().as_bytes(), self.bad))
+    }
+
+    fn look_at(&mut self, bytes: Range<u64>, records: Range<usize>) -> Result<()> {
+        let start = bytes.start;
+        let window = Bytes::from(read(&self.inner, &self.file, &self.pack, bytes)?);
+        self.name.update(&window);
+        for ordinal in records {
+            if let Err(what) = self.check_record(&window, start, ordinal) {
+                self.bad.push((self.entries[ordinal].id, what));
             }
         }
-        while let Some(found) = decoding.next().await {
-            bad.extend(found);
+        Ok(())
+    }
+
+    fn check_record(&mut self, window: &Bytes, start: u64, ordinal: usize) -> std::result::Result<(), String> {
+        let entry = &self.entries[ordinal];
+        let inside = |offset: u64| usize::try_from(offset - start).expect("inside a window");
+        let (at, end) = (inside(entry.offset.into()), inside(entry.end()));
+        let blob_at = at + RECORD_HEADER_BYTES;
+        let (have, id) = read_record_header(&window[at..blob_at], &self.nonce).map_err(|error| error.to_string())?;
+        if id != entry.id || usize::try_from(have) != Ok(ordinal) {
+            return Err("the record in its place is another one".into());
         }
-        Ok((*hasher.finalize().as_bytes(), bad))
+        let blob = window.slice(blob_at..end);
+        if self.look == Look::Hash && blob_hash(&blob) != entry.blob_hash {
+            return Err("the stored bytes do not match their hash".into());
+        }
+        let blob = Blob::parse(blob).map_err(|error| error.to_string())?;
+        if blob.header().kind != entry.kind || blob.header().plain_bytes != entry.plain_bytes {
+            return Err("the footer describes another blob".into());
+        }
+        let blob = blob.checked().map_err(|error| error.to_string())?;
+        if self.look == Look::Decode {
+            let (prints, plain) = (&self.inner.prints, &mut self.plain);
+            plain.clear();
+            with_opener(|opener| opener.open_verified(prints, &entry.id, &blob, plain))
+                .map_err(|error| error.to_string())?;
+            if entry.kind == ChunkKind::Page {
+                mover::Page::decode(plain).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -218,48 +245,8 @@ fn windows(entries: &[PackEntry], pack_bytes: u64) -> Vec<(Range<u64>, Range<usi
     windows
 }
 
-#[allow(clippy::too_many_arguments, reason = "they are of one record")]
-fn check_record(
-    inner: &Inner,
-    window: &Bytes,
-    start: u64,
-    entry: &PackEntry,
-    ordinal: usize,
-    nonce: &[u8; 16],
-    look: Look,
-    plain: &mut Vec<u8>,
-) -> std::result::Result<(), String> {
-    let inside = |offset: u64| usize::try_from(offset - start).expect("inside a window");
-    let (at, end) = (inside(entry.offset.into()), inside(entry.end()));
-    let blob_at = at + RECORD_HEADER_BYTES;
-    let (have, id) = read_record_header(&window[at..blob_at], nonce).map_err(|error| error.to_string())?;
-    if id != entry.id || usize::try_from(have) != Ok(ordinal) {
-        return Err("the record in its place is another one".into());
-    }
-    let blob = window.slice(blob_at..end);
-    if look == Look::Hash && blob_hash(&blob) != entry.blob_hash {
-        return Err("the stored bytes do not match their hash".into());
-    }
-    let blob = Blob::parse(blob).map_err(|error| error.to_string())?;
-    if blob.header().kind != entry.kind || blob.header().plain_bytes != entry.plain_bytes {
-        return Err("the footer describes another blob".into());
-    }
-    let blob = blob.checked().map_err(|error| error.to_string())?;
-    if look == Look::Decode {
-        plain.clear();
-        with_opener(|opener| opener.open_verified(&inner.prints, &entry.id, &blob, plain))
-            .map_err(|error| error.to_string())?;
-        if entry.kind == ChunkKind::Page {
-            mover::Page::decode(plain).map_err(|error| error.to_string())?;
-        }
-    }
-    Ok(())
-}
-
 /// Read at once; small enough to stay in the processor's cache until it is looked at.
-const WINDOW_BYTES: u64 = 2 << 20;
-/// Windows of a pack that wait for being decoded while the next is read.
-const WINDOWS_AHEAD: usize = 2;
+const WINDOW_BYTES: u64 = 512 << 10;
 
 #[cfg(test)]
 mod tests {
