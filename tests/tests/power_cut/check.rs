@@ -35,11 +35,12 @@ pub async fn check(bench: &Bench, mounted: &Path, expected: &Expected, history: 
     let folder = mounted.join(REPOSITORY);
     if !expected.repository {
         // Whoever was cut off asks for it again.
-        match Local::init(&folder, None, &bench.world) {
-            Err(error) if error.kind() == ErrorKind::Usage && folder.join("config").exists() => {}
-            made => {
-                made.context("init after a broken one")?;
-            }
+        let made = Local::init(&folder, None, &bench.world);
+        let there = |error: &mover::Error| error.kind() == ErrorKind::Usage && folder.join("config").exists();
+        if let Err(error) = made
+            && !there(&error)
+        {
+            return Err(error).context("init after a broken one");
         }
     }
     let opened = bench.open(&folder, Access::Write).await.context("it does not open");
