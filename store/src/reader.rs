@@ -261,6 +261,11 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
             };
             chunks.into_iter().map(one).collect()
         }
+        // Dropped since the log was read: what was needed of it is elsewhere (R10).
+        Err(_) if was_dropped(inner, &pack) => {
+            let ids = chunks.into_iter().map(|(id, ..)| id).collect();
+            plan(inner, ids).into_iter().flat_map(|run| read_run(inner, run)).collect()
+        }
         // One bad sector, or a pack cut short, must not take its neighbours along.
         Err(_) if chunks.len() > 1 => {
             chunks.into_iter().flat_map(|chunk| read_pack_run(inner, pack, vec![chunk])).collect()
@@ -277,6 +282,10 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
             chunks.into_iter().map(one).collect()
         }
     }
+}
+
+fn was_dropped(inner: &Inner, pack: &PackName) -> bool {
+    inner.catch_up().is_ok_and(|state| state.pack_number(pack).is_none())
 }
 
 /// The blob of the record at `at`, after checking that it is the record asked for and that its checksum holds.

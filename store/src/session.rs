@@ -337,6 +337,8 @@ impl WriteSession for Session {
         if self.committed(&state, points).is_some() {
             return self.bring_back(points).await;
         }
+        // Its parents may be gone with it, which would be told instead.
+        still_open(&state, self.id)?;
         let mut events = Vec::new();
         for draft in points {
             let manifest = self.put_manifest(&draft.manifest).await?;
@@ -362,9 +364,7 @@ impl WriteSession for Session {
                     if ids.iter().all(|id| state.points().contains_key(id)) {
                         return Ok(Vec::new());
                     }
-                    if !state.sessions().contains_key(&session) {
-                        return Err(Error::fenced("this session was ended by somebody else").hint("run the job again"));
-                    }
+                    still_open(state, session)?;
                     // What this session relies on may become doomed until the very record before its own (R1): then
                     // nothing is written, and the difference is walked again.
                     let live = relied.iter().all(|number| state.is_live(*number));
@@ -383,6 +383,13 @@ impl WriteSession for Session {
         self.local.with(move |inner| inner.close_session(id)).await;
         Ok(())
     }
+}
+
+fn still_open(state: &State, session: SessionId) -> Result<()> {
+    if state.sessions().contains_key(&session) {
+        return Ok(());
+    }
+    Err(Error::fenced("this session was ended by somebody else").hint("run the job again"))
 }
 
 impl Drop for Session {

@@ -115,10 +115,10 @@ impl Config {
             points: bit8(0) | bit8(2),
             trees: vec![A, A, C],
             jobs: vec![vec![Job::backup(1, None)], vec![Job::repair(4)]],
-            sweeps: vec![2],
+            sweeps: vec![1],
             repack: true,
             forgettable: bit8(0),
-            suspects: 2,
+            suspects: 1,
             ..Config::plain("repairs")
         }
     }

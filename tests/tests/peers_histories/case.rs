@@ -143,8 +143,11 @@ impl Case {
 
 /// Whatever is dead goes.
 pub async fn sweep(local: &Local) -> SweepReport {
-    let eager = SweepOptions { repack_percent: 1, ..SweepOptions::default() };
-    local.sweep(eager, Arc::default()).await.unwrap()
+    local.sweep(eager(), Arc::default()).await.unwrap()
+}
+
+pub fn eager() -> SweepOptions {
+    SweepOptions { repack_percent: 1, ..SweepOptions::default() }
 }
 
 /// A backup, taken step by step.
@@ -218,18 +221,18 @@ async fn map(lab: &Lab<Holding>, blocks: &[u64]) -> (mover::MapRoot, Vec<(ChunkI
 }
 
 /// What `setup` makes is told again and again, until `held` has been at a stand at each of its operations on files while
-/// `beside` happened; of each three one. After `then` all must be settled. Gives how many operations that are.
+/// `beside` happened; only at every `step`th where time counts. After `then` all must be settled. Gives how many
+/// operations that are.
 pub async fn at_every_operation<T>(
-    what: &str,
+    (what, step): (&str, usize),
     setup: impl AsyncFn() -> (Case, T),
     held: impl AsyncFn(&Case, &T),
     beside: impl AsyncFn(&Case, &T),
     then: impl AsyncFn(&Case, &T),
 ) -> u64 {
-    // The others are tried where there is time: WINDLASS_EVERY_OPERATION=1.
-    let step = if std::env::var_os("WINDLASS_EVERY_OPERATION").is_some() { 1 } else { 3 };
+    let step = if std::env::var_os("WINDLASS_EVERY_OPERATION").is_some() { 1 } else { step };
     for after in (0..).step_by(step) {
-        assert!(after < 400, "it ends");
+        assert!(after < 600, "it ends");
         let (case, given) = setup().await;
         let struck = held_at(&case.lab, after, PATIENCE, held(&case, &given), beside(&case, &given)).await;
         then(&case, &given).await;
@@ -244,3 +247,7 @@ pub async fn at_every_operation<T>(
 
 /// For what may need the log, which the one that stands still may have.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// A sweep has over three hundred operations, most of them to list folders.
+pub const OF_A_SWEEP: usize = 5;
+/// A commit has few.
+pub const OF_A_COMMIT: usize = 1;

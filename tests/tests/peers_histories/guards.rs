@@ -1,12 +1,15 @@
 //! What else a sweep meets, and the looks that make up for what should not have happened.
 
-use crate::case::{Case, OLD, at_every_operation, sweep};
-use mover::{Depth, ErrorKind, PointChange, Repository};
+use crate::case::{Case, OF_A_SWEEP, OLD, at_every_operation, eager, sweep};
+use chunker::{ChunkKind, Fingerprinter};
+use mover::{Depth, ErrorKind, PointChange, Repository, SweepOptions};
 use std::cell::OnceCell;
+use std::sync::Arc;
 use store::format::event::{Doomed, Event};
+use store::io::DiskIo;
 use store::{Access, Local};
 use windlass_tests::fake::{Machine, noise};
-use windlass_tests::kept::{Bench, append, folder, replay, stored};
+use windlass_tests::kept::{Bench, Frozen, append, damage, folder, footers, pack_path, replay, stored};
 
 const BLOCK: u64 = 64 << 10;
 
@@ -25,7 +28,7 @@ async fn r11_a_point_comes_back_in_the_middle_of_a_sweep() {
         Ok(()) => case.stays(OLD),
         Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error}"),
     };
-    let operations = at_every_operation("unforgotten", forgotten, sweeps, back, async |_, _| {}).await;
+    let operations = at_every_operation(("unforgotten", OF_A_SWEEP), forgotten, sweeps, back, async |_, _| {}).await;
     assert!(operations > 40, "{operations}");
 }
 
@@ -49,7 +52,7 @@ async fn r10_a_reader_comes_in_the_middle_of_a_sweep() {
             case.lab.assert_reader_restores(reader, OLD, &[case.image(OLD)]).await;
         }
     };
-    let operations = at_every_operation("read", forgotten, sweeps, reads, then).await;
+    let operations = at_every_operation(("read", OF_A_SWEEP), forgotten, sweeps, reads, then).await;
     assert!(operations > 40, "{operations}");
 }
 
@@ -88,4 +91,58 @@ async fn r19_what_was_doomed_by_mistake_is_packed_again() {
     local.close().await.unwrap();
     assert!(replay(kept.path()).packs().values().all(|pack| pack.doomed.is_none()));
     assert!(stored(kept.path()).values().all(|times| *times == 1));
+}
+
+/// R10: who reads without a session, because it cannot write, looks again where a pack was dropped: what was needed of it is
+/// in another one by now (`was_dropped` in `reader`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r10_who_cannot_write_finds_what_a_sweep_has_packed_again() {
+    let bench = Bench::new();
+    let (kept, machine, first) = one_point(&bench).await;
+    machine.write(0, 3 * BLOCK, &noise(2, 3 * BLOCK));
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    let point = bench.backup(&local, &machine).await.unwrap().point.id;
+    let frozen = bench.open_with(kept.path(), Access::Read, Arc::new(Frozen(DiskIo))).await.unwrap();
+    let reader = frozen.read(&[point]).await.unwrap();
+    local.change_points(&[first], PointChange::Forget).await.unwrap();
+    let swept = sweep(&local).await;
+    assert!(swept.packs_deleted > 0 && swept.bytes_repacked > 6 * BLOCK, "{swept:?}");
+    bench.restore_from(&reader, frozen.config(), point, &machine.images()).await.unwrap();
+    // What is gone is told to be missing, not to be damaged.
+    let gone = frozen.read(&[first]).await.err().unwrap();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    assert_eq!(frozen.wanted(None).await.unwrap(), []);
+    local.close().await.unwrap();
+}
+
+/// A pack of which something is needed that is damaged, and nowhere sound, is left as it is: what else is in it is not packed
+/// again by each sweep, and nobody is told that it will go (`Looked::held`). When the chunk has been brought again it goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_needed_and_damaged_keeps_its_pack() {
+    let bench = Bench::new();
+    let (kept, machine, first) = one_point(&bench).await;
+    let block = noise(1, BLOCK);
+    machine.write(0, 5 * BLOCK, &noise(2, 5 * BLOCK));
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    let point = bench.backup(&local, &machine).await.unwrap().point.id;
+    local.change_points(&[first], PointChange::Forget).await.unwrap();
+    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &block);
+    damage(kept.path(), id);
+    let found = bench.verify(&local, Depth::Decode).await.errors;
+    assert!(found.iter().any(|error| error.chunk == Some(id)), "{found:?}");
+    let pack = |id| footers(kept.path()).into_iter().find(|(_, entries)| entries.iter().any(|entry| entry.id == id));
+    let (name, _) = pack(id).unwrap();
+    let would = local.sweep(SweepOptions { dry_run: true, ..eager() }, Arc::default()).await.unwrap();
+    for _ in 0..2 {
+        let swept = sweep(&local).await;
+        assert!(swept.bytes_repacked == 0 && pack_path(kept.path(), &name).exists(), "{swept:?}");
+        assert!(would.packs_deleted >= swept.packs_deleted && would.bytes_repacked == 0, "{would:?} {swept:?}");
+        assert!(stored(kept.path()).values().all(|times| *times == 1));
+    }
+    let again = bench.backup(&local, &machine).await.unwrap().point.id;
+    let swept = sweep(&local).await;
+    assert!(swept.bytes_repacked > 0 && !pack_path(kept.path(), &name).exists(), "{swept:?}");
+    bench.assert_holds(&local, &vec![(point, machine.images()), (again, machine.images())]).await;
+    assert!(stored(kept.path()).values().all(|times| *times == 1));
+    local.close().await.unwrap();
 }

@@ -2,13 +2,42 @@
 //! F33. Each names what happened there, and which of our rules does not let it happen. In most of them one side stands
 //! still at each of its operations on files in turn while the other does its work; [`case::Case::judge`] then reads the
 //! log record by record, so that a mistake is found that a later step would make good.
+//!
+//!     cargo nextest run --release -p windlass-tests --test peers_histories
+//!     WINDLASS_EVERY_OPERATION=1 cargo nextest run --release -p windlass-tests --test peers_histories
+//!
+//! The second tries all operations of a sweep, not a fifth of them. Each of these guards was taken out once to see the test
+//! beside it fail:
+//!
+//! | guard | test |
+//! |---|---|
+//! | `roots_since`; with it `State::all_marked` | f26; f26, and for the second alone r6_what_became_a_root_after_the_mark_was_marked_too |
+//! | `Inner::expendable` | f26 |
+//! | `is_pinned`, points pinned at the mark | f26, r10_a_reader_comes |
+//! | the mark before the look (`Inner::check_counted`) | f26, f30 |
+//! | `droppable` | f27; for `State::check_dropped` r6_a_session_from_before_the_doom_keeps_its_packs |
+//! | the walk at commit (`Session::missing_from`) | f27 |
+//! | what was relied on is compared in the record's making (`Session::commit`) | f27 |
+//! | R8, a refused commit leaves the session open | f27 |
+//! | `Inner::orphan`; with it `State::check_dropped` | f28, f29 |
+//! | no time of a file decides | f29 |
+//! | `Inner::may_be_doomed`; with it `State::check_doomed` | f30 |
+//! | the term of a record (`State::check`) | f32 |
+//! | no age ends a session by itself (`Inner::begin_sweep`) | f33 |
+//! | `is_just_what_is_forgotten`; with it `State::check_doomed` | r11, r10_a_reader_comes |
+//! | `Inner::second_look` | r19 |
+//! | `Looked::held` | what_is_needed_and_damaged_keeps_its_pack |
+//! | `was_dropped` in `reader` | r10_who_cannot_write |
+//! | `References::recover` | a_killed_sweep_has_taken_what_the_log_says_or_nothing_can_be_told |
+//! | `Mem`: `losses` at commit | a_commit_relies_on_nothing_that_a_sweep_has_doomed_meanwhile |
+//! | `Mem`: pins, young chunks, waits | a_reader_keeps_what_it_reads, what_an_open_session_brought_stays, a_promise_that_was_swept |
 
 mod case;
 mod clocks;
 mod guards;
 mod processes;
 
-use case::{Case, Job, NEW, OLD, STAYS, at_every_operation};
+use case::{Case, Job, NEW, OF_A_COMMIT, OF_A_SWEEP, OLD, STAYS, at_every_operation};
 use mover::{ErrorKind, PointChange, Repository};
 use std::fs::{self, File, FileTimes};
 use std::path::Path;
@@ -39,7 +68,7 @@ async fn f26_a_backup_takes_over_what_is_being_swept() {
             None => case.job(NEW, &[]).await.run().await.unwrap(),
         };
         let sweeps = async |case: &Case, _: &Option<Job>| _ = case.sweep().await;
-        let operations = at_every_operation(what, begun, sweeps, heir, async |_, _| {}).await;
+        let operations = at_every_operation((what, OF_A_SWEEP), begun, sweeps, heir, async |_, _| {}).await;
         assert!(operations > 40, "{what}: {operations}");
     }
 }
@@ -62,9 +91,11 @@ async fn f27_what_was_promised_is_swept_before_the_commit() {
     };
     let commits = async |_: &Case, job: &Job| job.commit().await.unwrap();
     let sweeps = async |case: &Case, _: &Job| _ = case.sweep().await;
-    let operations = at_every_operation("while it is swept", told, sweeps, commits, async |_, _| {}).await;
+    let operations =
+        at_every_operation(("while it is swept", OF_A_SWEEP), told, sweeps, commits, async |_, _| {}).await;
     assert!(operations > 40, "{operations}");
-    let operations = at_every_operation("while it is committed", told, commits, sweeps, async |_, _| {}).await;
+    let operations =
+        at_every_operation(("while it is committed", OF_A_COMMIT), told, commits, sweeps, async |_, _| {}).await;
     assert!(operations > 20, "{operations}");
 }
 
@@ -109,7 +140,7 @@ async fn packs_on_their_way(times: Option<SystemTime>) {
         case.sweep().await;
     };
     let what = format!("with times {times:?}");
-    let operations = at_every_operation(&what, asked, brings, sweeps, async |_, _| {}).await;
+    let operations = at_every_operation((&what, OF_A_COMMIT), asked, brings, sweeps, async |_, _| {}).await;
     assert!(operations > 30, "{operations}");
 }
 
@@ -152,7 +183,7 @@ async fn f30_what_comes_while_a_sweep_marks_is_young() {
                 job.commit().await.unwrap();
             }
         };
-        let operations = at_every_operation("on its way", waiting, sweeps, brings, then).await;
+        let operations = at_every_operation(("on its way", OF_A_SWEEP), waiting, sweeps, brings, then).await;
         assert!(operations > 40, "{operations}");
     }
 }

@@ -6,9 +6,10 @@
 //! `unlock` removed that of a host which was only suspended, and what `prune` took then was missing in the backup that went
 //! on.
 
+use crate::case::sweep;
 use mover::identity::Credentials;
 use mover::wire::{Congestion, Node, server};
-use mover::{PointChange, Pool, Repository, SweepOptions, World};
+use mover::{PointChange, Pool, Repository, World};
 use rustix::process::Signal;
 use std::fs;
 use std::io::Read;
@@ -129,8 +130,7 @@ async fn f31_stopped_clients_come_back_to_a_node_that_forgot_them() {
     wait_until("the node has ended them", || replay(&place.path("repo")).sessions().is_empty());
     let points: Vec<_> = local.list(&Default::default()).await.unwrap().iter().map(|point| point.id).collect();
     local.change_points(&points, PointChange::Forget).await.unwrap();
-    let eager = SweepOptions { repack_percent: 1, ..SweepOptions::default() };
-    let swept = local.sweep(eager, Arc::default()).await.unwrap();
+    let swept = sweep(&local).await;
     assert!(swept.points_final == 1 && swept.bytes_reclaimed > 128 * MEBIBYTE, "{swept:?}");
 
     let (code, said) = woken(web);
