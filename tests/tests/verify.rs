@@ -1,12 +1,17 @@
 //! What a verification remembers, how a scrub goes on by it, and what becomes of packs that do not read.
 
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
-use mover::{Depth, PointChange, PointId, Repository, SweepOptions, VerifyOptions, VerifyReport};
+use mover::{
+    BackupOptions, Depth, PointChange, PointId, Progress, Repository, SweepOptions, TrackingWish, VerifyOptions,
+    VerifyReport, backup,
+};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Access, Local, ScrubOptions};
+use windlass_tests::conformance::options;
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, damage, flip, folder, footers, pack_path, replay};
 
@@ -237,4 +242,32 @@ async fn a_pack_that_is_gone_heals_and_is_not_told_for_ever() {
         story.bench.restore(&local, story.points[1], &image).await.unwrap();
         local.close().await.unwrap();
     }
+}
+
+/// Who reads everything does not look at the parent's map, and is told that its pages are there. That one is not, the commit
+/// finds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_rotted_unnoticed_is_made_again() {
+    let story = Story::new().await;
+    let kinds = |kind| {
+        let footers = footers(story.path());
+        footers
+            .into_iter()
+            .flat_map(|(_, entries)| entries)
+            .filter(move |entry| entry.kind == kind)
+            .map(|entry| entry.id)
+    };
+    let pages: BTreeSet<ChunkId> = kinds(ChunkKind::Page).collect();
+    assert!(pages.len() >= 2, "{pages:?}");
+    for page in pages {
+        damage(story.path(), page);
+    }
+    let local = story.open().await;
+    let full = BackupOptions { wish: TrackingWish::Full, ..options("web") };
+    let made =
+        backup(&local, story.machine.snapshot(), &full, &story.bench.pool, &story.bench.world, &Progress::default());
+    let made = made.await.unwrap().point.id;
+    story.bench.restore(&local, made, &story.machine.images()).await.unwrap();
+    story.bench.restore(&local, story.points[1], &story.machine.images()).await.unwrap();
+    local.close().await.unwrap();
 }

@@ -1,13 +1,16 @@
 //! Repair of a refused commit (R8): chunks that the repository lost since it said "have" are found again and put.
 
 use super::Job;
+use super::audit::Begun;
+use super::disk::DiskPass;
 use crate::{
-    ChunkBatch, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession, Repository, Result, Source, WriteSession,
-    diff::TreeDiff, with_opener, with_sealer,
+    ChangeTracking, Changed, ChunkBatch, DiskRecord, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession,
+    Repository, Result, Source, WriteSession, diff::TreeDiff, with_opener, with_sealer,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Extent, GRID_BYTES, grid_blocks};
+use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
 use std::collections::BTreeSet;
+use tokio::time::Instant;
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
     /// Puts `ids` again: from the repository itself where it can still read them (doomed, not dropped), else from the
@@ -36,27 +39,66 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                 }
             }
         }
-        let reader = MapReader::new(self.session, self.prints);
+        let mut made_again = false;
         for (index, disk) in manifest.disks.iter().enumerate() {
-            let none = crate::MapRoot { level: disk.root.level, id: None };
-            let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader));
-            while !lost.is_empty()
-                && let Some(step) = leaves.next().await.map_err(lost_page)?
-            {
-                for changed in step.blocks() {
-                    let PageRef::Chunk(id) = changed.new else { continue };
-                    if lost.remove(&id) {
-                        let block = Extent::new(changed.block * u64::from(GRID_BYTES), 1);
-                        self.read_again(index, id, block, disk.size).await?;
-                    }
+            match self.find_again(index, disk, &mut lost).await {
+                Err(error) if error.kind() == ErrorKind::Integrity => {
+                    tracing::warn!(disk = %disk.name, %error, "a part of the map was lost; the disk is read again");
+                    self.map_again(index, disk).await?;
+                    made_again = true;
                 }
+                found => found?,
             }
         }
         match lost.first() {
-            None => Ok(()),
-            Some(id) => Err(Error::integrity(format!("the repository lost chunk {id}, which the source cannot give"))
-                .hint("run the backup again")),
+            // What is still lacking, the next commit tells.
+            Some(id) if !made_again => {
+                Err(Error::integrity(format!("the repository lost chunk {id}, which the source cannot give"))
+                    .hint("run the backup again"))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Puts those of `lost` that are of this disk, and lets go of them.
+    async fn find_again(&self, index: usize, disk: &DiskRecord, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
+        let reader = MapReader::new(self.session, self.prints);
+        let none = crate::MapRoot { level: disk.root.level, id: None };
+        let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader));
+        while !lost.is_empty()
+            && let Some(step) = leaves.next().await?
+        {
+            for changed in step.blocks() {
+                let PageRef::Chunk(id) = changed.new else { continue };
+                if lost.remove(&id) {
+                    let block = Extent::new(changed.block * u64::from(GRID_BYTES), 1);
+                    self.read_again(index, id, block, disk.size).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the map of a disk again, a page of which is lost: what that referred to only the source can tell, all of which
+    /// is read. What is there already is not sent.
+    async fn map_again(&self, index: usize, disk: &DiskRecord) -> Result<()> {
+        let reader = MapReader::new(self.session, self.prints);
+        let description = &self.source.disks()[index];
+        let (suspects, begun) = (BTreeSet::new(), Begun { position: 0, since: Instant::now() });
+        let mut pass = DiskPass { job: self, index, description, before: None, reader: &reader, suspects, begun };
+        let everything = Changed {
+            mode: ChangeTracking::Full,
+            reason: "a part of the map was lost".into(),
+            dirty: ExtentSet::new(),
+            zeroes: ExtentSet::new(),
+            checkpoint: None,
+        };
+        let (root, _) = pass.attempt(everything).await?;
+        if root == disk.root {
+            return Ok(());
+        }
+        Err(Error::source(format!("disk {} reads differently now", disk.name))
+            .hint("the source changed while it was read; run the backup again"))
     }
 
     async fn read_again(&self, disk: usize, id: ChunkId, within: Extent, size: u64) -> Result<()> {
@@ -70,16 +112,5 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         let seal = move || with_sealer(compression, |sealer| sealer.seal(ChunkKind::Data, &plain));
         let blob = self.pool.run(seal).await;
         self.session.put(vec![(id, blob)]).await
-    }
-}
-
-/// A page that the repository was said to have and has not: what it refers to cannot be told without reading all that is
-/// below it, which the next backup does.
-fn lost_page(error: Error) -> Error {
-    match error.kind() {
-        ErrorKind::Integrity => Error::integrity("the repository lost a part of the map that it had")
-            .because(error)
-            .hint("run the backup again"),
-        _ => error,
     }
 }
