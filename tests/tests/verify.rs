@@ -2,14 +2,16 @@
 
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use mover::{
-    BackupOptions, Depth, PointChange, PointId, Progress, Repository, SweepOptions, TrackingWish, VerifyOptions,
-    VerifyReport, backup,
+    BackupOptions, Depth, PointChange, PointId, Progress, Repository, RepositoryConfig, SweepOptions, TrackingWish,
+    VerifyOptions, VerifyReport, backup,
 };
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use store::format::config::ConfigFile;
+use store::format::pack::{PackEntry, PackName};
 use store::{Access, Local, ScrubOptions};
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Machine, noise};
@@ -55,10 +57,16 @@ impl Story {
         replay(self.path()).packs().len()
     }
 
-    /// The first pack: nearly all blocks of both points are in it.
-    fn first(&self) -> PathBuf {
-        pack_path(self.path(), &footers(self.path())[0].0)
+    /// The pack of the first point's blocks, which are nearly all, and its records.
+    fn first(&self) -> (PathBuf, Vec<PackEntry>) {
+        let data = |(_, records): &(PackName, Vec<PackEntry>)| records[0].kind == ChunkKind::Data;
+        let (pack, records) = footers(self.path()).into_iter().find(data).unwrap();
+        (pack_path(self.path(), &pack), records)
     }
+}
+
+fn config(folder: &Path) -> RepositoryConfig {
+    ConfigFile::decode(&fs::read(folder.join("config")).unwrap()).unwrap().config
 }
 
 /// The id of a block of `bytes`.
@@ -79,8 +87,8 @@ async fn what_was_broken_off_goes_on() {
     let story = Story::new().await;
     let local = story.open().await;
     assert_eq!(local.stats().await.unwrap().packs_unverified, story.packs() as u64);
-    // Two packs begin at once; the others' turn is in half a minute.
-    let slow = VerifyOptions { rate: Some(100 << 10), ..VerifyOptions::new(Depth::Decode) };
+    // All of it takes more than a second, and the smaller packs are done before the first.
+    let slow = VerifyOptions { rate: Some(2 << 20), ..VerifyOptions::new(Depth::Decode) };
     let mut verifying = Box::pin(local.verify(slow, Arc::default()));
     let left = loop {
         tokio::select! {
@@ -188,10 +196,14 @@ async fn a_sweep_knows_all_records_of_a_pack_or_leaves_it() {
     for with_index in [true, false] {
         let story = Story::new().await;
         let image = story.machine.images();
-        let pack = story.first();
-        // The first record is of a block that the first point alone has.
+        let (pack, records) = story.first();
         flip(&pack, fs::metadata(&pack).unwrap().len() - 30, 1);
-        flip(&pack, 300, 1);
+        // A block that the first point alone has.
+        let prints = Fingerprinter::new(&config(story.path()).domain);
+        let alone = prints.id(ChunkKind::Data, &noise(2, 2 * BLOCK)[..usize::try_from(BLOCK).unwrap()]);
+        let (at, record) = records.iter().enumerate().find(|(_, record)| record.id == alone).unwrap();
+        assert!(at + 3 < records.len(), "there is more behind it");
+        flip(&pack, u64::from(record.offset) + 300, 1);
         if !with_index {
             fs::remove_dir_all(story.path().join("index")).unwrap();
         }
@@ -217,7 +229,7 @@ async fn a_sweep_knows_all_records_of_a_pack_or_leaves_it() {
 async fn a_pack_that_is_gone_heals_and_is_not_told_for_ever() {
     for emptied in [true, false] {
         let story = Story::new().await;
-        let (image, pack) = (story.machine.images(), story.first());
+        let (image, (pack, _)) = (story.machine.images(), story.first());
         let local = story.open().await;
         match emptied {
             true => fs::write(&pack, vec![0; usize::try_from(fs::metadata(&pack).unwrap().len()).unwrap()]).unwrap(),
@@ -244,30 +256,23 @@ async fn a_pack_that_is_gone_heals_and_is_not_told_for_ever() {
     }
 }
 
-/// Who reads everything does not look at the parent's map, and is told that its pages are there. That one is not, the commit
-/// finds.
+/// A disk that is what it was two points ago: who reads everything is told that the pages of then are there. That they are
+/// not, the commit finds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_rotted_unnoticed_is_made_again() {
     let story = Story::new().await;
-    let kinds = |kind| {
-        let footers = footers(story.path());
-        footers
-            .into_iter()
-            .flat_map(|(_, entries)| entries)
-            .filter(move |entry| entry.kind == kind)
-            .map(|entry| entry.id)
-    };
-    let pages: BTreeSet<ChunkId> = kinds(ChunkKind::Page).collect();
+    let entries = footers(story.path()).into_iter().flat_map(|(_, entries)| entries);
+    let pages: BTreeSet<ChunkId> = entries.filter(|it| it.kind == ChunkKind::Page).map(|it| it.id).collect();
     assert!(pages.len() >= 2, "{pages:?}");
-    for page in pages {
-        damage(story.path(), page);
-    }
+    pages.into_iter().for_each(|page| damage(story.path(), page));
+    story.machine.write(0, 0, &noise(2, 2 * BLOCK));
     let local = story.open().await;
     let full = BackupOptions { wish: TrackingWish::Full, ..options("web") };
-    let made =
-        backup(&local, story.machine.snapshot(), &full, &story.bench.pool, &story.bench.world, &Progress::default());
-    let made = made.await.unwrap().point.id;
-    story.bench.restore(&local, made, &story.machine.images()).await.unwrap();
-    story.bench.restore(&local, story.points[1], &story.machine.images()).await.unwrap();
+    let (bench, progress) = (&story.bench, Progress::default());
+    let made = backup(&local, story.machine.snapshot(), &full, &bench.pool, &bench.world, &progress).await;
+    let made = made.unwrap().point.id;
+    for point in [made, story.points[0]] {
+        bench.restore(&local, point, &story.machine.images()).await.unwrap();
+    }
     local.close().await.unwrap();
 }
