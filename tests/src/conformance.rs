@@ -43,7 +43,7 @@ macro_rules! conformance {
             commit {
                 committing_twice_gives_the_same_point unknown_chunks_are_listed_and_can_be_put
                 absent_pages_are_not_descended_into a_page_does_not_vouch_for_its_subtree
-                refused_commit_is_repaired_by_backup a_lost_page_is_brought_by_the_next_backup
+                refused_commit_is_repaired_by_backup a_lost_page_is_made_again
                 an_abandoned_session_leaves_no_point
                 a_dropped_session_leaves_no_point groups_are_all_or_nothing lying_puts_are_refused
                 checksums_are_compared_even_when_the_sender_is_trusted nonsense_is_not_committed the_point_is_as_drafted
