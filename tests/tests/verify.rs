@@ -87,8 +87,8 @@ async fn what_was_broken_off_goes_on() {
     let story = Story::new().await;
     let local = story.open().await;
     assert_eq!(local.stats().await.unwrap().packs_unverified, story.packs() as u64);
-    // All of it takes more than a second, and the smaller packs are done before the first.
-    let slow = VerifyOptions { rate: Some(2 << 20), ..VerifyOptions::new(Depth::Decode) };
+    // All of it takes five seconds, and the smaller packs are done before the first.
+    let slow = VerifyOptions { rate: Some(512 << 10), ..VerifyOptions::new(Depth::Decode) };
     let mut verifying = Box::pin(local.verify(slow, Arc::default()));
     let left = loop {
         tokio::select! {

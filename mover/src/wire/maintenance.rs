@@ -46,6 +46,8 @@ async fn told<T>(
     let mut job = std::pin::pin!(job);
     loop {
         tokio::select! {
+            // In this order: what is sent depends on no chance.
+            biased;
             made = &mut job => return Ok(made?),
             _ = every.tick() => send(to, &Reply::Working(progress.counters()), Vec::new(), true).await?,
         }
