@@ -13,13 +13,9 @@ use crate::{
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
-#[cfg(feature = "shuttle")]
-use shuttle::sync::{Mutex, MutexGuard};
 use state::State;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
-#[cfg(not(feature = "shuttle"))]
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
@@ -360,6 +356,8 @@ impl Answer {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
+        #[cfg(test)]
+        tests::interleavings::others_may_come_first();
         self.state.lock().expect("not poisoned")
     }
 

@@ -322,14 +322,14 @@ Examples:
   windlass verify -r quic://store1.example/main
   windlass verify web@latest --read-data --json -r /backup/main
   windlass verify --decode --outdated-after 7d --rate 100MiB -r /backup/main
-  windlass verify --decode --repair --also-from quic://store2.example/main -r /backup/main")]
+  windlass verify --repair --also-from quic://store2.example/main -r /backup/main")]
 pub struct Verify {
     /// Only these points
     #[arg(value_parser = parsed::<Selector>)]
     pub point: Vec<Selector>,
-    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them
+    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them, down to 0
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
-          value_parser = clap::value_parser!(u8).range(1..=100))]
+          value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_data: Option<u8>,
     /// Decode and fingerprint every chunk
     #[arg(long, conflicts_with = "read_data")]
@@ -340,7 +340,8 @@ pub struct Verify {
     /// Read no more than this in a second: 20MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub rate: Option<u64>,
-    /// Replace what is damaged
+    /// Replace what is damaged. All stored bytes are read to find it, unless --decode or --read-data says how much;
+    /// --read-data=0 replaces what is known to be damaged already
     #[arg(long, requires = "also_from")]
     pub repair: bool,
     /// The copy to repair from

@@ -38,20 +38,20 @@ enum Task {
         #[arg(long)]
         decode: bool,
     },
-    /// Feed foreign bytes to every decoder; needs the nightly toolchain
+    /// Feed foreign bytes to every decoder
     Fuzz {
         /// One of blobs, manifests, messages, nbd, pages, records, words; all without
         target: Option<String>,
         /// For how long each
         #[arg(long, default_value_t = 60)]
-        seconds: u32,
+        seconds: u64,
     },
     /// Run for long what looks for defects: the reference model, simulations, power cuts, kills, flipped bytes, fuzzing
     Torture {
         /// About so long, beside what tries all there is
         #[arg(long, default_value_t = 60)]
         minutes: u64,
-        /// Only kill_points, store_damage, power_cut, simulation, model or fuzz
+        /// Only kills, flips, orders, power_cut, simulation, model or fuzz
         #[arg(long)]
         only: Option<String>,
     },

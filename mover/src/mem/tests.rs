@@ -4,8 +4,7 @@ use crate::{MapBuilder, MapRoot, PageRef};
 use chunker::GRID_BYTES;
 use futures::StreamExt;
 
-#[cfg(feature = "shuttle")]
-mod interleavings;
+pub mod interleavings;
 
 struct Lab {
     mem: Mem,

@@ -1,15 +1,12 @@
 //! What an NBD server sends, in the handshake and after it. The first byte says how the client begins: at the greeting, or
 //! with requests under way, in one of the framings.
 
-#![no_main]
-
 use bytes::{BufMut, Bytes, BytesMut};
-use libfuzzer_sys::fuzz_target;
 use proxy::nbd::{Context, Export, ExportFlags, Framing, Handshake, Hello, NbdError, Request, Session};
 
 const SIZE: u64 = 1 << 20;
 
-fuzz_target!(|bytes: &[u8]| {
+pub fn check(bytes: &[u8]) {
     let Some((how, mut rest)) = bytes.split_first() else { return };
     let framing = [Framing::Simple, Framing::Structured, Framing::Extended][usize::from(how >> 1) % 3];
     let names = ["base:allocation", "qemu:dirty-bitmap:a"].map(str::to_owned);
@@ -31,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
         Export { size: SIZE, flags, block_bytes_min: 1, payload_bytes_max: 1 << 20, framing, contexts }
     };
     let _ = answered(Session::new(export), rest);
-});
+}
 
 /// As the socket's task does it: bytes of a read go where they belong, others are taken apart.
 fn answered(mut session: Session, mut rest: &[u8]) -> Result<(), NbdError> {

@@ -1,23 +1,18 @@
 //! What a repository's directory holds: whatever is understood is bounded, and says the same when it is written again.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use store::format::config::ConfigFile;
 use store::format::pack::{PackHeader, PackKind, decode_footer, encode_footer, footer_bytes, scan_records};
 use store::format::record::LogRecord;
 use store::state::{Digest, State};
 
-fuzz_target!(|bytes: &[u8]| {
+pub fn check(bytes: &[u8]) {
     if let Ok(header) = PackHeader::decode(bytes) {
         assert!(bytes.starts_with(&header.encode()), "{header:?}");
         let records = scan_records(bytes, &header.nonce);
         assert!(records.last().is_none_or(|last| last.end() <= bytes.len() as u64));
     }
     for kind in [PackKind::Data, PackKind::Page] {
-        if let (Ok(entries), Ok(footer)) =
-            (decode_footer(bytes, kind, bytes.len() as u64), footer_bytes(bytes))
-        {
+        if let (Ok(entries), Ok(footer)) = (decode_footer(bytes, kind, bytes.len() as u64), footer_bytes(bytes)) {
             let footer = &bytes[bytes.len() - usize::try_from(footer).expect("inside")..];
             assert_eq!(encode_footer(&entries), footer);
         }
@@ -32,4 +27,4 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(packs <= bytes.len());
     }
     let _ = ConfigFile::decode(bytes);
-});
+}

@@ -1,13 +1,11 @@
 //! Words that people and peers write: names, addresses, tokens, selectors, sizes.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
 use mover::identity::Token;
 use mover::wire::NodeAddress;
 use mover::{Name, Selector, parse_bytes};
 
-fuzz_target!(|text: &str| {
+pub fn check(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(name) = text.parse::<Name>() {
         assert_eq!(name.as_str(), text);
     }
@@ -21,4 +19,4 @@ fuzz_target!(|text: &str| {
     }
     let _ = text.parse::<Selector>();
     let _ = parse_bytes(text);
-});
+}

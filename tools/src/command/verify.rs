@@ -131,7 +131,10 @@ async fn verify_and_repair(
 async fn verify(repository: &Opened, arguments: &Verify, progress: Arc<Progress>) -> Result<VerifyReport> {
     let depth = match (arguments.decode, arguments.read_data) {
         (true, _) => Depth::Decode,
+        (false, Some(0)) => Depth::Structure,
         (false, Some(percent)) => Depth::ReadData { percent },
+        // A repository is repaired when all of it is sound, and most rot is in bytes that structure does not touch.
+        (false, None) if arguments.repair => Depth::ReadData { percent: 100 },
         (false, None) => Depth::Structure,
     };
     repository.verify(options(repository, arguments, depth).await?, progress).await

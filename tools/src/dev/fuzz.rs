@@ -1,4 +1,4 @@
-//! Fuzzing: built with the nightly toolchain, each target run for a while from the golden files on.
+//! Fuzzing: each target run for a while from the golden files on.
 
 use super::shell_with;
 use anyhow::{Context, Result, ensure};
@@ -7,16 +7,58 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The targets of `tests/fuzz`.
-pub const TARGETS: [&str; 7] = ["blobs", "manifests", "messages", "nbd", "pages", "records", "words"];
-
-/// Runs one target, or each of them, for so many seconds. Gives a line for each.
+/// Runs one target, or each of them, for so many seconds, two at a time. Gives a line for each.
 ///
 /// # Errors
 /// When one finds something: the input is kept in `tests/fuzz/found`, and the target run with that file does it again.
-pub fn run(root: &Path, only: Option<&str>, seconds: u32) -> Result<Vec<String>> {
-    ensure!(only.is_none_or(|it| TARGETS.contains(&it)), "the targets are {}", TARGETS.join(", "));
+pub fn run(root: &Path, only: Option<&str>, seconds: u64) -> Result<Vec<String>> {
+    let program = build(root)?;
     let folder = root.join("tests/fuzz");
+    let names = String::from_utf8(Command::new(&program).output().context("cannot run the targets")?.stdout)?;
+    let names: Vec<&str> = names.lines().filter(|name| only.is_none_or(|it| it == *name)).collect();
+    ensure!(!names.is_empty(), "there is no such target: {}", only.unwrap_or("none at all"));
+    let seeds = tempfile::tempdir()?;
+    seed(root, seeds.path())?;
+    let found = folder.join("found/");
+    fs::create_dir_all(&found)?;
+    let fuzz = |name: &&str| {
+        let corpus = folder.join("corpus").join(name);
+        fs::create_dir_all(&corpus)?;
+        let (time, artifacts) = (format!("-max_total_time={seconds}"), format!("-artifact_prefix={}", found.display()));
+        let known = folder.join("seeds").join(name);
+        let ran = Command::new(&program)
+            .args([&time, &artifacts, "-print_final_stats=1", "-rss_limit_mb=1024", "-timeout=10"])
+            .args([corpus.as_path(), seeds.path()])
+            .args(known.is_dir().then_some(known))
+            .env("WINDLASS_FUZZ_TARGET", name)
+            .current_dir(&folder)
+            .output()
+            .with_context(|| format!("cannot run {name}"))?;
+        // What it did is told on stderr.
+        let text = String::from_utf8_lossy(&ran.stderr);
+        if !ran.status.success() {
+            let last: Vec<&str> = text.lines().rev().take(LINES_SHOWN).collect();
+            last.iter().rev().for_each(|line| println!("{line}"));
+        }
+        ensure!(ran.status.success(), "{name} found something: {}", found.display());
+        let executions = text.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+        Ok(format!("fuzz {name}: {} executions in {seconds} s", executions.unwrap_or("?").trim()))
+    };
+    let mut told = Vec::new();
+    for some in names.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = some.iter().map(|name| scope.spawn(|| fuzz(name))).collect();
+            running.into_iter().for_each(|it| told.push(it.join().expect("it does not panic")));
+        });
+    }
+    told.into_iter().collect()
+}
+
+/// Targets that run at the same time.
+const AT_ONCE: usize = 2;
+
+/// Builds the program of all targets.
+fn build(root: &Path) -> Result<PathBuf> {
     // As `cargo fuzz` does: coverage for the fuzzer, addresses checked, and build scripts left alone.
     let coverage = ["-level=4", "-inline-8bit-counters", "-pc-table", "-trace-compares"];
     let coverage = coverage.map(|it| format!("-Cllvm-args=-sanitizer-coverage{it}")).join(" ");
@@ -26,39 +68,18 @@ pub fn run(root: &Path, only: Option<&str>, seconds: u32) -> Result<Vec<String>>
     let release = std::env::current_exe()?;
     let release = release.parent().context("a folder")?;
     let target = release.with_file_name("fuzz");
-    let build = ["+nightly", "build", "--release", "--target", &host];
-    let mut variables = vec![("RUSTFLAGS", OsString::from(flags)), ("CARGO_TARGET_DIR", target.clone().into())];
+    // Sanitizers are not stable, and a second toolchain for them alone is not worth having.
+    let mut variables = vec![
+        ("RUSTC_BOOTSTRAP", OsString::from("1")),
+        ("RUSTFLAGS", flags.into()),
+        ("CARGO_TARGET_DIR", target.clone().into()),
+    ];
     if let Some(built) = rocksdb(&release.join("build")) {
         variables.extend([("ROCKSDB_LIB_DIR", built.into()), ("ROCKSDB_STATIC", "1".into())]);
     }
     let borrowed: Vec<(&str, &OsStr)> = variables.iter().map(|(name, value)| (*name, value.as_ref())).collect();
-    shell_with(&folder, "cargo", &build, &borrowed)?;
-    let seeds = tempfile::tempdir()?;
-    seed(root, seeds.path())?;
-    let found = folder.join("found/");
-    fs::create_dir_all(&found)?;
-    let mut told = Vec::new();
-    for name in TARGETS.into_iter().filter(|name| only.is_none_or(|it| it == *name)) {
-        let corpus = folder.join("corpus").join(name);
-        fs::create_dir_all(&corpus)?;
-        let program = target.join(&host).join("release").join(name);
-        let (time, artifacts) = (format!("-max_total_time={seconds}"), format!("-artifact_prefix={}", found.display()));
-        println!("{name}:");
-        let ran = Command::new(program)
-            .args([&time, &artifacts, "-print_final_stats=1", "-rss_limit_mb=1024"])
-            .args([corpus.as_path(), seeds.path()])
-            .current_dir(&folder)
-            .output()
-            .with_context(|| format!("cannot run {name}"))?;
-        // What it did is told on stderr.
-        let text = String::from_utf8_lossy(&ran.stderr);
-        let last: Vec<&str> = text.lines().rev().take(LINES_SHOWN).collect();
-        last.iter().rev().for_each(|line| println!("{line}"));
-        ensure!(ran.status.success(), "{name} found something: {}", found.display());
-        let executions = text.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
-        told.push(format!("fuzz {name}: {} executions in {seconds} s", executions.unwrap_or("?").trim()));
-    }
-    Ok(told)
+    shell_with(&root.join("tests/fuzz"), "cargo", &["build", "--release", "--target", &host], &borrowed)?;
+    Ok(target.join(host).join("release/windlass-fuzz"))
 }
 
 /// RocksDB as it was built for this very program, so that it need not be built once more: 20 minutes.

@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 /// A test of `tests`, and how it is made long.
 struct Long {
-    test: &'static str,
+    name: &'static str,
+    /// Which program of `cargo test`, and what of it.
+    program: &'static [&'static str],
     only: &'static str,
     variable: &'static str,
     /// How much of it, for so many minutes.
@@ -22,31 +24,53 @@ enum Amount {
     PerMinute { rate: u64, least: u64, percent: u64 },
 }
 
-const LONG: [Long; 5] = [
-    Long { test: "kill_points", only: "killed_at_any_operation", variable: "WINDLASS_KILLS", amount: Amount::All },
-    Long { test: "store_damage", only: "every_flipped_byte_is_found", variable: "WINDLASS_FLIPS", amount: Amount::All },
+const LONG: [Long; 6] = [
     Long {
-        test: "power_cut",
+        name: "kills",
+        program: &["--test", "repository"],
+        only: "killed_at_any_operation",
+        variable: "WINDLASS_KILLS",
+        amount: Amount::All,
+    },
+    Long {
+        name: "flips",
+        program: &["--test", "repository"],
+        only: "every_flipped_byte_is_found",
+        variable: "WINDLASS_FLIPS",
+        amount: Amount::All,
+    },
+    Long {
+        name: "orders",
+        program: &["--lib"],
+        only: "whatever_the_order",
+        variable: "WINDLASS_SHUTTLE_SCHEDULES",
+        amount: Amount::PerMinute { rate: 20_000, least: 3_000, percent: 5 },
+    },
+    Long {
+        name: "power_cut",
+        program: &["--test", "power_cut"],
         only: "",
         variable: "WINDLASS_POWER_CUT_STATES",
         amount: Amount::PerMinute { rate: 120, least: 100, percent: 10 },
     },
     Long {
-        test: "simulation",
+        name: "simulation",
+        program: &["--test", "simulation"],
         only: "seeds",
         variable: "WINDLASS_SIM_SEEDS",
         amount: Amount::PerMinute { rate: 120, least: 16, percent: 20 },
     },
     Long {
-        test: "model",
+        name: "model",
+        program: &["--test", "model"],
         only: "fresh",
         variable: "WINDLASS_MODEL_OPERATIONS",
         amount: Amount::PerMinute { rate: 7_000, least: 3_000, percent: 40 },
     },
 ];
 
-/// The rest of the time, in per cent.
-const FUZZ_PERCENT: u64 = 30;
+/// For each target, of each minute: the rest of the time, because two of the seven run at once.
+const FUZZ_SECONDS: u64 = 5;
 
 /// Runs all of it, for about so many minutes beside what tries all there is, and prints the totals. What fails does not
 /// keep the rest from being done.
@@ -54,19 +78,19 @@ const FUZZ_PERCENT: u64 = 30;
 /// # Errors
 /// When something failed.
 pub fn run(root: &Path, minutes: u64, only: Option<&str>) -> Result<()> {
-    let names = || LONG.iter().map(|it| it.test).chain(["fuzz"]);
+    let names = || LONG.iter().map(|it| it.name).chain(["fuzz"]);
     ensure!(only.is_none_or(|only| names().any(|it| it == only)), "it is {}", names().collect::<Vec<_>>().join(", "));
     let (mut totals, mut failed) = (Vec::new(), Vec::new());
-    for long in LONG.iter().filter(|it| only.is_none_or(|only| only == it.test)) {
-        println!("== {} {}", long.test, long.only);
+    for long in LONG.iter().filter(|it| only.is_none_or(|only| only == it.name)) {
+        println!("== {}", long.name);
         if !long.run(root, minutes, &mut totals)? {
-            failed.push(long.test);
+            failed.push(long.name);
         }
     }
     if only.is_none_or(|only| only == "fuzz") {
-        let seconds = (minutes * 60 * FUZZ_PERCENT / 100 / fuzz::TARGETS.len() as u64).max(5);
+        let seconds = minutes * FUZZ_SECONDS;
         println!("== fuzz, {seconds} s a target");
-        match fuzz::run(root, None, u32::try_from(seconds)?) {
+        match fuzz::run(root, None, seconds) {
             Ok(told) => totals.extend(told),
             Err(error) => {
                 println!("{error:#}");
@@ -89,17 +113,8 @@ impl Long {
             Amount::PerMinute { rate, least, percent } => (rate * minutes * percent / 100).max(least).to_string(),
         };
         let mut child = Command::new("cargo")
-            .args([
-                "test",
-                "--locked",
-                "--release",
-                "-p",
-                "windlass-mover",
-                "-p",
-                "windlass-tests",
-                "--test",
-                self.test,
-            ])
+            .args(["test", "--locked", "--release", "-p", "windlass-mover", "-p", "windlass-tests"])
+            .args(self.program)
             .args(["--", self.only, "--nocapture"])
             .env(self.variable, amount)
             .current_dir(root)
@@ -111,7 +126,7 @@ impl Long {
             let line = line?;
             println!("{line}");
             if let Some((_, total)) = line.split_once(TOTAL) {
-                totals.push(format!("{}: {total}", self.test));
+                totals.push(format!("{}: {total}", self.name));
             }
         }
         Ok(child.wait()?.success())

@@ -90,7 +90,7 @@ impl Other {
 
     fn started(command: &mut Command) -> Self {
         let mut child = command
-            .args(["other_process", "--exact", "--nocapture", "--test-threads=1"])
+            .args(["kill::other_process", "--exact", "--nocapture", "--test-threads=1"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

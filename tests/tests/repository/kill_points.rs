@@ -1,8 +1,8 @@
 //! A real process is killed at every operation on files that a whole life of a repository takes: backups, a forgotten
 //! point, sweeps, a repaired chunk. `kill -9` comes before the operation, and once more in the middle of each write.
 //!
-//!     cargo nextest run --release -p windlass-tests --test kill_points                            some of them
-//!     WINDLASS_KILLS=all cargo nextest run --release -p windlass-tests --test kill_points --no-capture
+//!     cargo nextest run --release -p windlass-tests --test repository kill_points                            some of them
+//!     WINDLASS_KILLS=all cargo nextest run --release -p windlass-tests --test repository kill_points --no-capture
 //!
 //! The other process is this program once more, told by its environment what to do.
 
@@ -192,7 +192,7 @@ fn eager() -> SweepOptions {
 /// Runs it until it dies; what it said.
 fn run(folder: &Path, (operations, writes): (u64, u64)) -> Vec<Said> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["other_process", "--exact", "--nocapture", "--test-threads=1"])
+        .args(["kill_points::other_process", "--exact", "--nocapture", "--test-threads=1"])
         .env(FOLDER, folder)
         .env(AT, format!("{operations} {writes}"))
         .stdin(Stdio::null())

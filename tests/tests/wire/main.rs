@@ -1,0 +1,8 @@
+//! Clients and storage nodes across QUIC: what they promise each other, over long links and under attack.
+
+mod attackers;
+mod conformance_remote;
+mod far;
+mod links;
+mod node_memory;
+mod remote;
