@@ -9,7 +9,7 @@ use std::time::Duration;
 pub enum Depth {
     /// Log, digests, pack footers, maps; every reference.
     Structure,
-    /// Also the stored bytes of so many per cent of the packs against their names.
+    /// Also the stored bytes of so many per cent of the packs against their names: of those that were read longest ago.
     ReadData {
         /// 1 to 100.
         percent: u8,

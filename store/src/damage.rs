@@ -1,6 +1,7 @@
 //! Chunks that are known to be damaged: what is said of them, and how a blob is noticed whose checksum is right and
 //! whose content is not.
 
+use crate::index::Place;
 use crate::local::{Inner, Local};
 use crate::reader;
 use chunker::{ChunkId, Fingerprinter};
@@ -8,23 +9,15 @@ use mover::{ChunkBatch, ChunkError, Result, verified};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Inner {
-    /// Why these chunks, which have no usable place, cannot be had: a place in a pack that is there is known to be
-    /// damaged; anything else is missing. Blocking.
-    ///
-    /// # Errors
-    /// Of the index.
-    pub fn why_not(&self, ids: Vec<ChunkId>) -> Result<ChunkBatch> {
-        let places = self.places(&ids)?;
+    /// Why a chunk that has no usable place but these cannot be had: a place in a pack that is there is known to be
+    /// damaged; anything else is missing.
+    pub fn why_not(&self, chunk: ChunkId, places: &[Place]) -> ChunkError {
         let state = self.state();
-        let why = |(chunk, places): (ChunkId, Vec<crate::index::Place>)| {
-            let mut packs = places.iter().filter_map(|place| state.packs().get(&place.pack));
-            let error = match packs.find(|pack| pack.doomed.is_none()) {
-                Some(pack) => known(chunk, pack.added.name.to_string()),
-                None => ChunkError::Missing { chunk },
-            };
-            (chunk, Err(error))
-        };
-        Ok(ids.into_iter().zip(places).map(why).collect())
+        let mut packs = places.iter().filter_map(|place| state.packs().get(&place.pack));
+        match packs.find(|pack| pack.doomed.is_none()) {
+            Some(pack) => known(chunk, pack.added.name.to_string()),
+            None => ChunkError::Missing { chunk },
+        }
     }
 
     /// Those of `ids` that have no usable place, each once, and why. Blocking.
@@ -35,8 +28,9 @@ impl Inner {
         let places = self.locate(&ids)?;
         let lost: BTreeSet<ChunkId> =
             ids.into_iter().zip(places).filter(|(_, place)| place.is_none()).map(|(id, _)| id).collect();
-        let why = self.why_not(lost.into_iter().collect())?;
-        Ok(why.into_iter().filter_map(|(id, why)| Some((id, why.err()?))).collect())
+        let lost: Vec<ChunkId> = lost.into_iter().collect();
+        let places = self.places(&lost)?;
+        Ok(lost.into_iter().zip(places).map(|(id, places)| (id, self.why_not(id, &places))).collect())
     }
 
     /// Notes that the place each chunk is read from holds something else; gives what to say of it. Blocking.
@@ -44,7 +38,7 @@ impl Inner {
         let ids: Vec<ChunkId> = wrong.iter().map(|(id, _)| *id).collect();
         let places = self.locate(&ids).unwrap_or_else(|_| vec![None; ids.len()]);
         let state = self.state();
-        let note = |((chunk, what), place): ((ChunkId, String), Option<crate::index::Place>)| {
+        let note = |((chunk, what), place): ((ChunkId, String), Option<Place>)| {
             let pack = place.and_then(|place| state.packs().get(&place.pack)).map(|pack| pack.added.name);
             let Some(pack) = pack else { return (chunk, ChunkError::Wrong { chunk, what }) };
             self.note_damaged(chunk, pack);

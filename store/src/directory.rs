@@ -96,7 +96,14 @@ impl Directory {
         // What is left under incoming/ is removed when the repository is opened next.
         self.remove_incoming(&temporary);
         if linked? == Created::New {
-            self.sync_dir(target.parent().unwrap_or(&self.root))?;
+            // It is there, and perhaps not for good: never "full", which says that it is not.
+            let unclear = |error: Error| match error.kind() {
+                mover::ErrorKind::StoreFull => {
+                    Error::store_io(error.message()).hint("free space, and open the repository again")
+                }
+                _ => error,
+            };
+            self.sync_dir(target.parent().unwrap_or(&self.root)).map_err(unclear)?;
             return Ok(Created::New);
         }
         Ok(Created::Exists)

@@ -116,16 +116,29 @@ impl Inner {
     /// # Errors
     /// None of the index: then the footers of all packs are read. Packs that cannot be read count as not there.
     pub fn places(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Place>>> {
-        let found = self.index.read().expect("no holder panics").places(ids);
-        found.or_else(|error| {
-            self.note_index_failed(&error);
-            Ok(self.places_in_footers(ids))
-        })
+        let (found, next) = {
+            let index = self.index.read().expect("no holder panics");
+            (index.places(ids), index.next_pack())
+        };
+        match found {
+            // It does not take what is new, and may still say what is old.
+            Ok(mut found) if self.index_failed.load(SeqCst) => {
+                let new = self.places_in_footers(ids, next);
+                found.iter_mut().zip(new).for_each(|(places, new)| places.extend(new));
+                Ok(found)
+            }
+            Ok(found) => Ok(found),
+            Err(error) => {
+                self.note_index_failed(&error);
+                Ok(self.places_in_footers(ids, 0))
+            }
+        }
     }
 
-    fn places_in_footers(&self, ids: &[ChunkId]) -> Vec<Vec<Place>> {
+    /// Of packs from number `first` on.
+    fn places_in_footers(&self, ids: &[ChunkId], first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
-        for (number, pack) in self.state().packs() {
+        for (number, pack) in self.state().packs().range(first..) {
             match reader::footer(&self.directory, &pack.added) {
                 Ok(entries) => {
                     for entry in &entries {
@@ -183,3 +196,36 @@ impl Inner {
 /// Before it is tried again.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];
+
+#[cfg(test)]
+mod tests {
+    use crate::local::{Access, Local};
+    use chunker::{ChunkKind, Compression, Fingerprinter};
+    use mover::{Begin, OwnerId, PointId, Pool, Repository, Verification, World, WriteSession, with_sealer};
+    use std::sync::atomic::Ordering::SeqCst;
+
+    /// RocksDB that takes nothing more, and still reads: what is new is found all the same.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_an_index_that_failed_did_not_take_is_found() {
+        let (folder, world) = (tempfile::tempdir().unwrap(), World::system());
+        Local::init(folder.path(), None, &world).unwrap();
+        let local = Local::open(folder.path(), Access::Write, Pool::new(1).unwrap(), world).await.unwrap();
+        let prints = Fingerprinter::new(&local.config().domain);
+        let mut ids = Vec::new();
+        for (number, fails) in [(1u8, false), (2, true)] {
+            local.inner.index_failed.store(fails, SeqCst);
+            let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &[number; 100]));
+            ids.push(prints.id(ChunkKind::Data, &[number; 100]));
+            let (owner, verification) = (OwnerId::default(), Verification::Checksum);
+            let begin = Begin { point: PointId([number; 16]), parents: Vec::new(), owner, verification };
+            let (session, _) = local.begin(begin).await.unwrap();
+            session.put(vec![(*ids.last().unwrap(), blob)]).await.unwrap();
+            session.flush().await.unwrap();
+            session.abandon().await.unwrap();
+        }
+        let asked = ids.clone();
+        let found = local.with(move |inner| inner.locate(&asked)).await.unwrap();
+        assert!(found.iter().all(Option::is_some), "{found:?}");
+        local.close().await.unwrap();
+    }
+}

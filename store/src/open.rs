@@ -149,8 +149,17 @@ impl Local {
             tracing::info!(packs = added.len(), "adopting packs that were durable but not logged");
             self.with(move |inner| inner.append(|_| Ok(vec![Event::PacksAdded(added.clone())]))).await?;
         }
-        for path in &partial {
-            self.repack(path.clone()).await?;
+        // What would be saved is sending it again; that nothing can be opened for want of room would cost more.
+        match self.with(Inner::check_room).await {
+            Ok(()) => {
+                for path in &partial {
+                    self.repack(path.clone()).await?;
+                }
+            }
+            Err(error) if !partial.is_empty() => {
+                tracing::warn!(%error, packs = partial.len(), "unfinished packs are given up; what was in them is sent again");
+            }
+            Err(_) => {}
         }
         self.with(move |inner| {
             if !partial.is_empty() {

@@ -120,6 +120,8 @@ enum Run {
     Pack { pack: PackName, chunks: Vec<(ChunkId, u64, u32)> },
     /// One chunk that the log does not know yet.
     Pending { chunk: ChunkId, path: PathBuf, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
+    /// One chunk that is known to be damaged wherever it is.
+    LastResort { chunk: ChunkId, places: Vec<Place> },
     /// Chunks that cannot be had.
     Failed(ChunkBatch),
 }
@@ -133,6 +135,7 @@ impl Run {
                 chunks.last().map_or(0, |it| it.1 + record_bytes(it.2)) - start
             }
             Self::Pending { blob_bytes, .. } => record_bytes(*blob_bytes),
+            Self::LastResort { places, .. } => places.iter().map(|place| place.blob_bytes.into()).max().unwrap_or(0),
             Self::Failed(_) => 0,
         }
     }
@@ -172,8 +175,11 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
         }
     }
     if !lost.is_empty() {
-        match inner.why_not(lost.clone()) {
-            Ok(batch) => runs.push(Run::Failed(batch)),
+        match inner.places(&lost) {
+            Ok(places) => runs.extend(lost.into_iter().zip(places).map(|(chunk, places)| match places.is_empty() {
+                true => Run::Failed(vec![(chunk, Err(ChunkError::Missing { chunk }))]),
+                false => Run::LastResort { chunk, places },
+            })),
             Err(error) => runs.extend(failed(lost, &error)),
         }
     }
@@ -217,6 +223,7 @@ fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
 fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
     match run {
         Run::Failed(batch) => batch,
+        Run::LastResort { chunk, places } => vec![(chunk, last_resort(inner, chunk, &places))],
         Run::Pending { chunk, path, nonce, offset, blob_bytes } => {
             let read = inner.directory.open(&path).and_then(|file| {
                 let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
@@ -235,6 +242,27 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
         }
         Run::Pack { pack, chunks } => read_pack_run(inner, pack, chunks),
     }
+}
+
+/// The blob of a chunk that is known to be damaged in all of its places: whichever still has the content that the id names.
+/// What is around it, or was wrong for a while (a pack that was not there, memory that flipped a bit), costs nobody a restore.
+fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Blob, ChunkError> {
+    let state = inner.state();
+    let mut there = places.iter().filter_map(|place| Some((place, state.packs().get(&place.pack)?.added.name)));
+    let sound = |(place, pack): (&Place, PackName)| {
+        let blob = blob_at(inner, &pack, place)?;
+        let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
+        opened.is_ok().then_some(blob)
+    };
+    there.find_map(sound).map_or_else(|| Err(inner.why_not(chunk, places)), Ok)
+}
+
+/// A blob where the index says that it is, whatever stands around it.
+fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Option<Blob> {
+    let file = inner.directory.open_pack(pack).ok()?;
+    let at = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
+    let bytes = inner.directory.io().read_at(&file, at, usize::try_from(place.blob_bytes).ok()?).ok()?;
+    Blob::parse(bytes.into()).ok()
 }
 
 fn logged_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {

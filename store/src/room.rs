@@ -11,9 +11,7 @@ impl Inner {
     /// # Errors
     /// `StoreFull`.
     pub fn check_room(&self) -> Result<()> {
-        let root = self.directory.root();
-        let space =
-            self.directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))?;
+        let (root, space) = (self.directory.root(), self.space()?);
         if space.total == 0 || space.free >= reserved(space) {
             return Ok(());
         }
@@ -23,6 +21,20 @@ impl Inner {
             root.display()
         ))
         .hint("forget points and run `windlass sweep`, or free space; nothing that was committed is affected"))
+    }
+
+    /// How much a sweep may pack again before it deletes: the rest is for the log and the index.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn room_for_sweeps(&self) -> Result<u64> {
+        let space = self.space()?;
+        Ok(if space.total == 0 { u64::MAX } else { space.free.saturating_sub(reserved(space) / 4) })
+    }
+
+    fn space(&self) -> Result<Space> {
+        let root = self.directory.root();
+        self.directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::format::event::AddedPack;
 use crate::local::{Inner, Local};
-use crate::verify::{check_pack, lost_with};
+use crate::verify::{check_pack, lost_with, suspects_by_pack};
 use mover::{Depth, Pacer, Result, ScrubTotals, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,18 +47,20 @@ impl Local {
                 tracing::error!(pack = %pack.name, errors = ?checked.errors, "the scrub cannot read a pack");
                 continue;
             }
-            let mut bad: Vec<_> = checked.bad.iter().map(|(chunk, _)| (*chunk, pack.name)).collect();
+            let suspects = suspects_by_pack(&state).remove(&pack.name).unwrap_or_default();
+            self.mark(pack.name, &checked, Depth::Decode, suspects).await;
+            let mut damaged = checked.bad.len() as u64;
             if checked.unreadable {
                 let lost = BTreeMap::from([(*number, String::new())]);
-                bad.extend(self.with(move |inner| lost_with(inner, &lost)).await?.into_keys());
+                let lost: Vec<_> = self.with(move |inner| lost_with(inner, &lost)).await?.into_keys().collect();
+                damaged += lost.len() as u64;
+                self.note(lost, Vec::new()).await;
             }
-            let damaged = bad.len() as u64;
             if !checked.is_sound() {
                 tracing::error!(
                     pack = %pack.name, chunks = damaged, errors = ?checked.errors,
                     "the scrub found damage: `windlass verify` names what needs it, --repair mends it"
                 );
-                self.mark_suspect(bad).await;
             }
             self.inner.verified().note(pack.name, Depth::Decode, checked.is_sound(), began);
             self.inner.scrubbed(|totals| {

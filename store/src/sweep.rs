@@ -68,8 +68,44 @@ impl Local {
             }
             dropped => dropped?,
         }
+        // What there is no room for comes in the next round, when what this one has doomed is deleted.
+        let short = loop {
+            let before = report;
+            let short = self.round(token, options, progress, &mut report).await?;
+            progress.enter(Phase::Commit);
+            self.drop_all(token, &mut report).await?;
+            if short == 0 || report.packs_deleted == before.packs_deleted {
+                break short;
+            }
+            progress.enter(Phase::Move);
+        };
+        self.quietly(move |inner| inner.end_sweep(token)).await?;
+        let waits = self.inner.state().packs().values().any(|pack| pack.doomed.is_some());
+        if short > 0 && !waits {
+            return Err(Error::store_full(format!(
+                "packs that are dead in part stay: to pack the rest of one again takes {} MiB of room",
+                short.div_ceil(1 << 20)
+            ))
+            .hint(
+                "free space on the repository's file system, and sweep again; nothing that was committed is affected",
+            ));
+        }
+        Ok(report)
+    }
+
+    /// Chooses, packs again as much as there is room for, and dooms. Gives what the smallest pack would take that there was
+    /// no room for, or nothing.
+    async fn round(
+        &self,
+        token: [u8; 16],
+        options: SweepOptions,
+        progress: &Progress,
+        report: &mut SweepReport,
+    ) -> Result<u64> {
         for attempt in 0.. {
-            let (references, found) = self.quietly(move |inner| inner.first_check(options)).await?;
+            let look = move |inner: &Inner| inner.first_check(options, inner.room_for_sweeps()?);
+            let (references, found) = self.quietly(look).await?;
+            let short = found.choice.short_bytes;
             report.milliseconds.counting += found.times.counting;
             report.milliseconds.first_check += found.times.first_check;
             progress.expect(found.choice.bytes_again);
@@ -89,16 +125,13 @@ impl Local {
                 .await?;
             if is_final {
                 report.points_final += points;
-                break;
+                return Ok(short);
             }
             if attempt == ATTEMPTS {
-                return Err(Error::busy("points come back while the repository is swept").hint("sweep again"));
+                break;
             }
         }
-        progress.enter(Phase::Commit);
-        self.drop_all(token, &mut report).await?;
-        self.quietly(move |inner| inner.end_sweep(token)).await?;
-        Ok(report)
+        Err(Error::busy("points come back while the repository is swept").hint("sweep again"))
     }
 
     /// Runs blocking work on a thread of its own that gives way to backups and restores.
@@ -245,17 +278,19 @@ impl Count {
 impl Inner {
     /// Begins a sweep in the log, which ends any other, and ends sessions that are too old.
     fn begin_sweep(&self, token: [u8; 16], options: SweepOptions) -> Result<()> {
-        let now = self.world.now().0;
         self.append(|state| {
-            let own = self.author.writer;
-            let old = |session: &&crate::state::Session| {
-                let age = Duration::from_nanos(u64::try_from(now.saturating_sub(session.time.0)).unwrap_or(0));
-                session.writer != own && options.fence_older_s.is_some_and(|limit| age.as_secs() > limit)
-            };
-            let fenced = state.sessions().values().filter(old).map(|it| Event::SessionFenced(it.opened.session));
+            let fenced = |session: &&crate::state::Session| self.is_fenced_by(options, session);
+            let fenced = state.sessions().values().filter(fenced).map(|it| Event::SessionFenced(it.opened.session));
             Ok(fenced.chain([Event::SweepBegun(token)]).collect())
         })
         .map(drop)
+    }
+
+    /// True for a session of another process that is as old as the options say.
+    fn is_fenced_by(&self, options: SweepOptions, session: &crate::state::Session) -> bool {
+        let age = self.world.now().0.saturating_sub(session.time.0);
+        let age = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
+        session.writer != self.author.writer && options.fence_older_s.is_some_and(|limit| age.as_secs() > limit)
     }
 
     /// Says in the log what is dead, and that the sweep has ended.
@@ -273,23 +308,31 @@ impl Inner {
 
     /// A sweep that changes nothing.
     fn look_only(&self, options: SweepOptions) -> Result<SweepReport> {
-        let (references, Found { finalised, choice, times, .. }) = self.first_check(options)?;
+        let (references, Found { finalised, choice, times, .. }) = self.first_check(options, u64::MAX)?;
         references.give_up()?;
         let state = self.state();
-        let going = || choice.packs.iter().copied().chain(droppable(&state));
+        let bytes = |packs: &BTreeSet<u32>| packs.iter().map(|number| state.packs()[number].added.bytes).sum::<u64>();
+        // What is doomed now waits for every session that is open.
+        let fenced = |session: &crate::state::Session| self.is_fenced_by(options, session);
+        let waits = !state.sessions().values().all(fenced);
+        let old: BTreeSet<u32> = droppable(&state).collect();
+        let (now, later) = if waits { (BTreeSet::new(), choice.packs) } else { (choice.packs, BTreeSet::new()) };
+        let going: BTreeSet<u32> = old.union(&now).copied().collect();
         let (files, orphans) = self.remove_orphans([0; 16], true)?;
         Ok(SweepReport {
             points_final: finalised.len() as u64,
-            bytes_reclaimed: going().map(|number| state.packs()[&number].added.bytes).sum::<u64>() + orphans,
+            bytes_reclaimed: bytes(&going) + orphans,
             bytes_repacked: choice.bytes_again,
-            packs_deleted: going().count() as u64 + files,
+            // Those that are doomed already are added to it.
+            bytes_waiting: bytes(&later),
+            packs_deleted: going.len() as u64 + files,
             milliseconds: times,
             ..SweepReport::default()
         })
     }
 
     /// Brings the counts up to the log, takes away what is forgotten, and chooses packs.
-    fn first_check(&self, options: SweepOptions) -> Result<(References, Found)> {
+    fn first_check(&self, options: SweepOptions, room: u64) -> Result<(References, Found)> {
         let mut how = Count::default();
         let mut references = None;
         loop {
@@ -298,7 +341,7 @@ impl Inner {
                 Some(references) => references,
                 None => self.references(&state)?,
             };
-            match self.check_counted(how, &open, &state, options)? {
+            match self.check_counted(how, &open, &state, options, room)? {
                 Checked::Found(found) => return Ok((open, found)),
                 Checked::Again(again) => {
                     how = again;
@@ -314,6 +357,7 @@ impl Inner {
         references: &References,
         state: &State,
         options: SweepOptions,
+        room: u64,
     ) -> Result<Checked> {
         let began = Instant::now();
         let marked = state.end().sequence;
@@ -354,7 +398,7 @@ impl Inner {
                 return how.without_forgotten(error);
             }
         }
-        let choice = self.choose(references, state, marked, options.repack_percent)?;
+        let choice = self.choose(references, state, marked, (options.repack_percent, room))?;
         let times = SweepTimes { counting, first_check: milliseconds(began.elapsed()), second_check: 0 };
         Ok(Checked::Found(Found { marked, finalised, choice, times }))
     }

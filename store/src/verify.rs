@@ -14,7 +14,7 @@ use futures::{StreamExt, stream};
 use history::check_history;
 use mover::{Depth, Pacer, Phase, Progress, Result, Timestamp, VerifyError, VerifyOptions, VerifyReport};
 pub use pack::{Checked, check_pack};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,6 +43,8 @@ impl Local {
             }
         });
         let mut checks = stream::iter(checks).buffered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
+        let known: BTreeSet<(ChunkId, PackName)> = state.suspects().clone();
+        let mut suspects = suspects_by_pack(&state);
         let mut bad = Bad::new();
         let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {
@@ -51,7 +53,8 @@ impl Local {
             noting.note(name, it.depth, &checked, began).await;
             report.bytes_read += checked.bytes_read;
             report.chunks += checked.chunks;
-            bad.extend(checked.bad.into_iter().map(|(id, what)| ((id, name), what)));
+            // At once: no backup beside this is to rely on them.
+            self.mark(name, &checked, it.depth, suspects.remove(&name).unwrap_or_default()).await;
             for what in &checked.errors {
                 let (pack, what, unread) = (Some(name.to_string()), what.clone(), checked.unread);
                 report.add(VerifyError { pack, what, unread, ..VerifyError::default() });
@@ -59,12 +62,13 @@ impl Local {
             if checked.unreadable {
                 unreadable.insert(it.number, checked.errors.concat());
             }
+            bad.extend(checked.bad.into_iter().map(|(id, what)| ((id, name), what)));
         }
         drop(checks);
         drop(noting);
-        bad.extend(self.with(move |inner| lost_with(inner, &unreadable)).await?);
-        let known: BTreeSet<(ChunkId, PackName)> = state.suspects().clone();
-        self.mark_suspect(bad.keys().copied().collect()).await;
+        let lost = self.with(move |inner| lost_with(inner, &unreadable)).await?;
+        self.note(lost.keys().copied().collect(), Vec::new()).await;
+        bad.extend(lost);
         self.walk_points(&options.points, &bad, &known, &mut report).await?;
         progress.enter(Phase::Done);
         Ok(report)
@@ -81,46 +85,74 @@ impl Local {
         let nanoseconds = |age: Duration| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
         let since = options.outdated_after.map(|age| Timestamp(now.0.saturating_sub(nanoseconds(age))));
         let verified = self.inner.verified();
+        let packs: Vec<(&u32, &Pack)> = packs.collect();
+        let sample: Option<HashSet<u32>> = match options.depth {
+            // Those that were read longest ago: whoever asks for a part again and again has read everything.
+            Depth::ReadData { percent } => {
+                let last =
+                    |(number, pack): &(&u32, &Pack)| (verified.last(&pack.added.name, options.depth, now), **number);
+                let mut oldest: Vec<_> = packs.iter().map(last).collect();
+                oldest.sort_unstable();
+                let share = (oldest.len() * usize::from(percent.min(100))).div_ceil(100);
+                Some(oldest.into_iter().take(share).map(|(_, number)| number).collect())
+            }
+            Depth::Structure | Depth::Decode => None,
+        };
         let to_check = |(&number, pack): (&u32, &Pack)| {
-            let sampled = match options.depth {
-                Depth::Structure => false,
-                Depth::Decode => true,
-                // Spread evenly: pack n is read when n × percent passes the next hundred, the first always.
-                Depth::ReadData { percent } => {
-                    let at = |number: u64| (number * u64::from(percent.min(100))).div_ceil(100);
-                    at(u64::from(number) + 1) > at(u64::from(number))
-                }
-            };
+            let sampled = sample.as_ref().map_or(options.depth == Depth::Decode, |sample| sample.contains(&number));
             let last = verified.last(&pack.added.name, options.depth, now);
             let skipped = sampled && since.is_some_and(|since| last.is_some_and(|last| last >= since));
             let depth = if sampled && !skipped { options.depth } else { Depth::Structure };
             ToCheck { number, pack: pack.clone(), depth, skipped }
         };
-        Ok(packs.map(to_check).collect())
+        Ok(packs.into_iter().map(to_check).collect())
     }
 
-    /// From here on the places of damaged chunks do not count, for this process and, where the log can be written, for
-    /// everybody: the next backup that has them sends them again.
-    pub(crate) async fn mark_suspect(&self, places: Vec<(ChunkId, PackName)>) {
-        for (chunk, pack) in &places {
-            self.inner.note_damaged(*chunk, *pack);
-        }
-        for places in places.chunks(SUSPECTS_TOGETHER).map(<[_]>::to_vec) {
-            let mark = move |inner: &Inner| {
+    /// Takes in how a pack was found. What was suspect in it and is sound after all counts again, when all that can be
+    /// wrong with it was looked for.
+    pub(crate) async fn mark(&self, pack: PackName, checked: &Checked, depth: Depth, suspects: BTreeSet<ChunkId>) {
+        let bad = checked.bad.iter().map(|(chunk, _)| (*chunk, pack)).collect();
+        let is_proof = depth == Depth::Decode && !checked.unread && !checked.unreadable;
+        let sound = checked.sound(&suspects).filter(|_| is_proof).map(|chunk| (chunk, pack)).collect();
+        self.note(bad, sound).await;
+    }
+
+    /// From here on the places of damaged chunks do not count, and those of sound ones do, for this process and, where the
+    /// log can be written, for everybody: the next backup that has what is damaged sends it again.
+    pub(crate) async fn note(&self, bad: Vec<(ChunkId, PackName)>, sound: Vec<(ChunkId, PackName)>) {
+        bad.iter().for_each(|(chunk, pack)| self.inner.note_damaged(*chunk, *pack));
+        self.inner.note_sound(&sound);
+        let events = bad.into_iter().map(|(chunk, pack)| Event::ChunkSuspect(chunk, pack));
+        let events: Vec<Event> =
+            events.chain(sound.into_iter().map(|(chunk, pack)| Event::ChunkHealed(chunk, pack))).collect();
+        for events in events.chunks(SUSPECTS_TOGETHER).map(<[_]>::to_vec) {
+            let note = move |inner: &Inner| {
                 inner.append(|state| {
-                    let new = |(chunk, pack): &&(ChunkId, PackName)| {
-                        state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
+                    let is_news = |event: &&Event| match event {
+                        Event::ChunkSuspect(chunk, pack) => {
+                            state.pack_number(pack).is_some() && !state.suspects().contains(&(*chunk, *pack))
+                        }
+                        Event::ChunkHealed(chunk, pack) => state.suspects().contains(&(*chunk, *pack)),
+                        _ => false,
                     };
-                    let event = |(chunk, pack): &(ChunkId, PackName)| Event::ChunkSuspect(*chunk, *pack);
-                    Ok(places.iter().filter(new).map(event).collect())
+                    Ok(events.iter().filter(is_news).cloned().collect())
                 })
             };
-            if let Err(error) = self.with(mark).await {
-                tracing::warn!(%error, "damaged chunks cannot be marked: verify again where the repository can be written");
+            if let Err(error) = self.with(note).await {
+                tracing::warn!(%error, "what was found cannot be noted: verify again where the repository can be written");
                 return;
             }
         }
     }
+}
+
+/// The chunks that are known to be damaged, by where.
+pub fn suspects_by_pack(state: &State) -> HashMap<PackName, BTreeSet<ChunkId>> {
+    let mut found: HashMap<PackName, BTreeSet<ChunkId>> = HashMap::new();
+    for (chunk, pack) in state.suspects() {
+        found.entry(*pack).or_default().insert(*chunk);
+    }
+    found
 }
 
 /// A pack, and how deep to look at it.

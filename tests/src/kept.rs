@@ -1,5 +1,6 @@
 //! A repository's directory seen from outside: what is in its files, and how to hurt them.
 
+use crate::around::{Before, Operation, Then};
 use crate::conformance::options;
 use crate::fake::{Image, Machine, Target};
 use chunker::{BLOB_HEADER_BYTES, ChunkId};
@@ -18,7 +19,7 @@ use store::format::config::ConfigFile;
 use store::format::event::{AddedPack, Event};
 use store::format::pack::{PackEntry, PackName, RECORD_HEADER_BYTES, decode_footer};
 use store::format::record::LogRecord;
-use store::io::{DiskIo, Io, Space};
+use store::io::{DiskIo, Io};
 use store::state::State;
 use store::{Access, Local};
 
@@ -155,64 +156,21 @@ pub async fn points(repository: &Local) -> Vec<RecoveryPoint> {
     repository.list(&PointFilter::default()).await.expect("list")
 }
 
-/// Files that cannot be created, as on a file system mounted for reading.
-pub struct Frozen(pub DiskIo);
+/// Files of which none can be changed, as on a file system mounted for reading.
+pub struct Frozen;
 
-impl Io for Frozen {
-    fn create(&self, _: &Path) -> io::Result<fs::File> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+impl Before for Frozen {
+    type Files = DiskIo;
+
+    fn files(&self) -> &DiskIo {
+        &DiskIo
     }
 
-    fn create_large(&self, _: &Path) -> io::Result<fs::File> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn append(&self, _: &fs::File, _: &mut [io::IoSlice<'_>]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync(&self, _: &fs::File) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn remove(&self, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn make_dir(&self, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.0.list(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<fs::File> {
-        self.0.open(path)
-    }
-
-    fn length(&self, file: &fs::File) -> io::Result<u64> {
-        self.0.length(file)
-    }
-
-    fn read_at(&self, file: &fs::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.0.read_at(file, offset, length)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.0.space(path)
+    fn before(&self, operation: Operation<'_>) -> io::Result<Then> {
+        match operation {
+            Operation::Read => Ok(Then::Do),
+            _ => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+        }
     }
 }
 

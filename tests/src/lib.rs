@@ -1,5 +1,6 @@
 //! Tests across crates: protocol model, conformance, end to end.
 
+pub mod around;
 pub mod conformance;
 pub mod fake;
 pub mod holding;

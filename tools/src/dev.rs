@@ -180,9 +180,10 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(&workspace()?),
         Task::Golden => golden(&workspace()?),
         Task::Fuzz { target, seconds } => {
-            let told = fuzz::run(&workspace()?, target.as_deref(), seconds)?;
+            let mut told = Vec::new();
+            let ran = fuzz::run(&workspace()?, target.as_deref(), seconds, &mut told);
             told.iter().for_each(|it| println!("{it}"));
-            Ok(())
+            ran
         }
         Task::Torture { minutes, only } => torture::run(&workspace()?, minutes, only.as_deref()),
         Task::Dump { file, decode } => dump::run(&file, decode),

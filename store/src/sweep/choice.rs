@@ -22,7 +22,7 @@ struct Looked {
 }
 
 /// How long packs will be, once records are in them.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 struct Forecast {
     /// Bytes and records of the open pack of each kind.
     open: [(u64, usize); 2],
@@ -55,6 +55,8 @@ pub(super) struct Choice {
     pub again: BTreeMap<u32, Vec<bool>>,
     /// What the packs of those will take.
     pub bytes_again: u64,
+    /// What the packs of one that stays for want of room would take: of the smallest; 0 when none does.
+    pub short_bytes: u64,
     /// Bytes of packs that nobody needs, where that is new.
     pub dead_bytes: BTreeMap<u32, u64>,
 }
@@ -83,13 +85,13 @@ impl Inner {
     }
 
     /// Adds up what died in which packs, looks at those in which it is enough, and chooses. What is in the others is not
-    /// looked at: a few chunks may have died in very many.
+    /// looked at: a few chunks may have died in very many. What is packed again takes at most so much `room`.
     pub(super) fn choose(
         &self,
         references: &References,
         state: &State,
         marked: u64,
-        repack_percent: u8,
+        (repack_percent, room): (u8, u64),
     ) -> Result<Choice> {
         let (mut dead, looked_at) = (references.dead_bytes()?, references.looked_at()?);
         let mut choice = Choice::default();
@@ -130,9 +132,16 @@ impl Inner {
             if !looked.live.contains(&true) {
                 choice.packs.insert(number);
             } else if small.contains(&number) || is_worth(looked.dead_bytes, pack.bytes, repack_percent) {
-                choice.packs.insert(number);
+                let mut with = forecast;
                 let live = looked.entries.iter().zip(&looked.live).filter(|(_, live)| **live);
-                live.for_each(|(entry, _)| forecast.add(pack.kind, record_bytes(entry)));
+                live.for_each(|(entry, _)| with.add(pack.kind, record_bytes(entry)));
+                if with.bytes() > room {
+                    let takes = with.bytes() - forecast.bytes();
+                    choice.short_bytes = if choice.short_bytes == 0 { takes } else { choice.short_bytes.min(takes) };
+                    continue;
+                }
+                forecast = with;
+                choice.packs.insert(number);
                 choice.again.insert(number, looked.live);
             }
         }

@@ -11,6 +11,7 @@ use crate::local::Inner;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use mover::{Depth, Error, ErrorKind, Pacer, Result, blocking, with_opener};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 #[derive(Default)]
 pub struct Checked {
     pub chunks: u64,
+    /// The records that were looked at.
+    pub entries: Arc<[PackEntry]>,
     pub bytes_read: u64,
     pub bad: Vec<(ChunkId, String)>,
     pub errors: Vec<String>,
@@ -29,6 +32,14 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// Those of `chunks` that are there and were not found bad.
+    pub fn sound<'a>(&self, chunks: &'a BTreeSet<ChunkId>) -> impl Iterator<Item = ChunkId> + use<'a> {
+        let bad: BTreeSet<ChunkId> = self.bad.iter().map(|(id, _)| *id).collect();
+        let there: BTreeSet<ChunkId> =
+            self.entries.iter().map(|entry| entry.id).filter(|id| !bad.contains(id)).collect();
+        chunks.iter().copied().filter(move |id| there.contains(id))
+    }
+
     /// Nothing was found.
     pub const fn is_sound(&self) -> bool {
         self.bad.is_empty() && self.errors.is_empty()
@@ -62,6 +73,7 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
         }
     };
     checked.chunks = entries.len() as u64;
+    checked.entries = entries.clone();
     if u64::from(pack.chunks) != checked.chunks {
         checked.errors.push(format!("the log says {} chunks, the pack has {}", pack.chunks, checked.chunks));
     }

@@ -65,6 +65,14 @@ impl Local {
     }
 }
 
+/// On the way through a tree, from the last on.
+enum Step {
+    /// A page: its level, its place among those of its level, and the length of what is below it in a stream.
+    Look(ChunkId, u8, u64, Option<u64>),
+    /// Everything below a page was looked at; so many errors there were before.
+    Walked(ChunkId, Option<u64>, usize),
+}
+
 struct Walk<'a, R> {
     local: &'a Local,
     session: &'a R,
@@ -100,8 +108,18 @@ impl<R: ReadSession> Walk<'_, R> {
     /// Errors below the root of a disk, or of a stream of so many bytes. Goes on beside a page that does not read.
     async fn tree(&mut self, root: MapRoot, bytes: Option<u64>) -> Result<Vec<VerifyError>> {
         let mut errors = Vec::new();
-        let mut stack: Vec<_> = root.id.iter().map(|id| (*id, root.level, 0, bytes)).collect();
-        while let Some((id, level, index, bytes)) = stack.pop() {
+        let mut stack: Vec<Step> = root.id.iter().map(|id| Step::Look(*id, root.level, 0, bytes)).collect();
+        while let Some(step) = stack.pop() {
+            let (id, level, index, bytes) = match step {
+                Step::Look(id, level, index, bytes) => (id, level, index, bytes),
+                Step::Walked(id, bytes, before) => {
+                    // Below what is damaged every point is named that needs it.
+                    if errors.len() == before {
+                        self.walked.insert((id, bytes));
+                    }
+                    continue;
+                }
+            };
             if self.walked.contains(&(id, bytes)) {
                 continue;
             }
@@ -124,10 +142,10 @@ impl<R: ReadSession> Walk<'_, R> {
             }
             let offset = |at: usize| bytes.is_none().then(|| start.saturating_add(span.saturating_mul(at as u64)));
             let entries = page.entries().iter().enumerate().filter_map(|(at, entry)| Some((at, entry.chunk()?)));
-            let before = errors.len();
+            stack.push(Step::Walked(id, bytes, errors.len()));
             if level > 0 {
                 let below = |at: usize| (index * mover::PAGE_ENTRIES + at as u64, page.lengths().get(at).copied());
-                stack.extend(entries.map(|(at, id)| (id, level - 1, below(at).0, below(at).1)));
+                stack.extend(entries.map(|(at, id)| Step::Look(id, level - 1, below(at).0, below(at).1)));
             } else {
                 let entries: Vec<(usize, ChunkId)> = entries.collect();
                 let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
@@ -144,9 +162,6 @@ impl<R: ReadSession> Walk<'_, R> {
                         VerifyError { offset, chunk, pack, what, ..VerifyError::default() }
                     }));
                 }
-            }
-            if errors.len() == before && (level == 0 || errors.is_empty()) {
-                self.walked.insert((id, bytes));
             }
         }
         Ok(errors)

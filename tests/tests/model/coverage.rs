@@ -1,7 +1,7 @@
 //! What happened in all histories of this process together: a test shows nothing of what never happens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
 #[derive(Default)]
 struct Seen {
@@ -36,6 +36,14 @@ pub fn operation(name: &str) {
 /// It had this effect.
 pub fn effect(what: impl Into<String>) {
     with(|seen| *seen.times.entry(what.into()).or_default() += 1);
+}
+
+/// Prints what happens while one seed is replayed.
+pub fn trace(what: impl FnOnce() -> String) {
+    static REPLAYS: LazyLock<bool> = LazyLock::new(|| std::env::var_os("WINDLASS_MODEL_SEED").is_some());
+    if *REPLAYS {
+        println!("{}", what());
+    }
 }
 
 /// Operations so far.

@@ -1,12 +1,13 @@
 //! What is around a repository: a clock that jumps, randomness that is always the same, and files that can die.
 
 use mover::{Clock, Random, Timestamp};
-use std::fs::{self, File};
-use std::io::{self, IoSlice};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use store::io::{DiskIo, Fault, FaultIo, Io, Release, Space};
+use store::io::{DiskIo, Fault, FaultIo, Release};
+use windlass_tests::around::{Around, Before, Operation, Then};
 
 /// Goes on a little whenever it is looked at.
 pub struct TestClock(AtomicI64);
@@ -48,8 +49,8 @@ pub struct Mortal {
 }
 
 impl Mortal {
-    pub fn new(repository: &Path) -> Self {
-        Self { files: FaultIo::new(DiskIo), repository: repository.to_owned(), death: Mutex::default() }
+    pub fn new(repository: &Path) -> Around<Self> {
+        Around(Self { files: FaultIo::new(DiskIo), repository: repository.to_owned(), death: Mutex::default() })
     }
 
     /// Plans `fault` for the operation after `after` more, and where the views go should the process die in it.
@@ -73,16 +74,6 @@ impl Mortal {
     pub fn operations(&self) -> u64 {
         self.files.operations()
     }
-
-    fn step(&self) -> &FaultIo<DiskIo> {
-        let mut death = self.death.lock().expect("not poisoned");
-        if death.as_ref().is_some_and(|(at, _)| self.operations() >= *at)
-            && let Some((_, to)) = death.take()
-        {
-            copy_views(&self.repository, &to);
-        }
-        &self.files
-    }
 }
 
 /// Copies what there is of the views. RocksDB may be at work: what has gone meanwhile is left out.
@@ -101,61 +92,21 @@ pub fn copy_views(from: &Path, to: &Path) {
     }
 }
 
-impl Io for Mortal {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        self.step().create(path)
+impl Before for Mortal {
+    type Files = FaultIo<DiskIo>;
+
+    fn files(&self) -> &FaultIo<DiskIo> {
+        &self.files
     }
 
-    fn create_large(&self, path: &Path) -> io::Result<File> {
-        self.step().create_large(path)
-    }
-
-    fn append(&self, file: &File, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-        self.step().append(file, parts)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.step().sync(file)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step().link(from, to)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step().rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.step().remove(path)
-    }
-
-    fn make_dir(&self, path: &Path) -> io::Result<()> {
-        self.step().make_dir(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.step().sync_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.step().list(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<File> {
-        self.step().open(path)
-    }
-
-    fn length(&self, file: &File) -> io::Result<u64> {
-        self.step().length(file)
-    }
-
-    fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.step().read_at(file, offset, length)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        DiskIo.space(path)
+    fn before(&self, _: Operation<'_>) -> io::Result<Then> {
+        let mut death = self.death.lock().expect("not poisoned");
+        if death.as_ref().is_some_and(|(at, _)| self.operations() >= *at)
+            && let Some((_, to)) = death.take()
+        {
+            copy_views(&self.repository, &to);
+        }
+        Ok(Then::Do)
     }
 }
 

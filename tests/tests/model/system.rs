@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Access, Local};
+use windlass_tests::around::Around;
 use windlass_tests::fake::Machine;
 use windlass_tests::kept::{files, folder};
 
@@ -44,7 +45,7 @@ pub struct System {
     readers: Vec<Held>,
     subjects: Vec<Subject>,
     model: Model,
-    io: Arc<Mortal>,
+    io: Arc<Around<Mortal>>,
     clock: Arc<TestClock>,
     world: World,
     pool: Pool,
@@ -90,6 +91,7 @@ impl System {
     /// Does what `operation` says, and looks whether everything is as it should be.
     pub async fn apply(&mut self, operation: &Operation) {
         coverage::operation(operation.name());
+        coverage::trace(|| format!("{operation:?}"));
         self.end_old_pins();
         match operation {
             Operation::Write { at, seed, tracked } => self.write(*at, *seed, *tracked),

@@ -6,8 +6,8 @@ use mover::{Depth, ErrorKind, PointChange, Repository, SweepOptions};
 use std::cell::OnceCell;
 use std::sync::Arc;
 use store::format::event::{Doomed, Event};
-use store::io::DiskIo;
 use store::{Access, Local};
+use windlass_tests::around::Around;
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, append, damage, folder, footers, pack_path, replay, stored};
 
@@ -102,7 +102,7 @@ async fn r10_who_cannot_write_finds_what_a_sweep_has_packed_again() {
     machine.write(0, 3 * BLOCK, &noise(2, 3 * BLOCK));
     let local = bench.open(kept.path(), Access::Write).await.unwrap();
     let point = bench.backup(&local, &machine).await.unwrap().point.id;
-    let frozen = bench.open_with(kept.path(), Access::Read, Arc::new(Frozen(DiskIo))).await.unwrap();
+    let frozen = bench.open_with(kept.path(), Access::Read, Arc::new(Around(Frozen))).await.unwrap();
     let reader = frozen.read(&[point]).await.unwrap();
     local.change_points(&[first], PointChange::Forget).await.unwrap();
     let swept = sweep(&local).await;

@@ -32,6 +32,7 @@ use std::time::Instant;
 use store::io::{DiskIo, Io};
 use tokio::runtime::{Builder, Runtime};
 use unsynced::Unsynced;
+use windlass_tests::around::Around;
 use windlass_tests::fake::Image;
 use windlass_tests::kept::Bench;
 
@@ -119,6 +120,7 @@ fn power_cuts(kind: FileSystem, folder: &Path) {
     let first = from_environment("WINDLASS_POWER_CUT_SEED");
     let first = first.unwrap_or_else(|| u64::from_le_bytes(mover::World::system().random_bytes()) >> 16);
     let (lab, started) = (Lab::new(kind, folder), Instant::now());
+    let mut all = 0;
     for (seed, done) in (first..).zip((0..states).step_by(HISTORY_STATES)) {
         let (mut draw, mut tried) = (Draw::new(seed), Tried::default());
         let written = lab.write(Arc::new(DiskIo), &mut draw).expect("a history");
@@ -135,6 +137,7 @@ fn power_cuts(kind: FileSystem, folder: &Path) {
             inside.join(", "),
             started.elapsed().as_secs()
         );
+        all += tried.states;
         assert!(
             tried.wrong.is_empty(),
             "again: WINDLASS_POWER_CUT_SEED={seed} cargo nextest run --release -p windlass-tests --test power_cut {} \
@@ -142,6 +145,7 @@ fn power_cuts(kind: FileSystem, folder: &Path) {
             kind.name()
         );
     }
+    println!("total: {all} power cuts on {}", kind.name());
 }
 
 fn keep(image: &Image, name: &str) {
@@ -179,7 +183,7 @@ fn a_store_that_does_not_sync_is_caught() {
         let lab = Lab::new(FileSystem::Ext4, folder);
         for (io, guard) in [(Unsynced::Content, "content"), (Unsynced::Names, "names")] {
             let (mut draw, mut tried) = (Draw::new(1), Tried::default());
-            let written = lab.write(Arc::new(io), &mut draw).expect("a history");
+            let written = lab.write(Arc::new(Around(io)), &mut draw).expect("a history");
             // There is something to lose after the first backup.
             let from = written.history.jobs[1].acknowledged.expect("a backup");
             let cuts = cut::choose(&written.log, from, HISTORY_STATES, &mut draw);

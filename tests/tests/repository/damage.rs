@@ -10,9 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::format::event::Event;
+use store::format::pack::{PACK_HEADER_BYTES, RECORD_HEADER_BYTES};
 use store::format::record::LogRecord;
 use store::io::{DiskIo, Fault, FaultIo};
 use store::{Access, Local};
+use windlass_tests::around::Around;
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, copy_folder, damage, files, flip, folder, footers, pack_path, replay};
@@ -47,7 +49,7 @@ async fn every_flipped_byte_is_found() {
     let durable: Vec<PathBuf> = files(kept.path()).into_iter().filter(|file| *file != Path::new("lock")).collect();
     let sizes: Vec<u64> = durable.iter().map(|file| fs::metadata(kept.path().join(file)).unwrap().len()).collect();
     let total: u64 = sizes.iter().sum();
-    let open = async || bench.open_with(kept.path(), Access::Read, Arc::new(Frozen(DiskIo))).await;
+    let open = async || bench.open_with(kept.path(), Access::Read, Arc::new(Around(Frozen))).await;
     let local = open().await.unwrap();
     let report = bench.verify(&local, Depth::Decode).await;
     assert!(report.errors.is_empty() && report.points == 2 && report.chunks > 15, "{report:?}");
@@ -232,6 +234,92 @@ async fn what_a_restore_finds_is_marked_and_healed() {
     let failed = two.restore(0).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Integrity);
     two.heals(1).await;
+}
+
+/// A pack that was away for a while costs nothing once it is back; and a look at everything takes back what was said of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sound_after_all_is_read_and_counts_again() {
+    let two = Two::new().await;
+    let (pack, away) = (two.data_pack(), two.kept.path().join("away"));
+    let two = two.reopened_after(|_| fs::rename(&pack, &away).unwrap()).await;
+    assert!(!two.bench.verify(&two.local, Depth::Structure).await.errors.is_empty());
+    assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+    fs::rename(&away, &pack).unwrap();
+    assert_eq!(two.local.stats().await.unwrap().suspects, 20);
+    two.restore(0).await.unwrap();
+    // Bytes that were read are no proof of what is in them.
+    two.bench.verify(&two.local, Depth::ReadData { percent: 100 }).await;
+    assert_eq!(two.local.stats().await.unwrap().suspects, 20);
+    let report = two.bench.verify(&two.local, Depth::Decode).await;
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert_eq!(two.local.stats().await.unwrap().suspects, 0);
+    let report = two.backup(0, TrackingWish::Bitmap).await;
+    assert_eq!((report.chunks_new, report.disks[0].tracking.bytes_read), (0, 0), "nothing is sent again");
+    let two = two.reopened_after(|_| ()).await;
+    two.restore(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_around_a_chunk_costs_no_restore() {
+    for at in (0..PACK_HEADER_BYTES).step_by(9).chain((0..RECORD_HEADER_BYTES).step_by(7).map(|at| at + 100_000)) {
+        let two = Two::new().await;
+        let pack = two.data_pack();
+        let (_, entries) = footers(two.kept.path()).into_iter().find(|(_, entries)| entries.len() == 20).unwrap();
+        let at = at.checked_sub(100_000).map_or(at as u64, |inside| u64::from(entries[7].offset) + inside as u64);
+        let two = two.reopened_after(|_| flip(&pack, at, 2)).await;
+        let report = two.bench.verify(&two.local, Depth::Decode).await;
+        assert!(!report.errors.is_empty(), "byte {at} was not found");
+        two.restore(0).await.unwrap();
+        two.restore(1).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_verification_found_counts_before_it_ends() {
+    let two = Two::new().await;
+    damage(two.kept.path(), two.block(7).await);
+    let (local, options) =
+        (two.local.clone(), VerifyOptions { rate: Some(1 << 20), ..VerifyOptions::new(Depth::Decode) });
+    let running = tokio::spawn(async move { local.verify(options, Arc::default()).await });
+    while two.local.stats().await.unwrap().suspects == 0 {
+        assert!(!running.is_finished(), "it was noted at the end");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(!running.is_finished());
+    running.abort();
+    two.heals(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_at_a_time_is_everything_in_the_end() {
+    let two = Two::new().await;
+    let packs = footers(two.kept.path()).len();
+    let all = two.bench.verify(&two.local, Depth::ReadData { percent: 100 }).await.bytes_read;
+    let mut read = 0;
+    for _ in 0..packs {
+        read += two.bench.verify(&two.local, Depth::ReadData { percent: 1 }).await.bytes_read;
+    }
+    assert_eq!(read, all, "each of {packs} packs once");
+}
+
+/// Also where points have the upper pages of a map in common.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_point_that_needs_what_is_damaged_is_named() {
+    let (bench, kept) = (Bench::new(), folder());
+    Local::init(kept.path(), None, &bench.world).unwrap();
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    let machine = Machine::new(&bench.world, &[3000 * BLOCK]);
+    machine.write(0, 2500 * BLOCK, &noise(1, 3 * BLOCK));
+    let first = bench.backup(&local, &machine).await.unwrap().point.id;
+    let second = bench.backup(&local, &machine).await.unwrap().point.id;
+    let prints = chunker::Fingerprinter::new(&local.config().domain);
+    damage(kept.path(), prints.id(ChunkKind::Data, &noise(1, BLOCK)));
+    let report = bench.verify(&local, Depth::Decode).await;
+    let mut named: Vec<_> = report.errors.iter().map(|error| (error.point, error.offset)).collect();
+    named.sort_unstable();
+    let mut expected = [first, second].map(|point| (Some(point), Some(2500 * BLOCK)));
+    expected.sort_unstable();
+    assert_eq!(named, expected, "{:?}", report.errors);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

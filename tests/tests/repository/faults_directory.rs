@@ -14,6 +14,7 @@ use std::sync::Arc;
 use store::format::pack::PackHeader;
 use store::io::{DiskIo, Fault, FaultIo, Space};
 use store::{Access, Local};
+use windlass_tests::around::Around;
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, Frozen, History, copy_folder, files, folder, points, stored};
 
@@ -257,7 +258,7 @@ async fn copies() {
 async fn reads_where_nothing_can_be_created() {
     let story = Story::new().await;
     let before = files(&story.base.path().join("log"));
-    let io = Arc::new(Frozen(DiskIo));
+    let io = Arc::new(Around(Frozen));
     let local = story.bench.open_with(story.base.path(), Access::Read, io).await.unwrap();
     story.bench.assert_holds(&local, &story.history).await;
     let report = story.bench.verify(&local, Depth::Decode).await;
@@ -302,5 +303,70 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
     drop(session);
     let point = bench.backup(&local, &machine).await.unwrap().point.id;
     bench.assert_holds(&local, &vec![(point, machine.images())]).await;
+    local.close().await.unwrap();
+}
+
+/// A record that there was no room for was not written: nothing is stopped by it, and the next finds room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_nobody_for_longer_than_it_is_full() {
+    let Story { bench, base, history, .. } = Story::new().await;
+    let (point, mut refused) = (history[0].0, 0);
+    for after in 0.. {
+        let work = folder();
+        copy_folder(base.path(), work.path());
+        let io = Arc::new(FaultIo::new(DiskIo));
+        let local = bench.open_with(work.path(), Access::Write, io.clone()).await.unwrap();
+        let before = io.operations();
+        io.plan(after, Fault::Full);
+        let made = local.change_points(&[point], PointChange::Forget).await;
+        let passed = io.operations() - before <= after;
+        if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreFull) {
+            refused += 1;
+            assert_eq!(points(&local).await.len(), history.len());
+            local.change_points(&[point], PointChange::Forget).await.unwrap();
+        }
+        local.close().await.unwrap();
+        if passed {
+            break;
+        }
+    }
+    assert!(refused > 3, "{refused}");
+}
+
+/// Without room for what is unfinished it is given up: what must be possible is to forget and to sweep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_keeps_nobody_from_opening() {
+    let Story { bench, base, machine, history } = Story::new().await;
+    let local = bench.open(base.path(), Access::Write).await.unwrap();
+    let plain = noise(7, 1 << 16);
+    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    let begin = Begin {
+        point: PointId::random(&bench.world),
+        parents: Vec::new(),
+        owner: OwnerId::default(),
+        verification: Verification::Decode,
+    };
+    let (session, _) = local.begin(begin).await.unwrap();
+    session.put(vec![(id, blob)]).await.unwrap();
+    let work = folder();
+    let incoming = || files(&work.path().join("incoming"));
+    // The pack is written by a thread of its own.
+    while {
+        copy_folder(base.path(), work.path());
+        incoming().is_empty()
+    } {
+        std::fs::remove_dir_all(work.path()).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    drop(session);
+    local.close().await.unwrap();
+    let io = Arc::new(FaultIo::new(DiskIo));
+    io.claim_space(Some(Space { free: 0, total: 10 << 40 }));
+    let local = bench.open_with(work.path(), Access::Write, io.clone()).await.unwrap();
+    assert!(incoming().is_empty());
+    bench.assert_holds(&local, &history).await;
+    io.claim_space(None);
+    bench.backup(&local, &machine).await.unwrap();
     local.close().await.unwrap();
 }

@@ -7,15 +7,15 @@
 //! The other process is this program once more, told by its environment what to do.
 
 use mover::{Depth, PointChange, PointId, Repository, SweepOptions, World};
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use store::io::{DiskIo, Io, Space};
+use store::io::{DiskIo, Io};
 use store::{Access, Local};
+use windlass_tests::around::{Around, Before, Operation, Then};
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, copy_folder, damage, files, folder, points, stored};
 
@@ -32,13 +32,6 @@ struct Deadly {
 }
 
 impl Deadly {
-    fn step(&self) -> DiskIo {
-        if self.operations.fetch_sub(1, SeqCst) == 0 {
-            Self::die();
-        }
-        DiskIo
-    }
-
     fn die() {
         let own = rustix::process::getpid();
         rustix::process::kill_process(own, rustix::process::Signal::KILL).expect("nobody survives that");
@@ -48,66 +41,25 @@ impl Deadly {
     }
 }
 
-impl Io for Deadly {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        self.step().create(path)
+impl Before for Deadly {
+    type Files = DiskIo;
+
+    fn files(&self) -> &DiskIo {
+        &DiskIo
     }
 
-    fn create_large(&self, path: &Path) -> io::Result<File> {
-        self.step().create_large(path)
-    }
-
-    fn append(&self, file: &File, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-        if self.writes.fetch_sub(1, SeqCst) == 0 {
+    fn before(&self, operation: Operation<'_>) -> io::Result<Then> {
+        if let Operation::Append(file, parts) = operation
+            && self.writes.fetch_sub(1, SeqCst) == 0
+        {
             let whole: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
             DiskIo.append(file, &mut [IoSlice::new(&whole[..whole.len() / 2])])?;
             Self::die();
         }
-        self.step().append(file, parts)
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        self.step().sync(file)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step().link(from, to)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.step().rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.step().remove(path)
-    }
-
-    fn make_dir(&self, path: &Path) -> io::Result<()> {
-        self.step().make_dir(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.step().sync_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.step().list(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<File> {
-        self.step().open(path)
-    }
-
-    fn length(&self, file: &File) -> io::Result<u64> {
-        self.step().length(file)
-    }
-
-    fn read_at(&self, file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.step().read_at(file, offset, length)
-    }
-
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        DiskIo.space(path)
+        if self.operations.fetch_sub(1, SeqCst) == 0 {
+            Self::die();
+        }
+        Ok(Then::Do)
     }
 }
 
@@ -169,7 +121,7 @@ async fn other_process() {
     let (Ok(folder), Ok(at)) = (std::env::var(FOLDER), std::env::var(AT)) else { return };
     let (operations, writes) = at.split_once(' ').expect("two numbers");
     let (operations, writes): (u64, u64) = (operations.parse().unwrap(), writes.parse().unwrap());
-    let io = Arc::new(Deadly { operations: operations.into(), writes: writes.into() });
+    let io = Arc::new(Around(Deadly { operations: operations.into(), writes: writes.into() }));
     let bench = Bench::new();
     let local = bench.open_with(Path::new(&folder), Access::Write, io.clone()).await.unwrap();
     let oldest = points(&local).await[0].id;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use store::io::{DiskIo, Fault, FaultIo};
+use store::io::{DiskIo, Fault, FaultIo, Space};
 use store::{Access, Local};
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::kept::{
@@ -305,4 +305,67 @@ async fn many_small_packs_become_few() {
     local.close().await.unwrap();
     assert_eq!(replay(base.path()).packs().len(), 2, "one of data, one of pages");
     assert!(stored(base.path()).values().all(|times| *times == 1));
+}
+
+/// What is packed again takes no more room than there is: first what needs none, then as much at a time as fits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_takes_no_more_room_than_there_is() {
+    let (bench, base) = (Bench::new(), folder());
+    Local::init(base.path(), None, &bench.world).unwrap();
+    let machine = Machine::new(&bench.world, &[128 * BLOCK]);
+    let mut made = Vec::new();
+    let backup = async || {
+        let local = bench.open(base.path(), Access::Write).await.unwrap();
+        let point = bench.backup(&local, &machine).await.unwrap().point.id;
+        local.close().await.unwrap();
+        point
+    };
+    for round in 0..3 {
+        machine.write(0, 20 * round * BLOCK, &noise(round, 20 * BLOCK));
+        made.push(backup().await);
+    }
+    for round in 0..3 {
+        machine.write(0, 20 * round * BLOCK, &noise(10 + round, 10 * BLOCK));
+    }
+    let last = backup().await;
+    let io = Arc::new(FaultIo::new(DiskIo));
+    let local = bench.open_with(base.path(), Access::Write, io.clone()).await.unwrap();
+    local.change_points(&made, PointChange::Forget).await.unwrap();
+    let options = SweepOptions { repack_percent: 30, ..SweepOptions::default() };
+    let planned = sweep(&local, SweepOptions { dry_run: true, ..options }).await.unwrap();
+
+    // A quarter of what is kept is for the log.
+    let room = |bytes: u64| io.claim_space(Some(Space { free: (128 << 20) + bytes, total: 10 << 40 }));
+    room(0);
+    let refused = sweep(&local, options).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("1 MiB of room"), "{refused}");
+    assert!(stored(base.path()).values().all(|times| *times == 1), "nothing was packed again");
+    let before = local.stats().await.unwrap();
+    assert!(before.points == 1, "what was forgotten is final, and its pages are gone");
+    // For one of three.
+    room(11 * BLOCK);
+    let swept = sweep(&local, options).await.unwrap();
+    assert_eq!(swept.packs_deleted, 3, "{swept:?}");
+    assert!(swept.bytes_repacked > 30 * BLOCK && planned.packs_deleted > 3, "{swept:?} {planned:?}");
+    io.claim_space(None);
+    assert_eq!(sweep(&local, options).await.unwrap().bytes_reclaimed, 0);
+    assert!(bench.verify(&local, Depth::Decode).await.errors.is_empty());
+    bench.assert_holds(&local, &vec![(last, machine.images())]).await;
+    local.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_beside_sessions_tells_what_waits_for_them() {
+    let story = Story::new().await;
+    let work = story.copy();
+    let local = story.open(work.path()).await;
+    let reader = local.read(&[story.history[0].0]).await.unwrap();
+    let options = SweepOptions { repack_percent: 1, ..SweepOptions::default() };
+    let told = sweep(&local, SweepOptions { dry_run: true, ..options }).await.unwrap();
+    let swept = sweep(&local, options).await.unwrap();
+    let of = |it: &SweepReport| (it.bytes_reclaimed, it.bytes_waiting, it.packs_deleted, it.bytes_repacked);
+    assert_eq!(of(&told), of(&swept));
+    assert!(told.bytes_waiting > 0 && told.packs_deleted == 0, "{told:?}");
+    drop(reader);
+    local.close().await.unwrap();
 }

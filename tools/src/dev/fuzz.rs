@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs one target, or each of them, for so many seconds, two at a time. Gives a line for each.
+/// Runs one target, or each of them, for so many seconds, two at a time. Adds a line for each to `totals`.
 ///
 /// # Errors
 /// When one finds something: the input is kept in `tests/fuzz/found`, and the target run with that file does it again.
-pub fn run(root: &Path, only: Option<&str>, seconds: u64) -> Result<Vec<String>> {
+pub fn run(root: &Path, only: Option<&str>, seconds: u64, totals: &mut Vec<String>) -> Result<()> {
     let program = build(root)?;
     let folder = root.join("tests/fuzz");
     let names = String::from_utf8(Command::new(&program).output().context("cannot run the targets")?.stdout)?;
@@ -44,14 +44,19 @@ pub fn run(root: &Path, only: Option<&str>, seconds: u64) -> Result<Vec<String>>
         let executions = text.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
         Ok(format!("fuzz {name}: {} executions in {seconds} s", executions.unwrap_or("?").trim()))
     };
-    let mut told = Vec::new();
+    let mut failed = Ok(());
     for some in names.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
             let running: Vec<_> = some.iter().map(|name| scope.spawn(|| fuzz(name))).collect();
-            running.into_iter().for_each(|it| told.push(it.join().expect("it does not panic")));
+            for told in running.into_iter().map(|it| it.join().expect("it does not panic")) {
+                match told {
+                    Ok(told) => totals.push(told),
+                    Err(error) => failed = Err(error),
+                }
+            }
         });
     }
-    told.into_iter().collect()
+    failed
 }
 
 /// Targets that run at the same time.

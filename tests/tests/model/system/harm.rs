@@ -22,6 +22,7 @@ impl System {
         let length = fs::metadata(&path).expect("a pack").len();
         let offset = u64::from(at) % length;
         flip(&path, offset, 1 << bit);
+        coverage::trace(|| format!("    byte {offset} of {length} of {}", path.display()));
         self.model.damage();
         coverage::effect("a byte changed");
         let name = file.file_name().expect("a name").to_string_lossy().into_owned();

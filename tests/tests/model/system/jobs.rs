@@ -126,6 +126,7 @@ impl System {
     }
 
     pub(super) fn settle(&mut self, asked: &Asked, answer: &Result<Answer>, excuse: Excuse) {
+        coverage::trace(|| format!("    {}", told(asked, answer)));
         self.model.settle(asked, answer, excuse).unwrap_or_else(|broken| panic!("{broken}"));
         self.settle_others(asked, answer, excuse);
         self.note(asked, answer, excuse);
@@ -280,6 +281,22 @@ impl System {
             _ => {}
         }
     }
+}
+
+fn told(asked: &Asked, answer: &Result<Answer>) -> String {
+    let of = match asked {
+        Asked::Backup(asked) => format!("of machine {}, point {}", asked.machine, asked.point),
+        Asked::Change(points, _) => points.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Asked::Restore(point) => point.to_string(),
+        Asked::Sweep(_) | Asked::Verify(_) | Asked::Rebuild => String::new(),
+    };
+    let how = match answer {
+        Ok(Answer::Swept(report)) => format!("{report:?}"),
+        Ok(Answer::Verified(report)) => format!("{report:?}"),
+        Ok(_) => "done".to_owned(),
+        Err(error) => format!("{:?}: {error}", error.kind()),
+    };
+    format!("{} {of}: {how}", asked.name())
 }
 
 pub(super) const fn ready(asked: Asked) -> Ready {
