@@ -223,7 +223,9 @@ fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
 fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
     match run {
         Run::Failed(batch) => batch,
-        Run::LastResort { chunk, places } => vec![(chunk, last_resort(inner, chunk, &places))],
+        Run::LastResort { chunk, places } => {
+            vec![(chunk, last_resort(inner, chunk, &places).ok_or_else(|| inner.why_not(chunk, &places)))]
+        }
         Run::Pending { chunk, path, nonce, offset, blob_bytes } => {
             let read = inner.directory.open(&path).and_then(|file| {
                 let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
@@ -244,17 +246,22 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
     }
 }
 
-/// The blob of a chunk that is known to be damaged in all of its places: whichever still has the content that the id names.
-/// What is around it, or was wrong for a while (a pack that was not there, memory that flipped a bit), costs nobody a restore.
-fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Blob, ChunkError> {
+/// Notes that a chunk does not read in this pack as it should; gives it all the same when that can be done.
+fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkError) -> Result<Blob, ChunkError> {
+    inner.note_damaged(chunk, pack);
+    inner.places(&[chunk]).ok().and_then(|places| last_resort(inner, chunk, &places[0])).ok_or(error)
+}
+
+/// The blob of a chunk from any of its places that still has the content that the id names, whatever is known of it. What is
+/// around it, or was wrong for a while (a pack that was not there, memory that flipped a bit), costs nobody a restore.
+fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Option<Blob> {
     let state = inner.state();
     let mut there = places.iter().filter_map(|place| Some((place, state.packs().get(&place.pack)?.added.name)));
-    let sound = |(place, pack): (&Place, PackName)| {
+    there.find_map(|(place, pack)| {
         let blob = blob_at(inner, &pack, place)?;
         let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
         opened.is_ok().then_some(blob)
-    };
-    there.find_map(sound).map_or_else(|| Err(inner.why_not(chunk, places)), Ok)
+    })
 }
 
 /// A blob where the index says that it is, whatever stands around it.
@@ -285,7 +292,7 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
             let bytes = Bytes::from(bytes);
             let one = |(id, offset, blob_bytes): (ChunkId, u64, u32)| {
                 let blob = record(&bytes, offset - start, blob_bytes, id, &file.nonce, &name);
-                (id, blob.inspect_err(|_| inner.note_damaged(id, pack)))
+                (id, blob.or_else(|error| found_damaged(inner, id, pack, error)))
             };
             chunks.into_iter().map(one).collect()
         }
@@ -302,8 +309,8 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
             let what = error.to_string();
             let one = |(chunk, _, _)| match error.kind() {
                 ErrorKind::Integrity => {
-                    inner.note_damaged(chunk, pack);
-                    (chunk, Err(ChunkError::Damaged { chunk, pack: name.clone(), what: what.clone() }))
+                    let error = ChunkError::Damaged { chunk, pack: name.clone(), what: what.clone() };
+                    (chunk, found_damaged(inner, chunk, pack, error))
                 }
                 kind => (chunk, Err(ChunkError::Unreadable { chunk, kind, what: format!("pack {name}: {what}") })),
             };

@@ -176,7 +176,6 @@ async fn a_missing_pack_costs_what_was_in_it_and_heals() {
         (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
         |path| fs::write(path, b"").unwrap(),
         |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(200).unwrap(),
-        |path| flip(path, 10, 1),
     ] {
         let two = Two::new().await;
         let pack = two.data_pack();
@@ -267,6 +266,7 @@ async fn what_is_around_a_chunk_costs_no_restore() {
         let (_, entries) = footers(two.kept.path()).into_iter().find(|(_, entries)| entries.len() == 20).unwrap();
         let at = at.checked_sub(100_000).map_or(at as u64, |inside| u64::from(entries[7].offset) + inside as u64);
         let two = two.reopened_after(|_| flip(&pack, at, 2)).await;
+        two.restore(0).await.unwrap();
         let report = two.bench.verify(&two.local, Depth::Decode).await;
         assert!(!report.errors.is_empty(), "byte {at} was not found");
         two.restore(0).await.unwrap();

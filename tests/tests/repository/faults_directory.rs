@@ -325,7 +325,8 @@ async fn a_full_disk_stops_nobody_for_longer_than_it_is_full() {
             assert_eq!(points(&local).await.len(), history.len());
             local.change_points(&[point], PointChange::Forget).await.unwrap();
         }
-        local.close().await.unwrap();
+        // After an unclear end it cannot.
+        let _ = local.close().await;
         if passed {
             break;
         }
