@@ -9,7 +9,7 @@
 //!
 //! Decimal numbers have 20 digits, so that names sort as numbers.
 
-use crate::error::{reading, storage};
+use crate::error::{reading, storage, unclear};
 use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
 use mover::{Error, Result, World};
@@ -87,7 +87,7 @@ impl Directory {
         let linked = written.map_err(fail).and_then(|()| match self.io.link(&temporary, &target) {
             Ok(()) => Ok(Created::New),
             // Taken, or an unclear answer: what is there now decides.
-            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64)? {
+            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64).map_err(unclear)? {
                 Some(have) if have == bytes => Ok(Created::New),
                 Some(_) => Ok(Created::Exists),
                 None => Err(fail(error)),
@@ -96,13 +96,6 @@ impl Directory {
         // What is left under incoming/ is removed when the repository is opened next.
         self.remove_incoming(&temporary);
         if linked? == Created::New {
-            // It is there, and perhaps not for good: never "full", which says that it is not.
-            let unclear = |error: Error| match error.kind() {
-                mover::ErrorKind::StoreFull => {
-                    Error::store_io(error.message()).hint("free space, and open the repository again")
-                }
-                _ => error,
-            };
             self.sync_dir(target.parent().unwrap_or(&self.root)).map_err(unclear)?;
             return Ok(Created::New);
         }

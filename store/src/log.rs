@@ -1,6 +1,7 @@
 //! The commit log in a directory: following it, and adding to it.
 
 use crate::directory::{Created, Directory, LOG, LOG_FOLDER, STATE, log_object, state_object};
+use crate::error::unclear;
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
@@ -161,7 +162,7 @@ impl CommitLog {
             self.directory.make_log_folder(record.sequence)?;
             if self.directory.create(&log_object(record.sequence), &bytes)? == Created::New {
                 self.state = Arc::new(after);
-                self.check_digests(author)?;
+                self.check_digests(author).map_err(unclear)?;
                 return Ok(Some(record));
             }
         }
