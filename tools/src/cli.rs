@@ -327,7 +327,8 @@ pub struct Verify {
     /// Only these points
     #[arg(value_parser = parsed::<Selector>)]
     pub point: Vec<Selector>,
-    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them, down to 0
+    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them, those read longest ago; 0 is
+    /// structure alone
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_data: Option<u8>,
