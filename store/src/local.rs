@@ -167,7 +167,7 @@ impl Inner {
     /// brings the index up to it. `make` is asked again whenever somebody else was faster. Blocking.
     ///
     /// # Errors
-    /// As [`CommitLog::append`]. After an error of the storage all writing has stopped, unless it is full.
+    /// As [`CommitLog::append`]. After an error of the storage all writing has stopped.
     pub fn append(&self, mut make: impl FnMut(&State) -> Result<Vec<Event>>) -> Result<Arc<State>> {
         let mut log = self.log.lock().expect("no holder panics");
         lock(&self.pending).check()?;
@@ -188,10 +188,10 @@ impl Inner {
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                // On a full disk nothing was written, and the next may find room.
-                if error.kind() == ErrorKind::StoreIo && self.author.term > 0 {
+                let storage = matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull);
+                if storage && self.author.term > 0 {
                     lock(&self.pending).fail(&error);
-                } else if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull) && self.author.term == 0 {
+                } else if storage {
                     self.unwritable.store(true, SeqCst);
                 }
                 return Err(error);

@@ -306,34 +306,6 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
     local.close().await.unwrap();
 }
 
-/// A record that there was no room for was not written: nothing is stopped by it, and the next finds room.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_stops_nobody_for_longer_than_it_is_full() {
-    let Story { bench, base, history, .. } = Story::new().await;
-    let (point, mut refused) = (history[0].0, 0);
-    for after in 0.. {
-        let work = folder();
-        copy_folder(base.path(), work.path());
-        let io = Arc::new(FaultIo::new(DiskIo));
-        let local = bench.open_with(work.path(), Access::Write, io.clone()).await.unwrap();
-        let before = io.operations();
-        io.plan(after, Fault::Full);
-        let made = local.change_points(&[point], PointChange::Forget).await;
-        let passed = io.operations() - before <= after;
-        if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreFull) {
-            refused += 1;
-            assert_eq!(points(&local).await.len(), history.len());
-            local.change_points(&[point], PointChange::Forget).await.unwrap();
-        }
-        // After an unclear end it cannot.
-        let _ = local.close().await;
-        if passed {
-            break;
-        }
-    }
-    assert!(refused > 3, "{refused}");
-}
-
 /// Without room for what is unfinished it is given up: what must be possible is to forget and to sweep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_keeps_nobody_from_opening() {
