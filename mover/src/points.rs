@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 impl PointChange {
     /// Those of `asked` for which the change is something new, once it is seen that all of it may be. `points` are all
-    /// that are not final, `newest` the last time that the repository knows.
+    /// that are not final, as they were committed, `newest` the last time that the repository knows.
     ///
     /// # Errors
     /// Those of [`crate::Repository::change_points`].

@@ -161,13 +161,31 @@ fn civil(time: Timestamp) -> DateTime {
     TimeZone::UTC.to_datetime(time)
 }
 
-/// Why rules should not be applied: the clock and what is stamped do not go together. `newest` is the last time that the
-/// repository's log knows. None when nothing is wrong.
+/// Why rules should not be applied: the clock and what is stamped do not go together. `points` stand in the order in which
+/// they were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
+///
+/// A clock that ran ahead while points were committed is not noticed: their order is right, and rules go by the order and
+/// by distinct periods only.
 pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let late = points.iter().filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
     if let Some(point) = late.max_by_key(|point| point.commit_time) {
         let (id, at) = (point.id, civil(point.commit_time));
         return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));
+    }
+    let mut before: Option<&RecoveryPoint> = None;
+    for point in points.iter().filter(|point| !point.forgotten) {
+        match before {
+            Some(first) if first.commit_time.0.saturating_sub(point.commit_time.0) > BACK_MAX_NS => {
+                let (at, then) = (civil(point.commit_time), civil(first.commit_time));
+                return Some(format!(
+                    "point {} was committed at {at} UTC, after point {} at {then} UTC: the clock went back meanwhile, and \
+                     rules would take one for older than it is",
+                    point.id, first.id
+                ));
+            }
+            Some(first) if first.commit_time >= point.commit_time => {}
+            _ => before = Some(point),
+        }
     }
     let newest = newest?;
     let gap = now.0.saturating_sub(newest.0);

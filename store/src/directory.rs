@@ -6,10 +6,11 @@
 //! | pack | `packs/<2 digits>/<64 digits>` | linked from `incoming/` when complete |
 //! | log record | `log/<sequence / 10000>/<sequence>` | create-only |
 //! | state digest | `state/<sequence>` | create-only |
+//! | what does not belong to the log any more | `quarantine/<name>-<16 digits>` | moved there |
 //!
 //! Decimal numbers have 20 digits, so that names sort as numbers.
 
-use crate::error::{reading, storage, unclear};
+use crate::error::{reading, storage};
 use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
 use mover::{Error, Result, World};
@@ -87,7 +88,7 @@ impl Directory {
         let linked = written.map_err(fail).and_then(|()| match self.io.link(&temporary, &target) {
             Ok(()) => Ok(Created::New),
             // Taken, or an unclear answer: what is there now decides.
-            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64).map_err(unclear)? {
+            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64)? {
                 Some(have) if have == bytes => Ok(Created::New),
                 Some(_) => Ok(Created::Exists),
                 None => Err(fail(error)),
@@ -96,7 +97,7 @@ impl Directory {
         // What is left under incoming/ is removed when the repository is opened next.
         self.remove_incoming(&temporary);
         if linked? == Created::New {
-            self.sync_dir(target.parent().unwrap_or(&self.root)).map_err(unclear)?;
+            self.sync_dir(target.parent().unwrap_or(&self.root))?;
             return Ok(Created::New);
         }
         Ok(Created::Exists)
@@ -135,8 +136,12 @@ impl Directory {
     }
 
     fn temporary(&self, prefix: &str) -> PathBuf {
-        let digits: String = self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.root.join(INCOMING).join(format!("{prefix}{digits}"))
+        self.root.join(INCOMING).join(format!("{prefix}{}", self.digits()))
+    }
+
+    /// Nobody has a name with these.
+    fn digits(&self) -> String {
+        self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Removes a file under `incoming/` that is not needed any more. Failing is harmless: the next opening tries again.
@@ -194,6 +199,20 @@ impl Directory {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(storage("cannot remove", &path, error)),
             _ => Ok(()),
         }
+    }
+
+    /// Moves an object out of the way, durably; nothing reads it there.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn set_aside(&self, name: &str) -> Result<()> {
+        let (from, folder) = (self.root.join(name), self.root.join(QUARANTINE));
+        self.io.make_dir(&folder).map_err(|error| storage("cannot create", &folder, error))?;
+        self.sync_dir(&self.root)?;
+        let to = folder.join(format!("{}-{}", name.replace('/', "-"), self.digits()));
+        self.io.rename(&from, &to).map_err(|error| storage("cannot move", &from, error))?;
+        self.sync_dir(&folder)?;
+        self.sync_dir(from.parent().unwrap_or(&self.root))
     }
 
     /// Makes the names in a folder durable.
@@ -280,6 +299,8 @@ pub const LOG: &str = "log";
 pub const STATE: &str = "state";
 /// Folder of what is being written.
 pub const INCOMING: &str = "incoming";
+/// Folder of what does not belong to the log any more.
+const QUARANTINE: &str = "quarantine";
 /// Prefix of packs that are being written, or that the log does not know yet.
 pub const INCOMING_PACK: &str = "pack-";
 /// Prefix of other objects that are being written.

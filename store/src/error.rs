@@ -25,13 +25,3 @@ pub fn storage(doing: &str, path: &Path, error: io::Error) -> Error {
         _ => Error::store_io(message).because(error),
     }
 }
-
-/// What fails once something was written is never "full": that says that nothing was.
-pub fn unclear(error: Error) -> Error {
-    match error.kind() {
-        mover::ErrorKind::StoreFull => Error::store_io(error.message()).hint(
-            "free space on the repository's file system, and open it again; nothing that was committed is affected",
-        ),
-        _ => error,
-    }
-}

@@ -1,7 +1,6 @@
 //! The commit log in a directory: following it, and adding to it.
 
 use crate::directory::{Created, Directory, LOG, LOG_FOLDER, STATE, log_object, state_object};
-use crate::error::unclear;
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
@@ -33,8 +32,31 @@ impl CommitLog {
     /// Opens the log at its newest sound digest and reads it to its end.
     ///
     /// # Errors
-    /// `Integrity` when a record does not fit the one before, `Version`, or of the storage.
+    /// `Integrity` when a record does not fit the one before or is missing before others, `Version`, or of the storage.
     pub fn open(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
+        let mut log = Self::at_digest(directory, repository, config)?;
+        log.catch_up()?;
+        log.check_end()?;
+        Ok(log)
+    }
+
+    /// Opens the log as far as it is sound, and tells what is wrong with the rest.
+    ///
+    /// # Errors
+    /// `Version`, or of the storage.
+    pub fn open_sound(
+        directory: Directory,
+        repository: RepositoryId,
+        config: Vec<u8>,
+    ) -> Result<(Self, Option<Error>)> {
+        let mut log = Self::at_digest(directory, repository, config)?;
+        match log.catch_up().and_then(|()| log.check_end()) {
+            Err(error) if error.kind() == ErrorKind::Integrity => Ok((log, Some(error))),
+            read => read.map(|()| (log, None)),
+        }
+    }
+
+    fn at_digest(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
         let state = Arc::new(State::new(repository, &config));
         let mut log = Self { directory, config, state, digested: 0, lacking: false };
         for sequence in log.digests()?.into_iter().rev() {
@@ -47,8 +69,52 @@ impl CommitLog {
                 Err(error) => tracing::warn!(%sequence, %error, "a state digest cannot be used"),
             }
         }
-        log.catch_up()?;
         Ok(log)
+    }
+
+    /// A record after one that is missing: that was no end, and what is added there would not fit what follows.
+    fn check_end(&mut self) -> Result<()> {
+        loop {
+            let end = self.state.end();
+            let Some(later) = self.later()?.into_iter().next_back() else { return Ok(()) };
+            // Perhaps it was added since it was asked for.
+            self.catch_up()?;
+            if self.state.end() == end {
+                let missing = log_object(end.sequence + 1);
+                return Err(Error::integrity(format!("{missing} is missing, and record {later} is there")).hint(LOST));
+            }
+        }
+    }
+
+    /// Numbers of the records above the last one read, ascending.
+    fn later(&self) -> Result<Vec<u64>> {
+        let (end, mut later) = (self.state.end().sequence, Vec::new());
+        for folder in self.directory.list(LOG)? {
+            if folder.parse::<u64>().is_ok_and(|number| number >= (end + 1) / LOG_FOLDER) {
+                let names = self.directory.list(&format!("{LOG}/{folder}"))?;
+                later.extend(names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|number| *number > end));
+            }
+        }
+        later.sort_unstable();
+        Ok(later)
+    }
+
+    /// Moves the records and digests above the last record read aside, the newest first: what is left is damaged as before
+    /// until the last has gone. Gives the end of the log that is given up with them.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn set_aside_later(&self) -> Result<Option<Incarnation>> {
+        let later = self.later()?;
+        let Some(newest) = later.last() else { return Ok(None) };
+        let hash = self.record(*newest).ok().flatten().map_or([0; 32], |(_, end)| end.hash);
+        let digests = self.digests()?.into_iter().filter(|sequence| *sequence > self.state.end().sequence);
+        let aside = digests.map(state_object).chain(later.iter().rev().map(|sequence| log_object(*sequence)));
+        for name in aside {
+            tracing::warn!(%name, "is set aside");
+            self.directory.set_aside(&name)?;
+        }
+        Ok(Some(Incarnation { sequence: *newest, hash }))
     }
 
     /// The state after the last record read.
@@ -97,13 +163,13 @@ impl CommitLog {
         let name = log_object(sequence);
         let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
         let decoded = LogRecord::decode(&bytes);
-        decoded.map(Some).map_err(|error| Error::from(error).context(&name).hint("run `windlass verify`"))
+        decoded.map(Some).map_err(|error| Error::from(error).context(&name).hint(LOST))
     }
 
     fn apply(&mut self, record: &LogRecord, end: Incarnation) -> Result<()> {
         let voids = Arc::make_mut(&mut self.state)
             .apply(record, end.hash)
-            .map_err(|error| Error::from(error).context(log_object(record.sequence)))?;
+            .map_err(|error| Error::from(error).context(log_object(record.sequence)).hint(LOST))?;
         self.lacking |= record.events.iter().any(|event| matches!(event, Event::Unknown { .. }));
         for (at, void) in voids {
             tracing::warn!(sequence = record.sequence, event = record.events[at].code(), %void, "a void event");
@@ -162,7 +228,7 @@ impl CommitLog {
             self.directory.make_log_folder(record.sequence)?;
             if self.directory.create(&log_object(record.sequence), &bytes)? == Created::New {
                 self.state = Arc::new(after);
-                self.check_digests(author).map_err(unclear)?;
+                self.check_digests(author)?;
                 return Ok(Some(record));
             }
         }
@@ -292,6 +358,9 @@ impl CommitLog {
     }
 }
 
+/// What helps when a record is lost or damaged.
+const LOST: &str = "bring the file back from a copy of the repository's directory; or, when there is none, give up what was \
+                    committed from there on: `windlass doctor --accept-rollback -r ADDR`";
 /// Records between two digests: opening replays at most about so many.
 const DIGEST_RECORDS: u64 = 256;
 /// Records below the older digest that are kept before they are worth deleting.

@@ -93,8 +93,9 @@ impl Local {
         Ok(local)
     }
 
-    /// Accepts that the log of this directory ends before, or differs from, what its index has seen: an administrator's
-    /// decision after a restore of the repository itself. Points committed after the present end are lost.
+    /// Accepts that the log of this directory ends before, or differs from, what its index has seen, or that a record of it
+    /// is lost or damaged: an administrator's decision. It goes on after the last sound record; points committed later are
+    /// lost, and what is left of their records is set aside.
     ///
     /// # Errors
     /// `Usage` when nothing was rolled back; as [`Self::open`].
@@ -102,14 +103,19 @@ impl Local {
         let directory = Directory::new(path, Arc::new(DiskIo), world.clone());
         let accepted = blocking(move || {
             let (config, _lock) = (read_config(&directory)?, take_lock(&directory)?);
-            let mut log = CommitLog::open(directory.clone(), config.config.id, config.bytes.clone())?;
+            let (mut log, damage) = CommitLog::open_sound(directory.clone(), config.config.id, config.bytes.clone())?;
             let folder = directory.root().join(INDEX);
             let mut index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
-            let seen = index.applied();
+            let mut seen = index.applied();
             index.close();
-            if log.passed(seen)? {
+            if damage.is_none() && log.passed(seen)? {
                 return Err(Error::usage("the repository was not rolled back, as far as its index knows")
                     .hint("nothing needs to be accepted: it opens as it is"));
+            }
+            if let Some(damage) = damage {
+                tracing::warn!(%damage, "the log goes on after record {}", log.state().end().sequence);
+                let given_up = log.set_aside_later()?;
+                seen = given_up.into_iter().chain([seen]).max_by_key(|end| end.sequence).expect("one at least");
             }
             let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
             log.append(author, |_| Ok(vec![Event::WriterTerm, Event::NewIncarnation(seen)]))?;
@@ -150,16 +156,14 @@ impl Local {
             self.with(move |inner| inner.append(|_| Ok(vec![Event::PacksAdded(added.clone())]))).await?;
         }
         // What would be saved is sending it again; that nothing can be opened for want of room would cost more.
-        match self.with(Inner::check_room).await {
-            Ok(()) => {
-                for path in &partial {
-                    self.repack(path.clone()).await?;
-                }
+        if !partial.is_empty()
+            && let Err(error) = self.with(Inner::check_room).await
+        {
+            tracing::warn!(%error, packs = partial.len(), "unfinished packs are given up; what was in them is sent again");
+        } else {
+            for path in &partial {
+                self.repack(path.clone()).await?;
             }
-            Err(error) if !partial.is_empty() => {
-                tracing::warn!(%error, packs = partial.len(), "unfinished packs are given up; what was in them is sent again");
-            }
-            Err(_) => {}
         }
         self.with(move |inner| {
             if !partial.is_empty() {

@@ -9,7 +9,10 @@ impl Inner {
     pub fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
         self.packer()?;
         self.append(|state| {
-            let all: Vec<RecoveryPoint> = state.points().keys().filter_map(|id| state.recovery_point(*id)).collect();
+            let mut by_commit: Vec<(u64, PointId)> = state.points().iter().map(|(id, it)| (it.since, *id)).collect();
+            by_commit.sort_unstable();
+            let all = by_commit.into_iter().filter_map(|(_, id)| state.recovery_point(id));
+            let all: Vec<RecoveryPoint> = all.collect();
             let commits = all.iter().map(|point| point.commit_time);
             let newest = commits.chain(state.sessions().values().map(|session| session.time)).max();
             let due = change.due(&all, points, newest, self.world.now())?;

@@ -176,10 +176,13 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
     }
     if !lost.is_empty() {
         match inner.places(&lost) {
-            Ok(places) => runs.extend(lost.into_iter().zip(places).map(|(chunk, places)| match places.is_empty() {
-                true => Run::Failed(vec![(chunk, Err(ChunkError::Missing { chunk }))]),
-                false => Run::LastResort { chunk, places },
-            })),
+            Ok(places) => {
+                let (missing, damaged): (Vec<_>, Vec<_>) =
+                    lost.into_iter().zip(places).partition(|(_, places)| places.is_empty());
+                let missing = missing.into_iter().map(|(chunk, _)| (chunk, Err(ChunkError::Missing { chunk })));
+                runs.push(Run::Failed(missing.collect()));
+                runs.extend(damaged.into_iter().map(|(chunk, places)| Run::LastResort { chunk, places }));
+            }
             Err(error) => runs.extend(failed(lost, &error)),
         }
     }

@@ -8,7 +8,7 @@
 use crate::index::{Index, options};
 use chunker::ChunkId;
 use mover::{Error, PointId, RepositoryId, Result, codec};
-use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, WriteBatch, WriteOptions};
+use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, ReadOptions, WriteBatch, WriteOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -168,8 +168,19 @@ impl References {
         Ok(counts.into_iter().zip(self.numbers(TAKEN, ids)?).map(|(count, taken)| count + taken).collect())
     }
 
+    /// The same with those that were taken away.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn counts_before(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
+        self.numbers(COUNT, ids)
+    }
+
     fn numbers(&self, kind: u8, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        let found = self.database.multi_get(ids.iter().map(|id| key(kind, id.as_bytes())));
+        let mut reading = ReadOptions::default();
+        // Of many, hardly a block is read twice.
+        reading.fill_cache(ids.len() < FEW);
+        let found = self.database.multi_get_opt(ids.iter().map(|id| key(kind, id.as_bytes())), &reading);
         found.into_iter().map(|found| number(found.map_err(failed)?.as_deref())).collect()
     }
 
@@ -240,27 +251,39 @@ impl References {
     /// # Errors
     /// Of the storage, and those of `each`.
     pub fn dead(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
-        self.taken(|left| each(left.into_iter().filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect()))
+        self.left(|left| each(left.into_iter().filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect()))
     }
 
-    /// Gives chunks of which something was taken away, in order, and how many references are left.
+    /// Gives the chunks of which something was taken away, in order, many at a time.
+    ///
+    /// # Errors
+    /// Of the storage, and those of `each`.
+    pub fn taken_ids(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
+        self.taken(|rows| each(rows.into_iter().map(|(id, _)| id).collect()))
+    }
+
+    /// Gives those chunks, and how many references are left.
+    fn left(&self, mut each: impl FnMut(Vec<(ChunkId, i64)>) -> Result<()>) -> Result<()> {
+        self.taken(|rows| {
+            let (ids, taken): (Vec<ChunkId>, Vec<i64>) = rows.into_iter().unzip();
+            let left: Vec<i64> =
+                self.counts_before(&ids)?.into_iter().zip(taken).map(|(count, taken)| count + taken).collect();
+            each(ids.into_iter().zip(left).collect())
+        })
+    }
+
+    /// Gives those chunks, and what is added to their references.
     fn taken(&self, mut each: impl FnMut(Vec<(ChunkId, i64)>) -> Result<()>) -> Result<()> {
-        let mut give = |ids: &mut Vec<ChunkId>, taken: &mut Vec<i64>| {
-            let counts = self.numbers(COUNT, ids)?;
-            let left = counts.into_iter().zip(taken.drain(..)).map(|(count, taken)| count + taken);
-            each(ids.drain(..).zip(left).collect())
-        };
-        let (mut ids, mut taken) = (Vec::new(), Vec::new());
+        let mut rows = Vec::new();
         for row in self.database.iterator(IteratorMode::From(&[TAKEN], Direction::Forward)) {
             let (key, value) = row.map_err(failed)?;
             let Some(id) = key.strip_prefix(&[TAKEN]).and_then(|id| id.try_into().ok()) else { break };
-            ids.push(ChunkId(id));
-            taken.push(number(Some(&value))?);
-            if ids.len() == TOGETHER {
-                give(&mut ids, &mut taken)?;
+            rows.push((ChunkId(id), number(Some(&value))?));
+            if rows.len() == TOGETHER {
+                each(std::mem::take(&mut rows))?;
             }
         }
-        if ids.is_empty() { Ok(()) } else { give(&mut ids, &mut taken) }
+        if rows.is_empty() { Ok(()) } else { each(rows) }
     }
 
     /// What was taken away is final.
@@ -270,7 +293,7 @@ impl References {
     pub fn settle(&self) -> Result<()> {
         let Some(points) = self.taking()? else { return Ok(()) };
         self.database.put_opt(SETTLING, b"", &without_log()).map_err(failed)?;
-        self.taken(|left| {
+        self.left(|left| {
             let mut batch = WriteBatch::default();
             for (id, count) in left {
                 batch.delete(key(TAKEN, id.as_bytes()));
@@ -377,6 +400,8 @@ fn merging() -> rocksdb::Options {
     let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.set_merge_operator_associative("sum", sum);
     options.set_max_successive_merges(8);
+    // What is asked for is there nearly always: filters of the lowest level would only push its index out of the cache.
+    options.set_optimize_filters_for_hits(true);
     options
 }
 
@@ -437,6 +462,8 @@ const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
 /// Chunks that are looked at together. RocksDB holds the block of each meanwhile: 65,536 took 360 MiB more.
 const TOGETHER: usize = 4096;
+/// Below so many the cache is worth its work.
+const FEW: usize = 256;
 /// Little comes back: ids are asked for in order.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 const WRITE_BUFFER_BYTES: usize = 8 << 20;

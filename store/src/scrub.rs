@@ -2,7 +2,7 @@
 
 use crate::format::event::AddedPack;
 use crate::local::{Inner, Local};
-use crate::verify::{check_pack, lost_with, suspects_by_pack};
+use crate::verify::{check_pack, lost_with};
 use mover::{Depth, Pacer, Result, ScrubTotals, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,8 +47,7 @@ impl Local {
                 tracing::error!(pack = %pack.name, errors = ?checked.errors, "the scrub cannot read a pack");
                 continue;
             }
-            let suspects = suspects_by_pack(&state).remove(&pack.name).unwrap_or_default();
-            self.mark(pack.name, &checked, Depth::Decode, suspects).await;
+            self.mark(&state, pack.name, &checked, Depth::Decode).await;
             let mut damaged = checked.bad.len() as u64;
             if checked.unreadable {
                 let lost = BTreeMap::from([(*number, String::new())]);

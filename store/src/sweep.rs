@@ -5,6 +5,7 @@
 //! of files and what clients say decide nothing.
 
 mod choice;
+mod died;
 mod dropping;
 mod marking;
 
@@ -70,18 +71,20 @@ impl Local {
         }
         // What there is no room for comes in the next round, when what this one has doomed is deleted.
         let short = loop {
-            let before = report;
+            let deleted = report.packs_deleted;
             let short = self.round(token, options, progress, &mut report).await?;
             progress.enter(Phase::Commit);
             self.drop_all(token, &mut report).await?;
-            if short == 0 || report.packs_deleted == before.packs_deleted {
+            if short.is_none() || report.packs_deleted == deleted {
                 break short;
             }
             progress.enter(Phase::Move);
         };
         self.quietly(move |inner| inner.end_sweep(token)).await?;
         let waits = self.inner.state().packs().values().any(|pack| pack.doomed.is_some());
-        if short > 0 && !waits {
+        if let Some(short) = short
+            && !waits
+        {
             return Err(Error::store_full(format!(
                 "packs that are dead in part stay: to pack the rest of one again takes {} MiB of room",
                 short.div_ceil(1 << 20)
@@ -101,7 +104,7 @@ impl Local {
         options: SweepOptions,
         progress: &Progress,
         report: &mut SweepReport,
-    ) -> Result<u64> {
+    ) -> Result<Option<u64>> {
         for attempt in 0.. {
             let look = move |inner: &Inner| inner.first_check(options, inner.room_for_sweeps()?);
             let (references, found) = self.quietly(look).await?;
@@ -398,7 +401,7 @@ impl Inner {
                 return how.without_forgotten(error);
             }
         }
-        let choice = self.choose(references, state, marked, (options.repack_percent, room))?;
+        let choice = self.choose(references, state, marked, options.repack_percent, room)?;
         let times = SweepTimes { counting, first_check: milliseconds(began.elapsed()), second_check: 0 };
         Ok(Checked::Found(Found { marked, finalised, choice, times }))
     }

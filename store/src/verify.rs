@@ -14,7 +14,7 @@ use futures::{StreamExt, stream};
 use history::check_history;
 use mover::{Depth, Pacer, Phase, Progress, Result, Timestamp, VerifyError, VerifyOptions, VerifyReport};
 pub use pack::{Checked, check_pack};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,8 +43,6 @@ impl Local {
             }
         });
         let mut checks = stream::iter(checks).buffered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
-        let known: BTreeSet<(ChunkId, PackName)> = state.suspects().clone();
-        let mut suspects = suspects_by_pack(&state);
         let mut bad = Bad::new();
         let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {
@@ -54,7 +52,7 @@ impl Local {
             report.bytes_read += checked.bytes_read;
             report.chunks += checked.chunks;
             // At once: no backup beside this is to rely on them.
-            self.mark(name, &checked, it.depth, suspects.remove(&name).unwrap_or_default()).await;
+            self.mark(&state, name, &checked, it.depth).await;
             for what in &checked.errors {
                 let (pack, what, unread) = (Some(name.to_string()), what.clone(), checked.unread);
                 report.add(VerifyError { pack, what, unread, ..VerifyError::default() });
@@ -69,7 +67,7 @@ impl Local {
         let lost = self.with(move |inner| lost_with(inner, &unreadable)).await?;
         self.note(lost.keys().copied().collect(), Vec::new()).await;
         bad.extend(lost);
-        self.walk_points(&options.points, &bad, &known, &mut report).await?;
+        self.walk_points(&options.points, &bad, state.suspects(), &mut report).await?;
         progress.enter(Phase::Done);
         Ok(report)
     }
@@ -108,13 +106,18 @@ impl Local {
         Ok(packs.into_iter().map(to_check).collect())
     }
 
-    /// Takes in how a pack was found. What was suspect in it and is sound after all counts again, when all that can be
-    /// wrong with it was looked for.
-    pub(crate) async fn mark(&self, pack: PackName, checked: &Checked, depth: Depth, suspects: BTreeSet<ChunkId>) {
-        let bad = checked.bad.iter().map(|(chunk, _)| (*chunk, pack)).collect();
+    /// Takes in how a pack was found. What was suspect in it by `state` and is sound after all counts again, when all that
+    /// can be wrong with it was looked for.
+    pub(crate) async fn mark(&self, state: &State, pack: PackName, checked: &Checked, depth: Depth) {
+        let bad: BTreeSet<ChunkId> = checked.bad.iter().map(|(chunk, _)| *chunk).collect();
         let is_proof = depth == Depth::Decode && !checked.unread && !checked.unreadable;
-        let sound = checked.sound(&suspects).filter(|_| is_proof).map(|chunk| (chunk, pack)).collect();
-        self.note(bad, sound).await;
+        let entries = checked.entries.iter().filter(|_| is_proof && !state.suspects().is_empty());
+        // Once, also of a chunk that is there twice.
+        let sound: BTreeSet<(ChunkId, PackName)> = entries
+            .map(|entry| (entry.id, pack))
+            .filter(|place| state.suspects().contains(place) && !bad.contains(&place.0))
+            .collect();
+        self.note(bad.into_iter().map(|chunk| (chunk, pack)).collect(), sound.into_iter().collect()).await;
     }
 
     /// From here on the places of damaged chunks do not count, and those of sound ones do, for this process and, where the
@@ -144,15 +147,6 @@ impl Local {
             }
         }
     }
-}
-
-/// The chunks that are known to be damaged, by where.
-pub fn suspects_by_pack(state: &State) -> HashMap<PackName, BTreeSet<ChunkId>> {
-    let mut found: HashMap<PackName, BTreeSet<ChunkId>> = HashMap::new();
-    for (chunk, pack) in state.suspects() {
-        found.entry(*pack).or_default().insert(*chunk);
-    }
-    found
 }
 
 /// A pack, and how deep to look at it.

@@ -2,6 +2,7 @@
 
 pub mod around;
 pub mod conformance;
+pub mod draw;
 pub mod fake;
 pub mod holding;
 pub mod kept;

@@ -94,6 +94,18 @@ fn clocks_that_moved_are_noticed() {
     assert!(doubt(NOON + 24 * hour * 365).unwrap().contains("365 days"));
     assert!(clock_doubt(&[], newest, Timestamp(NOON - 3 * hour)).unwrap().contains("went back"));
     assert_eq!(clock_doubt(&[], None, Timestamp(NOON)), None);
+    // A day in which the clock was wrong, either way: what was committed first has the later time.
+    let year = 24 * 365;
+    for (committed, now) in [([48, 40, year, 1], NOON), ([48, -year, 30, 1], NOON + (year + 1) * hour)] {
+        let mut points = before_noon(&committed);
+        let doubt = clock_doubt(&points, newest, Timestamp(now)).unwrap();
+        assert!(doubt.contains("the clock went back meanwhile"), "{doubt}");
+        points
+            .iter_mut()
+            .for_each(|point| point.forgotten = point.commit_time.0.abs_diff(NOON) > DAY_NS.unsigned_abs() * 3);
+        assert_eq!(clock_doubt(&points, Some(Timestamp(now)), Timestamp(now)), None, "rules do not look at it");
+    }
+    assert_eq!(clock_doubt(&before_noon(&[3, 2, 3, 1]), newest, Timestamp(NOON)), None, "an hour back is put right");
     // Extreme times are doubted, not computed wrongly.
     assert!(clock_doubt(&[], Some(Timestamp(i64::MIN)), Timestamp(i64::MAX)).is_some());
     assert!(clock_doubt(&[], Some(Timestamp(i64::MAX)), Timestamp(i64::MIN)).is_some());

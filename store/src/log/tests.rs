@@ -504,3 +504,39 @@ fn damage_is_told_with_the_records_name() {
     std::fs::copy(folder.path().join(log_object(5)), &path).unwrap();
     assert_eq!(open(&directory).err().expect("refused").kind(), ErrorKind::Integrity);
 }
+
+#[test]
+fn a_lost_or_damaged_record_is_no_end_and_can_be_given_up() {
+    for damage in ["lost", "garbage", "another log's"] {
+        let (folder, directory) = folder();
+        let mut log = open(&directory).unwrap();
+        begin(&mut log, A1);
+        fill(&mut log, A1, 8);
+        let (end, path) = (log.state().end(), folder.path().join(log_object(5)));
+        match damage {
+            "lost" => std::fs::remove_file(&path).unwrap(),
+            "garbage" => std::fs::write(&path, b"garbage").unwrap(),
+            _ => drop(std::fs::copy(folder.path().join(log_object(6)), &path).unwrap()),
+        }
+        let refused = open(&directory).err().expect("it is no log");
+        assert_eq!(refused.kind(), ErrorKind::Integrity, "{refused}");
+        let told = refused.to_string();
+        assert!(told.contains(&log_object(5)) && refused.remedy().unwrap().contains("--accept-rollback"), "{told}");
+        assert_eq!(records(folder.path()).len(), if damage == "lost" { 7 } else { 8 }, "nothing was changed");
+
+        let sound = || CommitLog::open_sound(directory.clone(), REPOSITORY, CONFIG.to_vec()).unwrap();
+        let (log, wrong) = sound();
+        assert_eq!((log.state().end().sequence, wrong.map(|error| error.kind())), (4, Some(ErrorKind::Integrity)));
+        assert_eq!(log.set_aside_later().unwrap(), Some(end), "who saw that end will be told that it is gone");
+        assert_eq!(records(folder.path()), [1, 2, 3, 4]);
+        assert_eq!(
+            std::fs::read_dir(folder.path().join("quarantine")).unwrap().count(),
+            if damage == "lost" { 3 } else { 4 },
+            "nothing is deleted"
+        );
+        let (mut log, wrong) = sound();
+        assert!(wrong.is_none() && log.set_aside_later().unwrap().is_none());
+        role(&mut log, A1, 2).unwrap();
+        assert_eq!(open(&directory).unwrap().state().end().sequence, 5);
+    }
+}

@@ -55,8 +55,8 @@ pub(super) struct Choice {
     pub again: BTreeMap<u32, Vec<bool>>,
     /// What the packs of those will take.
     pub bytes_again: u64,
-    /// What the packs of one that stays for want of room would take: of the smallest; 0 when none does.
-    pub short_bytes: u64,
+    /// What one that stays for want of room would take: the least of them; none when none stays.
+    pub short_bytes: Option<u64>,
     /// Bytes of packs that nobody needs, where that is new.
     pub dead_bytes: BTreeMap<u32, u64>,
 }
@@ -77,7 +77,7 @@ impl Inner {
         let (mut dead_bytes, mut looked_at) = (BTreeMap::new(), old);
         for number in new {
             // Those after one that cannot be read are looked at again the next time, as it is.
-            let Some(looked) = self.look_at(references, state, number) else { break };
+            let Some(looked) = self.look_at(references, state, number, &[]) else { break };
             dead_bytes.insert(number, looked.dead_bytes);
             looked_at = number + 1;
         }
@@ -91,23 +91,22 @@ impl Inner {
         references: &References,
         state: &State,
         marked: u64,
-        (repack_percent, room): (u8, u64),
+        repack_percent: u8,
+        room: u64,
     ) -> Result<Choice> {
         let (mut dead, looked_at) = (references.dead_bytes()?, references.looked_at()?);
         let mut choice = Choice::default();
         let gone = dead.keys().filter(|number| !state.packs().contains_key(number));
         choice.dead_bytes.extend(gone.map(|number| (*number, 0)));
-        references.dead(|ids| {
-            for place in self.places(&ids)?.iter().flatten() {
-                // What died in a pack that no sweep has looked at is found by the one that does.
-                if place.pack < looked_at && Self::may_be_doomed(state, marked, place.pack) {
-                    let bytes = dead.entry(place.pack).or_default();
-                    *bytes += RECORD_HEADER_BYTES as u64 + u64::from(place.blob_bytes);
-                    choice.dead_bytes.insert(place.pack, *bytes);
-                }
+        let mut died = self.died(references, state)?;
+        for (number, died) in &died {
+            // What died in a pack that no sweep has looked at is found by the one that does.
+            if *number < looked_at && Self::may_be_doomed(state, marked, *number) {
+                let bytes = dead.entry(*number).or_default();
+                *bytes += died.bytes;
+                choice.dead_bytes.insert(*number, *bytes);
             }
-            Ok(())
-        })?;
+        }
         let small = self.small_packs(state, marked);
         let worth = |number: u32, dead: u64| {
             state.packs().get(&number).is_some_and(|pack| {
@@ -124,7 +123,8 @@ impl Inner {
         let mut forecast = Forecast::default();
         for number in candidates {
             let pack = &state.packs()[&number].added;
-            let Some(looked) = self.look_at(references, state, number) else { continue };
+            let died = died.remove(&number).unwrap_or_default().offsets;
+            let Some(looked) = self.look_at(references, state, number, &died) else { continue };
             choice.dead_bytes.insert(number, looked.dead_bytes);
             if looked.held {
                 continue;
@@ -137,7 +137,7 @@ impl Inner {
                 live.for_each(|(entry, _)| with.add(pack.kind, record_bytes(entry)));
                 if with.bytes() > room {
                     let takes = with.bytes() - forecast.bytes();
-                    choice.short_bytes = if choice.short_bytes == 0 { takes } else { choice.short_bytes.min(takes) };
+                    choice.short_bytes = choice.short_bytes.into_iter().chain([takes]).min();
                     continue;
                 }
                 forecast = with;
@@ -171,9 +171,10 @@ impl Inner {
         chosen
     }
 
-    /// What of a pack is needed; none when that cannot be told.
-    fn look_at(&self, references: &References, state: &State, number: u32) -> Option<Looked> {
-        let looked = self.looked_at(references, state, number);
+    /// What of a pack is needed; none when that cannot be told. Nobody needs the records at the offsets in `died`,
+    /// ascending: they are not asked for again.
+    fn look_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Option<Looked> {
+        let looked = self.looked_at(references, state, number, died);
         let told = |error: &Error| {
             let pack = state.packs().get(&number).map(|pack| pack.added.name);
             tracing::warn!(?pack, %error, "a pack that cannot be read is left alone");
@@ -181,28 +182,31 @@ impl Inner {
         looked.inspect_err(told).ok()
     }
 
-    fn looked_at(&self, references: &References, state: &State, number: u32) -> Result<Looked> {
+    fn looked_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Result<Looked> {
         let pack = &state.packs()[&number].added;
         let entries = self.records_of(state, number)?;
-        let mut looked = Looked { live: vec![false; entries.len()], entries, dead_bytes: 0, held: false };
-        let Looked { entries, live, dead_bytes, held } = &mut looked;
-        for_each_batch(entries, |batch, ids| {
-            let counts = references.counts(&ids)?;
-            for ((at, count), place) in batch.iter().zip(counts).zip(self.locate(&ids)?) {
-                let entry = &entries[*at];
-                match (count, place) {
+        let (mut live, mut held) = (vec![false; entries.len()], BTreeSet::new());
+        let in_doubt = |entry: &PackEntry| died.binary_search(&entry.offset).is_err();
+        for_each_batch(&entries, in_doubt, |batch, ids| {
+            // What is taken away of these leaves some.
+            let counts = references.counts_before(&ids)?;
+            let needed = batch.iter().zip(ids).zip(counts).filter(|(_, count)| *count > 0);
+            let (needed, ids): (Vec<usize>, Vec<ChunkId>) = needed.map(|((at, id), _)| (*at, id)).unzip();
+            for (at, place) in needed.into_iter().zip(self.locate(&ids)?) {
+                match place {
                     // A chunk twice in one pack is read from one place.
-                    (1.., Some(place)) if place.pack == number && place.offset == entry.offset => live[*at] = true,
-                    (1.., None) => *held = true,
-                    _ => *dead_bytes += record_bytes(entry),
+                    Some(place) => live[at] = place.pack == number && place.offset == entries[at].offset,
+                    None => drop(held.insert(at)),
                 }
             }
             Ok(())
         })?;
-        if !looked.live.contains(&true) && !looked.held {
-            looked.dead_bytes = pack.bytes;
-        }
-        Ok(looked)
+        let is_dead = |at: &usize| !live[*at] && !held.contains(at);
+        let dead_bytes = match held.is_empty() && !live.contains(&true) {
+            true => pack.bytes,
+            false => (0..entries.len()).filter(is_dead).map(|at| record_bytes(&entries[at])).sum(),
+        };
+        Ok(Looked { entries, live, dead_bytes, held: !held.is_empty() })
     }
 
     /// All records of a pack: from its footer; where that does not read, as the index has them. What a part of them says
@@ -250,13 +254,17 @@ impl Inner {
             for number in &leaving {
                 let lost = self.records_of(state, *number).and_then(|entries| {
                     let mut lost = false;
-                    for_each_batch(&entries, |_, ids| {
-                        let counts = references.counts(&ids)?;
-                        let needed: Vec<ChunkId> =
-                            ids.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();
-                        lost = lost || !self.only_in(state, &needed, &without)?.is_empty();
-                        Ok(())
-                    })?;
+                    for_each_batch(
+                        &entries,
+                        |_| true,
+                        |_, ids| {
+                            let counts = references.counts(&ids)?;
+                            let needed: Vec<ChunkId> =
+                                ids.into_iter().zip(counts).filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();
+                            lost = lost || !self.only_in(state, &needed, &without)?.is_empty();
+                            Ok(())
+                        },
+                    )?;
                     Ok(lost)
                 });
                 if lost.unwrap_or(true) {
@@ -283,17 +291,19 @@ fn is_worth(dead_bytes: u64, bytes: u64, percent: u8) -> bool {
     dead_bytes > 0 && dead_bytes.saturating_mul(100) >= bytes.saturating_mul(percent.into())
 }
 
-/// Gives positions and ids of entries in the order of their ids, in which they lie together in databases, many at a time.
+/// Gives positions and ids of those entries for which `which` is true, in the order of their ids, in which they lie together
+/// in databases, many at a time.
 pub(super) fn for_each_batch(
     entries: &[PackEntry],
+    which: impl Fn(&PackEntry) -> bool,
     mut each: impl FnMut(&[usize], Vec<ChunkId>) -> Result<()>,
 ) -> Result<()> {
-    let mut order: Vec<usize> = (0..entries.len()).collect();
+    let mut order: Vec<usize> = (0..entries.len()).filter(|at| which(&entries[*at])).collect();
     order.sort_unstable_by_key(|at| entries[*at].id);
     order.chunks(TOGETHER).try_for_each(|batch| each(batch, batch.iter().map(|at| entries[*at].id).collect()))
 }
 
-fn record_bytes(entry: &PackEntry) -> u64 {
+pub(super) fn record_bytes(entry: &PackEntry) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(entry.blob_bytes)
 }
 

@@ -126,23 +126,31 @@ impl Inner {
         if !state.packs().contains_key(&number) {
             return Ok(());
         }
-        for_each_batch(&self.records_of(state, number)?, |_, ids| {
-            each(self.only_in(state, &ids, packs)?);
-            Ok(())
-        })
+        for_each_batch(
+            &self.records_of(state, number)?,
+            |_| true,
+            |_, ids| {
+                each(self.only_in(state, &ids, packs)?);
+                Ok(())
+            },
+        )
     }
 
     /// Takes a dropped pack out of index and directory. One that is left behind by a crash is removed by the next sweep.
     fn remove_pack(&self, state: &State, number: u32, name: &PackName) -> Result<()> {
         if let Ok(entries) = self.records_of(state, number) {
-            for_each_batch(&entries, |_, ids| {
-                // Few at a time, because commits wait for it.
-                ids.chunks(PLACES_TOGETHER).try_for_each(|ids| {
-                    // Rows of the index are read, changed and written: who holds the log is its one writer.
-                    let _one = self.log.lock().expect("no holder panics");
-                    self.index.read().expect("no holder panics").forget_places(number, ids)
-                })
-            })?;
+            for_each_batch(
+                &entries,
+                |_| true,
+                |_, ids| {
+                    // Few at a time, because commits wait for it.
+                    ids.chunks(PLACES_TOGETHER).try_for_each(|ids| {
+                        // Rows of the index are read, changed and written: who holds the log is its one writer.
+                        let _one = self.log.lock().expect("no holder panics");
+                        self.index.read().expect("no holder panics").forget_places(number, ids)
+                    })
+                },
+            )?;
         }
         self.files.lock().expect("no holder panics").remove(name);
         self.directory.remove(&pack_object(name))

@@ -133,8 +133,9 @@ impl Wanted {
     }
 }
 
-fn head(id: &ChunkId) -> u64 {
-    u64::from_le_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
+/// The beginning of an id, in the order of ids. Two of the same are taken for one: what follows from it is looked at again.
+pub(super) fn head(id: &ChunkId) -> u64 {
+    u64::from_be_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
 }
 
 /// Half of an id: two pages of the same half are not to be found, as with the whole.

@@ -11,7 +11,6 @@ use crate::local::Inner;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use mover::{Depth, Error, ErrorKind, Pacer, Result, blocking, with_opener};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,14 +31,6 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Those of `chunks` that are there and were not found bad.
-    pub fn sound<'a>(&self, chunks: &'a BTreeSet<ChunkId>) -> impl Iterator<Item = ChunkId> + use<'a> {
-        let bad: BTreeSet<ChunkId> = self.bad.iter().map(|(id, _)| *id).collect();
-        let there: BTreeSet<ChunkId> =
-            self.entries.iter().map(|entry| entry.id).filter(|id| !bad.contains(id)).collect();
-        chunks.iter().copied().filter(move |id| there.contains(id))
-    }
-
     /// Nothing was found.
     pub const fn is_sound(&self) -> bool {
         self.bad.is_empty() && self.errors.is_empty()

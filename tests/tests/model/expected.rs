@@ -170,8 +170,7 @@ impl Model {
 
     fn is_excused(&self, asked: &Asked, error: &Error, excuse: Excuse) -> bool {
         let of_fault = match (excuse.fault, error.kind()) {
-            // Full says that nothing was written, which is not certain of what is there already.
-            (Some(Fault::Full), kind) => matches!(kind, ErrorKind::StoreFull | ErrorKind::StoreIo),
+            (Some(Fault::Full), kind) => kind == ErrorKind::StoreFull,
             (Some(_), kind) => kind == ErrorKind::StoreIo,
             (None, _) => false,
         };

@@ -1,6 +1,6 @@
 //! What a repository lived through: jobs of the real store, and between which entries of the log each was done.
 
-use crate::cut::{Draw, PowerCut};
+use crate::cut::PowerCut;
 use crate::lab::LoggedDisk;
 use anyhow::Result;
 use mover::{
@@ -13,6 +13,7 @@ use std::time::Duration;
 use store::io::Io;
 use store::{Access, Local};
 use windlass_tests::conformance::options;
+use windlass_tests::draw::Draw;
 use windlass_tests::fake::{Image, Machine, noise};
 use windlass_tests::kept::{Bench, points};
 

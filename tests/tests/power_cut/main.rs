@@ -20,7 +20,7 @@ mod unsynced;
 
 use anyhow::{Context, Result};
 use check::{Lost, check};
-use cut::{Disk, Draw, PowerCut};
+use cut::{Disk, PowerCut};
 use history::{History, live};
 use lab::{FileSystem, LoggedDisk, Mounted, inside, write_image};
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ use store::io::{DiskIo, Io};
 use tokio::runtime::{Builder, Runtime};
 use unsynced::Unsynced;
 use windlass_tests::around::Around;
+use windlass_tests::draw::Draw;
 use windlass_tests::fake::Image;
 use windlass_tests::kept::Bench;
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use targets::TARGETS;
+use windlass_tests::draw::Draw;
 
 #[test]
 fn nothing_panics_on_foreign_bytes() {
@@ -18,13 +19,13 @@ fn nothing_panics_on_foreign_bytes() {
     for (target, check) in TARGETS {
         let found = files(&tests.join("fuzz/seeds").join(target));
         let seeds: Vec<_> = golden.iter().chain(&messages).chain(&found).collect();
-        let mut chance = Chance(1);
+        let mut draw = Draw::new(1);
         for round in 0..ROUNDS {
             for (name, seed) in &seeds {
                 // The first round is the seeds as they are.
-                let bytes = (0..chance.below(4).min(round)).fold(seed.clone(), |bytes, _| {
-                    let (_, other) = seeds[chance.below(seeds.len())];
-                    chance.changed(bytes, other)
+                let bytes = (0..draw.below(4).min(round)).fold(seed.clone(), |bytes, _| {
+                    let (_, other) = seeds[draw.below(seeds.len())];
+                    changed(&mut draw, bytes, other)
                 });
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| check(&bytes))) {
                     println!("{target}, from {name} in round {round}: {bytes:02x?}");
@@ -58,36 +59,18 @@ fn message(line: &str) -> (String, Vec<u8>) {
     (name.to_owned(), (0..hex.len()).step_by(2).map(byte).collect())
 }
 
-/// SplitMix64, of G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators", 2014.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+/// One change, as fuzzers make them.
+fn changed(draw: &mut Draw, mut bytes: Vec<u8>, other: &[u8]) -> Vec<u8> {
+    let mut within = |bytes: &[u8]| draw.below(bytes.len().max(1));
+    let (at, from) = (within(&bytes), within(other));
+    match draw.below(6) {
+        0 if !bytes.is_empty() => bytes[at] ^= 1 << draw.below(8),
+        // Lengths and counts.
+        1 => bytes.iter_mut().skip(at).take(1 << draw.below(4)).for_each(|byte| *byte = 0xff),
+        2 => bytes.iter_mut().skip(at).take(1 << draw.below(4)).for_each(|byte| *byte = 0),
+        3 => bytes.truncate(at),
+        4 => bytes.extend_from_slice(&other[from..]),
+        _ => bytes.iter_mut().skip(at).zip(&other[from..]).for_each(|(byte, other)| *byte = *other),
     }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    /// One change, as fuzzers make them.
-    fn changed(&mut self, mut bytes: Vec<u8>, other: &[u8]) -> Vec<u8> {
-        let at = self.below(bytes.len());
-        match self.below(6) {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << self.below(8),
-            // Lengths and counts.
-            1 => bytes.iter_mut().skip(at).take(1 << self.below(4)).for_each(|byte| *byte = 0xff),
-            2 => bytes.iter_mut().skip(at).take(1 << self.below(4)).for_each(|byte| *byte = 0),
-            3 => bytes.truncate(at),
-            4 => bytes.extend_from_slice(&other[self.below(other.len())..]),
-            _ => {
-                let from = self.below(other.len());
-                bytes.iter_mut().skip(at).zip(&other[from..]).for_each(|(byte, other)| *byte = *other);
-            }
-        }
-        bytes
-    }
+    bytes
 }

@@ -73,13 +73,11 @@ async fn forget(context: &Context, arguments: &Forget, repository: &Opened) -> R
     };
     let going: Vec<&RecoveryPoint> =
         verdicts.iter().filter(|verdict| verdict.reasons.is_empty()).map(|verdict| &verdict.point).collect();
-    if arguments.dry_run {
-        let ids: Vec<PointId> = going.iter().map(|point| point.id).collect();
-        for batch in ids.chunks(PointChange::POINTS_MAX) {
-            PointChange::Forget.due(&points, batch, None, context.world.now())?;
-        }
-    } else {
-        for batch in batches(&going) {
+    let newest = points.iter().map(|point| point.commit_time).max();
+    for batch in batches(&going) {
+        if arguments.dry_run {
+            change.due(&points, &batch, newest, context.world.now())?;
+        } else {
             repository.change_points(&batch, change).await?;
         }
     }
