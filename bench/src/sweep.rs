@@ -20,12 +20,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 use store::{Access, Local, Session};
 
-/// Prints the parts of a sweep in which ten points were forgotten, of twenty and of `points`, and how fast a backup is
-/// beside sweeps.
+/// Prints the parts of sweeps in which ten points were forgotten, of twenty and of `points`, in turn because machines are
+/// not always as fast; and how fast a backup is beside sweeps.
 ///
 /// # Errors
 /// When a job fails, or a promise does not hold.
 pub fn sweep(windlass: &Path, data: &Path, points: u32, rounds: u32) -> Result<()> {
+    ensure!(points >= TIMES * TOGETHER, "at least {} points", TIMES * TOGETHER);
     let folder = tempfile::tempdir_in(data)?;
     let places = Places { work: folder.path().to_owned(), windlass: windlass.to_owned() };
     println!("{CHUNKS} chunks of 64 to 512 bytes a point; ten points are forgotten\n");
@@ -33,18 +34,33 @@ pub fn sweep(windlass: &Path, data: &Path, points: u32, rounds: u32) -> Result<(
         "{:>7} {:>11} {:>11} {:>9} {:>12} {:>13} {:>9} {:>9} {:>9}",
         "points", "chunks", "open s", "count s", "first check", "second check", "sweep s", "MB freed", "peak MiB"
     );
-    let few = swept(&places, "few", FEW)?;
-    let many = swept(&places, OF_NODE, points)?;
+    let mut many = Filled::new(&places, OF_NODE, points)?;
+    let (mut ratios, mut peak_mib, mut open_s) = (Vec::new(), 0_f64, 0_f64);
+    for time in 0..TIMES {
+        let few = Filled::new(&places, &format!("few{time}"), FEW)?.swept(&places, 0)?;
+        let of_many = many.swept(&places, time)?;
+        ratios.push(of_many.first_check_s / few.first_check_s);
+        peak_mib = peak_mib.max(of_many.peak_mib);
+        open_s = open_s.max(of_many.open_s);
+    }
     println!();
     let share = beside_sweeps(&places, rounds)?;
     let all = judged(&[
-        ("first check, of that with twenty points", many.first_check_s / few.first_check_s, Bound::AtMost(1.5)),
-        ("peak memory of a sweep, MiB", many.peak_mib, Bound::Below(256.0)),
-        ("opening the repository, s", many.open_s, Bound::Below(2.0)),
+        ("first check, of that with twenty points", median(ratios.into_iter()), Bound::AtMost(1.5)),
+        ("peak memory of a sweep, MiB", peak_mib, Bound::Below(256.0)),
+        ("opening the repository, s", open_s, Bound::Below(2.0)),
         ("speed of a backup beside sweeps, of one alone", share, Bound::AtLeast(0.8)),
     ]);
     ensure!(all, "not every promise holds");
     Ok(())
+}
+
+/// A repository of which everything is counted.
+struct Filled {
+    name: String,
+    points: Vec<PointId>,
+    counted_s: f64,
+    peak_bytes: u64,
 }
 
 struct Swept {
@@ -53,42 +69,54 @@ struct Swept {
     peak_mib: f64,
 }
 
-fn swept(places: &Places, name: &str, points: u32) -> Result<Swept> {
-    let path = places.path(name);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let made = runtime.block_on(fill(&path, points))?;
-    let at = |arguments: &[&str]| {
+impl Filled {
+    fn new(places: &Places, name: &str, points: u32) -> Result<Self> {
+        let path = places.path(name);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let points = runtime.block_on(fill(&path, points))?;
+        // The first counts everything, the second nothing.
+        let mut filled = Self { name: name.to_owned(), points, counted_s: 0.0, peak_bytes: 0 };
+        for _ in 0..2 {
+            let swept = measured(&filled.windlass(places, &["sweep"]), &places.work)?;
+            filled.counted_s = filled.counted_s.max(field(&swept.stdout, "counting_ms")? / 1e3);
+            filled.peak_bytes = filled.peak_bytes.max(swept.sample.peak_bytes);
+        }
+        Ok(filled)
+    }
+
+    fn windlass(&self, places: &Places, arguments: &[&str]) -> Command {
         let mut command = Command::new(&places.windlass);
-        command.args(arguments).arg("--json").arg("-r").arg(&path).current_dir(&places.work);
+        command.args(arguments).arg("--json").arg("-r").arg(places.path(&self.name)).current_dir(&places.work);
         command
-    };
-    let began = Instant::now();
-    ran(at(&["points"]))?;
-    let open_s = began.elapsed().as_secs_f64();
-    // The first counts everything.
-    let first = measured(&at(&["sweep"]), &places.work)?;
-    let counted = field(&first.stdout, "counting_ms")? / 1e3;
-    let second = measured(&at(&["sweep"]), &places.work)?;
-    // The first: they lie in the same packs, however many follow.
-    let forgotten: Vec<String> = made.iter().take(10).map(PointId::to_string).collect();
-    let mut forget = vec!["forget"];
-    forget.extend(forgotten.iter().map(String::as_str));
-    ran(at(&forget))?;
-    let began = Instant::now();
-    let swept = measured(&at(&["sweep", "--repack-from", "20"]), &places.work)?;
-    let sweep_s = swept.sample.wall_s.min(began.elapsed().as_secs_f64());
-    let of = |name: &str| field(&swept.stdout, name);
-    let first_check_s = of("first_check_ms")? / 1e3;
-    let peak = [first, second].iter().map(|it| it.sample.peak_bytes).fold(swept.sample.peak_bytes, u64::max);
-    let peak_mib = peak as f64 / 1_048_576.0;
-    ensure!(of("points_final")? == 10.0 && of("packs_deleted")? > 0.0, "nothing was swept: {}", swept.stdout);
-    println!(
-        "{points:>7} {:>11} {open_s:>11.2} {counted:>9.2} {first_check_s:>12.2} {:>13.2} {sweep_s:>9.2} {:>9.1} {peak_mib:>9.0}",
-        u64::from(points) * CHUNKS,
-        of("second_check_ms")? / 1e3,
-        of("bytes_reclaimed")? / 1e6,
-    );
-    Ok(Swept { open_s, first_check_s, peak_mib })
+    }
+
+    /// Forgets ten points that came together and are in the same packs, however many there are, and sweeps.
+    fn swept(&mut self, places: &Places, time: u32) -> Result<Swept> {
+        let began = Instant::now();
+        ran(self.windlass(places, &["points"]))?;
+        let open_s = began.elapsed().as_secs_f64();
+        let first = (time * TOGETHER) as usize;
+        let forgotten: Vec<String> = self.points[first..first + 10].iter().map(PointId::to_string).collect();
+        let mut forget = vec!["forget"];
+        forget.extend(forgotten.iter().map(String::as_str));
+        ran(self.windlass(places, &forget))?;
+        let swept = measured(&self.windlass(places, &["sweep", "--repack-from", "20"]), &places.work)?;
+        let of = |name: &str| field(&swept.stdout, name);
+        let first_check_s = of("first_check_ms")? / 1e3;
+        self.peak_bytes = self.peak_bytes.max(swept.sample.peak_bytes);
+        let peak_mib = self.peak_bytes as f64 / 1_048_576.0;
+        ensure!(of("points_final")? == 10.0 && of("packs_deleted")? > 0.0, "nothing was swept: {}", swept.stdout);
+        println!(
+            "{:>7} {:>11} {open_s:>11.2} {:>9.2} {first_check_s:>12.2} {:>13.2} {:>9.2} {:>9.1} {peak_mib:>9.0}",
+            self.points.len(),
+            self.points.len() as u64 * CHUNKS,
+            self.counted_s,
+            of("second_check_ms")? / 1e3,
+            swept.sample.wall_s,
+            of("bytes_reclaimed")? / 1e6,
+        );
+        Ok(Swept { open_s, first_check_s, peak_mib })
+    }
 }
 
 /// A backup into the node alone, and beside sweeps that have something to do, one after the other as long as it goes on,
@@ -257,4 +285,6 @@ const CHUNKS: u64 = 10_000;
 const BATCH: u64 = 2_500;
 /// Points of one session: their chunks fill two packs nearly.
 const TOGETHER: u32 = 13;
+/// Sweeps with few and with many points.
+const TIMES: u32 = 3;
 const DISK_BYTES: usize = 1 << 30;

@@ -293,6 +293,24 @@ impl Index {
         Ok(found)
     }
 
+    /// The places, of those that are in the database, of all chunks whose ids begin with these 8 bytes.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn places_by_head(&self, heads: &[u64]) -> Result<Vec<Place>> {
+        let mut rows = self.database.as_ref().ok_or_else(unusable)?.raw_iterator();
+        let mut found = Vec::new();
+        for prefix in heads.iter().map(|head| head.to_be_bytes()) {
+            rows.seek(prefix);
+            while let Some((_, places)) = rows.item().filter(|(key, _)| key.starts_with(&prefix)) {
+                found.extend(decode_places(places)?);
+                rows.next();
+            }
+            rows.status().map_err(failed)?;
+        }
+        Ok(found)
+    }
+
     /// The places of each chunk, earliest pack first; empty where there is none.
     ///
     /// # Errors

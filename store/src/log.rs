@@ -163,7 +163,11 @@ impl CommitLog {
         let name = log_object(sequence);
         let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
         let decoded = LogRecord::decode(&bytes);
-        decoded.map(Some).map_err(|error| Error::from(error).context(&name).hint(LOST))
+        let (record, end) = decoded.map_err(|error| Error::from(error).context(&name).hint(LOST))?;
+        if record.sequence != sequence {
+            return Err(Error::integrity(format!("{name} is record {}", record.sequence)).hint(LOST));
+        }
+        Ok(Some((record, end)))
     }
 
     fn apply(&mut self, record: &LogRecord, end: Incarnation) -> Result<()> {

@@ -135,6 +135,12 @@ impl Inner {
         }
     }
 
+    /// The places of all chunks whose ids begin with these 8 bytes; none when the index cannot tell. Blocking.
+    pub fn places_by_head(&self, heads: &[u64]) -> Option<Vec<Place>> {
+        let found = self.index.read().expect("no holder panics").places_by_head(heads);
+        found.inspect_err(|error| self.note_index_failed(error)).ok().filter(|_| !self.index_failed.load(SeqCst))
+    }
+
     /// Of packs from number `first` on.
     fn places_in_footers(&self, ids: &[ChunkId], first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();

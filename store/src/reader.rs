@@ -180,7 +180,9 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
                 let (missing, damaged): (Vec<_>, Vec<_>) =
                     lost.into_iter().zip(places).partition(|(_, places)| places.is_empty());
                 let missing = missing.into_iter().map(|(chunk, _)| (chunk, Err(ChunkError::Missing { chunk })));
-                runs.push(Run::Failed(missing.collect()));
+                let missing: Vec<_> = missing.collect();
+                // A batch of nothing is taken for the end by who waits for one chunk.
+                runs.extend((!missing.is_empty()).then_some(Run::Failed(missing)));
                 runs.extend(damaged.into_iter().map(|(chunk, places)| Run::LastResort { chunk, places }));
             }
             Err(error) => runs.extend(failed(lost, &error)),

@@ -2,13 +2,21 @@
 //! manifests. A view of the log and of pages in RocksDB, which each sweep brings up to date: so its cost follows what
 //! changed. Nothing is lost with it, and no pack is deleted on its word alone (R19).
 //!
+//! Pages and manifests are counted by their whole ids, because one that is new is to be walked; and everything in rows of
+//! ids that begin alike, where it is looked up.
+//!
 //! What a sweep takes away stands beside the counts until the log says that it is final: a sweep that is killed has
 //! taken nothing.
+
+mod row;
+
+pub use row::head;
 
 use crate::index::{Index, options};
 use chunker::ChunkId;
 use mover::{Error, PointId, RepositoryId, Result, codec};
-use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, WriteBatch, WriteOptions};
+use row::{ROW_KEY_BYTES, row_key};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -107,7 +115,9 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn add_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
-        self.change_pages(ids, COUNT, 1, LIVE_PAGES, 0)
+        let turned = self.change_pages(ids, (PAGE, 1), LIVE_PAGES, 0)?;
+        self.add_chunks(ids.iter().copied())?;
+        Ok(turned)
     }
 
     /// Takes a reference to each of these pages or manifests away; gives those that have none now.
@@ -115,14 +125,18 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn take_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
-        self.change_pages(ids, TAKEN, -1, TAKEN_PAGES, 1)
+        let turned = self.change_pages(ids, (TAKEN_PAGE, -1), TAKEN_PAGES, 1)?;
+        self.take_chunks(ids.iter().copied())?;
+        Ok(turned)
     }
 
     /// One after the other, because an id may be there twice.
-    fn change_pages(&self, ids: &[ChunkId], kind: u8, by: i64, total: &[u8], before: i64) -> Result<Vec<ChunkId>> {
+    fn change_pages(&self, ids: &[ChunkId], (kind, by): (u8, i64), total: &[u8], before: i64) -> Result<Vec<ChunkId>> {
         let mut turned = Vec::new();
         for id in ids {
-            if self.counts(std::slice::from_ref(id))? == [before] {
+            let of = |kind| number(self.database.get(key(kind, id.as_bytes())).map_err(failed)?.as_deref());
+            let taken = if self.is_taking.load(Relaxed) { of(TAKEN_PAGE)? } else { 0 };
+            if of(PAGE)? + taken == before {
                 turned.push(*id);
             }
             self.database.merge_opt(key(kind, id.as_bytes()), by.to_le_bytes(), &without_log()).map_err(failed)?;
@@ -137,7 +151,7 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn add_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
-        self.change_chunks(ids, COUNT, 1)
+        self.change_chunks(ids, ROW, 1)
     }
 
     /// Takes a reference to each of these chunks away.
@@ -145,13 +159,19 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn take_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
-        self.change_chunks(ids, TAKEN, -1)
+        self.change_chunks(ids, TAKEN_ROW, -1)
     }
 
     fn change_chunks(&self, ids: impl IntoIterator<Item = ChunkId>, kind: u8, by: i64) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        for id in ids {
-            batch.merge(key(kind, id.as_bytes()), by.to_le_bytes());
+        let mut heads: Vec<u64> = ids.into_iter().map(|id| head(&id)).collect();
+        heads.sort_unstable();
+        let (mut batch, mut sum) = (WriteBatch::default(), Vec::new());
+        for of_row in heads.chunk_by(|a, b| row_key(*a) == row_key(*b)) {
+            sum.clear();
+            for same in of_row.chunk_by(|a, b| a == b) {
+                row::push(&mut sum, same[0], by * i64::try_from(same.len()).expect("ids fit memory"));
+            }
+            batch.merge(key(kind, &row_key(of_row[0])), &sum);
         }
         self.database.write_opt(batch, &without_log()).map_err(failed)
     }
@@ -161,11 +181,11 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn counts(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        let counts = self.numbers(COUNT, ids)?;
+        let counts = self.counts_before(ids)?;
         if !self.is_taking.load(Relaxed) {
             return Ok(counts);
         }
-        Ok(counts.into_iter().zip(self.numbers(TAKEN, ids)?).map(|(count, taken)| count + taken).collect())
+        Ok(counts.into_iter().zip(self.numbers(TAKEN_ROW, ids)?).map(|(count, taken)| count + taken).collect())
     }
 
     /// The same with those that were taken away.
@@ -173,15 +193,22 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn counts_before(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        self.numbers(COUNT, ids)
+        self.numbers(ROW, ids)
     }
 
     fn numbers(&self, kind: u8, ids: &[ChunkId]) -> Result<Vec<i64>> {
-        let mut reading = ReadOptions::default();
-        // Of many, hardly a block is read twice.
-        reading.fill_cache(ids.len() < FEW);
-        let found = self.database.multi_get_opt(ids.iter().map(|id| key(kind, id.as_bytes())), &reading);
-        found.into_iter().map(|found| number(found.map_err(failed)?.as_deref())).collect()
+        let heads: Vec<u64> = ids.iter().map(head).collect();
+        let rows = self.rows(kind, heads.iter().copied().map(row_key))?;
+        Ok(heads.into_iter().zip(rows).map(|(head, row)| count_in(&row, head)).collect())
+    }
+
+    /// What stands in rows.
+    fn rows(&self, kind: u8, keys: impl Iterator<Item = RowKey> + Clone) -> Result<Vec<Row>> {
+        let found = self.database.multi_get(keys.clone().map(|row| key(kind, &row)));
+        let decode = |(key, found): (RowKey, std::result::Result<Option<Vec<u8>>, rocksdb::Error>)| {
+            row::counts(key, found.map_err(failed)?.as_deref().unwrap_or_default()).ok_or_else(unusable)
+        };
+        keys.zip(found).map(decode).collect()
     }
 
     /// Pages and manifests that something refers to, what was taken away among them.
@@ -246,39 +273,29 @@ impl References {
         Ok(Some(points.into_iter().map(PointId).collect()))
     }
 
-    /// Gives the chunks to which nothing refers since something was taken away, in order, many at a time.
+    /// Gives the chunks to which nothing refers since something was taken away, by the first bytes of their ids, in order,
+    /// many at a time.
     ///
     /// # Errors
     /// Of the storage, and those of `each`.
-    pub fn dead(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
-        self.left(|left| each(left.into_iter().filter(|(_, count)| *count <= 0).map(|(id, _)| id).collect()))
-    }
-
-    /// Gives the chunks of which something was taken away, in order, many at a time.
-    ///
-    /// # Errors
-    /// Of the storage, and those of `each`.
-    pub fn taken_ids(&self, mut each: impl FnMut(Vec<ChunkId>) -> Result<()>) -> Result<()> {
-        self.taken(|rows| each(rows.into_iter().map(|(id, _)| id).collect()))
-    }
-
-    /// Gives those chunks, and how many references are left.
-    fn left(&self, mut each: impl FnMut(Vec<(ChunkId, i64)>) -> Result<()>) -> Result<()> {
-        self.taken(|rows| {
-            let (ids, taken): (Vec<ChunkId>, Vec<i64>) = rows.into_iter().unzip();
-            let left: Vec<i64> =
-                self.counts_before(&ids)?.into_iter().zip(taken).map(|(count, taken)| count + taken).collect();
-            each(ids.into_iter().zip(left).collect())
+    pub fn dead(&self, mut each: impl FnMut(Vec<u64>) -> Result<()>) -> Result<()> {
+        self.taken(|taken| {
+            let counted = self.rows(ROW, taken.iter().map(|(key, _)| *key))?;
+            let pairs = taken.into_iter().zip(&counted).flat_map(|((_, taken), row)| {
+                taken.into_iter().filter(|(head, by)| count_in(row, *head) + by <= 0).map(|(head, _)| head)
+            });
+            each(pairs.collect())
         })
     }
 
-    /// Gives those chunks, and what is added to their references.
-    fn taken(&self, mut each: impl FnMut(Vec<(ChunkId, i64)>) -> Result<()>) -> Result<()> {
+    /// Gives rows of what was taken away, in order, many at a time.
+    fn taken(&self, mut each: impl FnMut(Vec<(RowKey, Row)>) -> Result<()>) -> Result<()> {
         let mut rows = Vec::new();
-        for row in self.database.iterator(IteratorMode::From(&[TAKEN], Direction::Forward)) {
+        for row in self.database.iterator(IteratorMode::From(&[TAKEN_ROW], Direction::Forward)) {
             let (key, value) = row.map_err(failed)?;
-            let Some(id) = key.strip_prefix(&[TAKEN]).and_then(|id| id.try_into().ok()) else { break };
-            rows.push((ChunkId(id), number(Some(&value))?));
+            let Some(key) = key.strip_prefix(&[TAKEN_ROW]) else { break };
+            let key: RowKey = key.try_into().map_err(|_| unusable())?;
+            rows.push((key, row::counts(key, &value).ok_or_else(unusable)?));
             if rows.len() == TOGETHER {
                 each(std::mem::take(&mut rows))?;
             }
@@ -293,16 +310,18 @@ impl References {
     pub fn settle(&self) -> Result<()> {
         let Some(points) = self.taking()? else { return Ok(()) };
         self.database.put_opt(SETTLING, b"", &without_log()).map_err(failed)?;
-        self.left(|left| {
-            let mut batch = WriteBatch::default();
-            for (id, count) in left {
-                batch.delete(key(TAKEN, id.as_bytes()));
-                match count {
-                    1.. => batch.put(key(COUNT, id.as_bytes()), count.to_le_bytes()),
-                    _ => batch.delete(key(COUNT, id.as_bytes())),
-                }
+        // What is gone from the one side is on the other, whenever a process dies.
+        self.move_all(TAKEN_PAGE, |batch, page, taken| {
+            let page = key(PAGE, page);
+            match number(self.database.get(&page).map_err(failed)?.as_deref())? + number(Some(taken))? {
+                left @ 1.. => batch.put(page, left.to_le_bytes()),
+                _ => batch.delete(page),
             }
-            self.database.write_opt(batch, &without_log()).map_err(failed)
+            Ok(())
+        })?;
+        self.move_all(TAKEN_ROW, |batch, row, taken| {
+            batch.merge(key(ROW, row), taken);
+            Ok(())
         })?;
         let mut batch = WriteBatch::default();
         batch.put(LIVE_PAGES, self.pages_left()?.to_le_bytes());
@@ -313,13 +332,28 @@ impl References {
         self.flush()
     }
 
+    /// Deletes everything of one kind, together with what `change` makes of it.
+    fn move_all(&self, kind: u8, change: impl Fn(&mut WriteBatch, &[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for row in self.database.iterator(IteratorMode::From(&[kind], Direction::Forward)) {
+            let (key, value) = row.map_err(failed)?;
+            let Some(of) = key.strip_prefix(&[kind]) else { break };
+            change(&mut batch, of, &value)?;
+            batch.delete(&key);
+            if batch.len() >= TOGETHER {
+                self.database.write_opt(std::mem::take(&mut batch), &without_log()).map_err(failed)?;
+            }
+        }
+        self.database.write_opt(batch, &without_log()).map_err(failed)
+    }
+
     /// Nothing was taken away after all. When points were counted meanwhile, all must be counted again.
     ///
     /// # Errors
     /// Of the storage.
     pub fn give_up(&self) -> Result<()> {
         let mut batch = WriteBatch::default();
-        batch.delete_range([TAKEN], [TAKEN + 1]);
+        [TAKEN_PAGE, TAKEN_ROW].into_iter().for_each(|kind| batch.delete_range([kind], [kind + 1]));
         if self.database.get(MIXED).map_err(failed)?.is_some() {
             batch.delete(TAG);
         }
@@ -345,6 +379,27 @@ impl References {
         Ok(packs)
     }
 
+    /// True when the last look at a pack found that some of its chunks are read from other packs.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn has_duplicates(&self, pack: u32) -> Result<bool> {
+        Ok(self.database.get(key(DUPLICATES, &pack.to_be_bytes())).map_err(failed)?.is_some())
+    }
+
+    /// Notes what the last look at a pack found.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn note_duplicates(&self, pack: u32, has: bool) -> Result<()> {
+        let key = key(DUPLICATES, &pack.to_be_bytes());
+        match has {
+            true => self.database.put_opt(key, b"", &without_log()),
+            false => self.database.delete_opt(key, &without_log()),
+        }
+        .map_err(failed)
+    }
+
     /// Notes the dead bytes of packs.
     ///
     /// # Errors
@@ -365,10 +420,13 @@ impl References {
 
     fn note(&self, dead_bytes: &BTreeMap<u32, u64>, mut batch: WriteBatch) -> Result<()> {
         for (number, bytes) in dead_bytes {
-            let key = key(PACK, &number.to_be_bytes());
+            let row = key(PACK, &number.to_be_bytes());
             match bytes {
-                0 => batch.delete(key),
-                _ => batch.put(key, bytes.to_le_bytes()),
+                0 => {
+                    batch.delete(row);
+                    batch.delete(key(DUPLICATES, &number.to_be_bytes()));
+                }
+                _ => batch.put(row, bytes.to_le_bytes()),
             }
         }
         self.database.write_opt(batch, &without_log()).map_err(failed)
@@ -399,16 +457,30 @@ impl References {
 fn merging() -> rocksdb::Options {
     let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.set_merge_operator_associative("sum", sum);
-    options.set_max_successive_merges(8);
     // What is asked for is there nearly always: filters of the lowest level would only push its index out of the cache.
     options.set_optimize_filters_for_hits(true);
     options
 }
 
-fn sum(_: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
-    let all = existing.into_iter().chain(operands);
-    let sum = all.map(|bytes| bytes.try_into().ok().map(i64::from_le_bytes)).sum::<Option<i64>>()?;
-    Some(sum.to_le_bytes().to_vec())
+fn sum(key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<Vec<u8>> {
+    let mut all = existing.into_iter().chain(operands);
+    match key.split_first()? {
+        (&(ROW | TAKEN_ROW), key) => row::sum(key, all),
+        _ => {
+            let sum = all.try_fold(0_i64, |sum, bytes| sum.checked_add(i64::from_le_bytes(bytes.try_into().ok()?)))?;
+            Some(sum.to_le_bytes().to_vec())
+        }
+    }
+}
+
+/// Of the ids in one row.
+type RowKey = [u8; ROW_KEY_BYTES];
+
+/// Beginnings of ids, ascending, and their counts.
+type Row = Vec<(u64, i64)>;
+
+fn count_in(row: &Row, head: u64) -> i64 {
+    row.binary_search_by_key(&head, |(head, _)| *head).map_or(0, |at| row[at].1)
 }
 
 fn number(bytes: Option<&[u8]>) -> Result<i64> {
@@ -439,14 +511,20 @@ fn unusable() -> Error {
         .hint("sweep again; they are made again where they cannot be read")
 }
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const TAG: &[u8] = b"t";
-/// Then a chunk id: references to it.
-const COUNT: u8 = b'c';
-/// Then a chunk id: what the present sweep adds to them.
-const TAKEN: u8 = b'd';
+/// Then the id of a page or manifest: references to it.
+const PAGE: u8 = b'c';
+/// The same: what the present sweep adds to them.
+const TAKEN_PAGE: u8 = b'd';
+/// Then the beginning of chunk ids: references to each of them.
+const ROW: u8 = b'h';
+/// The same: what the present sweep adds to them.
+const TAKEN_ROW: u8 = b'k';
 /// Then a pack's number: its dead bytes.
 const PACK: u8 = b'p';
+/// Then the number of a pack with chunks that are read from others.
+const DUPLICATES: u8 = b'q';
 /// Then a point's id.
 const POINT: u8 = b'r';
 const COUNTED: &[u8] = b"counted";
@@ -460,10 +538,8 @@ const MIXED: &[u8] = b"x";
 /// It is going into the counts.
 const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
-/// Chunks that are looked at together. RocksDB holds the block of each meanwhile: 65,536 took 360 MiB more.
+/// Rows that are looked at together. RocksDB holds the block of each meanwhile.
 const TOGETHER: usize = 4096;
-/// Below so many the cache is worth its work.
-const FEW: usize = 256;
 /// Little comes back: ids are asked for in order.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
@@ -480,8 +556,8 @@ mod tests {
 
     fn dead(references: &References) -> Vec<u8> {
         let mut found = Vec::new();
-        let note = |ids: Vec<ChunkId>| {
-            found.extend(ids.iter().map(|id| id.0[0]));
+        let note = |heads: Vec<u64>| {
+            found.extend(heads.iter().map(|head| head.to_be_bytes()[0]));
             Ok(())
         };
         references.dead(note).unwrap();

@@ -185,22 +185,36 @@ impl Inner {
     fn looked_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Result<Looked> {
         let pack = &state.packs()[&number].added;
         let entries = self.records_of(state, number)?;
-        let (mut live, mut held) = (vec![false; entries.len()], BTreeSet::new());
+        // The earliest sound place of a chunk counts. When those here did at the last look, nothing that came later changes
+        // it but damage.
+        let is_known = number < references.looked_at()? && !references.has_duplicates(number)?;
+        let count_here = is_known && state.suspects().is_empty() && self.nothing_damaged();
+        let (mut live, mut held, mut elsewhere) = (vec![false; entries.len()], BTreeSet::new(), false);
         let in_doubt = |entry: &PackEntry| died.binary_search(&entry.offset).is_err();
         for_each_batch(&entries, in_doubt, |batch, ids| {
             // What is taken away of these leaves some.
             let counts = references.counts_before(&ids)?;
             let needed = batch.iter().zip(ids).zip(counts).filter(|(_, count)| *count > 0);
             let (needed, ids): (Vec<usize>, Vec<ChunkId>) = needed.map(|((at, id), _)| (*at, id)).unzip();
+            if count_here {
+                needed.into_iter().for_each(|at| live[at] = true);
+                return Ok(());
+            }
             for (at, place) in needed.into_iter().zip(self.locate(&ids)?) {
                 match place {
                     // A chunk twice in one pack is read from one place.
-                    Some(place) => live[at] = place.pack == number && place.offset == entries[at].offset,
+                    Some(place) => {
+                        live[at] = place.pack == number && place.offset == entries[at].offset;
+                        elsewhere |= !live[at];
+                    }
                     None => drop(held.insert(at)),
                 }
             }
             Ok(())
         })?;
+        if !count_here {
+            references.note_duplicates(number, elsewhere)?;
+        }
         let is_dead = |at: &usize| !live[*at] && !held.contains(at);
         let dead_bytes = match held.is_empty() && !live.contains(&true) {
             true => pack.bytes,

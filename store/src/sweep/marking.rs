@@ -2,7 +2,7 @@
 
 use crate::local::Inner;
 use crate::reader;
-use crate::references::References;
+use crate::references::{References, head};
 use crate::state::State;
 use chunker::{ChunkId, ChunkKind};
 use mover::{Error, Manifest, Page, PointId, Result, with_opener};
@@ -131,11 +131,6 @@ impl Wanted {
     fn may_hold(&self, id: &ChunkId) -> bool {
         self.0.binary_search(&head(id)).is_ok()
     }
-}
-
-/// The beginning of an id, in the order of ids. Two of the same are taken for one: what follows from it is looked at again.
-pub(super) fn head(id: &ChunkId) -> u64 {
-    u64::from_be_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
 }
 
 /// Half of an id: two pages of the same half are not to be found, as with the whole.
