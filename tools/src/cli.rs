@@ -559,7 +559,8 @@ pub struct Doctor {
     /// Also look at this repository: /path or file:///path
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
     pub repository: Option<Kept>,
-    /// Go on with a repository that was put back to an older state on purpose
+    /// Go on with a repository that was put back to an older state on purpose, or whose log lost a record: what was committed
+    /// after that is given up
     #[arg(long, requires = "repository")]
     pub accept_rollback: bool,
 }

@@ -53,3 +53,36 @@ fn a_copy_refuses_it_and_says_what_can_be_done() {
     let again = copy("HERE/second");
     assert_eq!(again.code, 0, "{}", again.stderr);
 }
+
+#[test]
+fn a_lost_record_of_the_log_is_told_and_can_be_given_up() {
+    let bench = Bench::new();
+    let backup = || bench.run(&["backup", "--machine", "m", "-r", "REPO", "DISK"]);
+    (0..4).for_each(|_| assert_eq!(backup().code, 0));
+    let points = || bench.run(&["points", "-r", "REPO"]);
+    let there = |printed: &str| printed.matches("\"point\"").count();
+    assert_eq!(there(&points().stdout), 4);
+    let record = |number: u32| bench.path(&format!("repo/log/{:020}/{number:020}", 0));
+    let last = (1..).take_while(|number| record(*number).exists()).last().unwrap();
+    fs::remove_file(record(last / 2)).unwrap();
+    // With and without what remembers more.
+    for index in [true, false] {
+        if !index {
+            fs::remove_dir_all(bench.path("repo/index")).unwrap();
+        }
+        let refused = points();
+        assert_eq!(refused.code, 13, "{}{}", refused.stdout, refused.stderr);
+        for part in [&format!("{:020} is missing", last / 2)[..], "bring the file back", "doctor --accept-rollback"] {
+            assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        }
+    }
+    let accepted = bench.run(&["doctor", "--accept-rollback", "-r", "REPO"]);
+    assert_eq!(accepted.code, 0, "{}", accepted.stderr);
+    assert_eq!(fs::read_dir(bench.path("repo/quarantine")).unwrap().count() as u32, last - last / 2);
+    let left = there(&points().stdout);
+    assert!((1..4).contains(&left), "{left} points are from before");
+    assert_eq!(backup().code, 0);
+    assert_eq!(bench.run(&["sweep", "-r", "REPO"]).code, 0);
+    assert_eq!(there(&points().stdout), left + 1);
+    assert_eq!(bench.run(&["verify", "--decode", "-r", "REPO"]).code, 0);
+}
