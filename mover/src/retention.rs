@@ -164,10 +164,13 @@ fn civil(time: Timestamp) -> DateTime {
 /// Why rules should not be applied: the clock and what is stamped do not go together. `points` stand in the order in which
 /// they were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
 ///
-/// A clock that ran ahead while points were committed is not noticed: their order is right, and rules go by the order and
-/// by distinct periods only.
+/// What is forgotten is not looked at: rules do not, and to forget what is stamped wrongly ends the doubt. A clock that still
+/// runs ahead since before the last commit is not noticed: the order of points is right, and rules go by it.
 pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
-    let late = points.iter().filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
+    let late = points
+        .iter()
+        .filter(|point| !point.forgotten)
+        .filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
     if let Some(point) = late.max_by_key(|point| point.commit_time) {
         let (id, at) = (point.id, civil(point.commit_time));
         return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));

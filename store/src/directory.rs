@@ -261,9 +261,6 @@ impl Directory {
     /// # Errors
     /// Of the storage.
     pub fn make_log_folder(&self, sequence: u64) -> Result<()> {
-        if sequence > 1 && !sequence.is_multiple_of(LOG_FOLDER) {
-            return Ok(());
-        }
         let path = self.root.join(LOG).join(format!("{:020}", sequence / LOG_FOLDER));
         self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
         self.sync_dir(&self.root.join(LOG))

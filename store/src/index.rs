@@ -5,11 +5,13 @@ use crate::format::pack::PackEntry;
 use chunker::ChunkId;
 use mover::{Error, Incarnation, RepositoryId, Result, codec};
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, Env, FlushOptions, IteratorMode, Options, WriteBatch,
+    WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Where a chunk is.
@@ -48,6 +50,15 @@ pub struct Index {
     again: BTreeSet<u32>,
     /// Packs put into the database's memory since the last flush.
     unflushed: AtomicU32,
+    /// Tells it from others of this process.
+    instance: u64,
+}
+
+/// A change of rows, read before whoever writes was asked to wait.
+pub struct Forgetting {
+    /// The index, and what was written there last.
+    made_for: (u64, u64),
+    batch: WriteBatch,
 }
 
 /// What the database says of itself.
@@ -104,7 +115,9 @@ impl Index {
 
     /// An empty one that has no database.
     pub fn in_memory() -> Self {
+        static INSTANCES: AtomicU64 = AtomicU64::new(0);
         Self {
+            instance: INSTANCES.fetch_add(1, Relaxed),
             database: None,
             access: IndexAccess::Guest,
             overlay: HashMap::new(),
@@ -199,14 +212,15 @@ impl Index {
         Ok(())
     }
 
-    /// Takes the places of these chunks in pack `number` out, where there is a database to write to.
+    /// What takes the places of these chunks in pack `number` out; none where there is no database to write to.
     ///
     /// # Errors
     /// Of the storage.
-    pub fn forget_places(&self, number: u32, ids: &[ChunkId]) -> Result<()> {
+    pub fn forgetting(&self, number: u32, ids: &[ChunkId]) -> Result<Option<Forgetting>> {
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
-            return Ok(());
+            return Ok(None);
         };
+        let made_for = (self.instance, database.latest_sequence_number());
         let mut batch = WriteBatch::default();
         for (id, found) in ids.iter().zip(database.multi_get(ids.iter().map(ChunkId::as_bytes))) {
             let Some(bytes) = found.map_err(failed)? else { continue };
@@ -217,7 +231,20 @@ impl Index {
                 false => batch.put(id.as_bytes(), codec::encode::<_, PLACES_BYTES_MAX>(&places)?),
             }
         }
-        database.write_opt(batch, &without_log()).map_err(failed)
+        Ok(Some(Forgetting { made_for, batch }))
+    }
+
+    /// Does it, when nothing was written since it was made; else gives false. One writer at a time.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn forget_places(&self, forgetting: Forgetting) -> Result<bool> {
+        let database = self.database.as_ref().ok_or_else(unusable)?;
+        let is_due = forgetting.made_for == (self.instance, database.latest_sequence_number());
+        if is_due {
+            database.write_opt(forgetting.batch, &without_log()).map_err(failed)?;
+        }
+        Ok(is_due)
     }
 
     /// Notes that pack `number` is in the index: of one that has no database of its own, the records in memory. Numbers
@@ -383,6 +410,7 @@ pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Op
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
+    options.set_env(compacting_quietly());
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_size(write_buffer_bytes);
@@ -395,6 +423,16 @@ pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Op
     options.set_compression_type(rocksdb::DBCompressionType::None);
     options.set_skip_stats_update_on_db_open(true);
     options
+}
+
+/// Files are put together when nobody else wants the processor: nothing waits for that.
+fn compacting_quietly() -> &'static Env {
+    static ENV: LazyLock<Env> = LazyLock::new(|| {
+        let mut env = Env::new().expect("RocksDB has a default");
+        env.lower_thread_pool_cpu_priority();
+        env
+    });
+    &ENV
 }
 
 /// Losing what is in memory only means adding it again, so RocksDB's own log would be written for nothing.

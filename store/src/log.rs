@@ -92,29 +92,35 @@ impl CommitLog {
         for folder in self.directory.list(LOG)? {
             if folder.parse::<u64>().is_ok_and(|number| number >= (end + 1) / LOG_FOLDER) {
                 let names = self.directory.list(&format!("{LOG}/{folder}"))?;
-                later.extend(names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|number| *number > end));
+                let is_record = |number: &u64| log_object(*number).starts_with(&format!("{LOG}/{folder}/"));
+                let numbers = names.iter().filter_map(|name| name.parse().ok()).filter(is_record);
+                later.extend(numbers.filter(|number| *number > end));
             }
         }
         later.sort_unstable();
         Ok(later)
     }
 
-    /// Moves the records and digests above the last record read aside, the newest first: what is left is damaged as before
-    /// until the last has gone. Gives the end of the log that is given up with them.
+    /// Moves the records and digests above the last record read aside, the newest last: until that has gone the log is
+    /// damaged as before, and its end can be told. Gives that end.
     ///
     /// # Errors
     /// Of the storage.
     pub fn set_aside_later(&self) -> Result<Option<Incarnation>> {
-        let later = self.later()?;
-        let Some(newest) = later.last() else { return Ok(None) };
-        let hash = self.record(*newest).ok().flatten().map_or([0; 32], |(_, end)| end.hash);
-        let digests = self.digests()?.into_iter().filter(|sequence| *sequence > self.state.end().sequence);
-        let aside = digests.map(state_object).chain(later.iter().rev().map(|sequence| log_object(*sequence)));
-        for name in aside {
+        let end = self.state.end().sequence;
+        let (later, digests) = (self.later()?, self.digests()?);
+        let given_up = later.last().map(|newest| {
+            let hash = self.record(*newest).ok().flatten().map_or([0; 32], |(_, end)| end.hash);
+            Incarnation { sequence: *newest, hash }
+        });
+        let digests = digests.into_iter().filter(|sequence| *sequence > end).map(state_object);
+        for name in digests.chain(later.into_iter().map(log_object)) {
             tracing::warn!(%name, "is set aside");
             self.directory.set_aside(&name)?;
         }
-        Ok(Some(Incarnation { sequence: *newest, hash }))
+        // It may be what was lost.
+        self.directory.make_log_folder(end + 1)?;
+        Ok(given_up)
     }
 
     /// The state after the last record read.
@@ -229,7 +235,9 @@ impl CommitLog {
             if let Some((_, void)) = after.apply(&record, end.hash)?.into_iter().next() {
                 return Err(Error::fenced(format!("the repository refuses: {void}")).hint("run the job again"));
             }
-            self.directory.make_log_folder(record.sequence)?;
+            if record.sequence == 1 || record.sequence.is_multiple_of(LOG_FOLDER) {
+                self.directory.make_log_folder(record.sequence)?;
+            }
             if self.directory.create(&log_object(record.sequence), &bytes)? == Created::New {
                 self.state = Arc::new(after);
                 self.check_digests(author)?;
@@ -267,6 +275,15 @@ impl CommitLog {
         Ok(seen.sequence < end.sequence && self.record(seen.sequence)?.is_none_or(|(_, then)| then == seen))
     }
 
+    /// True when a view that has applied `seen` is of this log: not of an end of it that an administrator gave up.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn goes_on_from(&self, seen: Incarnation) -> Result<bool> {
+        let there = || Ok::<_, Error>(self.record(seen.sequence)?.is_some_and(|(_, end)| end == seen));
+        Ok(!self.state.gave_up(seen) || there()?)
+    }
+
     fn read_digest(&self, sequence: u64) -> Result<Digest> {
         let name = state_object(sequence);
         let bytes = self.directory.read(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
@@ -277,9 +294,11 @@ impl CommitLog {
         if !ours || state.end().sequence != sequence {
             return Err(Error::integrity(format!("{name} belongs to another repository or record")));
         }
-        // A digest of a log that went another way since must not be believed.
-        match self.record(sequence)? {
-            Some((_, end)) if end != state.end() => Err(Error::integrity(format!("{name} is of another log"))),
+        // A digest of a log that went another way since must not be believed. One whose record is damaged says what that
+        // did; the next record proves it.
+        match self.record(sequence) {
+            Ok(Some((_, end))) if end != state.end() => Err(Error::integrity(format!("{name} is of another log"))),
+            Err(error) if error.kind() != ErrorKind::Integrity => Err(error),
             _ => Ok(digest),
         }
     }

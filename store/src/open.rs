@@ -2,7 +2,7 @@
 
 use crate::directory::{
     CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, INDEX_NEW, LOCK, LOG, PACKS,
-    REFERENCES, STATE,
+    REFERENCES, STATE, pack_object,
 };
 use crate::error::storage;
 use crate::format::config::ConfigFile;
@@ -95,7 +95,7 @@ impl Local {
 
     /// Accepts that the log of this directory ends before, or differs from, what its index has seen, or that a record of it
     /// is lost or damaged: an administrator's decision. It goes on after the last sound record; points committed later are
-    /// lost, and what is left of their records is set aside.
+    /// lost, what is left of their records is set aside, and their packs stay.
     ///
     /// # Errors
     /// `Usage` when nothing was rolled back; as [`Self::open`].
@@ -118,7 +118,12 @@ impl Local {
                 seen = given_up.into_iter().chain([seen]).max_by_key(|end| end.sequence).expect("one at least");
             }
             let author = Author { writer: config.writer, term: log.state().term(config.writer) + 1 };
+            // What was packed again, and only there, since the last record that is left is not garbage for that.
+            let unknown = unknown_packs(&directory, &log)?;
             log.append(author, |_| Ok(vec![Event::WriterTerm, Event::NewIncarnation(seen)]))?;
+            for packs in unknown.chunks(PACKS_TOGETHER) {
+                log.append(author, |_| Ok(vec![Event::PacksAdded(packs.to_vec())]))?;
+            }
             // The views belong to the lost end of the log. The index goes last: it is what knows of the rollback.
             Index::remove(&directory.root().join(REFERENCES))?;
             Index::remove(&folder)?;
@@ -205,8 +210,15 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
         let log = CommitLog::open(directory.clone(), id, config.bytes.clone());
         (log, index.join().expect("opening the index does not panic"))
     });
-    let (log, index) = (log?, index?);
+    let (log, mut index) = (log?, index?);
     check_rollback(&log, index.applied())?;
+    if access == Access::Write && !log.goes_on_from(index.applied())? {
+        // A process died when it had accepted a rollback, and before the views of the lost end were gone.
+        index.close();
+        Index::remove(&directory.root().join(REFERENCES))?;
+        Index::remove(&index_folder)?;
+        index = Index::open(&index_folder, index_access, id)?;
+    }
     if access == Access::Write && log.state().end().sequence > 0 {
         // The process that created it may have died before its name was durable, and the index must not know more than
         // a power cut leaves.
@@ -222,6 +234,29 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
     let _ = inner.me.set(Arc::downgrade(&inner));
     inner.index_new_packs(&state);
     Ok(inner)
+}
+
+/// Packs that are there and sound, and that this log does not know.
+fn unknown_packs(directory: &Directory, log: &CommitLog) -> Result<Vec<AddedPack>> {
+    let (state, mut found) = (log.state(), Vec::new());
+    for byte in 0..=255u8 {
+        for name in directory.list(&format!("{PACKS}/{byte:02x}"))? {
+            let Ok(name) = name.parse::<PackName>() else { continue };
+            if state.pack_number(&name).is_some() || state.was_dropped(&name) {
+                continue;
+            }
+            let Some(bytes) = directory.read(&pack_object(&name), PACK_BYTES_MAX)? else { continue };
+            let Ok(header) = PackHeader::decode(&bytes) else { continue };
+            let entries = decode_footer(&bytes, header.kind, bytes.len() as u64);
+            if header.repository == state.repository()
+                && PackName(digest(&bytes)) == name
+                && let Ok(entries) = entries
+            {
+                found.push(added(name, &bytes, &entries)?);
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn read_config(directory: &Directory) -> Result<ConfigFile> {
@@ -370,4 +405,6 @@ fn sound_records(inner: &Inner, path: &Path) -> Result<Vec<(PackKind, Arrival)>>
     Ok(sound)
 }
 
+/// Packs in one record.
+const PACKS_TOGETHER: usize = 4096;
 const CONFIG_BYTES_MAX: u64 = 64 << 10;

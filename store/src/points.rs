@@ -13,7 +13,7 @@ impl Inner {
             by_commit.sort_unstable();
             let all = by_commit.into_iter().filter_map(|(_, id)| state.recovery_point(id));
             let all: Vec<RecoveryPoint> = all.collect();
-            let commits = all.iter().map(|point| point.commit_time);
+            let commits = all.iter().filter(|point| !point.forgotten).map(|point| point.commit_time);
             let newest = commits.chain(state.sessions().values().map(|session| session.time)).max();
             let due = change.due(&all, points, newest, self.world.now())?;
             let event = match change {

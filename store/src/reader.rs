@@ -6,7 +6,7 @@ use crate::error::{reading, storage};
 use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
-    footer_bytes, read_record_header,
+    footer_bytes, nonce_of, read_record_header, scan_records,
 };
 use crate::index::Place;
 use crate::local::{Inner, Local, PackFile};
@@ -403,8 +403,9 @@ pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>>
     };
     decoded.or_else(|error| {
         tracing::warn!(pack = %name, %error, "a pack's footer is damaged; its records are read instead");
-        let header = read_header(directory, &file, name)?;
-        Ok(crate::format::pack::scan_records(&read(length)?, &header.nonce))
+        let bytes = read(length)?;
+        let nonce = nonce_of(&bytes).ok_or_else(|| Error::integrity(format!("pack {name} has no beginning")))?;
+        Ok(scan_records(&bytes, &nonce))
     })
 }
 

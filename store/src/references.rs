@@ -185,7 +185,11 @@ impl References {
         if !self.is_taking.load(Relaxed) {
             return Ok(counts);
         }
-        Ok(counts.into_iter().zip(self.numbers(TAKEN_ROW, ids)?).map(|(count, taken)| count + taken).collect())
+        Ok(counts
+            .into_iter()
+            .zip(self.numbers(TAKEN_ROW, ids)?)
+            .map(|(count, taken)| count.saturating_add(taken))
+            .collect())
     }
 
     /// The same with those that were taken away.
@@ -282,7 +286,10 @@ impl References {
         self.taken(|taken| {
             let counted = self.rows(ROW, taken.iter().map(|(key, _)| *key))?;
             let pairs = taken.into_iter().zip(&counted).flat_map(|((_, taken), row)| {
-                taken.into_iter().filter(|(head, by)| count_in(row, *head) + by <= 0).map(|(head, _)| head)
+                taken
+                    .into_iter()
+                    .filter(|(head, by)| count_in(row, *head).saturating_add(*by) <= 0)
+                    .map(|(head, _)| head)
             });
             each(pairs.collect())
         })
@@ -379,6 +386,16 @@ impl References {
         Ok(packs)
     }
 
+    /// The same of one pack.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn dead_bytes_in(&self, pack: u32) -> Result<u64> {
+        let noted = self.database.get(key(PACK, &pack.to_be_bytes())).map_err(failed)?;
+        let bytes = |noted: Vec<u8>| noted.try_into().map(u64::from_le_bytes).map_err(|_| unusable());
+        noted.map_or(Ok(0), bytes)
+    }
+
     /// True when the last look at a pack found that some of its chunks are read from other packs.
     ///
     /// # Errors
@@ -457,6 +474,8 @@ impl References {
 fn merging() -> rocksdb::Options {
     let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.set_merge_operator_associative("sum", sum);
+    // Each sweep leaves some files, and what lies below is rewritten with them.
+    options.set_level_zero_file_num_compaction_trigger(L0_FILES);
     // What is asked for is there nearly always: filters of the lowest level would only push its index out of the cache.
     options.set_optimize_filters_for_hits(true);
     options
@@ -540,6 +559,8 @@ const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
 /// Rows that are looked at together. RocksDB holds the block of each meanwhile.
 const TOGETHER: usize = 4096;
+/// Of three or four sweeps.
+const L0_FILES: i32 = 8;
 /// Little comes back: ids are asked for in order.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 const WRITE_BUFFER_BYTES: usize = 8 << 20;

@@ -267,6 +267,16 @@ pub fn decode_footer(tail: &[u8], pack: PackKind, pack_bytes: u64) -> Result<Vec
     Ok(entries)
 }
 
+/// The nonce of a pack, from its header or, when that is damaged, its first record.
+pub fn nonce_of(pack: &[u8]) -> Option<[u8; 16]> {
+    let of_record = || {
+        let mut from = RecordReader::new(pack.get(PACK_HEADER_BYTES..)?);
+        (from.bytes("record magic", 4).ok()? == RECORD_MAGIC && from.u32("record ordinal").ok()? == 0)
+            .then(|| from.array("record nonce").ok())?
+    };
+    PackHeader::decode(pack).ok().map(|header| header.nonce).or_else(of_record)
+}
+
 /// The complete records at the front of a pack whose footer is missing or damaged: each record that is whole and whose
 /// blob's checksum holds, up to the first that is not. Fingerprints are not looked at.
 pub fn scan_records(pack: &[u8], nonce: &[u8; 16]) -> Vec<PackEntry> {

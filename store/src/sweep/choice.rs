@@ -1,5 +1,6 @@
 //! Which packs are doomed, and what of them is packed again before.
 
+use crate::format::event::AddedPack;
 use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
 use crate::index::Place;
 use crate::local::Inner;
@@ -19,6 +20,18 @@ struct Looked {
     dead_bytes: u64,
     /// A chunk is needed and nowhere sound: what is left of it is kept.
     held: bool,
+}
+
+impl Looked {
+    /// Of `pack`, when those of its records that are not `live` are `held` or dead.
+    fn of(pack: &AddedPack, entries: Vec<PackEntry>, live: Vec<bool>, held: &BTreeSet<usize>) -> Self {
+        let is_dead = |at: &usize| !live[*at] && !held.contains(at);
+        let dead_bytes = match held.is_empty() && !live.contains(&true) {
+            true => pack.bytes,
+            false => (0..entries.len()).filter(is_dead).map(|at| record_bytes(&entries[at])).sum(),
+        };
+        Self { entries, live, dead_bytes, held: !held.is_empty() }
+    }
 }
 
 /// How long packs will be, once records are in them.
@@ -77,7 +90,7 @@ impl Inner {
         let (mut dead_bytes, mut looked_at) = (BTreeMap::new(), old);
         for number in new {
             // Those after one that cannot be read are looked at again the next time, as it is.
-            let Some(looked) = self.look_at(references, state, number, &[]) else { break };
+            let Some(looked) = self.look_at(references, state, number, &[])? else { break };
             dead_bytes.insert(number, looked.dead_bytes);
             looked_at = number + 1;
         }
@@ -124,7 +137,7 @@ impl Inner {
         for number in candidates {
             let pack = &state.packs()[&number].added;
             let died = died.remove(&number).unwrap_or_default().offsets;
-            let Some(looked) = self.look_at(references, state, number, &died) else { continue };
+            let Some(looked) = self.look_at(references, state, number, &died)? else { continue };
             choice.dead_bytes.insert(number, looked.dead_bytes);
             if looked.held {
                 continue;
@@ -173,22 +186,27 @@ impl Inner {
 
     /// What of a pack is needed; none when that cannot be told. Nobody needs the records at the offsets in `died`,
     /// ascending: they are not asked for again.
-    fn look_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Option<Looked> {
-        let looked = self.looked_at(references, state, number, died);
-        let told = |error: &Error| {
-            let pack = state.packs().get(&number).map(|pack| pack.added.name);
-            tracing::warn!(?pack, %error, "a pack that cannot be read is left alone");
-        };
-        looked.inspect_err(told).ok()
-    }
-
-    fn looked_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Result<Looked> {
+    ///
+    /// # Errors
+    /// Of the counts.
+    fn look_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Result<Option<Looked>> {
         let pack = &state.packs()[&number].added;
-        let entries = self.records_of(state, number)?;
+        let entries = match self.records_of(state, number) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!(pack = %pack.name, %error, "a pack that cannot be read is left alone");
+                return Ok(None);
+            }
+        };
         // The earliest sound place of a chunk counts. When those here did at the last look, nothing that came later changes
         // it but damage.
-        let is_known = number < references.looked_at()? && !references.has_duplicates(number)?;
-        let count_here = is_known && state.suspects().is_empty() && self.nothing_damaged();
+        let is_known = number < references.looked_at()? && state.suspects().is_empty() && self.nothing_damaged();
+        let count_here = is_known && !references.has_duplicates(number)?;
+        if is_known && references.dead_bytes_in(number)? == 0 {
+            // All were needed then, and what died since is known.
+            let live: Vec<bool> = entries.iter().map(|entry| died.binary_search(&entry.offset).is_err()).collect();
+            return Ok(Some(Looked::of(pack, entries, live, &BTreeSet::new())));
+        }
         let (mut live, mut held, mut elsewhere) = (vec![false; entries.len()], BTreeSet::new(), false);
         let in_doubt = |entry: &PackEntry| died.binary_search(&entry.offset).is_err();
         for_each_batch(&entries, in_doubt, |batch, ids| {
@@ -212,15 +230,11 @@ impl Inner {
             }
             Ok(())
         })?;
-        if !count_here {
+        // Of what died it is not known, and it may be unforgotten.
+        if !count_here && (elsewhere || died.is_empty()) {
             references.note_duplicates(number, elsewhere)?;
         }
-        let is_dead = |at: &usize| !live[*at] && !held.contains(at);
-        let dead_bytes = match held.is_empty() && !live.contains(&true) {
-            true => pack.bytes,
-            false => (0..entries.len()).filter(is_dead).map(|at| record_bytes(&entries[at])).sum(),
-        };
-        Ok(Looked { entries, live, dead_bytes, held: !held.is_empty() })
+        Ok(Some(Looked::of(pack, entries, live, &held)))
     }
 
     /// All records of a pack: from its footer; where that does not read, as the index has them. What a part of them says

@@ -3,11 +3,12 @@
 
 use super::choice::record_bytes;
 use crate::format::pack::RECORD_HEADER_BYTES;
+use crate::index::Place;
 use crate::local::Inner;
 use crate::references::{References, head};
 use crate::state::State;
 use mover::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What died in one pack.
 #[derive(Default)]
@@ -25,8 +26,19 @@ impl Died {
     }
 }
 
+/// A search for chunks.
+struct Search {
+    /// The beginnings of their ids, ascending.
+    heads: Vec<u64>,
+    /// Those that were found.
+    found: Vec<bool>,
+    /// Packs that were read.
+    read: BTreeSet<u32>,
+    died: BTreeMap<u32, Died>,
+}
+
 impl Inner {
-    /// What died in which packs. Memory: 13 bytes for each chunk that died.
+    /// What died in which packs. Memory: up to 21 bytes for each chunk that died.
     pub(super) fn died(&self, references: &References, state: &State) -> Result<BTreeMap<u32, Died>> {
         let (mut heads, mut sampled) = (Vec::new(), Some(BTreeMap::<u32, u64>::new()));
         references.dead(|dead| {
@@ -39,38 +51,59 @@ impl Inner {
             heads.extend(dead);
             Ok(())
         })?;
-        let much = |(number, found): &(u32, u64)| {
+        let much = |(number, found): &(&u32, &u64)| {
             let chunks = state.packs().get(number).map_or(u64::MAX, |pack| pack.added.chunks.into());
-            found * SAMPLE as u64 * WORTH >= chunks
+            **found * SAMPLE as u64 * WORTH >= chunks
         };
-        let packs: Vec<u32> = match sampled {
-            Some(sampled) => sampled.into_iter().filter(much).map(|(number, _)| number).collect(),
+        let found = vec![false; heads.len()];
+        let mut search = Search { heads, found, read: BTreeSet::new(), died: BTreeMap::new() };
+        let promising = sampled.iter().flatten().filter(much).map(|(number, _)| *number);
+        self.look_in(&mut search, references, state, promising)?;
+        let left = search.heads.iter().zip(&search.found).filter(|(_, found)| !**found).map(|(head, _)| *head);
+        let left: Vec<u64> = left.collect();
+        let places: Option<Vec<Vec<Place>>> = left.chunks(TOGETHER).map(|heads| self.places_by_head(heads)).collect();
+        match places {
+            Some(places) => {
+                for place in places.into_iter().flatten().filter(|place| !search.read.contains(&place.pack)) {
+                    let bytes = RECORD_HEADER_BYTES as u64 + u64::from(place.blob_bytes);
+                    search.died.entry(place.pack).or_default().add(place.offset, bytes);
+                }
+            }
             // Without an index packs are all there is.
-            None => state.packs().keys().copied().collect(),
-        };
-        let (mut died, mut placed) = (BTreeMap::new(), vec![false; heads.len()]);
+            None => self.look_in(&mut search, references, state, state.packs().keys().copied())?,
+        }
+        search.died.values_mut().for_each(|here| here.offsets.sort_unstable());
+        Ok(search.died)
+    }
+
+    fn look_in(
+        &self,
+        search: &mut Search,
+        references: &References,
+        state: &State,
+        packs: impl Iterator<Item = u32>,
+    ) -> Result<()> {
         for number in packs {
+            if !state.packs().contains_key(&number) || search.read.contains(&number) {
+                continue;
+            }
             // Those of a pack that cannot be read are looked up.
             let Ok(mut entries) = self.records_of(state, number) else { continue };
             entries.sort_unstable_by_key(|entry| entry.id);
-            let (here, mut from): (&mut Died, usize) = (died.entry(number).or_default(), 0);
+            // What has a duplicate here may have counted in another.
+            let is_place = !references.has_duplicates(number)?;
+            let (here, mut from) = (search.died.entry(number).or_default(), 0);
             for entry in &entries {
                 let head = head(&entry.id);
-                from += heads[from..].partition_point(|dead| *dead < head);
-                if heads.get(from) == Some(&head) {
-                    placed[from] = true;
+                from += search.heads[from..].partition_point(|dead| *dead < head);
+                if search.heads.get(from) == Some(&head) {
+                    search.found[from] |= is_place;
                     here.add(entry.offset, record_bytes(entry));
                 }
             }
+            search.read.insert(number);
         }
-        let left: Vec<u64> =
-            heads.into_iter().zip(placed).filter(|(_, placed)| !placed).map(|(head, _)| head).collect();
-        for place in left.chunks(TOGETHER).filter_map(|heads| self.places_by_head(heads)).flatten() {
-            let bytes = RECORD_HEADER_BYTES as u64 + u64::from(place.blob_bytes);
-            died.entry(place.pack).or_default().add(place.offset, bytes);
-        }
-        died.values_mut().for_each(|here| here.offsets.sort_unstable());
-        Ok(died)
+        Ok(())
     }
 }
 

@@ -139,21 +139,27 @@ impl Inner {
     /// Takes a dropped pack out of index and directory. One that is left behind by a crash is removed by the next sweep.
     fn remove_pack(&self, state: &State, number: u32, name: &PackName) -> Result<()> {
         if let Ok(entries) = self.records_of(state, number) {
-            for_each_batch(
-                &entries,
-                |_| true,
-                |_, ids| {
-                    // Few at a time, because commits wait for it.
-                    ids.chunks(PLACES_TOGETHER).try_for_each(|ids| {
-                        // Rows of the index are read, changed and written: who holds the log is its one writer.
-                        let _one = self.log.lock().expect("no holder panics");
-                        self.index.read().expect("no holder panics").forget_places(number, ids)
-                    })
-                },
-            )?;
+            // Few at a time, because commits wait for it.
+            let forget =
+                |ids: Vec<ChunkId>| ids.chunks(PLACES_TOGETHER).try_for_each(|ids| self.forget_places(number, ids));
+            for_each_batch(&entries, |_| true, |_, ids| forget(ids))?;
         }
         self.files.lock().expect("no holder panics").remove(name);
         self.directory.remove(&pack_object(name))
+    }
+
+    /// Takes places out of the index. Who holds the log is its one writer, and commits wait for it: rows are read before.
+    fn forget_places(&self, number: u32, ids: &[ChunkId]) -> Result<()> {
+        let made = || self.index.read().expect("no holder panics").forgetting(number, ids);
+        let forget = |made| self.index.read().expect("no holder panics").forget_places(made);
+        let Some(early) = made()? else { return Ok(()) };
+        let _one = self.log.lock().expect("no holder panics");
+        if !forget(early)?
+            && let Some(again) = made()?
+        {
+            forget(again)?;
+        }
+        Ok(())
     }
 
     /// Removes pack files that no sweep before came to delete, and those of writers that are gone (R5). Gives their bytes.

@@ -427,3 +427,34 @@ async fn a_copy_refuses_a_source_that_was_rolled_back() {
     backed_up().await;
     assert_eq!(copied().await.unwrap().points, 1);
 }
+
+/// R15, and what a sweep did after the last record that is left: what it packed again is nowhere else any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packs_that_only_lost_records_named_are_taken_back() {
+    let (bench, kept) = (Bench::new(), folder());
+    Local::init(kept.path(), None, &bench.world).unwrap();
+    let machine = machine(&bench, 0);
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    let first = bench.backup(&local, &machine).await.unwrap().point.id;
+    work(&machine, 1);
+    let second = (bench.backup(&local, &machine).await.unwrap().point.id, machine.images());
+    let before = local.end().sequence;
+    local.change_points(&[first], PointChange::Forget).await.unwrap();
+    let eager = SweepOptions { repack_percent: 1, ..SweepOptions::default() };
+    let swept = local.sweep(eager, Arc::default()).await.unwrap();
+    assert!(swept.packs_deleted > 0 && swept.bytes_repacked > 0, "{swept:?}");
+    local.close().await.unwrap();
+    let record = |sequence: u64| kept.path().join(format!("log/{:020}/{sequence:020}", 0));
+    fs::remove_file(record(before + 1)).unwrap();
+    let refused = bench.open(kept.path(), Access::Write).await.err().expect("a record is lost");
+    assert_eq!(refused.kind(), ErrorKind::Integrity, "{refused}");
+    Local::accept_rollback(kept.path(), bench.pool.clone(), bench.world.clone()).await.unwrap();
+    let local = bench.open(kept.path(), Access::Write).await.unwrap();
+    bench.assert_holds(&local, &vec![second.clone()]).await;
+    assert!(points(&local).await.iter().any(|point| point.id == first), "nobody has forgotten it");
+    // What it held alone is gone, so it has to go too.
+    local.change_points(&[first], PointChange::Forget).await.unwrap();
+    local.sweep(eager, Arc::default()).await.unwrap();
+    bench.assert_holds(&local, &vec![second]).await;
+    local.close().await.unwrap();
+}
