@@ -61,7 +61,8 @@ fn a_lost_record_of_the_log_is_told_and_can_be_given_up() {
     (0..4).for_each(|_| assert_eq!(backup().code, 0));
     let points = || bench.run(&["points", "-r", "REPO"]);
     let there = |printed: &str| printed.matches("\"point\"").count();
-    assert_eq!(there(&points().stdout), 4);
+    let all = there(&points().stdout);
+    assert!(all >= 4, "{all}");
     let record = |number: u32| bench.path(&format!("repo/log/{:020}/{number:020}", 0));
     let last = (1..).take_while(|number| record(*number).exists()).last().unwrap();
     fs::remove_file(record(last / 2)).unwrap();
@@ -80,7 +81,7 @@ fn a_lost_record_of_the_log_is_told_and_can_be_given_up() {
     assert_eq!(accepted.code, 0, "{}", accepted.stderr);
     assert_eq!(fs::read_dir(bench.path("repo/quarantine")).unwrap().count() as u32, last - last / 2);
     let left = there(&points().stdout);
-    assert!((1..4).contains(&left), "{left} points are from before");
+    assert!((1..all).contains(&left), "{left} points are from before");
     assert_eq!(backup().code, 0);
     assert_eq!(bench.run(&["sweep", "-r", "REPO"]).code, 0);
     assert_eq!(there(&points().stdout), left + 1);

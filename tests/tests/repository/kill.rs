@@ -436,7 +436,7 @@ async fn packs_that_only_lost_records_named_are_taken_back() {
     let machine = machine(&bench, 0);
     let local = bench.open(kept.path(), Access::Write).await.unwrap();
     let first = bench.backup(&local, &machine).await.unwrap().point.id;
-    work(&machine, 1);
+    machine.write(0, 0, &noise(99, 1 << 20));
     let second = (bench.backup(&local, &machine).await.unwrap().point.id, machine.images());
     let before = local.end().sequence;
     local.change_points(&[first], PointChange::Forget).await.unwrap();

@@ -71,6 +71,19 @@ fn every_flip_in_header_and_footer_is_seen() {
 }
 
 #[test]
+fn what_is_between_a_damaged_header_and_a_damaged_footer_is_found() {
+    let (mut bytes, entries) = pack(3);
+    let end = bytes.len() - 20;
+    for at in [30, end] {
+        bytes[at] ^= 1;
+    }
+    assert_eq!(scan_records(&bytes, &nonce_of(&bytes).unwrap()), entries);
+    bytes[PACK_HEADER_BYTES] ^= 1;
+    assert_eq!(nonce_of(&bytes), None);
+    assert_eq!((nonce_of(&[]), nonce_of(&bytes[..PACK_HEADER_BYTES + 9])), (None, None));
+}
+
+#[test]
 fn a_record_of_another_pack_does_not_count() {
     let (bytes, _) = pack(3);
     assert!(scan_records(&bytes, &[6; 16]).is_empty());
