@@ -6,7 +6,7 @@ use crate::error::{reading, storage};
 use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
-    footer_bytes, nonce_of, read_record_header, scan_records,
+    footer_bytes, read_record_header, salvage_records,
 };
 use crate::index::Place;
 use crate::local::{Inner, Local, PackFile};
@@ -229,7 +229,11 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
     match run {
         Run::Failed(batch) => batch,
         Run::LastResort { chunk, places } => {
-            vec![(chunk, last_resort(inner, chunk, &places).ok_or_else(|| inner.why_not(chunk, &places)))]
+            let blob = match last_resort(inner, chunk, &places) {
+                Ok(blob) => blob.ok_or_else(|| inner.why_not(chunk, &places)),
+                Err(error) => Err(ChunkError::unreadable(chunk, &error)),
+            };
+            vec![(chunk, blob)]
         }
         Run::Pending { chunk, path, nonce, offset, blob_bytes } => {
             let read = inner.directory.open(&path).and_then(|file| {
@@ -254,27 +258,38 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
 /// Notes that a chunk does not read in this pack as it should; gives it all the same when that can be done.
 fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkError) -> Result<Blob, ChunkError> {
     inner.note_damaged(chunk, pack);
-    inner.places(&[chunk]).ok().and_then(|places| last_resort(inner, chunk, &places[0])).ok_or(error)
+    let found = inner.places(&[chunk]).and_then(|places| last_resort(inner, chunk, &places[0]));
+    found.ok().flatten().ok_or(error)
 }
 
 /// The blob of a chunk from any of its places that still has the content that the id names, whatever is known of it. What is
 /// around it, or was wrong for a while (a pack that was not there, memory that flipped a bit), costs nobody a restore.
-fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Option<Blob> {
-    let state = inner.state();
-    let mut there = places.iter().filter_map(|place| Some((place, state.packs().get(&place.pack)?.added.name)));
-    there.find_map(|(place, pack)| {
-        let blob = blob_at(inner, &pack, place)?;
-        let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
-        opened.is_ok().then_some(blob)
-    })
+fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option<Blob>> {
+    let (state, mut failed) = (inner.state(), None);
+    for place in places {
+        let Some(pack) = state.packs().get(&place.pack) else { continue };
+        match blob_at(inner, &pack.added.name, place) {
+            Ok(blob) => {
+                let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
+                if opened.is_ok() {
+                    return Ok(Some(blob));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Integrity => {}
+            // It may be sound.
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 /// A blob where the index says that it is, whatever stands around it.
-fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Option<Blob> {
-    let file = inner.directory.open_pack(pack).ok()?;
+fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Result<Blob> {
+    let file = inner.directory.open_pack(pack)?;
     let at = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
-    let bytes = inner.directory.io().read_at(&file, at, usize::try_from(place.blob_bytes).ok()?).ok()?;
-    Blob::parse(bytes.into()).ok()
+    let bytes = inner.directory.io().read_at(&file, at, usize::try_from(place.blob_bytes).expect("a blob is bounded"));
+    let bytes = bytes.map_err(|error| reading(pack_object(pack).as_ref(), error))?;
+    Blob::parse(bytes.into()).map_err(|error| Error::integrity("no blob").because(error))
 }
 
 fn logged_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
@@ -375,7 +390,26 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
     PackHeader::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("pack {name}")))
 }
 
-/// The records of a pack, from its footer; from the records themselves where the footer is damaged.
+/// The records of a pack, from its footer; where that is damaged those that are left, and what they say of themselves is not
+/// certain then.
+///
+/// # Errors
+/// `Integrity`, or of the storage.
+pub fn records(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>> {
+    let damaged = match footer(directory, pack) {
+        Err(error) if error.kind() == ErrorKind::Integrity => error,
+        read => return read,
+    };
+    let name = &pack.name;
+    let file = directory.open_pack(name)?;
+    let fail = |error| reading(pack_object(name).as_ref(), error);
+    let length = directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
+    tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
+    let bytes = directory.io().read_at(&file, 0, usize::try_from(length).expect("a pack fits memory")).map_err(fail)?;
+    Ok(salvage_records(&bytes))
+}
+
+/// The records of a pack, all of them, from its footer.
 ///
 /// # Errors
 /// `Integrity`, or of the storage.
@@ -401,12 +435,7 @@ pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>>
         Ok(_) => decode_footer(&tail, pack.kind, length),
         Err(error) => Err(error),
     };
-    decoded.or_else(|error| {
-        tracing::warn!(pack = %name, %error, "a pack's footer is damaged; its records are read instead");
-        let bytes = read(length)?;
-        let nonce = nonce_of(&bytes).ok_or_else(|| Error::integrity(format!("pack {name} has no beginning")))?;
-        Ok(scan_records(&bytes, &nonce))
-    })
+    decoded.map_err(|error| Error::from(error).context(format_args!("pack {name}")))
 }
 
 fn record_bytes(blob_bytes: u32) -> u64 {

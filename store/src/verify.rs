@@ -42,7 +42,7 @@ impl Local {
                 (it, checked, began)
             }
         });
-        let mut checks = stream::iter(checks).buffered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
+        let mut checks = stream::iter(checks).buffer_unordered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
         let mut bad = Bad::new();
         let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {

@@ -267,16 +267,6 @@ pub fn decode_footer(tail: &[u8], pack: PackKind, pack_bytes: u64) -> Result<Vec
     Ok(entries)
 }
 
-/// The nonce of a pack, from its header or, when that is damaged, its first record.
-pub fn nonce_of(pack: &[u8]) -> Option<[u8; 16]> {
-    let of_record = || {
-        let mut from = RecordReader::new(pack.get(PACK_HEADER_BYTES..)?);
-        (from.bytes("record magic", 4).ok()? == RECORD_MAGIC && from.u32("record ordinal").ok()? == 0)
-            .then(|| from.array("record nonce").ok())?
-    };
-    PackHeader::decode(pack).ok().map(|header| header.nonce).or_else(of_record)
-}
-
 /// The complete records at the front of a pack whose footer is missing or damaged: each record that is whole and whose
 /// blob's checksum holds, up to the first that is not. Fingerprints are not looked at.
 pub fn scan_records(pack: &[u8], nonce: &[u8; 16]) -> Vec<PackEntry> {
@@ -291,20 +281,64 @@ pub fn scan_records(pack: &[u8], nonce: &[u8; 16]) -> Vec<PackEntry> {
 
 fn scan_record(pack: &[u8], at: usize, nonce: &[u8; 16], ordinal: usize) -> Option<PackEntry> {
     let (have, id) = read_record_header(pack.get(at..)?, nonce).ok()?;
-    let body = pack.get(at + RECORD_HEADER_BYTES..)?;
-    let header = BlobHeader::parse(body).ok()?;
-    let bytes = body.get(..usize::try_from(header.blob_bytes()).ok()?)?;
-    let blob = chunker::Blob::parse(bytes::Bytes::copy_from_slice(bytes)).ok()?;
-    if usize::try_from(have).ok()? != ordinal || blob.check().is_err() {
-        return None;
+    let blob = blob_of(pack, at)?;
+    (usize::try_from(have).ok()? == ordinal && blob.check().is_ok()).then(|| entry_of(id, at, &blob))?
+}
+
+/// The records of a pack that the log knows and whose footer is damaged: each whose blob's checksum holds, whatever the
+/// bytes around it say; damaged blobs are skipped. Not for packs that may be unfinished: what lies behind the last record of
+/// those may be of another.
+pub fn salvage_records(pack: &[u8]) -> Vec<PackEntry> {
+    let sound = |at: usize| blob_of(pack, at).filter(|blob| blob.check().is_ok());
+    let nonce = nonce_of(pack);
+    let (mut entries, mut next) = (Vec::new(), Some(PACK_HEADER_BYTES));
+    while let Some(at) = next {
+        if let (Some(blob), Some(id)) = (sound(at), pack.get(at + RECORD_ID_OFFSET..).and_then(<[u8]>::first_chunk)) {
+            entries.extend(entry_of(ChunkId(*id), at, &blob));
+            next = Some(at + RECORD_HEADER_BYTES + blob.bytes().len());
+        } else {
+            // What it says of its length may be what is damaged.
+            let behind = blob_of(pack, at).map(|blob| at + RECORD_HEADER_BYTES + blob.bytes().len());
+            let found = || next_record(pack, at + 1, nonce.as_ref()?);
+            next = behind.filter(|behind| sound(*behind).is_some()).or_else(found);
+        }
     }
+    entries
+}
+
+/// The nonce of a pack, from its header or, when that is damaged, its first record.
+fn nonce_of(pack: &[u8]) -> Option<[u8; 16]> {
+    let of_record = || {
+        let record = pack.get(PACK_HEADER_BYTES..)?;
+        record.starts_with(RECORD_MAGIC).then(|| record.get(RECORD_NONCE_OFFSET..)?.first_chunk().copied())?
+    };
+    PackHeader::decode(pack).ok().map(|header| header.nonce).or_else(of_record)
+}
+
+/// Where the first record at or after `from` begins that says it is of this pack. Nobody can have planted it in a chunk: a
+/// nonce is chosen when its pack is written.
+fn next_record(pack: &[u8], from: usize, nonce: &[u8; 16]) -> Option<usize> {
+    let is_record = |bytes: &[u8]| bytes.starts_with(RECORD_MAGIC) && bytes[RECORD_NONCE_OFFSET..] == *nonce;
+    let mut windows = pack.get(from..)?.windows(RECORD_NONCE_OFFSET + nonce.len());
+    windows.position(is_record).map(|at| from + at)
+}
+
+/// The blob of the record at `at`, if it is as long as it says.
+fn blob_of(pack: &[u8], at: usize) -> Option<chunker::Blob> {
+    let body = pack.get(at + RECORD_HEADER_BYTES..)?;
+    let bytes = body.get(..usize::try_from(BlobHeader::parse(body).ok()?.blob_bytes()).ok()?)?;
+    chunker::Blob::parse(bytes::Bytes::copy_from_slice(bytes)).ok()
+}
+
+fn entry_of(id: ChunkId, at: usize, blob: &chunker::Blob) -> Option<PackEntry> {
+    let header = blob.header();
     Some(PackEntry {
         id,
         kind: header.kind,
         offset: u32::try_from(at).ok()?,
         blob_bytes: header.blob_bytes(),
         plain_bytes: header.plain_bytes,
-        blob_hash: blob_hash(bytes),
+        blob_hash: blob_hash(blob.bytes()),
     })
 }
 
@@ -312,6 +346,10 @@ fn scan_record(pack: &[u8], at: usize, nonce: &[u8; 16], ordinal: usize) -> Opti
 pub const PACK_HEADER_BYTES: usize = 116;
 /// Bytes before each blob.
 pub const RECORD_HEADER_BYTES: usize = 56;
+/// Where the pack's nonce stands in them.
+const RECORD_NONCE_OFFSET: usize = 8;
+/// Where the id stands in them.
+const RECORD_ID_OFFSET: usize = RECORD_HEADER_BYTES - 32;
 /// Bytes of each footer entry.
 pub const ENTRY_BYTES: usize = 64;
 /// Largest pack that is read: twice what is written, for packs of single large chunks.

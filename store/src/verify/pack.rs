@@ -5,7 +5,7 @@ use crate::error::reading;
 use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, blob_hash,
-    decode_footer, footer_bytes, nonce_of, read_record_header, scan_records,
+    decode_footer, footer_bytes, read_record_header, salvage_records,
 };
 use crate::local::Inner;
 use bytes::Bytes;
@@ -58,10 +58,7 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
         Err(what) => {
             checked.errors.push(what);
             let (inner, file, pack) = (inner.clone(), file.clone(), pack.clone());
-            let scan = move || {
-                let bytes = read(&inner, &file, &pack, 0..pack.bytes)?;
-                Ok::<_, Error>(nonce_of(&bytes).map(|nonce| scan_records(&bytes, &nonce)).unwrap_or_default())
-            };
+            let scan = move || Ok::<_, Error>(salvage_records(&read(&inner, &file, &pack, 0..pack.bytes)?));
             blocking(scan).await?.into()
         }
     };
