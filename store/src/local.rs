@@ -141,16 +141,23 @@ impl Inner {
         *self.packer.lock().expect("no holder panics") = packer.map(Arc::new);
     }
 
-    /// Reads the log to its end, and adds packs that others added. Blocking.
-    ///
-    /// Once writing has failed it fails too: the last record may be there and not be durable, and nobody may be told of
-    /// a point that a power cut takes back. What is known already can still be read.
+    /// Reads the log to its end, and adds packs that others added. Once writing has failed it gives what was known before:
+    /// the last record may be there and not be durable, and nobody may be told of a point that a power cut takes back.
+    /// Blocking.
     ///
     /// # Errors
-    /// `Integrity`, `Version`, or of the storage.
+    /// `Fenced`, `Integrity`, `Version`, or of the storage.
     pub fn catch_up(&self) -> Result<Arc<State>> {
         let mut log = self.log.lock().expect("no holder panics");
-        lock(&self.pending).check()?;
+        {
+            let pending = lock(&self.pending);
+            match pending.stopped() {
+                None => {}
+                // Somebody else writes, and deletes.
+                Some(ErrorKind::Fenced) => pending.check()?,
+                Some(_) => return Ok(self.state()),
+            }
+        }
         log.catch_up()?;
         let state = self.publish_view(&log);
         self.index_new_packs(&state);

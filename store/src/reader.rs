@@ -258,8 +258,10 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
 /// Notes that a chunk does not read in this pack as it should; gives it all the same when that can be done.
 fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkError) -> Result<Blob, ChunkError> {
     inner.note_damaged(chunk, pack);
-    let found = inner.places(&[chunk]).and_then(|places| last_resort(inner, chunk, &places[0]));
-    found.ok().flatten().ok_or(error)
+    let elsewhere = || inner.places(&[chunk]).and_then(|places| last_resort(inner, chunk, &places[0])).ok().flatten();
+    // Somebody else may have stored it again since the log was read.
+    let healed = || inner.catch_up().ok().and_then(|_| elsewhere());
+    elsewhere().or_else(healed).ok_or(error)
 }
 
 /// The blob of a chunk from any of its places that still has the content that the id names, whatever is known of it. What is

@@ -39,6 +39,20 @@ pub struct SmallFileSystem {
     pub path: PathBuf,
 }
 
+impl SmallFileSystem {
+    /// Makes it, of so many MiB, in a folder that is made. Needs root.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn at(path: PathBuf, mebibytes: u32) -> Self {
+        fs::create_dir(&path).unwrap();
+        let size = format!("size={mebibytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
+        Self { path }
+    }
+}
+
 impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.path).status();
@@ -178,16 +192,9 @@ impl Bench {
         ended
     }
 
-    /// A tmpfs of so many MiB. Needs root.
+    /// A tmpfs of so many MiB.
     pub fn small_file_system(&self, mebibytes: u32) -> SmallFileSystem {
-        let path = self.path("small");
-        fs::create_dir(&path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
-            .arg(&path)
-            .status();
-        assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
-        SmallFileSystem { path }
+        SmallFileSystem::at(self.path("small"), mebibytes)
     }
 }
 

@@ -156,6 +156,11 @@ impl Pending {
         self.failed.get_or_insert_with(|| (error.kind(), error.message()));
     }
 
+    /// What all writing has stopped because of.
+    pub fn stopped(&self) -> Option<ErrorKind> {
+        self.failed.as_ref().map(|(kind, _)| *kind)
+    }
+
     /// Fails when writing has stopped.
     ///
     /// # Errors
@@ -164,6 +169,10 @@ impl Pending {
         let Some((kind, message)) = &self.failed else { return Ok(()) };
         let hint = match kind {
             ErrorKind::Fenced => "run the job again; nothing that was committed is affected",
+            ErrorKind::StoreFull => {
+                "free space on its storage, and run the job again (a node opens it again by itself, when as much is free as it \
+                 keeps); nothing that was committed is affected"
+            }
             _ => "when the storage is sound again, run the job again; nothing that was committed is affected",
         };
         Err(Error::new(*kind, format!("the repository stopped writing: {message}")).hint(hint))

@@ -2,10 +2,11 @@
 
 use rustix::process::Signal;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use windlass_tests::place::{Place, signal, wait_until};
+use windlass_tests::program::SmallFileSystem;
 
 #[test]
 fn every_command_of_a_directory_works_on_a_node() {
@@ -45,6 +46,39 @@ fn every_command_of_a_directory_works_on_a_node() {
     signal(&node.0, Signal::TERM);
     assert!(node.0.wait().unwrap().success(), "a graceful stop");
     place.done(&["verify", "--decode", "-r", "REPO"]);
+}
+
+/// Somebody else takes also what a repository keeps free, until an administrator makes room.
+#[test]
+fn a_node_whose_storage_was_full_goes_on_by_itself() {
+    let place = Place::new(8);
+    let small = SmallFileSystem::at(place.path("small"), 64);
+    fs::rename(place.path("repo"), place.path("unused")).unwrap();
+    std::os::unix::fs::symlink(small.path.join("repo"), place.path("repo")).unwrap();
+    place.done(&["init", "-r", "HERE/small/repo"]);
+    let mut node = place.node();
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    place.done(&["backup", "--machine", "old", "-r", "NODE", "DISK"]);
+    let mut filler = File::create(small.path.join("filler")).unwrap();
+    for size in [1 << 20, 1 << 12] {
+        while filler.write_all(&vec![1; size]).is_ok() {}
+    }
+    let (code, said) = place.fails(&["forget", "old@latest", "-r", "NODE"]);
+    assert_eq!(code, 15, "{said}");
+    let (code, said) = place.fails(&["forget", "old@latest", "-r", "NODE"]);
+    assert!(code == 15 && said.contains("free space on its storage"), "{code} {said}");
+    let (code, said) = place.fails(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    assert_eq!(code, 15, "{said}");
+    place.assert_restores("NODE");
+    filler.set_len(0).unwrap();
+    wait_until("room", || place.windlass(&["forget", "old@latest", "-r", "NODE"]).output().unwrap().status.success());
+    let disk = File::options().write(true).open(place.path("disk.raw")).unwrap();
+    disk.write_all_at(&[7; 1 << 20], 1 << 20).unwrap();
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    place.assert_restores("NODE");
+    place.done(&["verify", "--decode", "-r", "NODE"]);
+    signal(&node.0, Signal::TERM);
+    assert!(node.0.wait().unwrap().success(), "a graceful stop");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Damage in a repository's files: found, told with what it costs, and healed by the next backup.
 
 use chunker::{ChunkId, ChunkKind, Compression};
+use futures::StreamExt;
 use mover::Depth;
 use mover::{
     BackupOptions, Begin, ErrorKind, MapReader, OwnerId, PageRef, PointId, Progress, ReadSession, Repository,
@@ -233,6 +234,20 @@ async fn what_a_restore_finds_is_marked_and_healed() {
     let failed = two.restore(0).await.unwrap_err();
     assert_eq!(failed.kind(), ErrorKind::Integrity);
     two.heals(1).await;
+}
+
+/// A read session that began before does not know yet where it is now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_healed_meanwhile_is_read_by_another_process() {
+    let two = Two::new().await;
+    let beside = two.bench.open(two.kept.path(), Access::Read).await.unwrap();
+    let reader = beside.read(&two.points).await.unwrap();
+    let victim = two.block(11).await;
+    damage(two.kept.path(), victim);
+    two.restore(0).await.unwrap_err();
+    two.heals(1).await;
+    let batches: Vec<_> = reader.get(vec![victim]).collect().await;
+    assert!(matches!(&batches[..], [batch] if matches!(&batch[..], [(id, Ok(_))] if *id == victim)), "{batches:?}");
 }
 
 /// A pack that was away for a while costs nothing once it is back; and a look at everything takes back what was said of it.

@@ -7,8 +7,8 @@ use crate::operation::{Job, Range, Views};
 use crate::outer::Mortal;
 use chunker::{Extent, Fingerprinter};
 use mover::{
-    BackupOptions, ChangeTracking, Depth, ErrorKind, PointChange, PointId, Pool, Progress, ReadSession, Repository,
-    Result, SweepOptions, TrackingWish, VerifyOptions, World, backup, blocking, restore,
+    BackupOptions, ChangeTracking, Depth, ErrorKind, PointChange, PointFilter, PointId, Pool, Progress, ReadSession,
+    Repository, Result, SweepOptions, TrackingWish, VerifyOptions, World, backup, blocking, restore,
 };
 use std::cell::Cell;
 use std::fs;
@@ -238,6 +238,9 @@ impl System {
                 let excuse = Excuse { fault: struck.then_some(fault), ..Excuse::default() };
                 self.settle(&ready.asked, &answer, excuse);
             }
+            if fault != Fault::Cut && self.io.operations() > limit {
+                self.reads_on().await;
+            }
         }
         let killed = fault == Fault::Cut;
         if killed && self.io.operations() <= limit {
@@ -251,6 +254,14 @@ impl System {
             coverage::effect("killed");
         }
         self.reopen().await;
+    }
+
+    /// What stops those who write does not concern those who read.
+    async fn reads_on(&mut self) {
+        let listed = self.local().list(&PointFilter::default()).await.expect("points can be listed");
+        if let Some(point) = listed.last() {
+            self.restore(point.id).await;
+        }
     }
 
     /// Counts what happened.
