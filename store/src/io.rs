@@ -6,7 +6,7 @@ mod fault;
 pub use fault::{Fault, FaultIo, Release};
 
 use mover::direct_prefix;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -112,7 +112,10 @@ impl Io for DiskIo {
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
+        file.sync_data().inspect_err(|_| {
+            // What could not be written may count as clean from here on. Who reads it next is to see what is on the storage.
+            let _ = fadvise(file, 0, None, Advice::DontNeed);
+        })
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -141,27 +141,30 @@ impl Inner {
         *self.packer.lock().expect("no holder panics") = packer.map(Arc::new);
     }
 
-    /// Reads the log to its end, and adds packs that others added. Once writing has failed it gives what was known before:
-    /// the last record may be there and not be durable, and nobody may be told of a point that a power cut takes back.
-    /// Blocking.
+    /// Reads the log to its end, and adds packs that others added. Blocking.
     ///
     /// # Errors
-    /// `Fenced`, `Integrity`, `Version`, or of the storage.
+    /// `Integrity`, `Version`, or of the storage; once writing has failed, what it failed with.
     pub fn catch_up(&self) -> Result<Arc<State>> {
         let mut log = self.log.lock().expect("no holder panics");
-        {
-            let pending = lock(&self.pending);
-            match pending.stopped() {
-                None => {}
-                // Somebody else writes, and deletes.
-                Some(ErrorKind::Fenced) => pending.check()?,
-                Some(_) => return Ok(self.state()),
-            }
-        }
+        lock(&self.pending).check()?;
         log.catch_up()?;
         let state = self.publish_view(&log);
         self.index_new_packs(&state);
         Ok(state)
+    }
+
+    /// As [`Self::catch_up`], for who only reads. Once writing has failed it gives what was known before: the last record may
+    /// be there and not be durable, and nobody may be told of a point that a power cut takes back. Blocking.
+    ///
+    /// # Errors
+    /// `Integrity`, `Version`, or of the storage; `Fenced` when somebody else writes, and deletes.
+    pub fn known(&self) -> Result<Arc<State>> {
+        let stopped = lock(&self.pending).stopped();
+        match stopped {
+            None | Some(ErrorKind::Fenced) => self.catch_up(),
+            Some(_) => Ok(self.state()),
+        }
     }
 
     fn publish_view(&self, log: &CommitLog) -> Arc<State> {
@@ -478,7 +481,7 @@ impl Repository for Local {
     }
 
     async fn list(&self, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
-        let state = self.with(Inner::catch_up).await?;
+        let state = self.with(Inner::known).await?;
         let fits = |point: &RecoveryPoint| {
             filter.machine.as_ref().is_none_or(|name| point.machine_name == *name)
                 && point.forgotten == filter.forgotten
@@ -489,7 +492,7 @@ impl Repository for Local {
     }
 
     async fn stats(&self) -> Result<Stats> {
-        let state = self.with(Inner::catch_up).await?;
+        let state = self.with(Inner::known).await?;
         let points = state.points().values().filter(|point| point.forgotten.is_none());
         let (mut stats, packs) = (Stats::default(), state.packs().values());
         for point in points {
@@ -512,19 +515,19 @@ impl Repository for Local {
     }
 
     async fn incarnation(&self) -> Result<Incarnation> {
-        Ok(self.with(Inner::catch_up).await?.end())
+        Ok(self.with(Inner::known).await?.end())
     }
 
     async fn has_been(&self, seen: Incarnation) -> Result<bool> {
         self.with(move |inner| {
-            inner.catch_up()?;
+            inner.known()?;
             inner.log.lock().expect("no holder panics").passed(seen)
         })
         .await
     }
 
     async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
-        Ok(self.with(Inner::catch_up).await?.peer(repository))
+        Ok(self.with(Inner::known).await?.peer(repository))
     }
 
     async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {

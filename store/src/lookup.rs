@@ -61,7 +61,12 @@ impl Inner {
             match entries {
                 Ok(entries) => {
                     into.read().expect("no holder panics").write(number, &entries)?;
-                    index().added(number, &entries);
+                    let mut index = index();
+                    index.added(number, &entries);
+                    // Salvaged: it may be whole again the next time.
+                    if entries.len() < pack.added.chunks as usize {
+                        index.skip(number);
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(

@@ -148,7 +148,7 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
     };
     if places.contains(&None) {
         // Somebody else may have added it, or moved it, since the log was read (R10).
-        let again = inner.catch_up().and_then(|_| inner.locate(&ids));
+        let again = inner.known().and_then(|_| inner.locate(&ids));
         match again {
             Ok(again) => places = again,
             Err(error) => return failed(ids, &error),
@@ -260,7 +260,7 @@ fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkErro
     inner.note_damaged(chunk, pack);
     let elsewhere = || inner.places(&[chunk]).and_then(|places| last_resort(inner, chunk, &places[0])).ok().flatten();
     // Somebody else may have stored it again since the log was read.
-    let healed = || inner.catch_up().ok().and_then(|_| elsewhere());
+    let healed = || inner.known().ok().and_then(|_| elsewhere());
     elsewhere().or_else(healed).ok_or(error)
 }
 
@@ -342,7 +342,7 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
 }
 
 fn was_dropped(inner: &Inner, pack: &PackName) -> bool {
-    inner.catch_up().is_ok_and(|state| state.pack_number(pack).is_none())
+    inner.known().is_ok_and(|state| state.pack_number(pack).is_none())
 }
 
 /// The blob of the record at `at`, after checking that it is the record asked for and that its checksum holds.
@@ -396,7 +396,7 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
 /// certain then.
 ///
 /// # Errors
-/// `Integrity`, or of the storage.
+/// `Integrity` when nothing is left, or of the storage.
 pub fn records(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>> {
     let damaged = match footer(directory, pack) {
         Err(error) if error.kind() == ErrorKind::Integrity => error,
@@ -408,7 +408,8 @@ pub fn records(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>
     let length = directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
     tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
     let bytes = directory.io().read_at(&file, 0, usize::try_from(length).expect("a pack fits memory")).map_err(fail)?;
-    Ok(salvage_records(&bytes))
+    let salvaged = salvage_records(&bytes);
+    if salvaged.is_empty() { Err(damaged) } else { Ok(salvaged) }
 }
 
 /// The records of a pack, all of them, from its footer.

@@ -2,18 +2,8 @@
 
 use crate::error::storage;
 use crate::io::Space;
-use crate::local::{Inner, Local};
-use crate::packer::lock;
-use mover::{Error, ErrorKind, Result};
-
-impl Local {
-    /// True when all writing has stopped because the storage was full (what is kept free was taken by somebody else), and it
-    /// is not any more: opened again, the repository takes everything.
-    pub fn has_room_again(&self) -> bool {
-        let full = lock(&self.inner.pending).stopped() == Some(ErrorKind::StoreFull);
-        full && self.inner.check_room().is_ok()
-    }
-}
+use crate::local::Inner;
+use mover::{Error, Result};
 
 impl Inner {
     /// Refuses new chunks while too little is left; when there is more again they are taken. Blocking, a microsecond.

@@ -49,23 +49,24 @@ impl Local {
             }
             self.mark(&state, pack.name, &checked, Depth::Decode).await;
             let mut damaged = checked.bad.len() as u64;
-            if checked.unreadable {
-                let lost = BTreeMap::from([(*number, String::new())]);
-                let lost: Vec<_> = self.with(move |inner| lost_with(inner, &lost)).await?.into_keys().collect();
+            let (is_sound, bytes_read, errors) = (checked.is_sound(), checked.bytes_read, checked.errors.clone());
+            if checked.has_lost(pack) {
+                let broken = BTreeMap::from([(*number, checked)]);
+                let lost: Vec<_> = self.with(move |inner| lost_with(inner, &broken)).await?.into_keys().collect();
                 damaged += lost.len() as u64;
                 self.note(lost, Vec::new()).await;
             }
-            if !checked.is_sound() {
+            if !is_sound {
                 tracing::error!(
-                    pack = %pack.name, chunks = damaged, errors = ?checked.errors,
+                    pack = %pack.name, chunks = damaged, errors = ?errors,
                     "the scrub found damage: `windlass verify` names what needs it, --repair mends it"
                 );
             }
-            self.inner.verified().note(pack.name, Depth::Decode, checked.is_sound(), began);
+            self.inner.verified().note(pack.name, Depth::Decode, is_sound, began);
             self.inner.scrubbed(|totals| {
                 let totals = totals.get_or_insert_default();
                 totals.packs += 1;
-                totals.bytes += checked.bytes_read;
+                totals.bytes += bytes_read;
                 totals.chunks_damaged += damaged;
             });
             if at % SAVED_EVERY == 0 || at + 1 == due.len() {

@@ -45,7 +45,8 @@ impl Local {
         } else {
             self.swept(token, options, &progress).await
         };
-        if swept.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreIo) {
+        let stopped = lock(&self.inner.pending).stopped().is_some();
+        if !stopped && swept.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreIo) {
             // Perhaps it was the counts: they are a cache, and the next sweep begins with new ones.
             let _ = self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await;
         }

@@ -44,7 +44,7 @@ impl Local {
         });
         let mut checks = stream::iter(checks).buffer_unordered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
         let mut bad = Bad::new();
-        let mut unreadable: BTreeMap<u32, String> = BTreeMap::new();
+        let mut broken: BTreeMap<u32, Checked> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {
             let name = it.pack.added.name;
             progress.advance(it.bytes());
@@ -57,14 +57,14 @@ impl Local {
                 let (pack, what, unread) = (Some(name.to_string()), what.clone(), checked.unread);
                 report.add(VerifyError { pack, what, unread, ..VerifyError::default() });
             }
-            if checked.unreadable {
-                unreadable.insert(it.number, checked.errors.concat());
+            bad.extend(checked.bad.iter().map(|(id, what)| ((*id, name), what.clone())));
+            if checked.has_lost(&it.pack.added) {
+                broken.insert(it.number, checked);
             }
-            bad.extend(checked.bad.into_iter().map(|(id, what)| ((id, name), what)));
         }
         drop(checks);
         drop(noting);
-        let lost = self.with(move |inner| lost_with(inner, &unreadable)).await?;
+        let lost = self.with(move |inner| lost_with(inner, &broken)).await?;
         self.note(lost.keys().copied().collect(), Vec::new()).await;
         bad.extend(lost);
         self.walk_points(&options.points, &bad, state.suspects(), &mut report).await?;
@@ -204,16 +204,21 @@ impl Drop for Noting<'_> {
 /// Damaged chunks, where they are, and what is wrong.
 type Bad = BTreeMap<(ChunkId, PackName), String>;
 
-/// What is lost with packs that cannot be read at all: the index says what was in them.
-pub fn lost_with(inner: &Inner, unreadable: &BTreeMap<u32, String>) -> Result<Bad> {
+/// What is lost with packs of which not all records could be found: the index says what was in them.
+pub fn lost_with(inner: &Inner, broken: &BTreeMap<u32, Checked>) -> Result<Bad> {
     let mut bad = Bad::new();
-    if unreadable.is_empty() {
+    if broken.is_empty() {
         return Ok(bad);
     }
-    let (state, packs) = (inner.state(), unreadable.keys().copied().collect());
+    let left: HashSet<(u32, ChunkId)> = broken
+        .iter()
+        .filter(|(_, checked)| !checked.unreadable)
+        .flat_map(|(number, checked)| checked.entries.iter().map(|entry| (*number, entry.id)))
+        .collect();
+    let (state, packs) = (inner.state(), broken.keys().copied().collect());
     for (chunk, Place { pack: number, .. }) in inner.index.read().expect("no holder panics").chunks_of(&packs)? {
-        if let Some(pack) = state.packs().get(&number) {
-            bad.insert((chunk, pack.added.name), unreadable[&number].clone());
+        if let Some(pack) = state.packs().get(&number).filter(|_| !left.contains(&(number, chunk))) {
+            bad.insert((chunk, pack.added.name), broken[&number].errors.join("; "));
         }
     }
     Ok(bad)

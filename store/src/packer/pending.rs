@@ -170,8 +170,8 @@ impl Pending {
         let hint = match kind {
             ErrorKind::Fenced => "run the job again; nothing that was committed is affected",
             ErrorKind::StoreFull => {
-                "free space on its storage, and run the job again (a node opens it again by itself, when as much is free as it \
-                 keeps); nothing that was committed is affected"
+                "free space on its storage, restart the node that serves it if there is one, and run the job again; nothing \
+                 that was committed is affected"
             }
             _ => "when the storage is sound again, run the job again; nothing that was committed is affected",
         };

@@ -35,6 +35,11 @@ impl Checked {
     pub const fn is_sound(&self) -> bool {
         self.bad.is_empty() && self.errors.is_empty()
     }
+
+    /// It was read, and records of it were not found.
+    pub fn has_lost(&self, pack: &AddedPack) -> bool {
+        self.unreadable || !self.unread && self.chunks < pack.chunks.into()
+    }
 }
 
 /// Looks at a pack. Memory: a window of [`WINDOW_BYTES`], or one blob that is longer; all of the pack only when its footer is
@@ -53,6 +58,7 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
     let (opener, added) = (inner.clone(), pack.clone());
     let (file, frame) = blocking(move || Frame::read(&opener, &added)).await?;
     let nonce = frame.header.as_ref().map(|header| header.nonce).unwrap_or_default();
+    let whole = frame.entries.is_ok();
     let entries: Arc<[PackEntry]> = match frame.entries {
         Ok(entries) => entries.into(),
         Err(what) => {
@@ -76,6 +82,7 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
             file: file.clone(),
             entries: entries.clone(),
             nonce,
+            whole,
             look,
             name: blake3::Hasher::new(),
             bad: Vec::new(),
@@ -154,6 +161,8 @@ struct Scan {
     file: Arc<File>,
     entries: Arc<[PackEntry]>,
     nonce: [u8; 16],
+    /// The entries are of the footer: each record's number is its place among them.
+    whole: bool,
     look: Look,
     name: blake3::Hasher,
     bad: Vec<(ChunkId, String)>,
@@ -198,7 +207,7 @@ impl Scan {
         let (at, end) = (inside(entry.offset.into()), inside(entry.end()));
         let blob_at = at + RECORD_HEADER_BYTES;
         let (have, id) = read_record_header(&window[at..blob_at], &self.nonce).map_err(|error| error.to_string())?;
-        if id != entry.id || usize::try_from(have) != Ok(ordinal) {
+        if id != entry.id || self.whole && usize::try_from(have) != Ok(ordinal) {
             return Err("the record in its place is another one".into());
         }
         let blob = window.slice(blob_at..end);

@@ -50,7 +50,7 @@ fn every_command_of_a_directory_works_on_a_node() {
 
 /// Somebody else takes also what a repository keeps free, until an administrator makes room.
 #[test]
-fn a_node_whose_storage_was_full_goes_on_by_itself() {
+fn a_node_whose_storage_is_full_restores_and_says_what_to_do() {
     let place = Place::new(8);
     let small = SmallFileSystem::at(place.path("small"), 64);
     fs::rename(place.path("repo"), place.path("unused")).unwrap();
@@ -66,12 +66,15 @@ fn a_node_whose_storage_was_full_goes_on_by_itself() {
     let (code, said) = place.fails(&["forget", "old@latest", "-r", "NODE"]);
     assert_eq!(code, 15, "{said}");
     let (code, said) = place.fails(&["forget", "old@latest", "-r", "NODE"]);
-    assert!(code == 15 && said.contains("free space on its storage"), "{code} {said}");
+    assert!(code == 15 && said.contains("free space on its storage, restart the node"), "{code} {said}");
     let (code, said) = place.fails(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
     assert_eq!(code, 15, "{said}");
     place.assert_restores("NODE");
     filler.set_len(0).unwrap();
-    wait_until("room", || place.windlass(&["forget", "old@latest", "-r", "NODE"]).output().unwrap().status.success());
+    signal(&node.0, Signal::TERM);
+    node.0.wait().unwrap();
+    let mut node = place.node();
+    place.done(&["forget", "old@latest", "-r", "NODE"]);
     let disk = File::options().write(true).open(place.path("disk.raw")).unwrap();
     disk.write_all_at(&[7; 1 << 20], 1 << 20).unwrap();
     place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);

@@ -405,25 +405,50 @@ fn holds((_, entries): &(store::format::pack::PackName, Vec<store::format::pack:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pack_that_could_not_be_indexed_is_tried_again() {
-    let two = Two::new().await;
-    let (pack, away) = (two.data_pack(), two.kept.path().join("away"));
-    let two = two
-        .reopened_after(|root| {
-            fs::remove_dir_all(root.join("index")).unwrap();
-            fs::rename(&pack, &away).unwrap();
-        })
-        .await;
-    assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
-    two.restore(1).await.unwrap();
-    // Still away: remembered all the same.
-    let two = two.reopened_after(|_| ()).await;
-    assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
-    let two = two.reopened_after(|_| fs::rename(&away, &pack).unwrap()).await;
-    two.restore(0).await.unwrap();
-    let two = two.reopened_after(|_| ()).await;
-    two.restore(0).await.unwrap();
-    let again = two.backup(0, TrackingWish::Fingerprint).await;
-    assert_eq!(again.chunks_new, 0, "and nothing is stored twice");
+    for harm in [
+        (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
+        |path| fs::write(path, b"").unwrap(),
+        |path| fs::write(path, vec![0; fs::metadata(path).unwrap().len() as usize]).unwrap(),
+        // What is left is found without the footer.
+        |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(10 * BLOCK).unwrap(),
+    ] {
+        let two = Two::new().await;
+        let (pack, away) = (two.data_pack(), two.kept.path().join("away"));
+        fs::copy(&pack, &away).unwrap();
+        let two = two
+            .reopened_after(|root| {
+                fs::remove_dir_all(root.join("index")).unwrap();
+                harm(&pack);
+            })
+            .await;
+        assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+        two.restore(1).await.unwrap();
+        // Still away: remembered all the same.
+        let two = two.reopened_after(|_| ()).await;
+        assert_eq!(two.restore(0).await.unwrap_err().kind(), ErrorKind::Integrity);
+        let two = two.reopened_after(|_| fs::rename(&away, &pack).unwrap()).await;
+        two.restore(0).await.unwrap();
+        let two = two.reopened_after(|_| ()).await;
+        two.restore(0).await.unwrap();
+        let again = two.backup(0, TrackingWish::Fingerprint).await;
+        assert_eq!(again.chunks_new, 0, "and nothing is stored twice");
+    }
+}
+
+/// With the footer goes what says where records are; what stands beside a damaged one is sound all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_damaged_beside_a_damaged_footer_is_the_only_one() {
+    for depth in [Depth::ReadData { percent: 100 }, Depth::Decode] {
+        let two = Two::new().await;
+        let (pack, victim) = (two.data_pack(), two.block(7).await);
+        damage(two.kept.path(), victim);
+        flip(&pack, fs::metadata(&pack).unwrap().len() - 1, 2);
+        let report = two.bench.verify(&two.local, depth).await;
+        let chunks: Vec<_> = report.errors.iter().filter_map(|error| error.chunk).collect();
+        assert_eq!(chunks, [victim], "{:?}", report.errors);
+        assert_eq!(two.local.stats().await.unwrap().suspects, 1);
+        two.heals(1).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
