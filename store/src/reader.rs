@@ -179,8 +179,13 @@ fn plan(inner: &Inner, ids: Vec<ChunkId>) -> Vec<Run> {
             Ok(places) => {
                 let (missing, damaged): (Vec<_>, Vec<_>) =
                     lost.into_iter().zip(places).partition(|(_, places)| places.is_empty());
-                let missing = missing.into_iter().map(|(chunk, _)| (chunk, Err(ChunkError::Missing { chunk })));
-                let missing: Vec<_> = missing.collect();
+                // Where the log is not read any more nothing is sure to be missing.
+                let stopped = lock(&inner.pending).check().err();
+                let why = |chunk| match &stopped {
+                    Some(error) => ChunkError::unreadable(chunk, error),
+                    None => ChunkError::Missing { chunk },
+                };
+                let missing: Vec<_> = missing.into_iter().map(|(chunk, _)| (chunk, Err(why(chunk)))).collect();
                 // A batch of nothing is taken for the end by who waits for one chunk.
                 runs.extend((!missing.is_empty()).then_some(Run::Failed(missing)));
                 runs.extend(damaged.into_iter().map(|(chunk, places)| Run::LastResort { chunk, places }));
