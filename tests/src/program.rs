@@ -55,7 +55,8 @@ impl SmallFileSystem {
 
 impl Drop for SmallFileSystem {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.path).status();
+        // Also when somebody who is ending still has a file there.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
     }
 }
 

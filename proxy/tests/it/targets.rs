@@ -188,7 +188,7 @@ fn small_file_system(place: &Place) -> Option<Undo> {
     let folder = place.path("small");
     std::fs::create_dir(&folder).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", text(&folder)]).status();
-    mounted.ok()?.success().then(|| Undo("umount", vec![text(&folder).to_owned()]))
+    mounted.ok()?.success().then(|| Undo("umount", vec!["--lazy".into(), text(&folder).to_owned()]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
