@@ -92,6 +92,12 @@ impl ExtentSet {
         extent.length > 0 && self.extents.get(at).is_some_and(|have| have.offset < extent.end())
     }
 
+    /// The first byte of it from `offset` on.
+    pub fn next(&self, offset: u64) -> Option<u64> {
+        let at = self.extents.partition_point(|have| have.end() <= offset);
+        self.extents.get(at).map(|have| have.offset.max(offset))
+    }
+
     /// Adds an extent; cost is constant when extents arrive in order, else that of moving what follows.
     pub fn insert(&mut self, extent: Extent) {
         if extent.length == 0 {
@@ -221,6 +227,7 @@ mod tests {
             }
             for byte in 0..SIZE {
                 prop_assert_eq!(a.contains(byte), x.contains(&byte));
+                prop_assert_eq!(a.next(byte), x.range(byte..).next().copied());
                 let probe = Extent::new(byte, grid);
                 prop_assert_eq!(a.intersects(probe), probe.range().any(|b| x.contains(&b)));
             }

@@ -18,6 +18,7 @@ use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, 
 use disk::DiskPass;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::future::Future;
 use tokio::time::Instant;
 
 pub use audit::{Audit, AuditReport};
@@ -216,7 +217,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
-            let (root, tracking, audit) = pass.run(changed, &mut warnings).await.map_err(of_disk)?;
+            let (root, tracking, audit) = self.until_stopped(pass.run(changed, &mut warnings)).await.map_err(of_disk)?;
             since = Instant::now();
             // Passes that read everything begin a new turn; without an audit its place is kept.
             let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };
@@ -243,7 +244,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
         let mut attachments = Vec::new();
         for attachment in &self.options.attachments {
-            attachments.push(self.attach(attachment).await?.0);
+            attachments.push(self.until_stopped(self.attach(attachment)).await?.0);
         }
         let end_time = world.now();
         self.progress.enter(Phase::Commit);
@@ -284,6 +285,15 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             bytes_stored: stored.bytes_stored,
             warnings,
         })
+    }
+
+    /// The result of `work`, or why the job is to stop. Nothing is harmed by dropping work before the commit.
+    async fn until_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            stopped = self.source.stopped() => Err(stopped),
+        }
     }
 
     /// The parent's manifest. One that is damaged must not end the machine's backups: there is no parent then.

@@ -70,7 +70,7 @@ pub use repository::{
     PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, ScrubTotals, Stats, Suspect,
     Verification, WriteSession, verified,
 };
-pub use restore::{RestoreReport, restore, restore_delta};
+pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};

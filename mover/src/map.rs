@@ -1,5 +1,7 @@
 //! The disk map: a Merkle radix tree of pages. Reading it, and building the next one out of the last.
 
+mod leaves;
+
 use crate::pool::with_opener;
 use crate::{Error, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result};
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
@@ -7,6 +9,8 @@ use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::OnceCell;
+
+pub(crate) use leaves::LEAF_BYTES;
 
 /// The root of a disk map or stream map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

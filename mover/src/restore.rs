@@ -1,8 +1,11 @@
 //! A disk of a recovery point is written to a target.
 
 mod again;
+mod attachment;
 mod delta;
+mod in_order;
 
+use crate::map::LEAF_BYTES;
 use crate::{
     AlignedBuffer, ChunkBatch, ChunkError, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page, PageRef, Phase,
     Pool, Progress, ReadSession, Result, Target, with_opener,
@@ -12,9 +15,12 @@ use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_B
 use delta::Held;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+pub use attachment::read_attachment;
 pub use delta::restore_delta;
+pub use in_order::{Sink, restore_stream};
 
 /// What a restore did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,7 +70,7 @@ async fn restore_onto<R: ReadSession, T: Target>(
     progress.expect(disk.size);
     let reader = MapReader::new(session, prints);
     let job = Job { reader: &reader, prints, disk, target: &target, held: held.as_ref(), pool, progress };
-    let written = job.run().await.map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+    let written = job.run(0..disk.size).await.map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
     progress.enter(Phase::Commit);
     target.finish().await?;
     Ok(RestoreReport { bytes_restored: disk.size, bytes_written: written })
@@ -90,14 +96,11 @@ struct Window {
 }
 
 impl<R: ReadSession, T: Target> Job<'_, R, T> {
-    async fn run(&self) -> Result<u64> {
-        let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
-        let leaves = self.disk.size.div_ceil(leaf_bytes);
-        let windows =
-            (0..leaves).step_by(WINDOW_LEAVES as usize).map(move |from| from..leaves.min(from + WINDOW_LEAVES));
+    /// Writes a part of the disk, whole leaves of it.
+    async fn run(&self, part: Range<u64>) -> Result<u64> {
+        let to = part.end;
         // Windows only bound memory: batches of the next one are fetched while the last of this one are written.
-        let batches = stream::iter(windows)
-            .then(|leaves| self.window(leaves))
+        let batches = stream::try_unfold(part.start, move |from| self.window(from, to))
             .map_ok(|window| {
                 let window = Arc::new(window);
                 let ids: Vec<ChunkId> = window.places.lock().expect("not poisoned").keys().copied().collect();
@@ -116,30 +119,71 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         Ok(total)
     }
 
-    /// Collects the references of some leaves, and writes their zeros.
-    async fn window(&self, leaves: std::ops::Range<u64>) -> Result<Window> {
-        let mut places = HashMap::new();
-        let leaf_bytes = PAGE_ENTRIES * u64::from(GRID_BYTES);
-        let mut zeroes = ExtentSet::new();
+    /// Collects the references of the next leaves from `from` on, and writes the zeros around and between them. Gives
+    /// also where it ends; none at `to`.
+    async fn window(&self, from: u64, to: u64) -> Result<Option<(Window, u64)>> {
+        if from >= to {
+            return Ok(None);
+        }
+        let (leaves, end) = self.next_leaves(from, to).await?;
+        let (mut places, mut zeroes, mut gaps) = (HashMap::new(), ExtentSet::new(), ExtentSet::new());
         // All at once: from far away one after the other would take long.
         let mut pages = stream::iter(leaves.clone())
-            .map(|index| self.reader.leaf(self.disk.root, index))
-            .buffered(WINDOW_LEAVES as usize);
-        for index in leaves {
-            let extent = Extent::from(index * leaf_bytes..((index + 1) * leaf_bytes).min(self.disk.size));
+            .map(|(_, id)| async move {
+                match id {
+                    Some(id) => self.reader.page(id, 0).await.map(Some),
+                    None => Ok(None),
+                }
+            })
+            .buffered(WINDOW_LEAVES);
+        let mut at = from;
+        for (index, _) in leaves {
+            let extent = Extent::from(index * LEAF_BYTES..((index + 1) * LEAF_BYTES).min(to));
+            gaps.insert(Extent::from(at..extent.offset));
+            at = extent.end();
             match pages.try_next().await?.flatten() {
                 None => zeroes.insert(extent),
                 Some(page) => self.sort_leaf(&page, extent, &mut places, &mut zeroes)?,
             }
         }
-        if let Some(held) = self.held {
-            (places, zeroes) = self.differing(held, places, zeroes).await?;
+        gaps.insert(Extent::from(at..end));
+        match self.held {
+            // Nothing is held there either.
+            Some(held) => {
+                self.progress.advance(gaps.bytes());
+                (places, zeroes) = self.differing(held, places, zeroes).await?;
+            }
+            None => zeroes = zeroes.union(&gaps),
         }
         for extent in zeroes.iter() {
             self.target.zero(extent).await?;
             self.progress.advance(extent.length);
         }
-        Ok(Window { places: Mutex::new(places) })
+        Ok(Some((Window { places: Mutex::new(places) }, end)))
+    }
+
+    /// The next leaves that have anything to be looked at, and up to where nothing else has. What the disk has not and the
+    /// target does not hold costs nothing, however large it is.
+    async fn next_leaves(&self, from: u64, to: u64) -> Result<(Vec<(u64, Option<ChunkId>)>, u64)> {
+        let (mut leaves, mut at) = (Vec::new(), from);
+        while at < to {
+            if leaves.len() == WINDOW_LEAVES {
+                return Ok((leaves, at));
+            }
+            let there = self.reader.next_leaf(self.disk.root, at / LEAF_BYTES).await?;
+            let held = self.held.and_then(|held| held.next(at)).map(|offset| offset / LEAF_BYTES);
+            let next = match (there, held) {
+                (Some((leaf, id)), held) if held.is_none_or(|held| leaf <= held) => (leaf, Some(id)),
+                (_, Some(leaf)) => (leaf, None),
+                (_, None) => break,
+            };
+            if next.0 * LEAF_BYTES >= to {
+                break;
+            }
+            at = ((next.0 + 1) * LEAF_BYTES).min(to);
+            leaves.push(next);
+        }
+        Ok((leaves, to))
     }
 
     fn sort_leaf(&self, page: &Page, extent: Extent, places: &mut Places, zeroes: &mut ExtentSet) -> Result<()> {
@@ -231,7 +275,7 @@ fn decode_run(prints: &Fingerprinter, size: u64, run: &[(u64, ChunkId, Blob)]) -
 }
 
 /// Leaves looked at together: a GiB of disk, about a megabyte of places.
-const WINDOW_LEAVES: u64 = 16;
+const WINDOW_LEAVES: usize = 16;
 
 /// Batches decoded and written at once.
 const BATCHES_MAX: usize = 8;

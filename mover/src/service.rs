@@ -1,6 +1,6 @@
 //! What the programs that serve have in common: how they fail, the signals that stop them, and what systemd is told.
 
-use crate::{Error, Result};
+use crate::{Error, Result, StopReason};
 use std::collections::BTreeSet;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT, SIGQUIT, and SIGHUP where it is not ignored (`nohup`).
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -23,17 +25,38 @@ impl Signals {
     /// `Internal`.
     pub fn listen() -> Result<Self> {
         let failed = |error| Error::internal("cannot listen for signals").because(error);
-        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        Ok(Self { terminate: terminate.map_err(failed)?, interrupt: interrupt.map_err(failed)? })
+        let listen = |kind| signal(kind).map_err(failed);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            hangup: if hangup_is_ignored() { None } else { Some(listen(SignalKind::hangup())?) },
+        })
     }
 
-    /// Waits for the next of either.
-    pub async fn next(&mut self) {
+    /// Waits for the next of them, and says why to stop.
+    pub async fn next(&mut self) -> StopReason {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => StopReason::Terminate,
+            _ = self.interrupt.recv() => StopReason::Interrupt,
+            _ = self.quit.recv() => StopReason::Quit,
+            _ = hangup => StopReason::Hangup,
         }
     }
+}
+
+/// Whether whoever started us wants us to go on when the terminal goes.
+fn hangup_is_ignored() -> bool {
+    let ignored = |line: &str| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Bit 0 is signal 1.
+    status.lines().find_map(ignored).is_some_and(|signals| signals & 1 == 1)
 }
 
 /// Tells on stderr why a program failed; its exit code.

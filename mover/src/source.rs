@@ -1,6 +1,6 @@
 //! Where disks are read from.
 
-use crate::{CheckpointId, DiskRecord, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking};
+use crate::{CheckpointId, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,12 @@ pub trait Source: Send + Sync {
 
     /// Fails when what was read so far may not be of one moment (a raw file changed meanwhile). Called before commit.
     fn check(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends with an error once the job over this source is to stop, and never otherwise. The job waits for it beside
+    /// whatever else it waits for: its turn at a slow rate, a repository far away.
+    fn stopped(&self) -> impl Future<Output = Error> + Send {
+        std::future::pending()
+    }
 
     /// Ends the session. `Committed`: the new checkpoint is the base of the next backup, older ones are removed;
     /// `Abandoned`: the old checkpoint stays provable and the new one goes. Failing leaves things for the next run to

@@ -15,6 +15,10 @@ pub enum StopReason {
     Interrupt,
     /// SIGTERM.
     Terminate,
+    /// SIGHUP: its terminal is gone.
+    Hangup,
+    /// SIGQUIT.
+    Quit,
     /// An administrator cancelled it.
     Cancel,
     /// The proxy that runs it stops.
@@ -86,7 +90,9 @@ impl Stop {
 
 fn stopped(reason: StopReason) -> Error {
     let why = match reason {
-        StopReason::Interrupt | StopReason::Terminate => "stopped by a signal",
+        StopReason::Interrupt | StopReason::Terminate | StopReason::Hangup | StopReason::Quit => {
+            "stopped by a signal"
+        }
         StopReason::Cancel => "cancelled by an administrator",
         StopReason::Shutdown => "the proxy stops",
     };
@@ -113,7 +119,7 @@ impl<S: Source> Source for Stoppable<S> {
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
         self.stop.check()?;
-        self.inner.changed(disk, parent, wish).await
+        self.stop.race(self.inner.changed(disk, parent, wish)).await
     }
 
     async fn read(&self, disk: usize, extent: Extent) -> Result<Bytes> {
@@ -123,7 +129,11 @@ impl<S: Source> Source for Stoppable<S> {
 
     async fn check(&self) -> Result<()> {
         self.stop.check()?;
-        self.inner.check().await
+        self.stop.race(self.inner.check()).await
+    }
+
+    async fn stopped(&self) -> Error {
+        stopped(self.stop.asked().await)
     }
 
     async fn finish(self, outcome: Outcome) -> Result<()> {

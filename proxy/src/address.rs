@@ -51,11 +51,22 @@ pub enum TargetAddress {
         path: PathBuf,
         /// Its format.
         format: ImageFormat,
+        /// How surely that is said.
+        named: Named,
     },
     /// A block device.
     Device(PathBuf),
     /// An NBD export that can be written.
     Nbd(NbdUri),
+}
+
+/// How surely an address says what format a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// By `?format=`, or by a name that is used for nothing else.
+    Surely,
+    /// By a name that is used for images of other formats too (`.img`).
+    Loosely,
 }
 
 impl NamedSource {
@@ -133,19 +144,30 @@ impl FromStr for TargetAddress {
             }
             return Ok(Self::Nbd(uri));
         }
-        let path = PathBuf::from(text);
-        if is_block_device(&path) {
+        let (path, word) = match text.rsplit_once("?format=") {
+            Some((path, "raw")) => (path, Some(ImageFormat::Raw)),
+            Some((path, "qcow2")) => (path, Some(ImageFormat::Qcow2)),
+            Some((_, other)) => {
+                return Err(Error::usage(format!("{text:?}: images of format {other:?} cannot be written"))
+                    .hint("?format=raw and ?format=qcow2 are known"));
+            }
+            None => (text, None),
+        };
+        let path = PathBuf::from(path);
+        if is_block_device(&path) && word != Some(ImageFormat::Qcow2) {
             return Ok(Self::Device(path));
         }
-        let format = match path.extension().and_then(|it| it.to_str()) {
-            Some("raw" | "img") => ImageFormat::Raw,
-            Some("qcow2") => ImageFormat::Qcow2,
-            _ => {
+        let (format, named) = match (word, path.extension().and_then(|it| it.to_str())) {
+            (Some(format), _) => (format, Named::Surely),
+            (None, Some("raw")) => (ImageFormat::Raw, Named::Surely),
+            (None, Some("img")) => (ImageFormat::Raw, Named::Loosely),
+            (None, Some("qcow2")) => (ImageFormat::Qcow2, Named::Surely),
+            (None, _) => {
                 return Err(Error::usage(format!("{text:?} does not tell what kind of target it is"))
-                    .hint("name PATH.raw, PATH.qcow2, a block device, or an NBD URI"));
+                    .hint("name PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, or an NBD URI"));
             }
         };
-        Ok(Self::File { path, format })
+        Ok(Self::File { path, format, named })
     }
 }
 
@@ -222,12 +244,18 @@ mod tests {
 
     #[test]
     fn targets() {
-        let raw = TargetAddress::File { path: "/a/x.raw".into(), format: ImageFormat::Raw };
-        assert_eq!("/a/x.raw".parse::<TargetAddress>().unwrap(), raw);
-        let qcow2 = TargetAddress::File { path: "x.qcow2".into(), format: ImageFormat::Qcow2 };
-        assert_eq!("x.qcow2".parse::<TargetAddress>().unwrap(), qcow2);
+        let file = |path: &str, format, named| TargetAddress::File { path: path.into(), format, named };
+        for (text, want) in [
+            ("/a/x.raw", file("/a/x.raw", ImageFormat::Raw, Named::Surely)),
+            ("/a/x.img", file("/a/x.img", ImageFormat::Raw, Named::Loosely)),
+            ("x.qcow2", file("x.qcow2", ImageFormat::Qcow2, Named::Surely)),
+            ("/a/x.img?format=qcow2", file("/a/x.img", ImageFormat::Qcow2, Named::Surely)),
+            ("/a/x?format=raw", file("/a/x", ImageFormat::Raw, Named::Surely)),
+        ] {
+            assert_eq!(text.parse::<TargetAddress>().unwrap(), want, "{text}");
+        }
         assert!(matches!("nbd://h/x".parse(), Ok(TargetAddress::Nbd(_))));
-        for text in ["", "/a/x", "/a/x.vmdk", "/dev/null", "nbd://h/x?bitmap=b"] {
+        for text in ["", "/a/x", "/a/x.vmdk", "/a/x?format=vmdk", "/dev/null", "nbd://h/x?bitmap=b"] {
             assert!(text.parse::<TargetAddress>().is_err(), "{text}");
         }
     }

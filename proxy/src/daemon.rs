@@ -65,7 +65,7 @@ async fn run(config: Config) -> Result<()> {
     // A node that is away is tried for as long as this runs: it keeps neither the others nor the start of a host waiting.
     service::ready();
     let made = tokio::select! {
-        () = signals.next() => Ok(()),
+        _ = signals.next() => Ok(()),
         Some(ended) = attending.join_next() => {
             ended.unwrap_or_else(|error| Err(Error::internal("a node is not attended any more").because(error)))
         }
@@ -87,7 +87,7 @@ async fn run(config: Config) -> Result<()> {
                 tracing::warn!("a job could not be ended, or a node not be told in time");
             }
         }
-        () = signals.next() => tracing::warn!("stopping at once"),
+        _ = signals.next() => tracing::warn!("stopping at once"),
     }
     keeping.abort();
     alive.abort();

@@ -12,7 +12,7 @@ mod source;
 mod target;
 mod tracking;
 
-pub use address::{ImageFormat, NamedSource, SourceAddress, TargetAddress};
+pub use address::{ImageFormat, Named, NamedSource, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
 pub use source::{SnapshotSession, SourceOptions, has_checkpoint};
 pub use target::{DiskTarget, Existing};

@@ -46,10 +46,10 @@ impl DiskTarget {
     /// `TargetFull`, `Transport`.
     pub async fn open(address: &TargetAddress, size: u64, existing: Existing) -> Result<Self> {
         let opened = match address {
-            TargetAddress::File { path, format: ImageFormat::Raw } => {
-                FileTarget::file(path, size, existing).await.map(Self::File)
+            TargetAddress::File { path, format: ImageFormat::Raw, named } => {
+                FileTarget::file(path, *named, size, existing).await.map(Self::File)
             }
-            TargetAddress::File { path, format: ImageFormat::Qcow2 } => {
+            TargetAddress::File { path, format: ImageFormat::Qcow2, .. } => {
                 Qcow2Target::open(path, size, existing).await.map(|target| Self::Qcow2(Box::new(target)))
             }
             TargetAddress::Device(path) => FileTarget::device(path).await.map(Self::File),
@@ -127,7 +127,7 @@ pub struct NbdTarget {
 
 impl NbdTarget {
     async fn open(uri: &NbdUri) -> Result<Self> {
-        let disk = NbdDisk::open(&uri.server, &uri.export, &[]).await;
+        let disk = NbdDisk::open(&uri.server, &uri.export, &[], uri.patience()).await;
         let disk = disk.map_err(|error| nbd_error(error, ErrorKind::Target).context(uri))?;
         if disk.export().flags.is_read_only() {
             return Err(Error::usage(format!("{uri} is read-only")));

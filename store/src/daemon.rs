@@ -87,7 +87,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
     service::ready();
     let mut serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
     tokio::select! {
-        () = signals.next() => {}
+        _ = signals.next() => {}
         ended = &mut serving => {
             let why = ended.err().map_or_else(|| "the socket failed".to_owned(), |error| error.to_string());
             return Err(Error::transport(format!("the node stopped serving: {why}")));
@@ -99,7 +99,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
     // A second signal does not wait.
     tokio::select! {
         _ = &mut serving => {}
-        () = signals.next() => tracing::warn!("stopping at once"),
+        _ = signals.next() => tracing::warn!("stopping at once"),
     }
     beside.shutdown().await;
     let mut ended = Ok(());

@@ -113,3 +113,26 @@ impl FromStr for Attach {
         Ok(Self { kind: kind.parse()?, file: file.into() })
     }
 }
+
+/// `KIND[/NAME]`: a file that a point has. Never a path here.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    pub kind: Name,
+    pub name: Option<String>,
+}
+
+impl FromStr for Attachment {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (kind, name) = text.split_once('/').map_or((text, None), |(kind, name)| (kind, Some(name.to_owned())));
+        Ok(Self { kind: kind.parse()?, name })
+    }
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        self.name.as_ref().map_or(Ok(()), |name| write!(f, "/{name}"))
+    }
+}

@@ -1,6 +1,6 @@
 //! The arguments of `windlass`.
 
-use crate::address::{Attach, Kept};
+use crate::address::{Attach, Attachment, Kept};
 use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
@@ -9,7 +9,7 @@ use mover::identity::Role;
 use mover::parse_bytes;
 use mover::wire::NodeAddress;
 use mover::{Keep, Name, Selector};
-use proxy::{NamedSource, SourceAddress, TargetAddress};
+use proxy::{NamedSource, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -142,6 +142,9 @@ pub struct Backup {
     /// Run by sh on this host when they are open, and on every failure; sees WINDLASS_PHASE and WINDLASS_STATUS
     #[arg(long, value_name = "CMD")]
     pub post_thaw: Option<String>,
+    /// End a hook that takes longer, and let the machine go on when the disks are not open by then
+    #[arg(long, value_name = "DURATION", value_parser = parsed_duration, default_value = "5m")]
+    pub hook_timeout: Duration,
     /// A word to find the point by
     #[arg(long, value_name = "T")]
     pub tag: Vec<String>,
@@ -248,13 +251,13 @@ pub struct Diff {
     pub place: Place,
 }
 
-/// Write a disk of a recovery point to a file, device or NBD server
+/// Write a disk of a recovery point to a file, device or NBD server; or a file that was attached to it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   windlass restore web@latest --to /images/web.qcow2 -r /backup/main
   windlass restore db@latest~1 --disk b --to /dev/vg0/b --overwrite -r /backup/main
-  windlass restore web@latest --to web.raw --delta --also-from /mnt/usb/second -r /backup/main")]
+  windlass restore web@latest --attachment domain --to - --copy /mnt/usb/second")]
 pub struct Restore {
     /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
     #[arg(value_parser = parsed::<Selector>)]
@@ -262,15 +265,21 @@ pub struct Restore {
     /// Which disk; needed where there are several
     #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
     pub disk: Option<Name>,
-    /// PATH.raw, PATH.qcow2, a block device or an NBD URI
-    #[arg(long, value_parser = parsed::<TargetAddress>, value_name = "TARGET")]
-    pub to: TargetAddress,
+    /// Not a disk but a file that was attached: its kind, and its name where there are several (`show` lists them)
+    #[arg(long, value_parser = parsed::<Attachment>, value_name = "KIND[/NAME]", conflicts_with_all = ["disk", "delta", "overwrite"])]
+    pub attachment: Option<Attachment>,
+    /// PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, an NBD URI, or - for stdout (a raw disk)
+    #[arg(long, value_name = "TARGET", allow_hyphen_values = true)]
+    pub to: String,
+    /// Repository: /path, file:///path, or quic://host[:port]/name on a storage node
+    #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "copy")]
+    pub repository: Option<Kept>,
     #[command(flatten)]
-    pub place: Place,
+    pub patience: Patience,
     /// Another copy, used when and where the first cannot serve
     #[arg(long, value_name = "ADDR2")]
     pub also_from: Vec<Kept>,
-    /// Read only this copy
+    /// Read only this copy; needs no --repository
     #[arg(long, value_name = "ADDR", conflicts_with = "also_from")]
     pub copy: Option<Kept>,
     /// TARGET holds an older state: write only what differs

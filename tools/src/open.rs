@@ -7,7 +7,6 @@ use mover::identity::Credentials;
 use mover::wire::{Congestion, Peer, Remote, client, client_config, renewed_when_used};
 use mover::{DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, TrackingWish, blocking};
 use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
-use std::future::Future;
 use std::path::PathBuf;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
@@ -83,19 +82,30 @@ fn own_identity() -> Option<PathBuf> {
 
 /// Opens a repository, as long as patience lasts.
 pub async fn patiently(context: &Context, address: &Kept, access: Access, patience: &Patience) -> Result<Opened> {
-    patience.wait().retry(&context.out, &context.stop, async || repository(context, address, access, None).await).await
+    let open = async || context.stop.race(repository(context, address, access, None)).await;
+    patience.wait().retry(&context.out, &context.stop, open).await
+}
+
+/// Opens the disks of a backup as one snapshot session, for a repository that is open.
+pub async fn source(
+    context: &Context,
+    repository: &Opened,
+    disks: &[NamedSource],
+    wish: TrackingWish,
+) -> Result<SnapshotSession> {
+    let options = SourceOptions { repository: repository.config().id, wish, world: context.world.clone() };
+    SnapshotSession::open(disks.to_vec(), &options, |checkpoint| has_checkpoint(repository, checkpoint)).await
 }
 
 /// Opens a repository for writing and the disks of `machine` as one snapshot session, both at once: each takes a noticeable
-/// part of an increment. `around` runs the opening of the disks.
-pub async fn repository_and_source<T>(
+/// part of an increment.
+pub async fn repository_and_source(
     context: &Context,
     address: &Kept,
     machine: &Name,
     disks: &[NamedSource],
     wish: TrackingWish,
-    around: impl AsyncFnOnce(DynOpening<'_>) -> Result<(SnapshotSession, T)>,
-) -> (Result<Opened>, Result<(SnapshotSession, T)>) {
+) -> (Result<Opened>, Result<SnapshotSession>) {
     let node = match address.at() {
         At::Directory(_) => None,
         At::Node { .. } => match repository(context, address, Access::Write, Some(machine)).await {
@@ -142,11 +152,8 @@ pub async fn repository_and_source<T>(
         }
     };
     let source = SnapshotSession::open(disks.to_vec(), &options, is_committed);
-    tokio::join!(repository, around(Box::pin(source)))
+    tokio::join!(repository, source)
 }
-
-/// The opening of disks, not begun yet.
-pub type DynOpening<'a> = std::pin::Pin<Box<dyn Future<Output = Result<SnapshotSession>> + Send + 'a>>;
 
 /// The repository's id, from its configuration alone.
 async fn identity(address: &Kept) -> Option<RepositoryId> {

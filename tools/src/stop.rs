@@ -1,22 +1,17 @@
-//! SIGINT and SIGTERM: the job ends between two batches and tidies up; a second signal ends the program at once.
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT: the job ends between two batches and tidies up; a second signal ends the program at once.
 
-use mover::{Error, Result, StopReason, Stopper};
-use tokio::signal::unix::{SignalKind, signal};
+use mover::service::Signals;
+use mover::{Result, StopReason, Stopper};
 
 pub use mover::{Stop, Stoppable};
 
 /// Listens for the signals; needs a runtime.
 pub fn listen() -> Result<Stop> {
-    let failed = |error| Error::internal("cannot listen for signals").because(error);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut signals = Signals::listen()?;
     let (stopper, stop) = Stopper::new();
     tokio::spawn(async move {
         loop {
-            let reason = tokio::select! {
-                _ = interrupt.recv() => StopReason::Interrupt,
-                _ = terminate.recv() => StopReason::Terminate,
-            };
+            let reason = signals.next().await;
             if !stopper.stop(reason) {
                 std::process::exit(exit_code(reason).into());
             }
@@ -29,6 +24,8 @@ pub fn listen() -> Result<Stop> {
 pub const fn exit_code(reason: StopReason) -> u8 {
     match reason {
         StopReason::Terminate => 143,
+        StopReason::Hangup => 129,
+        StopReason::Quit => 131,
         StopReason::Interrupt | StopReason::Cancel | StopReason::Shutdown => 130,
     }
 }

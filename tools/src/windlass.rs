@@ -7,7 +7,9 @@ use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
 use mover::{Error, ErrorKind, PointChange, Pool, Result, World};
+use std::future::Future;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// What every command needs.
@@ -31,6 +33,9 @@ pub enum Exit {
 
 /// Runs the program.
 pub fn windlass() -> ExitCode {
+    if let Some(code) = command::backup::keep_hooks() {
+        return code;
+    }
     proxy::tune_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -67,7 +72,8 @@ async fn run(out: Output, command: Command, job: bool) -> u8 {
         }
     };
     let context = Context { out, stop, pool, world: World::system() };
-    let made = dispatch(&context, command).await;
+    let ending = Ending::of(&command);
+    let made = until_ended(&context, ending, dispatch(&context, command)).await;
     let made = made.and_then(|exit| context.out.finish().map(|()| exit));
     match made {
         Ok(exit) => exit as u8,
@@ -84,6 +90,53 @@ async fn run(out: Output, command: Command, job: bool) -> u8 {
             context.out.failure(&error, job);
             context.stop.reason().map_or(error.kind().exit_code(), stop::exit_code)
         }
+    }
+}
+
+/// What a command does when a signal comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It only asks: it ends at once.
+    AtOnce,
+    /// It is told and may tidy up, for [`TIDY_TIMEOUT`]: what it leaves is what a kill would leave, and settled by the next.
+    Soon,
+    /// It is told, and ends when an image, a guest or a target is as it should be left.
+    InOrder,
+}
+
+impl Ending {
+    const fn of(command: &Command) -> Self {
+        match command {
+            Command::Points(_)
+            | Command::Show(_)
+            | Command::Diff(_)
+            | Command::Stats(_)
+            | Command::Doctor(_)
+            | Command::Token(_)
+            | Command::Completion(_)
+            | Command::Man(_) => Self::AtOnce,
+            Command::Backup(_) | Command::Tracking(_) => Self::InOrder,
+            Command::Restore(arguments) if arguments.delta => Self::InOrder,
+            _ => Self::Soon,
+        }
+    }
+}
+
+/// What becomes of `work`, which ends after a signal as `ending` says.
+async fn until_ended(context: &Context, ending: Ending, work: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+    let patience = match ending {
+        Ending::AtOnce => Duration::ZERO,
+        Ending::Soon => TIDY_TIMEOUT,
+        Ending::InOrder => return work.await,
+    };
+    let told = async {
+        context.stop.asked().await;
+        tokio::time::sleep(patience).await;
+    };
+    tokio::select! {
+        biased;
+        made = work => made,
+        () = told => Err(context.stop.check().expect_err("it was asked to stop")),
     }
 }
 
@@ -153,3 +206,5 @@ fn log_to_stderr(style: Style) {
 }
 
 const RUNTIME_THREADS: usize = 2;
+/// For a command to end after a signal.
+const TIDY_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -90,8 +90,11 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let patched = self.before.filter(|_| changed.mode == ChangeTracking::Bitmap);
         let base = patched.map(|record| (record.root, self.reader));
         let mut builder = MapBuilder::new(size, base, self.job.prints);
-        // Without a parent there is nothing that zeros could replace.
-        let zero = if self.before.is_some() { zero } else { ExtentSet::new() };
+        // Where the parent has nothing there is nothing that zeros could replace.
+        let zero = match self.before {
+            Some(before) => self.reader.with_data(before.root, &zero).await?,
+            None => ExtentSet::new(),
+        };
         let pacer = Pacer::new(self.job.options.rate);
         let mut tracking = TrackingRecord {
             mode: changed.mode,
@@ -155,6 +158,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             return Ok(Some(format!("the disk had {} bytes in the parent", before.size)));
         }
         let clean_zeroes = whole_blocks(&changed.zeroes, size).subtract(&changed.dirty.align(grid, size));
+        let clean_zeroes = self.reader.with_data(before.root, &clean_zeroes).await?;
         let leaf_bytes = PAGE_ENTRIES * grid;
         let leaf = |piece: Extent| async move {
             let page = self.reader.leaf(before.root, piece.offset / leaf_bytes).await?;

@@ -44,6 +44,13 @@ pub(super) struct Held {
     data: ExtentSet,
 }
 
+impl Held {
+    /// The first byte from `offset` on that may be anything but zero.
+    pub(super) fn next(&self, offset: u64) -> Option<u64> {
+        self.data.next(offset)
+    }
+}
+
 /// A block of the disk and what it should hold: a chunk, or zeros.
 type Wanted = (Extent, Option<ChunkId>);
 

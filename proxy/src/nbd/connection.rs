@@ -3,6 +3,7 @@
 use super::error::NbdError;
 use super::handshake::{Export, Handshake, Hello};
 use super::session::{Completed, Reply, Request, Session};
+use super::patience::Patience;
 use super::uri::NbdServer;
 use super::wire::IN_FLIGHT_MAX;
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// A handle of a connection in its transmission phase. Requests may be made from many tasks at once. The connection
 /// says goodbye and ends when the last handle is dropped.
@@ -24,16 +25,27 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and negotiates; a server that is silent for long is given up.
-    pub async fn open(server: &NbdServer, hello: Hello) -> Result<Self, NbdError> {
-        let negotiated = match server {
+    /// Connects and negotiates; a server that is silent for longer than `patience` says is given up.
+    pub async fn open(server: &NbdServer, hello: Hello, patience: Patience) -> Result<Self, NbdError> {
+        let limit = patience.setup;
+        let opened = timeout(limit, Self::open_patiently(server, hello, patience)).await;
+        opened.unwrap_or(Err(NbdError::Silent { doing: "connecting", limit }))
+    }
+
+    async fn open_patiently(server: &NbdServer, hello: Hello, patience: Patience) -> Result<Self, NbdError> {
+        match server {
             NbdServer::Unix(path) => {
-                let stream = UnixStream::connect(path).await?;
-                timeout(HANDSHAKE_TIMEOUT, Self::over_unix(stream, hello)).await
+                let stream = loop {
+                    match UnixStream::connect(path).await {
+                        // It takes no connections at the moment, and those that wait are as many as may.
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_AGAIN).await,
+                        connected => break connected?,
+                    }
+                };
+                Self::over_unix(stream, hello, patience).await
             }
             NbdServer::Tcp { host, port } => {
-                let connect = TcpStream::connect((host.as_str(), *port));
-                let stream = timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| silent("connecting"))??;
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
                 // A server whose host vanished would otherwise be waited for without end.
                 sockopt::set_socket_keepalive(&stream, true).map_err(io::Error::from)?;
@@ -41,31 +53,35 @@ impl Connection {
                 let silence_ms = TCP_SILENCE.as_millis() as u32;
                 sockopt::set_tcp_user_timeout(&stream, silence_ms).map_err(io::Error::from)?;
                 let (read, write) = stream.into_split();
-                timeout(HANDSHAKE_TIMEOUT, Self::over(read, write, hello)).await
+                Self::over(read, write, hello, patience).await
             }
-        };
-        negotiated.map_err(|_| silent("negotiating"))?
+        }
     }
 
-    /// Negotiates on a connected unix socket, however long that takes: the server is a process of our own that may
-    /// wait for slow storage, and its end ends the socket.
-    pub async fn over_unix(stream: UnixStream, hello: Hello) -> Result<Self, NbdError> {
+    /// Negotiates on a connected unix socket.
+    pub async fn over_unix(stream: UnixStream, hello: Hello, patience: Patience) -> Result<Self, NbdError> {
         let (read, write) = stream.into_split();
-        Self::over(read, write, hello).await
+        Self::over(read, write, hello, patience).await
     }
 
-    async fn over<R, W>(mut read: R, mut write: W, hello: Hello) -> Result<Self, NbdError>
+    async fn over<R, W>(mut read: R, mut write: W, hello: Hello, patience: Patience) -> Result<Self, NbdError>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let export = negotiate(&mut read, &mut write, hello).await?;
+        let limit = patience.setup;
+        let export = match timeout(limit, negotiate(&mut read, &mut write, hello)).await {
+            Ok(negotiated) => negotiated?,
+            Err(_) => return Err(NbdError::Silent { doing: "negotiating", limit }),
+        };
         let (requests, calls) = mpsc::channel(IN_FLIGHT_MAX);
         let link = Link {
             session: Session::new(export.clone()),
             waiting: BTreeMap::new(),
             output: VecDeque::new(),
             inbox: BytesMut::with_capacity(INBOX_BYTES),
+            patience,
+            heard: Instant::now(),
         };
         tokio::spawn(link.run(read, write, calls));
         Ok(Self { export: export.into(), requests })
@@ -102,6 +118,9 @@ struct Link {
     waiting: BTreeMap<u64, oneshot::Sender<Result<Reply, NbdError>>>,
     output: VecDeque<Bytes>,
     inbox: BytesMut,
+    patience: Patience,
+    /// When bytes last moved, or the first request was made after a time without.
+    heard: Instant,
 }
 
 impl Link {
@@ -140,11 +159,14 @@ impl Link {
         loop {
             let room = self.session.in_flight() < IN_FLIGHT_MAX;
             let sending = !self.output.is_empty();
+            let (owed, limit) = self.owed();
+            let overdue = self.heard + limit;
             let slices: Vec<IoSlice<'_>> =
                 self.output.iter().take(WRITE_PIECES_MAX).map(|piece| IoSlice::new(piece)).collect();
             tokio::select! {
                 got = receive(read, &mut self.session, &mut self.inbox) => {
                     drop(slices);
+                    self.heard = Instant::now();
                     let mut completed = got?;
                     loop {
                         if let Some(Completed { cookie, result }) = completed {
@@ -163,7 +185,11 @@ impl Link {
                     if sent == 0 {
                         return Err(NbdError::Closed(" while sending"));
                     }
+                    self.heard = Instant::now();
                     self.sent(sent);
+                }
+                () = sleep_until(overdue), if owed.is_some() => {
+                    return Err(NbdError::Silent { doing: owed.unwrap_or_default(), limit });
                 }
                 call = calls.recv(), if room => {
                     drop(slices);
@@ -176,7 +202,21 @@ impl Link {
         }
     }
 
+    /// What the server is waited for, if for anything, and for how long without a byte.
+    fn owed(&self) -> (Option<&'static str>, Duration) {
+        let Patience { silence, long_silence, .. } = self.patience;
+        match self.session.longest() {
+            Some(command) if command.may_take_long() => (Some(command.doing()), long_silence),
+            Some(command) => (Some(command.doing()), silence),
+            None if self.output.is_empty() => (None, silence),
+            None => (Some("taking what it is sent"), silence),
+        }
+    }
+
     fn submit(&mut self, call: Call) {
+        if self.session.in_flight() == 0 {
+            self.heard = Instant::now();
+        }
         match self.session.submit(call.request) {
             Ok(cookie) => {
                 self.waiting.insert(cookie, call.answer);
@@ -253,15 +293,11 @@ where
     }
 }
 
-fn silent(what: &str) -> NbdError {
-    io::Error::new(io::ErrorKind::TimedOut, format!("the server was silent while {what}")).into()
-}
-
 /// Room for control messages; more than the longest that must be whole (an error chunk).
 const INBOX_BYTES: usize = 8 << 10;
 /// Pieces handed to one vectored write.
 const WRITE_PIECES_MAX: usize = 16;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the next try when a server takes no connections.
+const CONNECT_AGAIN: Duration = Duration::from_millis(50);
 const TCP_SILENCE: Duration = Duration::from_secs(60);
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -3,13 +3,14 @@
 use super::connection::Connection;
 use super::error::NbdError;
 use super::handshake::{Export, Framing, Hello};
+use super::patience::Patience;
 use super::session::{Reply, Request, Run};
 use super::uri::NbdServer;
 use super::wire::{ALLOCATION_ZERO, BITMAP_DIRTY};
 use bytes::{Bytes, BytesMut};
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use futures::future::try_join_all;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::UnixStream;
 
@@ -21,12 +22,14 @@ pub struct NbdDisk {
 }
 
 /// What the contexts of an export say of the whole disk.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Extents {
     /// Blocks that read as zeros by allocation; empty where the server cannot tell.
     pub zeroes: ExtentSet,
     /// For each dirty bitmap that was negotiated, its name and what it marks.
     pub dirty: Vec<(String, ExtentSet)>,
+    /// Why the server could not tell about some of the disk. Nothing there counts as zero or clean.
+    pub failed: Option<NbdError>,
 }
 
 impl Extents {
@@ -39,23 +42,33 @@ impl Extents {
 impl NbdDisk {
     /// Connects, with `base:allocation` and the dirty bitmaps named: the first connection asks what the server can
     /// do, others (up to [`CONNECTIONS_MAX`]) follow where it allows several.
-    pub async fn open(server: &NbdServer, export: &str, bitmaps: &[String]) -> Result<Self, NbdError> {
+    pub async fn open(
+        server: &NbdServer,
+        export: &str,
+        bitmaps: &[String],
+        patience: Patience,
+    ) -> Result<Self, NbdError> {
         let hello = hello(export, bitmaps);
-        let first = Connection::open(server, hello.clone()).await?;
+        let first = Connection::open(server, hello.clone(), patience).await?;
         let more = if first.export().flags.can_multi_conn() { CONNECTIONS_MAX - 1 } else { 0 };
-        let others = try_join_all((0..more).map(|_| Connection::open(server, hello.clone()))).await?;
+        let others = try_join_all((0..more).map(|_| Connection::open(server, hello.clone(), patience))).await?;
         Self::of(first, others)
     }
 
     /// The same on unix sockets that are connected already; those the server does not want are closed.
-    pub async fn over(sockets: Vec<UnixStream>, export: &str, bitmaps: &[String]) -> Result<Self, NbdError> {
+    pub async fn over(
+        sockets: Vec<UnixStream>,
+        export: &str,
+        bitmaps: &[String],
+        patience: Patience,
+    ) -> Result<Self, NbdError> {
         let hello = hello(export, bitmaps);
         let mut sockets = sockets.into_iter();
         let first = sockets.next().ok_or(NbdError::Closed(": no socket"))?;
-        let first = Connection::over_unix(first, hello.clone()).await?;
+        let first = Connection::over_unix(first, hello.clone(), patience).await?;
         let rest = if first.export().flags.can_multi_conn() { sockets.len() } else { 0 };
         let rest: Vec<_> = sockets.take(rest).collect();
-        let others = rest.into_iter().map(|socket| Connection::over_unix(socket, hello.clone()));
+        let others = rest.into_iter().map(|socket| Connection::over_unix(socket, hello.clone(), patience));
         Self::of(first, try_join_all(others).await?)
     }
 
@@ -85,6 +98,10 @@ impl NbdDisk {
     /// The bytes of `extent`. A read that the server fails is tried [`READ_ATTEMPTS`] times.
     pub async fn read(&self, extent: Extent) -> Result<Bytes, NbdError> {
         let piece_bytes_max = u64::from(self.export().payload_bytes_max);
+        let whole = self.whole_blocks(extent);
+        if whole < extent.length {
+            return self.read_with_tail(extent, whole).await;
+        }
         if extent.length <= piece_bytes_max {
             return self.read_piece(extent.offset, extent.length as u32).await;
         }
@@ -93,6 +110,15 @@ impl NbdDisk {
             whole.extend_from_slice(&self.read_piece(piece.offset, piece.length as u32).await?);
         }
         Ok(whole.freeze())
+    }
+
+    /// A read whose end is none of a block: the whole block is read.
+    async fn read_with_tail(&self, extent: Extent, whole: u64) -> Result<Bytes, NbdError> {
+        let export = self.export();
+        let block = u64::from(export.block_bytes_min).min(export.size - extent.offset - whole);
+        let mut bytes = Box::pin(self.read(Extent::new(extent.offset, whole + block))).await?;
+        bytes.truncate(extent.length as usize);
+        Ok(bytes)
     }
 
     async fn read_piece(&self, offset: u64, length: u32) -> Result<Bytes, NbdError> {
@@ -110,8 +136,14 @@ impl NbdDisk {
         }
     }
 
-    /// Writes `data` at `offset`.
+    /// Writes `data` at `offset`, which is a multiple of the server's block size. Where the end is none, and not that of
+    /// the export, what follows in the last block is read and written back.
     pub async fn write(&self, offset: u64, mut data: Bytes) -> Result<(), NbdError> {
+        let whole = self.whole_blocks(Extent::new(offset, data.len() as u64));
+        let tail = data.split_off(whole as usize);
+        if !tail.is_empty() {
+            self.write_tail(offset + data.len() as u64, &tail).await?;
+        }
         let piece_bytes_max = self.export().payload_bytes_max as usize;
         let mut at = offset;
         while !data.is_empty() {
@@ -123,8 +155,31 @@ impl NbdDisk {
         Ok(())
     }
 
-    /// Makes `extent` read as zeros, by a hole where the server can.
+    /// Bytes at the beginning of `extent` that end with a block of the server's, or with the export.
+    fn whole_blocks(&self, extent: Extent) -> u64 {
+        let (block, size) = (u64::from(self.export().block_bytes_min), self.export().size);
+        if extent.end() == size {
+            return extent.length;
+        }
+        (extent.end() / block * block).saturating_sub(extent.offset)
+    }
+
+    /// The beginning of a block; what follows in it stays.
+    async fn write_tail(&self, offset: u64, tail: &[u8]) -> Result<(), NbdError> {
+        let export = self.export();
+        let length = u64::from(export.block_bytes_min).min(export.size - offset);
+        let mut block = BytesMut::from(&self.read_piece(offset, length as u32).await?[..]);
+        block[..tail.len()].copy_from_slice(tail);
+        self.done(Request::Write { offset, data: block.freeze() }).await
+    }
+
+    /// Makes `extent` read as zeros, by a hole where the server can. It begins and ends as what is written.
     pub async fn zero(&self, extent: Extent) -> Result<(), NbdError> {
+        let whole = self.whole_blocks(extent);
+        if whole < extent.length {
+            self.write_tail(extent.offset + whole, &ZEROES[..(extent.length - whole) as usize]).await?;
+        }
+        let extent = Extent::new(extent.offset, whole);
         let can_zero = self.export().flags.can_zero();
         let piece_bytes_max = if can_zero { ZERO_BYTES_MAX } else { ZEROES.len() as u64 };
         for Extent { offset, length } in ExtentSet::from_iter([extent]).split(piece_bytes_max) {
@@ -153,7 +208,20 @@ impl NbdDisk {
         let windows = (0..count).map(|at| Extent::from(at * window..((at + 1) * window).min(export.size)));
         let mut answers = stream::iter(windows.map(|window| self.window(window))).buffered(WINDOWS_IN_FLIGHT);
         let mut marked = vec![ExtentSet::new(); export.contexts.len()];
-        while let Some(answer) = answers.try_next().await? {
+        let (mut extents, mut told) = (Extents::default(), 0);
+        while let Some(answer) = answers.next().await {
+            let answer = match answer {
+                Ok(answer) => answer,
+                // Servers that cannot tell say so each time: from here on everything may hold anything.
+                Err(error) if error.is_request() => {
+                    tracing::debug!(%error, "block status is not to be had; what it would leave out is read");
+                    marked.iter_mut().for_each(|all| all.insert(Extent::from(told..export.size)));
+                    extents.failed = Some(error);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            told = (told + window).min(export.size);
             for (all, window) in marked.iter_mut().zip(answer) {
                 window.iter().for_each(|extent| all.insert(extent));
                 if all.len() > EXTENTS_MAX {
@@ -162,7 +230,6 @@ impl NbdDisk {
                 }
             }
         }
-        let mut extents = Extents::default();
         for (name, marked) in contexts().zip(marked) {
             match name {
                 Some(bitmap) => extents.dirty.push((bitmap.to_owned(), marked)),
@@ -240,9 +307,10 @@ pub const CONNECTIONS_MAX: usize = 4;
 pub const READ_ATTEMPTS: u32 = 3;
 
 const BITMAP_PREFIX: &str = "qemu:dirty-bitmap:";
-const WINDOW_BYTES: u64 = 1 << 30;
+/// As much as 32 bits can ask for, in whole blocks of any server.
+const WINDOW_BYTES: u64 = (4 << 30) - (1 << 20);
 const WINDOW_BYTES_EXTENDED: u64 = 64 << 30;
-const WINDOWS_IN_FLIGHT: usize = 4;
+const WINDOWS_IN_FLIGHT: usize = 8;
 /// Extents kept of one context: 1 GiB of memory, every other block of 8 TiB.
 const EXTENTS_MAX: usize = 64 << 20;
 /// What an answer to a block status request must cover on average, or the server would keep us busy for ever.

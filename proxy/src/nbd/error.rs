@@ -3,6 +3,7 @@
 use super::wire::{Command, STRING_BYTES_MAX};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A failure of an NBD session. Cheap to clone: one broken connection fails every request on it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -56,6 +57,14 @@ pub enum NbdError {
         /// Why not.
         why: &'static str,
     },
+    /// The server said nothing for as long as it is waited for; the connection is given up.
+    #[error("the NBD server was silent for {} while {doing}", seconds(*limit))]
+    Silent {
+        /// What it was asked to do.
+        doing: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// The connection ended.
     #[error("the NBD connection ended{0}")]
     Closed(&'static str),
@@ -100,6 +109,10 @@ impl From<io::Error> for NbdError {
 pub(super) fn peer_text(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(STRING_BYTES_MAX)];
     String::from_utf8_lossy(bytes).chars().map(|it| if it.is_control() { '\u{fffd}' } else { it }).collect()
+}
+
+fn seconds(limit: Duration) -> String {
+    format!("{} s", limit.as_secs_f64())
 }
 
 fn errno_text(errno: u32) -> String {

@@ -118,6 +118,13 @@ impl Session {
         self.in_flight.len()
     }
 
+    /// Of the requests without an answer the first, those first that may take long.
+    pub(super) fn longest(&self) -> Option<Command> {
+        let mut commands = self.in_flight.values().map(|request| request.command);
+        let first = commands.clone().next();
+        commands.find(|command| command.may_take_long()).or(first)
+    }
+
     /// Puts a request on the way and gives its cookie; [`NbdError::Unsuitable`] leaves the session as it was.
     pub fn submit(&mut self, request: Request) -> Result<u64, NbdError> {
         let (command, offset, length) = match &request {

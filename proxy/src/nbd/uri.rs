@@ -1,9 +1,11 @@
 //! NBD URIs (the NBD project's `doc/uri.md`).
 
+use super::patience::Patience;
 use mover::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Where an export is: `nbd://host[:port]/export` or `nbd+unix:///export?socket=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct NbdUri {
     pub export: String,
     /// `bitmap=NAME`, our own addition: the dirty bitmap to read.
     pub bitmap: Option<String>,
+    /// `timeout=SECONDS`, our own addition: how long the server may be silent, whatever it does.
+    pub timeout: Option<Duration>,
 }
 
 /// How to reach a server.
@@ -34,6 +38,13 @@ impl NbdUri {
     /// True when `text` says that it is an NBD URI of any kind, also one that is refused.
     pub fn is_meant_by(text: &str) -> bool {
         ["nbd:", "nbd+unix:", "nbds:", "nbds+unix:", "nbd+vsock:", "nbds+vsock:"].iter().any(|it| text.starts_with(it))
+    }
+}
+
+impl NbdUri {
+    /// How long the server is waited for.
+    pub fn patience(&self) -> Patience {
+        self.timeout.map(Patience::of).unwrap_or_default()
     }
 }
 
@@ -65,13 +76,14 @@ impl FromStr for NbdUri {
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, export) = place.split_once('/').unwrap_or((place, ""));
         let export = decode(export).ok_or_else(|| wrong("bad % escape in the export's name"))?;
-        let (mut socket, mut bitmap) = (None, None);
+        let (mut socket, mut bitmap, mut timeout) = (None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| wrong("a parameter without '='"))?;
             let value = decode(value).ok_or_else(|| wrong("bad % escape in a parameter"))?;
             let slot = match key {
                 "socket" if scheme == "nbd+unix" => &mut socket,
                 "bitmap" => &mut bitmap,
+                "timeout" => &mut timeout,
                 _ => return Err(wrong(&format!("unknown parameter {key:?}"))),
             };
             if value.is_empty() || slot.replace(value).is_some() {
@@ -84,7 +96,13 @@ impl FromStr for NbdUri {
             ("nbd+unix", None) => return Err(wrong("no socket=PATH")),
             _ => tcp(authority).ok_or_else(|| wrong("bad host or port"))?,
         };
-        Ok(Self { server, export, bitmap })
+        let in_range = |seconds: &u64| (1..=TIMEOUT_SECONDS_MAX).contains(seconds);
+        let seconds = timeout.map(|text| {
+            let seconds = text.parse().ok().filter(in_range);
+            seconds.ok_or_else(|| wrong(&format!("timeout must be 1 to {TIMEOUT_SECONDS_MAX} seconds")))
+        });
+        let timeout = seconds.transpose()?.map(Duration::from_secs);
+        Ok(Self { server, export, bitmap, timeout })
     }
 }
 
@@ -101,7 +119,11 @@ impl fmt::Display for NbdUri {
             write!(f, "{mark}socket={}", Escaped(&socket.to_string_lossy()))?;
             mark = '&';
         }
-        self.bitmap.as_ref().map_or(Ok(()), |bitmap| write!(f, "{mark}bitmap={}", Escaped(bitmap)))
+        if let Some(bitmap) = &self.bitmap {
+            write!(f, "{mark}bitmap={}", Escaped(bitmap))?;
+            mark = '&';
+        }
+        self.timeout.map_or(Ok(()), |timeout| write!(f, "{mark}timeout={}", timeout.as_secs()))
     }
 }
 
@@ -157,6 +179,8 @@ impl fmt::Display for Escaped<'_> {
 
 const PORT: u16 = 10_809;
 const URI_BYTES_MAX: usize = 16 << 10;
+/// A day: who waits longer does not wait for this server.
+const TIMEOUT_SECONDS_MAX: u64 = 86_400;
 
 #[cfg(test)]
 mod tests {
@@ -165,14 +189,14 @@ mod tests {
 
     fn tcp(host: &str, port: u16, export: &str) -> NbdUri {
         let server = NbdServer::Tcp { host: host.to_owned(), port };
-        NbdUri { server, export: export.to_owned(), bitmap: None }
+        NbdUri { server, export: export.to_owned(), bitmap: None, timeout: None }
     }
 
     #[test]
     fn what_the_standard_allows() {
         let unix = |socket: &str, export: &str| {
             let server = NbdServer::Unix(socket.into());
-            NbdUri { server, export: export.to_owned(), bitmap: None }
+            NbdUri { server, export: export.to_owned(), bitmap: None, timeout: None }
         };
         for (text, want) in [
             ("nbd://host", tcp("host", 10_809, "")),
@@ -183,6 +207,7 @@ mod tests {
             ("nbd+unix:///?socket=/tmp/a", unix("/tmp/a", "")),
             ("nbd+unix:///d?socket=/tmp/a%3Fb", unix("/tmp/a?b", "d")),
             ("nbd+unix:///d?socket=s&bitmap=cp0", NbdUri { bitmap: Some("cp0".into()), ..unix("s", "d") }),
+            ("nbd://h/d?timeout=5", NbdUri { timeout: Some(Duration::from_secs(5)), ..tcp("h", 10_809, "d") }),
             ("nbd://h/d?bitmap=cp0", NbdUri { bitmap: Some("cp0".into()), ..tcp("h", 10_809, "d") }),
         ] {
             assert_eq!(text.parse::<NbdUri>().unwrap(), want, "{text}");
@@ -206,6 +231,8 @@ mod tests {
             ("nbd://h/%00", "bad % escape"),
             ("nbd://h/d?bitmap=", "empty or given twice"),
             ("nbd://h/d?bitmap=a&bitmap=b", "empty or given twice"),
+            ("nbd://h/d?timeout=0", "1 to 86400"),
+            ("nbd://h/d?timeout=1.5", "1 to 86400"),
             ("nbds://h/d", "TLS"),
             ("nbds+unix:///d?socket=/s", "TLS"),
             ("nbd+vsock://1/d", "unknown scheme"),

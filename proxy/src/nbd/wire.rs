@@ -114,6 +114,24 @@ impl Command {
             Self::BlockStatus => "block status",
         }
     }
+
+    /// The same for whoever waits for it.
+    pub(super) const fn doing(self) -> &'static str {
+        match self {
+            Self::Read => "reading",
+            Self::Write => "writing",
+            Self::Disconnect => "disconnecting",
+            Self::Flush => "flushing",
+            Self::Trim => "trimming",
+            Self::WriteZeroes => "writing zeroes",
+            Self::BlockStatus => "telling block status",
+        }
+    }
+
+    /// Whether a sound server may need long without a byte to be seen of it.
+    pub(super) const fn may_take_long(self) -> bool {
+        matches!(self, Self::Flush | Self::Trim | Self::WriteZeroes)
+    }
 }
 
 /// Big-endian numbers of a control message whose length was checked.

@@ -1,7 +1,7 @@
 //! A `qemu-nbd` of our own for one image.
 
 use super::tool::{ToolError, last_words, memory_file};
-use crate::nbd::{CONNECTIONS_MAX, NbdDisk, NbdError};
+use crate::nbd::{CONNECTIONS_MAX, NbdDisk, NbdError, Patience};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
@@ -95,7 +95,7 @@ impl NbdServerProcess {
             .map(|socket| socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket)))
             .collect::<io::Result<Vec<_>>>()
             .map_err(start)?;
-        match NbdDisk::over(sockets, EXPORT, options.bitmaps).await {
+        match NbdDisk::over(sockets, EXPORT, options.bitmaps, Patience::own()).await {
             Ok(disk) => Ok((server, disk)),
             Err(error) => Err(server.explain(error).await),
         }

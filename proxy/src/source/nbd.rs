@@ -22,7 +22,7 @@ impl NbdExport {
     /// `Transport` when the server cannot be reached or talks nonsense, `Usage` when it has no such export.
     pub async fn open(uri: NbdUri) -> Result<(Self, Described)> {
         let bitmaps: Vec<String> = uri.bitmap.iter().cloned().collect();
-        let disk = NbdDisk::open(&uri.server, &uri.export, &bitmaps).await;
+        let disk = NbdDisk::open(&uri.server, &uri.export, &bitmaps, uri.patience()).await;
         let disk = disk.map_err(|error| nbd_error(error, ErrorKind::Source).context(&uri))?;
         let described = Described {
             size: disk.export().size,
@@ -53,6 +53,9 @@ impl NbdExport {
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;
+        if let Some(error) = &extents.failed {
+            return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}"));
+        }
         let name: TrackingName = bitmap.parse().map_err(|_| format!("the name of bitmap {bitmap} proves nothing"))?;
         let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
         if parent.tracking.checkpoint != Some(name.checkpoint) {
@@ -97,6 +100,9 @@ pub(crate) fn nbd_error(error: NbdError, side: ErrorKind) -> Error {
         }
         NbdError::Refused { refusal: Refusal::UnknownExport, .. } => {
             Error::usage(text).hint("`nbdinfo --list URI` shows what the server exports")
+        }
+        NbdError::Silent { .. } => {
+            Error::transport(text).hint("see whether it is alive; ?timeout=SECONDS behind its address waits longer")
         }
         NbdError::Refused { .. }
         | NbdError::Protocol(_)

@@ -1,10 +1,10 @@
 //! A raw file or block device as target.
 
 use super::Existing;
-use super::place::{NewFile, Over, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error};
-use crate::address::ImageFormat;
+use super::place::{NewFile, Over, behind_links, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error};
+use crate::address::Named;
 use crate::lock::{Locked, Purpose, lock_image};
-use crate::source::{ImageFile, holes, read_extent};
+use crate::source::{holes, read_extent};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use mover::{DIRECT_BYTES, Error, Result, blocking, direct_prefix};
@@ -45,9 +45,10 @@ impl FileTarget {
     ///
     /// # Errors
     /// `Usage`, `Busy`, `Target`, `TargetFull`.
-    pub async fn file(path: &Path, size: u64, existing: Existing) -> Result<Self> {
+    pub async fn file(path: &Path, named: Named, size: u64, existing: Existing) -> Result<Self> {
         let path = path.to_owned();
         blocking(move || {
+            let path = behind_links(&path)?;
             let failed = |error| target_error(error, &path);
             if existing == Existing::Refuse {
                 must_not_exist(&path)?;
@@ -73,8 +74,10 @@ impl FileTarget {
                     if lock_image(&file, Purpose::Write).map_err(failed)? == Locked::Conflict {
                         return Err(in_use(&path));
                     }
+                    if named == Named::Loosely {
+                        expect_raw(&file, &path)?;
+                    }
                     if existing == Existing::Keep {
-                        expect_raw(&path)?;
                         let size = file.metadata().map_err(failed)?.len();
                         return Ok(Self {
                             direct: direct(&file),
@@ -144,8 +147,12 @@ impl FileTarget {
         if self.content == Content::Zero {
             return Ok(());
         }
-        let file = self.file.clone();
-        blocking(move || zero(&file, extent)).await.map_err(|error| target_error(error, &self.path))
+        // In steps, so that a job over a large device can be stopped.
+        for extent in ExtentSet::from_iter([extent]).split(ZERO_BYTES_MAX) {
+            let file = self.file.clone();
+            blocking(move || zero(&file, extent)).await.map_err(|error| target_error(error, &self.path))?;
+        }
+        Ok(())
     }
 
     /// The bytes of `extent`.
@@ -208,14 +215,17 @@ fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// A raw disk written into an image of another format would destroy it.
-fn expect_raw(path: &Path) -> Result<()> {
-    let image = ImageFile::look(path, None)?;
-    if image.format == ImageFormat::Raw {
-        return Ok(());
+/// Where the name leaves open what it is, an image of another format would be destroyed by a raw disk. What is in the file
+/// never decides (T10): a guest may have written it.
+fn expect_raw(file: &File, path: &Path) -> Result<()> {
+    let mut magic = [0; 4];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if magic == QCOW2_MAGIC => {}
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(target_error(error, path)),
+        _ => return Ok(()),
     }
-    Err(Error::usage(format!("{} is an image of another format than its name says", path.display()))
-        .hint("give it a name that ends in .qcow2, or restore to a new target"))
+    Err(Error::usage(format!("{} begins like a qcow2 image, and its name does not say what it is", path.display()))
+        .hint("write ?format=qcow2 behind it to update that image, or ?format=raw where the guest itself wrote this"))
 }
 
 fn zero(file: &File, extent: Extent) -> io::Result<()> {
@@ -237,4 +247,7 @@ fn zero(file: &File, extent: Extent) -> io::Result<()> {
     Ok(())
 }
 
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Bytes made zero by one call.
+const ZERO_BYTES_MAX: u64 = 1 << 30;
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];

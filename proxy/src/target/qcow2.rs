@@ -1,7 +1,7 @@
 //! A qcow2 image as target, through a `qemu-nbd` of our own.
 
 use super::Existing;
-use super::place::{NewFile, Over, exists, in_use, must_not_exist, nothing_to_update, target_error};
+use super::place::{NewFile, Over, Owner, behind_links, exists, in_use, must_not_exist, nothing_to_update, target_error};
 use crate::lock::{Locked, Purpose, lock_image};
 use crate::nbd::{NbdDisk, NbdError};
 use crate::qemu::{Access, NbdServerProcess, ServeError, ServeOptions, ToolError, create_qcow2};
@@ -11,6 +11,7 @@ use chunker::{Extent, ExtentSet};
 use mover::{Error, ErrorKind, Result, blocking};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// An open qcow2 target.
@@ -21,8 +22,15 @@ pub struct Qcow2Target {
     disk: NbdDisk,
     server: NbdServerProcess,
     /// The new image and the lock on the one that it replaces; none when an image is written in place.
-    new: Option<(NewFile, Option<File>)>,
+    new: Option<(NewFile, Option<Old>)>,
     over: Over,
+}
+
+/// The image that is replaced: locked, and whose it is.
+#[derive(Debug)]
+struct Old {
+    _locked: File,
+    owner: Owner,
 }
 
 impl Qcow2Target {
@@ -31,13 +39,17 @@ impl Qcow2Target {
     /// # Errors
     /// `Usage`, `Busy`, `Target`, `TargetFull`.
     pub async fn open(path: &Path, size: u64, existing: Existing) -> Result<Self> {
-        let path = std::path::absolute(path).map_err(|error| target_error(error, path))?;
+        let link = std::path::absolute(path).map_err(|error| target_error(error, path))?;
+        let path = blocking(move || behind_links(&link)).await?;
         let over = if existing == Existing::Refuse { Over::Nothing } else { Over::Anything };
         let look = path.clone();
         let old = blocking(move || look_at_old(&look, existing)).await?;
         if existing == Existing::Keep {
+            let old = old.ok_or_else(|| nothing_to_update(&path))?;
+            let look = path.clone();
             // qemu-nbd takes the lock itself.
-            drop(old.ok_or_else(|| nothing_to_update(&path))?);
+            let old = blocking(move || only_itself(&old._locked, &look).map(|()| old)).await?;
+            drop(old);
             let (mut server, disk) = serve(&path, &path).await?;
             server.end_in_order();
             return Ok(Self { path, server, disk, new: None, over });
@@ -64,11 +76,14 @@ impl Qcow2Target {
         self.disk.write(offset, bytes).await.map_err(|error| local_error(error, &self.path))
     }
 
-    /// Makes `extent` read as zeros.
+    /// Makes `extent` read as zeros. A new image does so: nothing is written, and no table grows.
     ///
     /// # Errors
     /// `Target`, `TargetFull`.
     pub async fn zero(&self, extent: Extent) -> Result<()> {
+        if self.new.is_some() {
+            return Ok(());
+        }
         self.disk.zero(extent).await.map_err(|error| local_error(error, &self.path))
     }
 
@@ -107,14 +122,18 @@ impl Qcow2Target {
             // The process wrote its tables when it closed the image, after the flush.
             let file = File::open(written).map_err(failed)?;
             file.sync_all().map_err(failed)?;
-            new.map_or(Ok(()), |(new, _old)| new.appear(&file, over).map_err(failed))
+            let Some((new, old)) = new else { return Ok(()) };
+            if let Some(old) = &old {
+                old.owner.give(&file, &path).and_then(|()| file.sync_all()).map_err(failed)?;
+            }
+            new.appear(&file, over).map_err(failed)
         })
         .await
     }
 }
 
 /// The file at `path`, locked, when there is one.
-fn look_at_old(path: &Path, existing: Existing) -> Result<Option<File>> {
+fn look_at_old(path: &Path, existing: Existing) -> Result<Option<Old>> {
     if existing == Existing::Refuse {
         return must_not_exist(path).map(|()| None);
     }
@@ -128,9 +147,95 @@ fn look_at_old(path: &Path, existing: Existing) -> Result<Option<File>> {
     }
     match lock_image(&file, Purpose::Write).map_err(|error| target_error(error, path))? {
         Locked::Conflict => Err(in_use(path)),
-        Locked::Held | Locked::Unsupported => Ok(Some(file)),
+        Locked::Held | Locked::Unsupported => {
+            let owner = Owner::of(&file).map_err(|error| target_error(error, path))?;
+            Ok(Some(Old { _locked: file, owner }))
+        }
     }
 }
+
+/// An update in place writes what the header names: another file (T10). Only what lies beside the image is taken for a part
+/// of it.
+fn only_itself(file: &File, path: &Path) -> Result<()> {
+    let names = Names::read(file).map_err(|error| target_error(error, path))?;
+    let names = names.ok_or_else(|| {
+        Error::usage(format!("{} is no qcow2 image", path.display()))
+            .hint("write ?format=raw behind it if it is a raw disk, or say --overwrite instead of --delta")
+    })?;
+    for (what, name) in [("data", names.data), ("backing", names.backing)] {
+        let Some(name) = name else { continue };
+        if !lies_beside(path, &name) {
+            return Err(Error::usage(format!(
+                "{}: its header names the {what} file {name:?}, which does not lie beside it",
+                path.display()
+            ))
+            .hint("nothing was written; restore to a new image, or with --overwrite instead of --delta"));
+        }
+    }
+    Ok(())
+}
+
+fn lies_beside(path: &Path, name: &str) -> bool {
+    // What QEMU would take for a protocol is no path, whatever file there may be.
+    let scheme = name.split('/').next().is_some_and(|first| first.contains(':'));
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    let (Some(folder), false) = (folder, scheme) else { return false };
+    folder.join(name).canonicalize().is_ok_and(|file| file.starts_with(&folder) && file.is_file())
+}
+
+/// Other files that a qcow2 header names (QEMU's `docs/interop/qcow2.rst`).
+#[derive(Default)]
+struct Names {
+    backing: Option<String>,
+    data: Option<String>,
+}
+
+impl Names {
+    /// None when it is no header.
+    fn read(file: &File) -> io::Result<Option<Self>> {
+        // Header, extensions and the name of the backing file lie in the first cluster.
+        let mut bytes = vec![0; HEADER_BYTES_MAX];
+        let mut length = 0;
+        loop {
+            match file.read_at(&mut bytes[length..], length as u64)? {
+                0 => break,
+                got => length += got,
+            }
+        }
+        bytes.truncate(length);
+        Ok(Self::of(&bytes))
+    }
+
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let array = |at: usize| bytes.get(at..at + 4).map(|it| u32::from_be_bytes(it.try_into().expect("four bytes")));
+        let text = |at: usize, length: usize| {
+            bytes.get(at..at.checked_add(length)?).map(|it| String::from_utf8_lossy(it).into_owned())
+        };
+        let version = array(4).filter(|_| bytes.starts_with(b"QFI\xfb"))?;
+        let backing_at = (u64::from(array(8)?) << 32 | u64::from(array(12)?), array(16)? as usize);
+        let mut names = Self::default();
+        if backing_at.0 != 0 {
+            // One that lies elsewhere is odd enough to be refused, under no name.
+            let name = usize::try_from(backing_at.0).ok().and_then(|at| text(at, backing_at.1));
+            names.backing = Some(name.unwrap_or_default());
+        }
+        if version >= 3 && array(76)? & EXTERNAL_DATA_FILE != 0 {
+            names.data = Some(String::new());
+        }
+        let mut at = if version >= 3 { array(100)? as usize } else { 72 };
+        while let (Some(kind @ 1..), Some(length)) = (array(at), array(at + 4)) {
+            if kind == DATA_FILE_NAME {
+                names.data = Some(text(at + 8, length as usize).unwrap_or_default());
+            }
+            at = at.checked_add(8 + (length as usize).next_multiple_of(8))?;
+        }
+        Some(names)
+    }
+}
+
+const HEADER_BYTES_MAX: usize = 64 << 10;
+const EXTERNAL_DATA_FILE: u32 = 1 << 2;
+const DATA_FILE_NAME: u32 = 0x4441_5441;
 
 async fn serve(image: &Path, path: &Path) -> Result<(NbdServerProcess, NbdDisk)> {
     let options = ServeOptions { path: image, format: "qcow2", bitmaps: &[], access: Access::Write };

@@ -5,6 +5,7 @@ mod tools;
 
 mod kill;
 mod nbd;
+mod silence;
 mod sources;
 mod targets;
 mod tracking;

@@ -2,7 +2,7 @@
 
 use crate::tools::*;
 use mover::{ChangeTracking, ErrorKind, TrackingWish};
-use proxy::nbd::{NbdDisk, NbdError, NbdServer, NbdUri};
+use proxy::nbd::{NbdDisk, NbdError, NbdServer, NbdUri, Patience};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +15,7 @@ async fn backup(uri: &str) -> mover::Result<Store> {
 
 async fn disk(uri: &str) -> NbdDisk {
     let uri: NbdUri = uri.parse().unwrap();
-    NbdDisk::open(&uri.server, &uri.export, &[]).await.unwrap()
+    NbdDisk::open(&uri.server, &uri.export, &[], uri.patience()).await.unwrap()
 }
 
 /// qemu-nbd on a unix socket.
@@ -189,10 +189,29 @@ async fn evil_servers_end_in_bounded_time() {
     for (at, (what, bytes, endless)) in cases.into_iter().enumerate() {
         let server = evil(&place, &at.to_string(), bytes, endless).await;
         let outcome = tokio::time::timeout(Duration::from_secs(60), async {
-            let disk = NbdDisk::open(&server, "d", &[]).await?;
+            let disk = NbdDisk::open(&server, "d", &[], Patience::default()).await?;
             disk.read(chunker::Extent::new(0, GRID)).await
         });
         let error: NbdError = outcome.await.unwrap_or_else(|_| panic!("{what}: no end")).expect_err(what);
         assert!(!error.is_request(), "{what}: {error}");
+    }
+}
+
+/// A server that cannot tell what it holds is read; it is no reason to fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn block_status_that_fails_means_read_everything() {
+    let place = Place::new();
+    for error in ["EIO", "ENOTSUP"] {
+        let script = [
+            "eval",
+            "get_size=echo 4194304",
+            "can_extents=exit 0",
+            &format!("extents=echo {error} no map >&2; exit 1"),
+            "pread=head -c $3 /dev/zero | tr '\\0' 'x'",
+        ];
+        let (_server, uri) = nbdkit(&place, error, &script);
+        let extents = disk(&uri).await.extents().await.unwrap();
+        assert!(extents.failed.is_some() && extents.zeroes.is_empty(), "{error}");
+        assert!(backup(&uri).await.unwrap().bytes == vec![b'x'; 4 << 20], "{error}");
     }
 }

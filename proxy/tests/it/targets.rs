@@ -247,3 +247,157 @@ async fn a_block_device_is_written_and_read() {
     assert!(error.remedy().unwrap().contains("format=raw"), "{error}");
     store.backup(&format!("{device}?format=raw"), mover::TrackingWish::Auto).await.unwrap();
 }
+
+/// As `qemu-img convert` makes it, and no larger: what a new image does not hold reads as zeros without a word of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thin_image_is_as_small_as_qemu_makes_it() {
+    let place = Place::new();
+    let size = 100 << 30;
+    let (path, raw, peer) = (place.path("a.qcow2"), place.raw("a.raw", size), place.path("peer.qcow2"));
+    qemu_io(&raw, "raw", &["write -P 5 900M 200k"]);
+    let target = open(text(&path), size, Existing::Refuse).await.unwrap();
+    target.zero(Extent::new(0, 900 * MIB)).await.unwrap();
+    target.write(900 * MIB, Bytes::from(vec![5; 200 << 10])).await.unwrap();
+    target.zero(Extent::from(901 * MIB..size)).await.unwrap();
+    target.finish().await.unwrap();
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&peer)]);
+    let on_disk = |path: &Path| std::fs::metadata(path).unwrap().blocks() * 512;
+    assert!(on_disk(&path) * 10 <= on_disk(&peer) * 12, "{} and QEMU's {}", on_disk(&path), on_disk(&peer));
+    run("qemu-img", &["compare", text(&path), text(&raw)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_image_stays_where_and_whose_it_was() {
+    for name in ["a.qcow2", "a.raw"] {
+        let place = Place::new();
+        let format = name.split_once('.').unwrap().1;
+        let (real, link) = (place.path(&format!("real.{format}")), place.path(name));
+        run("qemu-img", &["create", "-q", "-f", format, text(&real), "1M"]);
+        let root = std::os::unix::fs::chown(&real, Some(64055), Some(64056)).is_ok();
+        std::fs::set_permissions(&real, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let target = open(text(&link), MIB, Existing::Replace).await.unwrap();
+        target.write(0, Bytes::from(vec![3; 1 << 20])).await.unwrap();
+        target.finish().await.unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink(), "{name}");
+        assert!(content(&real, format) == vec![3; 1 << 20], "{name}");
+        let metadata = std::fs::metadata(&real).unwrap();
+        assert_eq!(metadata.mode() & 0o777, 0o640, "{name}");
+        if root {
+            assert_eq!((metadata.uid(), metadata.gid()), (64055, 64056), "{name}");
+        } else {
+            println!("SKIPPED: giving files away needs root");
+        }
+        // A link that leads nowhere is told as such, and nothing is made.
+        std::fs::remove_file(&real).unwrap();
+        for existing in [Existing::Refuse, Existing::Replace, Existing::Keep] {
+            let error = open(text(&link), MIB, existing).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.message().contains("symbolic link") && error.message().contains("real."), "{error}");
+        }
+        assert_eq!(entries(&place), 1);
+    }
+}
+
+/// What is in a file never decides what it is, and an update writes nothing that the header names.
+#[tokio::test(flavor = "multi_thread")]
+async fn content_never_decides_what_a_target_is() {
+    let (place, other) = (Place::new(), Place::new());
+    let header = std::fs::read(place.qcow2("header.qcow2", MIB)).unwrap();
+    // By its name a raw disk, whatever the guest wrote.
+    let raw = place.raw("a.raw", 2 * MIB);
+    std::fs::write(place.path("b.img"), &header).unwrap();
+    qemu_io(&raw, "raw", &["write -P 1 0 2M"]);
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&raw).unwrap(), &header, 0).unwrap();
+    let target = open(text(&raw), 2 * MIB, Existing::Keep).await.unwrap();
+    target.write(0, Bytes::from(vec![6; 4096])).await.unwrap();
+    target.finish().await.unwrap();
+    assert_eq!(std::fs::read(&raw).unwrap()[..4096], [6; 4096]);
+    // A name that says too little: both ways out are told.
+    let loosely = text(&place.path("b.img")).to_owned();
+    for existing in [Existing::Keep, Existing::Replace] {
+        let error = open(&loosely, MIB, existing).await.unwrap_err();
+        let remedy = error.remedy().unwrap().to_owned();
+        assert!(remedy.contains("?format=raw") && remedy.contains("?format=qcow2"), "{error}");
+    }
+    open(&format!("{loosely}?format=qcow2"), MIB, Existing::Keep).await.unwrap().finish().await.unwrap();
+    // By its name an image, and none.
+    std::fs::write(place.path("c.qcow2"), vec![1; 1 << 20]).unwrap();
+    let error = open(text(&place.path("c.qcow2")), MIB, Existing::Keep).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Usage && error.message().contains("no qcow2"), "{error}");
+    // An image whose data or base lies elsewhere.
+    let elsewhere = other.raw("secret.raw", MIB);
+    let option = format!("data_file={},data_file_raw=on", text(&elsewhere));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &option, text(&place.path("d.qcow2")), "1M"]);
+    qemu_io(&elsewhere, "raw", &["write -P 9 0 1M"]);
+    let before = std::fs::read(&elsewhere).unwrap();
+    let based = place.path("e.qcow2");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", text(&elsewhere), "-F", "raw", text(&based)]);
+    for name in ["d.qcow2", "e.qcow2"] {
+        let error = open(text(&place.path(name)), MIB, Existing::Keep).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::Usage && error.message().contains("secret.raw"), "{name}: {error}");
+    }
+    // Beside it they are parts of it.
+    std::fs::copy(&elsewhere, place.path("base.raw")).unwrap();
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", text(&place.path("f.qcow2"))]);
+    let target = open(text(&place.path("f.qcow2")), MIB, Existing::Keep).await.unwrap();
+    target.write(0, Bytes::from(vec![4; 4096])).await.unwrap();
+    target.finish().await.unwrap();
+    // A replaced one names nothing any more.
+    let target = open(text(&place.path("d.qcow2")), MIB, Existing::Replace).await.unwrap();
+    target.write(0, Bytes::from(vec![4; 4096])).await.unwrap();
+    target.finish().await.unwrap();
+    assert!(std::fs::read(&elsewhere).unwrap() == before && std::fs::read(place.path("base.raw")).unwrap() == before);
+}
+
+/// A disk of an odd size on a server that takes whole blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_block_of_an_export_is_filled_up() {
+    let place = Place::new();
+    let (size, room) = (1_000_001, 1_003_520);
+    let file = place.raw("t.raw", room);
+    qemu_io(&file, "raw", &["write -P 9 0 1003520"]);
+    let policy = ["--filter=blocksize-policy", "file", text(&file), "blocksize-minimum=4096", "blocksize-error-policy=error"];
+    let (_server, uri) = nbdkit(&place, "s", &policy);
+    for zero in [false, true] {
+        let target = open(&uri, size, Existing::Refuse).await.unwrap();
+        let last = Extent::from(15 * GRID..size);
+        match zero {
+            false => target.write(last.offset, Bytes::from(vec![3; last.length as usize])).await.unwrap(),
+            true => target.zero(last).await.unwrap(),
+        }
+        let read = target.read(last).await.unwrap();
+        assert!(read.len() as u64 == last.length && read.iter().all(|byte| *byte == if zero { 0 } else { 3 }));
+        target.finish().await.unwrap();
+        assert!(std::fs::read(&file).unwrap()[size as usize..].iter().all(|byte| *byte == 9), "what follows stays");
+    }
+}
+
+/// exFAT has no links, and through FUSE no way to rename without replacing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_system_without_links_is_restored_to() {
+    let place = Place::new();
+    let (disk, folder) = (place.raw("exfat", 64 * MIB), place.path("mounted"));
+    std::fs::create_dir(&folder).unwrap();
+    let tool = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    if !tool("mkfs.exfat", &[text(&disk)]) || !tool("mount.exfat-fuse", &[text(&disk), text(&folder)]) {
+        println!("SKIPPED: exfat-fuse and exfatprogs are not here, or FUSE is not");
+        return;
+    }
+    let _mounted = Undo("umount", vec!["--lazy".into(), text(&folder).to_owned()]);
+    assert!(std::fs::hard_link(place.path("exfat"), folder.join("link")).is_err());
+    for (name, format) in [("a.raw", "raw"), ("a.qcow2", "qcow2")] {
+        let path = folder.join(name);
+        let target = open(text(&path), 4 * MIB, Existing::Refuse).await.unwrap();
+        let want = restore(&target, 4 * MIB).await.unwrap();
+        target.finish().await.unwrap();
+        assert!(content(&path, format) == want, "{name}");
+        let target = open(text(&folder.join("b.raw")), MIB, Existing::Refuse).await.unwrap();
+        std::fs::write(folder.join("b.raw"), b"somebody's").unwrap();
+        assert_eq!(target.finish().await.unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(std::fs::read(folder.join("b.raw")).unwrap(), b"somebody's");
+        std::fs::remove_file(folder.join("b.raw")).unwrap();
+    }
+}

@@ -1,6 +1,7 @@
 //! The programs as they ship, as real processes.
 
 mod errors;
+mod giving_back;
 mod joining;
 mod node;
 mod places;
@@ -8,4 +9,5 @@ mod proxy;
 mod repair;
 mod retention;
 mod rollback;
+mod stopping;
 mod whole_job;

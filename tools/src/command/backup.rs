@@ -6,7 +6,7 @@ mod through;
 use crate::address::Attach;
 use crate::cli::{Backup, Quiesce, Wish};
 use crate::job::watched;
-use crate::open::{self, DynOpening, Opened};
+use crate::open::{self, Access, Opened, SnapshotSession};
 use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{count, escaped, milliseconds, seconds, short, size};
@@ -18,7 +18,12 @@ use mover::{
 };
 use proxy::NamedSource;
 use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
+
+pub use hooks::keeper::run_if_asked as keep_hooks;
 
 /// Field names are a contract.
 #[derive(Serialize)]
@@ -56,11 +61,21 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
-    let attempt = async || match &arguments.proxy {
-        Some(proxy) => Ok((through::attempt(context, arguments, proxy, &options).await?, Frozen::default())),
-        None => attempt(context, arguments, &options).await,
+    let hooks = Hooks {
+        machine: &arguments.machine,
+        before: arguments.pre_freeze.as_deref(),
+        after: arguments.post_thaw.as_deref(),
+        limit: arguments.hook_timeout,
     };
-    let (report, frozen) = wait.retry(&context.out, &context.stop, attempt).await?;
+    let (report, frozen) = if hooks.are_some() {
+        with_hooks(context, arguments, &options, &hooks).await?
+    } else {
+        let attempt = async || match &arguments.proxy {
+            Some(proxy) => Ok((through::attempt(context, arguments, proxy, &options).await?, Frozen::default())),
+            None => attempt(context, arguments, &options).await,
+        };
+        wait.retry(&context.out, &context.stop, attempt).await?
+    };
     for warning in &report.warnings {
         context.out.warn(warning);
     }
@@ -112,47 +127,81 @@ async fn options(arguments: &Backup) -> Result<BackupOptions> {
     })
 }
 
+/// A file, or the beginning of a device; what has no end by itself (a pipe, a terminal) is refused before it is read.
 fn read_attachment(attach: &Attach) -> Result<NewAttachment> {
     let path = attach.file.display();
     let failed = |error: std::io::Error| Error::source(format!("attachment {path} could not be read")).because(error);
-    let length = std::fs::metadata(&attach.file).map_err(failed)?.len();
-    if length > ATTACHMENT_BYTES_MAX {
-        return Err(Error::usage(format!("attachment {path} has {length} bytes, more than {ATTACHMENT_BYTES_MAX}")));
+    // A pipe without a writer would be waited for.
+    let file = File::options().read(true).custom_flags(NONBLOCK).open(&attach.file).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::usage(format!("attachment {path} is neither a file nor a block device"))
+            .hint("write what is to be attached into a file first"));
     }
-    let bytes = std::fs::read(&attach.file).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(ATTACHMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
+        return Err(Error::usage(format!("attachment {path} has more than {}", size(ATTACHMENT_BYTES_MAX)))
+            .hint("attachments are small files of a machine; back a disk up with --disk"));
+    }
     let name = attach.file.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     Ok(NewAttachment { kind: attach.kind.clone(), name, bytes: bytes.into() })
 }
 
-/// One try: everything that was opened is closed again, whatever happens.
-async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
-    let disks = match &arguments.source {
+fn disks(arguments: &Backup) -> Vec<NamedSource> {
+    match &arguments.source {
         Some(source) => vec![NamedSource::only(source.clone())],
         None => arguments.disk.clone(),
-    };
-    let hooks = Hooks {
-        machine: &arguments.machine,
-        before: arguments.pre_freeze.as_deref(),
-        after: arguments.post_thaw.as_deref(),
-    };
-    let around = async |opening: DynOpening<'_>| hooks.around(context, opening).await;
-    let address = &arguments.place.repository;
-    let (repository, opened) =
-        open::repository_and_source(context, address, &arguments.machine, &disks, options.wish, around).await;
-    let (repository, source, frozen) = match (repository, opened) {
-        (Ok(repository), Ok((source, frozen))) => (repository, source, frozen),
+    }
+}
+
+/// A machine is made to stand still once, and only when all else is there: the repository is waited for before. What is
+/// busy while it stands still is not waited for.
+async fn with_hooks(
+    context: &Context,
+    arguments: &Backup,
+    options: &BackupOptions,
+    hooks: &Hooks<'_>,
+) -> Result<(BackupReport, Frozen)> {
+    let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
+    let repository = open::patiently(context, address, Access::Write, patience).await?;
+    let disks = disks(arguments);
+    match hooks.around(context, open::source(context, &repository, &disks, options.wish)).await {
+        Ok((source, frozen)) => carry_out(context, options, repository, source, frozen).await,
+        Err(error) => {
+            close_after_failure(repository).await;
+            Err(error)
+        }
+    }
+}
+
+/// One try: everything that was opened is closed again, whatever happens.
+async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
+    let (address, disks) = (&arguments.place.repository, disks(arguments));
+    let opened = open::repository_and_source(context, address, &arguments.machine, &disks, options.wish).await;
+    match opened {
+        (Ok(repository), Ok(source)) => carry_out(context, options, repository, source, Frozen::default()).await,
         (Ok(repository), Err(error)) => {
             close_after_failure(repository).await;
-            return Err(error);
+            Err(error)
         }
-        (Err(error), Ok((source, _))) => {
+        (Err(error), Ok(source)) => {
             if let Err(second) = source.finish(Outcome::Abandoned).await {
                 context.out.warn(&format!("the source could not be released cleanly: {second}"));
             }
-            return Err(error);
+            Err(error)
         }
-        (Err(error), Err(_)) => return Err(error),
-    };
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+async fn carry_out(
+    context: &Context,
+    options: &BackupOptions,
+    repository: Opened,
+    source: SnapshotSession,
+    frozen: Frozen,
+) -> Result<(BackupReport, Frozen)> {
     let progress = Progress::default();
     let source = Stoppable { inner: source, stop: context.stop.clone() };
     let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
@@ -232,3 +281,4 @@ fn print(context: &Context, report: &BackupReport, duration: Duration) {
 
 /// Domain definitions, NVRAM and TPM state are far smaller; a disk given by mistake must not fill memory.
 const ATTACHMENT_BYTES_MAX: u64 = 64 << 20;
+const NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

@@ -1,5 +1,8 @@
 //! `windlass restore`
 
+mod attachment;
+mod stdout;
+
 use crate::address::Kept;
 use crate::cli::Restore;
 use crate::job::watched;
@@ -10,8 +13,9 @@ use crate::windlass::{Context, Exit};
 use chunker::Fingerprinter;
 use mover::{
     DiskRecord, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _, Repository,
-    RestoreReport, Result, restore, restore_delta, select,
+    RestoreReport, Result, restore, restore_delta, restore_stream, select,
 };
+use proxy::TargetAddress;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -30,9 +34,16 @@ struct Summary {
 }
 
 pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
+    if arguments.to == "-" && context.out.json() {
+        return Err(Error::usage("stdout cannot hold a disk and events").hint("leave --json out, or name a file"));
+    }
+    if let Some(wanted) = &arguments.attachment {
+        return attachment::run(context, arguments, wanted).await;
+    }
     let began = Instant::now();
+    let to = Place::of(arguments)?;
     let copies = open_copies(context, arguments).await?;
-    let made = from_copies(context, arguments, &copies).await;
+    let made = from_copies(context, arguments, &to, &copies).await;
     let many = copies.repositories.len() > 1;
     for (_, repository) in copies.repositories {
         if let Err(error) = open::close(repository).await {
@@ -57,6 +68,11 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
         bytes_from,
         duration_ms: milliseconds(began.elapsed()),
     };
+    if matches!(to, Place::Stdout) {
+        // What is on stdout is the disk.
+        context.out.note(&format!("restored {} of {} to stdout", disk.name, manifest.machine_name));
+        return Ok(Exit::Done);
+    }
     context.out.summary(&summary, || {
         let (restored, written) = (size(report.bytes_restored), size(report.bytes_written));
         let took = seconds(began.elapsed());
@@ -72,6 +88,25 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Where the disk goes.
+enum Place {
+    Target(TargetAddress),
+    Stdout,
+}
+
+impl Place {
+    fn of(arguments: &Restore) -> Result<Self> {
+        if arguments.to != "-" {
+            return arguments.to.parse().map(Self::Target);
+        }
+        if arguments.delta || arguments.overwrite {
+            return Err(Error::usage("--delta and --overwrite have no meaning for stdout"));
+        }
+        stdout::check()?;
+        Ok(Self::Stdout)
+    }
+}
+
 /// Repositories that can be read and have the point.
 struct Copies {
     point: PointId,
@@ -81,7 +116,8 @@ struct Copies {
 /// Opens the copies in order. The first that knows the selector decides which point is meant; what cannot be opened is
 /// passed over with a warning as long as another one serves.
 async fn open_copies(context: &Context, arguments: &Restore) -> Result<Copies> {
-    let first = arguments.copy.as_ref().unwrap_or(&arguments.place.repository);
+    let first = arguments.copy.as_ref().or(arguments.repository.as_ref());
+    let first = first.ok_or_else(|| Error::usage("no repository").hint("name it with -r, or a copy with --copy"))?;
     let mut copies = Copies { point: PointId::default(), repositories: Vec::new() };
     let mut failed: Vec<Error> = Vec::new();
     for address in std::iter::once(first).chain(&arguments.also_from) {
@@ -101,7 +137,7 @@ async fn open_copies(context: &Context, arguments: &Restore) -> Result<Copies> {
 }
 
 async fn add_copy(context: &Context, arguments: &Restore, address: &Kept, copies: &mut Copies) -> Result<()> {
-    let repository = open::patiently(context, address, Access::Read, &arguments.place.patience).await?;
+    let repository = open::patiently(context, address, Access::Read, &arguments.patience).await?;
     let found = async {
         let points = repository.list(&PointFilter::default()).await?;
         let Some((first_address, first)) = copies.repositories.first() else {
@@ -128,7 +164,7 @@ async fn add_copy(context: &Context, arguments: &Restore, address: &Kept, copies
 
 type Made = (Manifest, DiskRecord, RestoreReport, BTreeMap<String, u64>);
 
-async fn from_copies(context: &Context, arguments: &Restore, copies: &Copies) -> Result<Made> {
+async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies: &Copies) -> Result<Made> {
     let mut sessions = Vec::new();
     for (address, repository) in &copies.repositories {
         match repository.read(&[copies.point]).await {
@@ -143,19 +179,23 @@ async fn from_copies(context: &Context, arguments: &Restore, copies: &Copies) ->
     let manifest = session.manifest(copies.point).await?;
     let disk = choose_disk(&manifest, arguments)?.clone();
     let prints = Fingerprinter::new(&copies.repositories[0].1.config().domain);
+    let (progress, pool) = (Progress::default(), &context.pool);
+    let Place::Target(to) = to else {
+        let job = restore_stream(&session, &prints, &disk, stdout::Stdout, pool, &progress);
+        let report = watched(&context.out, &progress, context.stop.race(job)).await?;
+        return Ok((manifest, disk, report, session.bytes_from()));
+    };
     let target = arguments
-        .place
         .patience
         .wait()
-        .retry(&context.out, &context.stop, async || open::target(&arguments.to, &disk, existing(arguments)).await);
+        .retry(&context.out, &context.stop, async || open::target(to, &disk, existing(arguments)).await);
     let target = target.await?;
-    let (progress, pool) = (Progress::default(), &context.pool);
     let job = async {
         if arguments.delta {
             // What is there is not left half written without a word: the job itself ends, and tells how far it came.
             let target = Stoppable { inner: target, stop: context.stop.clone() };
             let made = restore_delta(&session, &prints, &disk, target, pool, &progress).await;
-            return made.map_err(|error| error.context(&arguments.to));
+            return made.map_err(|error| error.context(to));
         }
         // A new target that is dropped tidies up after itself.
         context.stop.race(restore(&session, &prints, &disk, target, pool, &progress)).await

@@ -1,16 +1,27 @@
 //! The administrator's commands around the opening of the disks.
+//!
+//! They are run by a process of their own, the keeper (`hooks/keeper.rs`): whatever becomes of this one, killed or stopped,
+//! the command after is run, and once.
 
+pub mod keeper;
+
+use crate::text::seconds;
 use crate::windlass::Context;
+use keeper::{Asked, Heard, Phase, run_hook};
 use mover::{Error, ErrorKind, Name, Result};
 use std::future::Future;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
 
 pub struct Hooks<'a> {
     pub machine: &'a Name,
     pub before: Option<&'a str>,
     pub after: Option<&'a str>,
+    /// For each command, and for the disks to be opened in between.
+    pub limit: Duration,
 }
 
 /// What came of the commands when the disks were opened.
@@ -22,28 +33,36 @@ pub struct Frozen {
 }
 
 impl Hooks<'_> {
+    /// Whether there are any.
+    pub fn are_some(&self) -> bool {
+        self.before.is_some() || self.after.is_some()
+    }
+
     /// Runs the command before, `open`, and in every case the command after.
     pub async fn around<T>(&self, context: &Context, open: impl Future<Output = Result<T>>) -> Result<(T, Frozen)> {
         let began = Instant::now();
-        let opened = match self.before {
-            Some(command) => match context.stop.race(self.run(command, "pre-freeze", "ok")).await {
-                Ok(()) => open.await,
-                Err(error) => Err(error),
-            },
-            None => open.await,
+        let asked = self.asked();
+        let mut keeper = Keeper::start(&asked).await?;
+        let opened = match context.stop.race(keeper.frozen(self.limit)).await {
+            Ok(()) => timeout(self.limit, open).await.unwrap_or_else(|_| {
+                let limit = seconds(self.limit);
+                Err(Error::new(ErrorKind::Quiesce, format!("the disks were not open {limit} after pre-freeze"))
+                    .hint("the machine goes on; --hook-timeout waits longer"))
+            }),
+            Err(error) => Err(error),
         };
+        let thawed = keeper.thaw(&asked, opened.is_ok()).await;
         let mut frozen = Frozen::default();
-        if let Some(command) = self.after {
-            let status = if opened.is_ok() { "ok" } else { "failed" };
-            if let Err(error) = self.run(command, "post-thaw", status).await {
-                // The disks were opened or not: that decides. But somebody must look whether things still stand still.
-                frozen.warning = Some(error.message());
-            }
-        }
         if self.before.is_some() {
             frozen.duration = began.elapsed();
         }
+        // The disks were opened or not: that decides. But somebody must look whether things still stand still.
+        frozen.warning = thawed.failed.map(|why| failed("post-thaw", &why).message());
         match opened {
+            Ok(_) if thawed.late => Err(Error::new(
+                ErrorKind::Quiesce,
+                "this process stood still for so long that the machine was let go on before the disks were open",
+            )),
             Ok(opened) => Ok((opened, frozen)),
             Err(error) => {
                 frozen.warning.iter().for_each(|warning| context.out.warn(warning));
@@ -52,23 +71,88 @@ impl Hooks<'_> {
         }
     }
 
-    async fn run(&self, command: &str, phase: &str, status: &str) -> Result<()> {
-        let failed = |why: String| {
-            Error::new(ErrorKind::Quiesce, format!("the {phase} command failed: {why}"))
-                .hint("run it by hand to see why")
-        };
-        let ended = Command::new("sh")
-            .args(["-c", command])
-            .env("WINDLASS_PHASE", phase)
-            .env("WINDLASS_STATUS", status)
-            .env("WINDLASS_MACHINE", self.machine.as_str())
-            .stdin(Stdio::null())
-            // Its words must not get between our own on stdout.
-            .stdout(std::io::stderr())
-            .kill_on_drop(true)
-            .status()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        if ended.success() { Ok(()) } else { Err(failed(ended.to_string())) }
+    fn asked(&self) -> Asked {
+        Asked {
+            machine: self.machine.to_string(),
+            before: self.before.map(str::to_owned),
+            after: self.after.map(str::to_owned),
+            limit: self.limit,
+        }
     }
+}
+
+/// What is known of the end.
+struct Thawed {
+    failed: Option<String>,
+    /// It came by its deadline, not because we asked.
+    late: bool,
+}
+
+/// The process that runs the commands.
+struct Keeper {
+    _child: Child,
+    ask: ChildStdin,
+    heard: Lines<BufReader<ChildStdout>>,
+}
+
+impl Keeper {
+    async fn start(asked: &Asked) -> Result<Self> {
+        let failed = |error| Error::internal("the process that keeps the hooks cannot be started").because(error);
+        let mut command = Command::new("/proc/self/exe");
+        // Signals from the terminal and those to a job are not for it.
+        command.arg(keeper::WORD).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(failed)?;
+        let (ask, heard) = (child.stdin.take(), child.stdout.take());
+        let (Some(ask), Some(heard)) = (ask, heard) else { return Err(Error::internal("pipes without ends")) };
+        let mut keeper = Self { _child: child, ask, heard: BufReader::new(heard).lines() };
+        let line = serde_json::to_string(asked).expect("strings and a number");
+        keeper.say(&line).await.map_err(failed)?;
+        Ok(keeper)
+    }
+
+    async fn say(&mut self, line: &str) -> std::io::Result<()> {
+        self.ask.write_all(format!("{line}\n").as_bytes()).await?;
+        self.ask.flush().await
+    }
+
+    async fn hear(&mut self) -> Option<Heard> {
+        let line = self.heard.next_line().await.ok()??;
+        serde_json::from_str(&line).ok()
+    }
+
+    /// Waits until the command before has ended.
+    async fn frozen(&mut self, limit: Duration) -> Result<()> {
+        match timeout(limit + keeper::GRACE, self.hear()).await {
+            Ok(Some(Heard::Before { failed: None })) => Ok(()),
+            Ok(Some(Heard::Before { failed: Some(why) })) => Err(failed("pre-freeze", &why)),
+            Ok(_) | Err(_) => Err(failed("pre-freeze", "the process that ran it is gone")),
+        }
+    }
+
+    /// Has the command after run, and waits for its end.
+    async fn thaw(&mut self, asked: &Asked, ok: bool) -> Thawed {
+        let _ = self.say(if ok { keeper::OK } else { keeper::FAILED }).await;
+        let (mut late, mut begun) = (false, false);
+        let ended = timeout(asked.limit + keeper::GRACE, async {
+            loop {
+                match self.hear().await {
+                    Some(Heard::Before { .. }) => {}
+                    Some(Heard::Thawing { late: by_deadline }) => (late, begun) = (by_deadline, true),
+                    Some(Heard::After { failed }) => return Some(failed),
+                    None => return None,
+                }
+            }
+        });
+        let failed = match ended.await {
+            Ok(Some(failed)) => failed,
+            // Somebody killed it before it came to that.
+            _ if !begun => run_hook(asked, Phase::PostThaw, ok, false).await.err(),
+            Ok(None) | Err(_) => Some("the process that ran it is gone; whether it ended is not known".into()),
+        };
+        Thawed { failed, late }
+    }
+}
+
+fn failed(phase: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Quiesce, format!("the {phase} command failed: {why}")).hint("run it by hand to see why")
 }

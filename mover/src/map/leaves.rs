@@ -1,0 +1,57 @@
+//! Finding the leaves that are there: subtrees of zeros are passed without a look, however large the disk is.
+
+use super::{MapReader, MapRoot, level_above};
+use crate::{PAGE_ENTRIES, ReadSession, Result};
+use chunker::{ChunkId, Extent, ExtentSet, GRID_BYTES};
+
+/// Bytes of disk under a leaf: 64 MiB.
+pub(crate) const LEAF_BYTES: u64 = PAGE_ENTRIES * GRID_BYTES as u64;
+
+impl<R: ReadSession> MapReader<'_, R> {
+    /// The first leaf from number `from` on that is not all zero, and its page.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub async fn next_leaf(&self, root: MapRoot, mut from: u64) -> Result<Option<(u64, ChunkId)>> {
+        let Some(top) = root.id else { return Ok(None) };
+        'from_the_top: while level_above(from) <= root.level {
+            let mut at = top;
+            for level in (1..=root.level).rev() {
+                let page = self.page(at, level).await?;
+                let below = PAGE_ENTRIES.pow(u32::from(level) - 1);
+                let (first, number) = (from / below, from / below % PAGE_ENTRIES);
+                let there = |entry: u64| page.entry(entry).chunk().map(|id| (entry, id));
+                let Some((entry, id)) = (number..PAGE_ENTRIES).find_map(there) else {
+                    from = (first - number + PAGE_ENTRIES) * below;
+                    continue 'from_the_top;
+                };
+                if entry > number {
+                    from = (first - number + entry) * below;
+                }
+                at = id;
+            }
+            return Ok(Some((from, at)));
+        }
+        Ok(None)
+    }
+
+    /// What of `extents` lies under leaves that are not all zero.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub async fn with_data(&self, root: MapRoot, extents: &ExtentSet) -> Result<ExtentSet> {
+        let mut found = ExtentSet::new();
+        for extent in extents.iter() {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let Some((leaf, _)) = self.next_leaf(root, at / LEAF_BYTES).await? else { return Ok(found) };
+                let from = at.max(leaf * LEAF_BYTES);
+                at = (leaf + 1) * LEAF_BYTES;
+                if from < extent.end() {
+                    found.insert(Extent::from(from..at.min(extent.end())));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
