@@ -17,6 +17,13 @@ async fn assert_reads_as(shelf: &Shelf, root: MapRoot, size: u64, model: &Model)
         let want = model.range(index * PAGE_ENTRIES..(index + 1) * PAGE_ENTRIES).map(|(block, id)| (*block, *id));
         assert_eq!(have, want.collect::<Model>(), "leaf {index} of a disk of {size} bytes");
     }
+    let there: BTreeSet<u64> = model.keys().map(|block| block / PAGE_ENTRIES).collect();
+    let mut from = 0;
+    for want in there.into_iter().map(Some).chain([None]) {
+        let found = reader.next_leaf(root, from).await.unwrap().map(|(leaf, _)| leaf);
+        assert_eq!(found, want, "the next leaf from {from} of a disk of {size} bytes");
+        from = want.map_or(from, |leaf| leaf + 1);
+    }
 }
 
 /// What turns `from` into `to`, and some entries that change nothing.
