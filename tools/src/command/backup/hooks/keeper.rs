@@ -5,9 +5,11 @@
 use mover::service::Signals;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -43,10 +45,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Some(match runtime {
         Ok(runtime) => {
-            let code = if runtime.block_on(keep()).is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-            // A read of stdin may still wait.
-            runtime.shutdown_background();
-            code
+            if runtime.block_on(keep()).is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(_) => ExitCode::FAILURE,
     })
@@ -55,7 +54,8 @@ pub fn run_if_asked() -> Option<ExitCode> {
 async fn keep() -> Option<()> {
     // A stop of the whole job must not stop the thaw: with a listener, signals do nothing here.
     let _signals = Signals::listen().ok()?;
-    let mut words = BufReader::new(tokio::io::stdin()).lines();
+    let pipe = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let mut words = BufReader::new(Receiver::from_owned_fd(pipe).ok()?).lines();
     let asked: Asked = serde_json::from_str(&words.next_line().await.ok()??).ok()?;
     let mut told = None;
     if asked.before.is_some() {
@@ -87,7 +87,7 @@ async fn keep() -> Option<()> {
 }
 
 /// None when the backup is gone.
-async fn next_word(words: &mut Lines<BufReader<Stdin>>) -> Option<String> {
+async fn next_word(words: &mut Lines<BufReader<Receiver>>) -> Option<String> {
     words.next_line().await.ok().flatten()
 }
 
