@@ -217,7 +217,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
-            let (root, tracking, audit) = self.until_stopped(pass.run(changed, &mut warnings)).await.map_err(of_disk)?;
+            let (root, tracking, audit) =
+                self.until_stopped(pass.run(changed, &mut warnings)).await.map_err(of_disk)?;
             since = Instant::now();
             // Passes that read everything begin a new turn; without an audit its place is kept.
             let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };

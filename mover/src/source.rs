@@ -1,6 +1,8 @@
 //! Where disks are read from.
 
-use crate::{CheckpointId, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking};
+use crate::{
+    CheckpointId, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking,
+};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use serde::{Deserialize, Serialize};

@@ -90,9 +90,7 @@ impl Stop {
 
 fn stopped(reason: StopReason) -> Error {
     let why = match reason {
-        StopReason::Interrupt | StopReason::Terminate | StopReason::Hangup | StopReason::Quit => {
-            "stopped by a signal"
-        }
+        StopReason::Interrupt | StopReason::Terminate | StopReason::Hangup | StopReason::Quit => "stopped by a signal",
         StopReason::Cancel => "cancelled by an administrator",
         StopReason::Shutdown => "the proxy stops",
     };

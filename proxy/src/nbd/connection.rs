@@ -2,8 +2,8 @@
 
 use super::error::NbdError;
 use super::handshake::{Export, Handshake, Hello};
-use super::session::{Completed, Reply, Request, Session};
 use super::patience::Patience;
+use super::session::{Completed, Reply, Request, Session};
 use super::uri::NbdServer;
 use super::wire::IN_FLIGHT_MAX;
 use bytes::{Buf, Bytes, BytesMut};

@@ -1,7 +1,9 @@
 //! A raw file or block device as target.
 
 use super::Existing;
-use super::place::{NewFile, Over, behind_links, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error};
+use super::place::{
+    NewFile, Over, behind_links, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error,
+};
 use crate::address::Named;
 use crate::lock::{Locked, Purpose, lock_image};
 use crate::source::{holes, read_extent};

@@ -308,7 +308,8 @@ async fn content_never_decides_what_a_target_is() {
     let raw = place.raw("a.raw", 2 * MIB);
     std::fs::write(place.path("b.img"), &header).unwrap();
     qemu_io(&raw, "raw", &["write -P 1 0 2M"]);
-    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&raw).unwrap(), &header, 0).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(&raw).unwrap(), &header, 0)
+        .unwrap();
     let target = open(text(&raw), 2 * MIB, Existing::Keep).await.unwrap();
     target.write(0, Bytes::from(vec![6; 4096])).await.unwrap();
     target.finish().await.unwrap();
@@ -357,7 +358,8 @@ async fn the_last_block_of_an_export_is_filled_up() {
     let (size, room) = (1_000_001, 1_003_520);
     let file = place.raw("t.raw", room);
     qemu_io(&file, "raw", &["write -P 9 0 1003520"]);
-    let policy = ["--filter=blocksize-policy", "file", text(&file), "blocksize-minimum=4096", "blocksize-error-policy=error"];
+    let policy =
+        ["--filter=blocksize-policy", "file", text(&file), "blocksize-minimum=4096", "blocksize-error-policy=error"];
     let (_server, uri) = nbdkit(&place, "s", &policy);
     for zero in [false, true] {
         let target = open(&uri, size, Existing::Refuse).await.unwrap();

@@ -31,7 +31,8 @@ fn attached_files_are_listed_and_given_back() {
     for part in ["\"kind\":\"nvram\"", "\"name\":\"vars.fd\"", "\"size\":5242880", "\"kind\":\"domain\""] {
         assert!(shown.stdout.contains(part), "{}", shown.stdout);
     }
-    let restore = |what: &str, to: &str| bench.run(&["restore", "m@latest", "--attachment", what, "--to", to, "-r", "REPO"]);
+    let restore =
+        |what: &str, to: &str| bench.run(&["restore", "m@latest", "--attachment", what, "--to", to, "-r", "REPO"]);
     for (what, want) in [("domain", &b"<domain/>"[..]), ("nvram/vars.fd", &nvram), ("nvram/empty", b"")] {
         let run = restore(what, "HERE/back");
         assert_eq!(run.code, 0, "{}", run.stderr);

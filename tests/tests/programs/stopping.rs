@@ -41,8 +41,7 @@ fn every_signal_ends_a_backup_soon_and_with_its_code() {
     let bench = Bench::new();
     for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129), (Signal::QUIT, 131)] {
         // Far below a read's worth in a second: whoever waits for its turn hears the signal too.
-        let arguments =
-            ["backup", "--json", "--machine", "s", "--rate", "4KiB", "-r", "HERE/repo", "HERE/disk.raw"];
+        let arguments = ["backup", "--json", "--machine", "s", "--rate", "4KiB", "-r", "HERE/repo", "HERE/disk.raw"];
         let mut child = started(&bench, &arguments);
         let mut first = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
@@ -181,8 +180,18 @@ fn a_machine_goes_on_when_the_backup_is_killed() {
     let _deaf = std::os::unix::net::UnixListener::bind(bench.path("deaf")).unwrap();
     for sent in [Signal::KILL, Signal::TERM, Signal::HUP] {
         let _ = (fs::remove_file(bench.path("frozen")), fs::remove_file(bench.path("log")));
-        let arguments = ["backup", "--machine", "m", "--pre-freeze", &frozen, "--post-thaw", &post, "-r", "HERE/repo",
-            "nbd+unix:///?socket=HERE/deaf&timeout=3"];
+        let arguments = [
+            "backup",
+            "--machine",
+            "m",
+            "--pre-freeze",
+            &frozen,
+            "--post-thaw",
+            &post,
+            "-r",
+            "HERE/repo",
+            "nbd+unix:///?socket=HERE/deaf&timeout=3",
+        ];
         let child = started(&bench, &arguments);
         until(|| bench.path("frozen").exists());
         signal(&child, sent);
@@ -192,7 +201,8 @@ fn a_machine_goes_on_when_the_backup_is_killed() {
         assert_eq!(log(&bench), "post failed\n", "{sent:?} {output:?}");
     }
     // Killed while the hook itself still works: it ends before the machine goes on.
-    let slow = format!("touch {}; sleep 1000; echo late >> {}", bench.path("slow").display(), bench.path("log").display());
+    let slow =
+        format!("touch {}; sleep 1000; echo late >> {}", bench.path("slow").display(), bench.path("log").display());
     let _ = fs::remove_file(bench.path("log"));
     let arguments =
         ["backup", "--machine", "m", "--pre-freeze", &slow, "--post-thaw", &post, "-r", "HERE/repo", "HERE/disk.raw"];

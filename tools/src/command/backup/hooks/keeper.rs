@@ -45,7 +45,11 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Some(match runtime {
         Ok(runtime) => {
-            if runtime.block_on(keep()).is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if runtime.block_on(keep()).is_some() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
         }
         Err(_) => ExitCode::FAILURE,
     })
@@ -130,7 +134,10 @@ pub async fn run_hook(asked: &Asked, phase: Phase, ok: bool, unheard: bool) -> R
         Err(_) => {
             group.signal(Signal::TERM);
             let _ = timeout(TERM_TIMEOUT, child.wait()).await;
-            Err(format!("it took longer than {} s and was ended; --hook-timeout allows more", asked.limit.as_secs_f64()))
+            Err(format!(
+                "it took longer than {} s and was ended; --hook-timeout allows more",
+                asked.limit.as_secs_f64()
+            ))
         }
     }
 }
