@@ -59,7 +59,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         changed: Changed,
         warnings: &mut Vec<String>,
     ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
-        let (root, mut tracking) = self.attempt(changed.clone()).await?;
+        let (root, mut tracking) = self.attempt(changed.clone(), warnings).await?;
         if tracking.mode != ChangeTracking::Bitmap {
             return Ok((root, tracking, None));
         }
@@ -75,18 +75,22 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         if self.job.options.wish == TrackingWish::Bitmap {
             return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
         }
-        let name = &self.description.name;
-        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
-        // Since when it is so, nobody knows: this is news about points that are there, not only about this one.
-        warnings.push(format!(
-            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
-        ));
+        self.tell_lie(&lie, warnings);
         let read_before = tracking.bytes_read;
         let (root, mut tracking) =
-            self.attempt(Changed { mode: ChangeTracking::Fingerprint, reason: lie, ..changed }).await?;
+            self.attempt(Changed { mode: ChangeTracking::Fingerprint, reason: lie, ..changed }, warnings).await?;
         tracking.bytes_read += read_before;
         tracking.bytes_audited = bytes;
         Ok((root, tracking, None))
+    }
+
+    /// Since when it is so, nobody knows: this is news about points that are there, not only about this one.
+    pub(super) fn tell_lie(&self, lie: &str, warnings: &mut Vec<String>) {
+        let name = &self.description.name;
+        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
+        warnings.push(format!(
+            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
+        ));
     }
 
     async fn audit(&self, changed: &Changed) -> Result<Found> {

@@ -55,24 +55,37 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
                 tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
                 warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
                 let reason = "the parent's map is damaged".into();
-                let (root, tracking) = self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }).await?;
+                let (root, tracking) =
+                    self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }, warnings).await?;
                 Ok((root, tracking, None))
             }
             made => made,
         }
     }
 
-    pub(super) async fn attempt(&mut self, mut changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
+    /// One pass over the disk. A bitmap that turns out to lie is told as a warning: whoever made it lie may do so again.
+    pub(super) async fn attempt(
+        &mut self,
+        mut changed: Changed,
+        warnings: &mut Vec<String>,
+    ) -> Result<(MapRoot, TrackingRecord)> {
         let size = self.description.size;
-        if changed.mode == ChangeTracking::Bitmap
-            && let Some(lie) = self.lie(&changed).await?
-        {
-            if self.job.options.wish == TrackingWish::Bitmap {
-                return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
+        if changed.mode == ChangeTracking::Bitmap {
+            let unfit = self.unfit();
+            let lie = if unfit.is_none() { self.lie(&changed).await? } else { None };
+            let wanted = self.job.options.wish == TrackingWish::Bitmap;
+            if let Some(lie) = lie.as_ref().filter(|_| !wanted) {
+                self.tell_lie(lie, warnings);
             }
-            tracing::warn!(disk = %self.description.name, reason = lie, "change tracking cannot be trusted");
-            changed.mode = ChangeTracking::Fingerprint;
-            changed.reason = lie;
+            if let Some(reason) = unfit.or(lie) {
+                if wanted {
+                    return Err(
+                        Error::tracking(reason).hint("leave out --change-tracking bitmap to read everything once")
+                    );
+                }
+                changed.mode = ChangeTracking::Fingerprint;
+                changed.reason = reason;
+            }
         }
         if changed.mode == ChangeTracking::Full {
             self.before = None;
@@ -149,14 +162,19 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok((root, tracking))
     }
 
+    /// Why a bitmap cannot be one of changes since the parent, without any blame: a disk may grow.
+    fn unfit(&self) -> Option<String> {
+        let Some(before) = self.before else { return Some("the bitmap has no parent".into()) };
+        let size = self.description.size;
+        let same = before.size == size && before.root.level == level_of(size);
+        (!same).then(|| format!("the disk had {} bytes in the parent", before.size))
+    }
+
     /// Where allocation says zero, the bitmap says clean and the parent has a chunk, the tracking has lied (T3): a
     /// discarded or cut-off range was not reported. Gives the reason, or none when all is well.
     async fn lie(&self, changed: &Changed) -> Result<Option<String>> {
         let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
-        let Some(before) = self.before else { return Ok(Some("the bitmap has no parent".into())) };
-        if before.size != size || before.root.level != level_of(size) {
-            return Ok(Some(format!("the disk had {} bytes in the parent", before.size)));
-        }
+        let Some(before) = self.before else { return Ok(None) };
         let clean_zeroes = whole_blocks(&changed.zeroes, size).subtract(&changed.dirty.align(grid, size));
         let clean_zeroes = self.reader.with_data(before.root, &clean_zeroes).await?;
         let leaf_bytes = PAGE_ENTRIES * grid;

@@ -93,7 +93,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             zeroes: ExtentSet::new(),
             checkpoint: None,
         };
-        let (root, _) = pass.attempt(everything).await?;
+        let (root, _) = pass.attempt(everything, &mut Vec::new()).await?;
         if root == disk.root {
             return Ok(());
         }

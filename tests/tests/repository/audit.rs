@@ -122,3 +122,24 @@ fn the_usual_audit_comes_round() {
     assert!(found.is_some_and(|number| number > 1), "{found:?}");
     assert_restores(&bench, &image);
 }
+
+/// A lie that zeros give away, which no audit had to find, and a disk that only grew, which is none.
+#[test]
+fn a_lie_found_by_zeros_is_told_as_a_warning() {
+    let bench = Bench::new();
+    let image = bench.qcow2();
+    let path = image.to_str().unwrap();
+    assert_eq!(backup(&bench, &image, &["--audit", "0"]).code, 0);
+    qemu("qemu-img", &["resize", "-q", "--shrink", path, "8M"]);
+    qemu("qemu-img", &["resize", "-q", path, "16M"]);
+    let told = backup(&bench, &image, &["--audit", "0", "-q"]);
+    assert_eq!(told.code, 4, "{}{}", told.stdout, told.stderr);
+    assert!(told.stdout.contains("\"warning\"") && told.stdout.contains("lack it"), "{}", told.stdout);
+    assert_eq!(disk(&told)["change_tracking"], "fingerprint");
+    assert_restores(&bench, &image);
+    qemu("qemu-img", &["resize", "-q", path, "24M"]);
+    let grown = backup(&bench, &image, &["--audit", "0"]);
+    assert_eq!(grown.code, 0, "{}{}", grown.stdout, grown.stderr);
+    assert!(disk(&grown)["reason"].as_str().unwrap().contains("bytes in the parent"), "{}", grown.stdout);
+    assert_restores(&bench, &image);
+}
