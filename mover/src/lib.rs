@@ -19,6 +19,7 @@ mod ids;
 mod manifest;
 mod map;
 mod mem;
+mod moment;
 mod name;
 mod pace;
 mod page;
@@ -58,6 +59,7 @@ pub use manifest::{
 };
 pub use map::{MapBuilder, MapReader, MapRoot, NewPage, level_of, stream_map};
 pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
+pub use moment::Moment;
 pub use name::Name;
 pub use pace::{Pacer, parse_bytes};
 pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};

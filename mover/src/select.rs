@@ -1,6 +1,7 @@
 //! How a person names a point: `web@latest`, `web@latest~2`, `web@2026-01-02T03:04:05Z`, `3fa9c1`.
 
-use crate::{Error, Name, RecoveryPoint, Result, Timestamp};
+use crate::{Error, Moment, Name, RecoveryPoint, Result, Timestamp};
+use jiff::tz::TimeZone;
 use std::str::FromStr;
 
 /// A parsed selector.
@@ -13,11 +14,11 @@ pub enum Selector {
         /// How many newer ones there are.
         back: u32,
     },
-    /// The newest point of a machine whose snapshot time is not later.
+    /// The newest point of a machine whose snapshot time is not later than the end of what was typed.
     At {
         /// The machine.
         machine: Name,
-        /// The time.
+        /// The last nanosecond of the time that was typed.
         time: Timestamp,
     },
     /// The beginning of a point's id, in lower case.
@@ -30,7 +31,8 @@ impl FromStr for Selector {
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
             Error::usage(format!("{text:?} does not name a point")).hint(
-                "write MACHINE@latest, MACHINE@latest~2, MACHINE@2026-01-02T03:04:05Z or at least 4 digits of an id",
+                "write MACHINE@latest, MACHINE@latest~2, MACHINE@TIME with a time as `windlass points` shows it (a date or a minute \
+                 will do), or at least 4 digits of an id",
             )
         };
         let Some((machine, when)) = text.split_once('@') else {
@@ -47,9 +49,8 @@ impl FromStr for Selector {
             };
             return Ok(Self::Latest { machine, back });
         }
-        let time: jiff::Timestamp = when.parse().map_err(|_| bad())?;
-        let nanos = i64::try_from(time.as_nanosecond()).map_err(|_| bad())?;
-        Ok(Self::At { machine, time: Timestamp(nanos) })
+        let typed = Moment::parse(when, &TimeZone::system()).ok_or_else(bad)?;
+        Ok(Self::At { machine, time: typed.last })
     }
 }
 

@@ -30,9 +30,9 @@ pub fn local_time(time: Timestamp) -> String {
     jiff_timestamp(time).to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
-/// RFC 3339, UTC.
+/// RFC 3339, UTC, with all nine digits: a shorter one would name a longer time, and with it perhaps another point.
 pub fn utc_time(time: Timestamp) -> String {
-    jiff_timestamp(time).to_string()
+    format!("{:.9}", jiff_timestamp(time))
 }
 
 fn jiff_timestamp(time: Timestamp) -> jiff::Timestamp {
@@ -83,5 +83,28 @@ pub fn parse_compression(text: &str) -> Result<Compression, Error> {
             Ok(Compression::Zstd(level))
         }
         _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mover::Moment;
+
+    /// Whatever is printed can be typed, and means the time that was printed.
+    #[test]
+    fn printed_times_are_read_again() {
+        let zone = TimeZone::system();
+        let second = 1_000_000_000;
+        let times =
+            [0, 1, -1, second - 1, 1_795_348_800 * second, 1_795_348_800 * second + 500_000_000, i64::MIN, i64::MAX];
+        let spread = (0..2000).map(|step| i64::MIN + step * (i64::MAX / 1000));
+        for time in times.into_iter().chain(spread).map(Timestamp) {
+            for (text, length) in [(local_time(time), second), (utc_time(time), 1)] {
+                let read = Moment::parse(&text, &zone).unwrap_or_else(|| panic!("{text} cannot be typed"));
+                assert!(read.first <= time && time <= read.last, "{text} is not {time:?}");
+                assert!(read.last.0.saturating_sub(read.first.0) < length, "{text} is too long");
+            }
+        }
     }
 }

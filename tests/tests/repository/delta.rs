@@ -123,10 +123,10 @@ fn a_target_that_cannot_be_updated_is_left_alone() {
     let small = days.bench.path("small.qcow2");
     qemu_img(&["create", "-q", "-f", "qcow2", small.to_str().unwrap(), "8M"]);
     refused("HERE/small.qcow2", 2, "8388608 bytes", "qemu-img resize");
-    // Written as raw, an image would be destroyed.
+    // Written as raw, an image would be destroyed; a name that says raw is believed all the same (T10).
     let image = days.old("a.qcow2");
-    fs::copy(&image, days.bench.path("wrong.raw")).unwrap();
-    refused("HERE/wrong.raw", 2, "another format", "qcow2");
+    fs::copy(&image, days.bench.path("wrong.img")).unwrap();
+    refused("HERE/wrong.img", 2, "begins like a qcow2 image", "?format=raw");
     let before = fs::read(&image).unwrap();
     let holder = days.bench.hold_image(&image);
     refused("HERE/a.qcow2", 11, "in use", "shut down");
