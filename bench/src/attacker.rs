@@ -5,7 +5,7 @@ use chunker::{ChunkId, ChunkKind, Compression, Sealer};
 use mover::identity::Credentials;
 use mover::wire::message::{BeginIn, Hello, Of, Open, Put, Reply, Request};
 use mover::wire::{Congestion, client, client_config, decode, encode};
-use mover::{Begin, OwnerId, PointId, RepositoryId, SessionId, Verification, World};
+use mover::{Begin, PointId, RepositoryId, SessionId, Verification, World};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -99,7 +99,7 @@ impl Raw {
         let begin = Begin {
             point: PointId::random(world),
             parents: Vec::new(),
-            owner: OwnerId::default(),
+            holder: None,
             verification: Verification::Checksum,
         };
         match self.ask(&Request::Begin(BeginIn { repository, begin }), &[]).await? {

@@ -6,7 +6,7 @@ use chunker::{
     Blob, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter, GRID_BYTES, Opener, Sealer, StreamCutter, is_zero,
 };
 use futures::{StreamExt, future::ready};
-use mover::{Begin, OwnerId, PointId, Pool, ReadSession, Repository, Verification, World, WriteSession};
+use mover::{Begin, PointId, Pool, ReadSession, Repository, Verification, World, WriteSession};
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
@@ -114,7 +114,7 @@ fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
         let begin = || Begin {
             point: PointId::random(&world),
             parents: Vec::new(),
-            owner: OwnerId::default(),
+            holder: None,
             verification: Verification::Checksum,
         };
         let (session, _) = local.begin(begin()).await?;

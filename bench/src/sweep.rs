@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use chunker::{ChunkKind, Compression, Fingerprinter, GRID_BYTES};
 use mover::{
     Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, MachineId, Manifest, MapBuilder, MapReader,
-    MapRoot, OwnerId, PageRef, PointDraft, PointId, Pool, Repository, TrackingRecord, Verification, World,
-    WriteSession, with_sealer,
+    MapRoot, PageRef, PointDraft, PointId, Pool, Repository, TrackingRecord, Verification, World, WriteSession,
+    with_sealer,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -178,12 +178,17 @@ async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
     // Several in a session, so many that packs become full: what comes of small ones is another question.
     for first in (0..points).step_by(TOGETHER as usize) {
         let ids: Vec<PointId> = (first..points.min(first + TOGETHER)).map(|_| PointId::random(&world)).collect();
-        let (owner, verification) = (OwnerId::default(), Verification::Checksum);
-        let (session, _) = local.begin(Begin { point: ids[0], parents: Vec::new(), owner, verification }).await?;
+        let verification = Verification::Checksum;
+        let begin = Begin { point: ids[0], parents: Vec::new(), holder: None, verification };
+        let (session, _) = local.begin(begin).await?;
         let mut drafts = Vec::new();
         for (point, number) in ids.iter().zip(first..) {
             let (size, root) = disk(&session, &prints, number).await?;
-            drafts.push(PointDraft { manifest: manifest(&world, *point, size, root)?, origin: None });
+            drafts.push(PointDraft {
+                manifest: manifest(&world, *point, size, root)?,
+                origin: None,
+                labels: Default::default(),
+            });
         }
         match session.commit(&drafts).await? {
             Commit::Committed(_) => made.extend(ids),

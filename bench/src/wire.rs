@@ -6,7 +6,7 @@ use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, 
 use futures::{StreamExt, TryStreamExt, stream};
 use mover::identity::{Authority, Holder, Role};
 use mover::wire::{Congestion, Node, Peer, Remote, WINDOW_BYTES, client, client_config, server};
-use mover::{Begin, Mem, OwnerId, PointId, ReadSession, Repository, Verification, World, WriteSession};
+use mover::{Begin, Mem, PointId, ReadSession, Repository, Verification, World, WriteSession};
 use quinn::{ClientConfig, Connection, Endpoint, VarInt};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ pub fn wire() -> Result<()> {
     let world = World::system();
     let authority = Authority::create(&"bench".parse()?, &world)?;
     let named = |role, name: &str, hosts: &[String]| -> Result<_> {
-        let holder = Holder { role, name: name.parse()? };
+        let holder = Holder::new(role, name.parse()?);
         Ok(authority.issue(&holder, hosts, 1, &world)?.identity()?)
     };
     let (node, proxy) = (named(Role::Node, "node", &["localhost".into()])?, named(Role::Proxy, "proxy", &[])?);
@@ -50,8 +50,8 @@ pub fn wire() -> Result<()> {
     let serving = there.spawn(Arc::new(Node::new(world.clone()).with("main", repository)).serve(endpoint, stopped));
     let session = here.block_on(async {
         let remote = Remote::connect(client()?, Peer::new("localhost", port, config.clone()), "main", None).await?;
-        let (point, owner) = (PointId::random(&world), OwnerId::default());
-        let begin = Begin { point, parents: Vec::new(), owner, verification: Verification::Decode };
+        let point = PointId::random(&world);
+        let begin = Begin { point, parents: Vec::new(), holder: None, verification: Verification::Decode };
         anyhow::Ok((remote.begin(begin).await?.0, remote))
     })?;
     measured("put, each decoded and fingerprinted on arrival", || {

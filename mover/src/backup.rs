@@ -9,9 +9,9 @@ use crate::closure::Repairs;
 use crate::map::stream_map;
 use crate::{
     Attachment, Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest,
-    MapReader, Name, NewPage, Origin, Outcome, OwnerId, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool,
-    Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord,
-    TrackingWish, Verification, World, WriteSession, check_text, with_sealer,
+    MapReader, Name, NewPage, Origin, Outcome, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence,
+    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish,
+    Verification, World, WriteSession, check_text, labels, suspect_times, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
@@ -28,7 +28,8 @@ pub use audit::{Audit, AuditReport};
 pub struct BackupOptions {
     /// The machine's name.
     pub machine_name: Name,
-    /// The machine's identity where the hypervisor tells one; otherwise that of the newest point of this name.
+    /// The machine's identity where the hypervisor tells one; otherwise that of the newest point of this name that this
+    /// owner made in this repository.
     pub machine: Option<MachineId>,
     /// The id of the point to be made: the key that makes trying again harmless. Random when none.
     pub point: Option<PointId>,
@@ -97,7 +98,8 @@ pub struct DiskReport {
     pub audit: Option<AuditReport>,
 }
 
-/// Backs `source` up into `repository` as one point, against the newest point of the same machine. The source's session
+/// Backs `source` up into `repository` as one point, against the newest point of the same machine that the same owner made
+/// there. The source's session
 /// is ended on every path; the point is durable and visible when this returns `Ok`, and there is none otherwise.
 ///
 /// # Errors
@@ -141,19 +143,22 @@ async fn run<R: Repository, S: Source>(
 ) -> Result<BackupReport> {
     let begin_time = world.now();
     check::check_request(options, source.disks())?;
-    let (machine, parent) = lineage(repository, options, world).await?;
+    let Lineage { machine, parent, before } = lineage(repository, options, world).await?;
     let point = options.point.unwrap_or_else(|| PointId::random(world));
     let begin = Begin {
         point,
         parents: parent.iter().map(|parent| parent.id).collect(),
-        owner: OwnerId::default(),
+        holder: None,
         verification: options.verification,
     };
     let (session, begun) = repository.begin(begin).await?;
     let prints = Fingerprinter::new(&repository.config().domain);
     let job = Job { repository, session: &session, source, options, pool, prints: &prints, progress };
-    let lineage = Lineage { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
-    let made = job.run(lineage, begin_time, world).await;
+    let place = Place { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
+    let mut made = job.run(place, begin_time, world).await;
+    if let (Ok(report), Some(before)) = (&mut made, before) {
+        report.warnings.extend(wrong_clock(&before, &report.point));
+    }
     if made.is_err() {
         // The error that counts is the first; a session that cannot be closed is fenced later.
         if let Err(error) = session.abandon().await {
@@ -163,20 +168,40 @@ async fn run<R: Repository, S: Source>(
     made
 }
 
-/// The machine's id and its newest point.
-async fn lineage<R: Repository>(
-    repository: &R,
-    options: &BackupOptions,
-    world: &World,
-) -> Result<(MachineId, Option<RecoveryPoint>)> {
+/// The machine's id, and the point to build on: the last that was committed of this machine, by this owner, into this
+/// repository. One that was copied in, or that somebody else made, is neither (R21).
+async fn lineage<R: Repository>(repository: &R, options: &BackupOptions, world: &World) -> Result<Lineage> {
     let machine = options.machine.is_none().then(|| options.machine_name.clone());
-    let points = repository.list(&PointFilter { machine, forgotten: false }).await?;
+    let mut points = repository.list(&PointFilter { machine, forgotten: false }).await?;
+    let (here, owner) = (repository.config().id, repository.owner());
+    points.retain(|point| point.was_made_in(here) && point.owner == owner);
     let id = options.machine.or(points.last().map(|point| point.machine)).unwrap_or_else(|| MachineId::random(world));
-    Ok((id, points.into_iter().rfind(|point| point.machine == id)))
+    points.retain(|point| point.machine == id);
+    let parent = points.iter().rfind(|point| point.is_base_for(owner, here)).cloned();
+    Ok(Lineage { machine: id, parent, before: points.pop() })
+}
+
+/// What to tell when the times of a point and of the one before contradict the order in which they were made (R25).
+fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> {
+    let (suspect, why) = suspect_times(&[before, point], point.commit_time).into_iter().next()?;
+    Some(format!(
+        "the time of point {} cannot be right: {why}; look at the clocks, then put it right with `windlass annotate {} --time \
+         TIME`",
+        suspect.id, suspect.id
+    ))
+}
+
+/// What a backup continues.
+struct Lineage {
+    machine: MachineId,
+    /// The point to build on.
+    parent: Option<RecoveryPoint>,
+    /// The newest of the machine.
+    before: Option<RecoveryPoint>,
 }
 
 /// Where the new point belongs.
-struct Lineage {
+struct Place {
     machine: MachineId,
     point: PointId,
     parent: Option<PointId>,
@@ -195,7 +220,7 @@ struct Job<'a, R: Repository, S> {
 }
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
-    async fn run(&self, lineage: Lineage, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
+    async fn run(&self, lineage: Place, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
         let mut since = Instant::now();
         let reader = MapReader::new(self.session, self.prints);
         let repository = self.repository.config().id;
@@ -318,7 +343,11 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
 
     /// Commits, and puts what the repository turns out to lack (R8) as long as that brings it forward.
     async fn commit(&self, manifest: &Manifest, warnings: &mut Vec<String>) -> Result<RecoveryPoint> {
-        let draft = [PointDraft { manifest: manifest.clone(), origin: None::<Origin> }];
+        let draft = [PointDraft {
+            manifest: manifest.clone(),
+            origin: None::<Origin>,
+            labels: labels::of_tags(&manifest.tags),
+        }];
         let mut repairs = Repairs::default();
         loop {
             match self.session.commit(&draft).await {

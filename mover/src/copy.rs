@@ -2,13 +2,16 @@
 
 use crate::closure::Repairs;
 use crate::{
-    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase,
-    PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
+    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, PageFlavour, Phase, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
     WriteSession, diff::TreeDiff,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+type Labels = BTreeMap<String, String>;
 
 /// What a copy did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +27,7 @@ pub struct CopyReport {
 /// Brings `point` from one repository to another of the same dedup domain. Nothing happens when it is there already.
 ///
 /// # Errors
-/// `Domain` when chunk ids mean different things; `RolledBack` when the source's log is not the one seen by an earlier
+/// `Usage` when it was forgotten there: that is taken back by name alone; `Domain` when chunk ids mean different things; `RolledBack` when the source's log is not the one seen by an earlier
 /// copy; `Version` when the point has something that must be understood and is not; those of both repositories.
 pub async fn copy<A: Repository, B: Repository>(
     from: &A,
@@ -52,6 +55,11 @@ pub async fn copy<A: Repository, B: Repository>(
     if there.iter().any(|have| have.id == point.id) {
         return Ok(CopyReport::default());
     }
+    let forgotten = to.list(&PointFilter { machine: None, forgotten: true }).await?;
+    if forgotten.iter().any(|have| have.id == point.id) {
+        return Err(Error::usage(format!("point {} is there, and was forgotten", point.id))
+            .hint(format!("`windlass unforget {}` brings it back there", point.id)));
+    }
     progress.enter(Phase::Move);
     let reader = from.read(&[point.id]).await?;
     let manifest = reader.manifest(point.id).await?;
@@ -62,13 +70,12 @@ pub async fn copy<A: Repository, B: Repository>(
     }
     // Pages in common with the newest copy of the same machine need not be walked: the session pins it.
     let parent = there.iter().rfind(|have| have.machine == point.machine).map(|have| have.id);
-    let begin =
-        Begin { point: point.id, parents: parent.into_iter().collect(), owner: OwnerId::default(), verification };
+    let begin = Begin { point: point.id, parents: parent.into_iter().collect(), holder: None, verification };
     let (session, _) = to.begin(begin).await?;
     let seen = Some((from.config().id, from.incarnation().await?));
-    let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, seen };
+    let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, number: point.number, seen };
     let job = Job { reader: &reader, session: &session, prints: &prints, progress };
-    match job.run(manifest, parent, origin).await {
+    match job.run(manifest, parent, (origin, point.labels.clone())).await {
         Ok(report) => Ok(report),
         Err(error) => {
             if let Err(second) = session.abandon().await {
@@ -77,6 +84,24 @@ pub async fn copy<A: Repository, B: Repository>(
             Err(error)
         }
     }
+}
+
+/// Those of `points` that a copy of everything brings to `to`: not what was forgotten there, nor what is as old as what was
+/// made final there of the same machine. Rules there would drop it at once, or somebody has; who means it names it.
+///
+/// # Errors
+/// The repository's.
+pub async fn still_wanted<B: Repository>(to: &B, mut points: Vec<RecoveryPoint>) -> Result<Vec<RecoveryPoint>> {
+    let of = |forgotten| async move { to.list(&PointFilter { machine: None, forgotten }).await };
+    let ids = |points: Vec<RecoveryPoint>| points.into_iter().map(|point| point.id).collect::<HashSet<_>>();
+    let (there, forgotten) = (ids(of(false).await?), ids(of(true).await?));
+    let given_up: HashMap<_, _> =
+        to.given_up().await?.into_iter().map(|it| ((it.machine, it.origin), it.newest)).collect();
+    points.retain(|point| {
+        let is_old = given_up.get(&(point.machine, point.origin.0)).is_some_and(|newest| point.origin.1 <= *newest);
+        there.contains(&point.id) || !forgotten.contains(&point.id) && !is_old
+    });
+    Ok(points)
 }
 
 /// Refuses repositories whose chunk ids mean different things.
@@ -96,7 +121,12 @@ struct Job<'a, A, B> {
 }
 
 impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
-    async fn run(&self, manifest: Manifest, parent: Option<PointId>, origin: Origin) -> Result<CopyReport> {
+    async fn run(
+        &self,
+        manifest: Manifest,
+        parent: Option<PointId>,
+        (origin, labels): (Origin, Labels),
+    ) -> Result<CopyReport> {
         let parent = match parent {
             Some(parent) => unless_damaged(self.session.manifest(parent).await)?,
             None => None,
@@ -111,7 +141,7 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
             self.tree(MapRoot { level: attachment.root.level, id: None }, attachment.root).await?;
         }
         self.progress.enter(Phase::Commit);
-        let draft = [PointDraft { manifest, origin: Some(origin) }];
+        let draft = [PointDraft { manifest, origin: Some(origin), labels }];
         let mut repairs = Repairs::default();
         loop {
             match self.session.commit(&draft).await? {

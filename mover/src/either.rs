@@ -1,9 +1,10 @@
 //! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
 
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, PointChange, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
-    Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, WriteSession,
+    Begin, Begun, ChunkBatch, Commit, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Manifest, Name,
+    OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
+    WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -34,6 +35,10 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
 
     fn config(&self) -> &RepositoryConfig {
         on_both!(self, it => it.config())
+    }
+
+    fn owner(&self) -> OwnerId {
+        on_both!(self, it => it.owner())
     }
 
     async fn begin(&self, begin: Begin) -> Result<(Self::Session, Begun)> {
@@ -74,8 +79,20 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
         on_both!(self, it => it.change_points(points, change).await)
     }
 
+    async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        on_both!(self, it => it.annotate(point, labels).await)
+    }
+
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         on_both!(self, it => it.wanted(after).await)
+    }
+
+    async fn move_machine(&self, machine: MachineId, origin: RepositoryId, owner: Option<Name>) -> Result<()> {
+        on_both!(self, it => it.move_machine(machine, origin, owner).await)
+    }
+
+    async fn given_up(&self) -> Result<Vec<GivenUp>> {
+        on_both!(self, it => it.given_up().await)
     }
 
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {

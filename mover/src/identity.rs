@@ -13,7 +13,7 @@ pub use key::{KeyClaim, NewKey};
 pub use registry::{LIFE, PENDING_MAX, Registry, TOKEN_VALID_MAX, Wanted};
 pub use token::{Address, PORT, Token};
 
-use crate::{Error, ErrorKind, Name, Result, World};
+use crate::{Error, ErrorKind, Name, OwnerId, Result, World};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType,
@@ -46,6 +46,20 @@ impl Role {
     /// Every role.
     pub const ALL: [Self; 3] = [Self::Node, Self::Proxy, Self::Admin];
 
+    /// Its number in records of the log.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Node => 0,
+            Self::Proxy => 1,
+            Self::Admin => 2,
+        }
+    }
+
+    /// The role of a number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.code() == code)
+    }
+
     /// Its name in certificates and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -72,6 +86,8 @@ pub struct Holder {
     pub role: Role,
     /// Its name within the site.
     pub name: Name,
+    /// Whose machines a proxy backs up, where that is not itself: those of a cluster share one.
+    pub owner: Option<Name>,
 }
 
 impl fmt::Display for Holder {
@@ -81,6 +97,36 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// Somebody who owns what he makes.
+    pub const fn new(role: Role, name: Name) -> Self {
+        Self { role, name, owner: None }
+    }
+
+    /// Whose points it makes, and may see. Administrators and nodes see all; what they make is the site's own.
+    pub fn owner_name(&self) -> Option<&Name> {
+        match self.role {
+            Role::Proxy => Some(self.owner.as_ref().unwrap_or(&self.name)),
+            Role::Node | Role::Admin => None,
+        }
+    }
+
+    /// The id of [`Self::owner_name`]; zero for the site's own.
+    pub fn owner_id(&self) -> OwnerId {
+        self.owner_name().map(OwnerId::of).unwrap_or_default()
+    }
+
+    /// Refuses an owner of whoever can have none.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check(&self) -> Result<()> {
+        if self.owner.is_some() && self.role != Role::Proxy {
+            return Err(Error::usage(format!("{self} can have no owner"))
+                .hint("proxies alone have one: what administrators make is the site's own"));
+        }
+        Ok(())
+    }
+
     /// Whom a certificate that was verified names.
     ///
     /// # Errors
@@ -92,14 +138,22 @@ impl Holder {
         let (holder, more) = (holders.next(), holders.next());
         let (Some(holder), None) = (holder, more) else { return Err(none("it has no role, or several")) };
         let (role, name) = holder.split_once('/').ok_or_else(|| none("it has no role"))?;
-        Ok(Self {
+        let (name, owner) = match name.split_once(URI_OWNER) {
+            Some((name, owner)) => (name, Some(owner.parse().map_err(|_| none("its owner is none"))?)),
+            None => (name, None),
+        };
+        let holder = Self {
             role: role.parse().map_err(|_| none("its role is not known"))?,
             name: name.parse().map_err(|_| none("its name is none"))?,
-        })
+            owner,
+        };
+        holder.check().map_err(|error| none(&error.message()))?;
+        Ok(holder)
     }
 
     fn uri(&self) -> String {
-        format!("{URI_SCHEME}{}/{}", self.role.as_str(), self.name)
+        let owner = self.owner.as_ref().map_or_else(String::new, |owner| format!("{URI_OWNER}{owner}"));
+        format!("{URI_SCHEME}{}/{}{owner}", self.role.as_str(), self.name)
     }
 }
 
@@ -313,6 +367,7 @@ impl Authority {
         life: Duration,
         world: &World,
     ) -> Result<String> {
+        holder.check()?;
         let mut params = CertificateParams::new(hosts.to_vec())
             .map_err(|error| Error::usage("a host that is no name or address").because(error))?;
         let uri = holder.uri().try_into().map_err(failed)?;
@@ -356,6 +411,7 @@ fn failed(error: rcgen::Error) -> Error {
 }
 
 const URI_SCHEME: &str = "windlass://";
+const URI_OWNER: &str = "?owner=";
 const DAY_S: u64 = 86_400;
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * DAY_S);
 const CLOCK_SKEW: Duration = Duration::from_secs(600);

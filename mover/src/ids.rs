@@ -1,6 +1,6 @@
 //! Identities of 16 bytes. Names are labels; these are what things are.
 
-use crate::World;
+use crate::{Name, World};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -58,8 +58,16 @@ ids! {
     WriterId
     /// The point from which a disk's changes are tracked.
     CheckpointId
-    /// Whose data it is; all zero when a repository has one owner.
+    /// Whose data it is; all zero for the site's own: what administrators brought, or whoever opened the directory.
     OwnerId
+}
+
+impl OwnerId {
+    /// Whoever has this name in a site.
+    pub fn of(name: &Name) -> Self {
+        let hash = blake3::derive_key("windlass 2026-11 owner", name.as_str().as_bytes());
+        Self(*hash.first_chunk().expect("32 bytes"))
+    }
 }
 
 /// BLAKE3-256 of durable bytes: names of packs, hashes of log records.

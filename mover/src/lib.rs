@@ -16,11 +16,14 @@ mod failover;
 mod history;
 pub mod identity;
 mod ids;
+pub mod labels;
+mod machine;
 mod manifest;
 mod map;
 mod mem;
 mod moment;
 mod name;
+mod order;
 mod pace;
 mod page;
 mod points;
@@ -46,13 +49,14 @@ mod world;
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
 pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
 pub use closure::{Presences, missing_for};
-pub use copy::{CopyReport, copy};
+pub use copy::{CopyReport, copy, still_wanted};
 pub use diff::{ChangedBlock, Step, TreeDiff};
 pub use either::Either;
 pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
 pub use history::LogEntry;
 pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};
+pub use machine::{Machine, qualifiers};
 pub use manifest::{
     Attachment, ChangeTracking, Consistency, DISK_BYTES_MAX, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest,
     TrackingRecord,
@@ -61,16 +65,18 @@ pub use map::{MapBuilder, MapReader, MapRoot, NewPage, level_of, stream_map};
 pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
 pub use moment::Moment;
 pub use name::Name;
+pub use order::{in_order, suspect_times};
 pub use pace::{Pacer, parse_bytes};
 pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
+pub use points::Lineage;
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repair::{RepairReport, repair};
 pub use repository::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, Incarnation, IndexTotals, Origin, PointChange, PointDraft,
-    PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, ScrubTotals, Stats, Suspect,
-    Verification, WriteSession, verified,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Flushed, GivenUp, Incarnation, IndexTotals, Origin, PointChange,
+    PointDraft, PointFilter, Presence, ReadSession, RecoveryPoint, Repository, RepositoryConfig, ScrubTotals, Stats,
+    Suspect, Verification, WriteSession, verified,
 };
 pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};

@@ -6,10 +6,10 @@ mod sweep;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, OwnerId,
-    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
-    RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, Verification, VerifyOptions,
-    VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
+    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
+    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport,
+    Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
@@ -56,7 +56,7 @@ pub enum FaultEffect {
 /// A write session on [`Mem`].
 pub struct MemSession {
     lease: MemReader,
-    verification: Verification,
+    begin: Begin,
 }
 
 /// A read session on [`Mem`].
@@ -90,7 +90,7 @@ impl Mem {
 
     fn reader(&self, pins: &[PointId]) -> Result<MemReader> {
         let id = SessionId::random(&self.0.world);
-        self.state().open_session(id, pins.to_vec(), OwnerId::default())?;
+        self.state().open_session(id, pins.to_vec())?;
         Ok(MemReader { shared: self.0.clone(), id })
     }
 }
@@ -103,12 +103,16 @@ impl Repository for Mem {
         &self.0.config
     }
 
+    fn owner(&self) -> OwnerId {
+        OwnerId::default()
+    }
+
     async fn begin(&self, begin: Begin) -> Result<(MemSession, Begun)> {
         let answer = self.0.operation("begin").await?;
         let id = SessionId::random(&self.0.world);
         let suspects = self.state().begin(id, &begin, &self.0.prints)?;
         let lease = MemReader { shared: self.0.clone(), id };
-        answer.given((MemSession { lease, verification: begin.verification }, Begun { suspects }))
+        answer.given((MemSession { lease, begin }, Begun { suspects }))
     }
 
     async fn read(&self, points: &[PointId]) -> Result<MemReader> {
@@ -155,6 +159,27 @@ impl Repository for Mem {
         let answer = self.0.operation("change_points").await?;
         let now = self.0.world.now();
         answer.given(self.state().change_points(points, change, now)?)
+    }
+
+    async fn move_machine(&self, machine: MachineId, origin: RepositoryId, owner: Option<Name>) -> Result<()> {
+        let answer = self.0.operation("move_machine").await?;
+        answer.given(self.state().move_machine((machine, origin), owner)?)
+    }
+
+    async fn given_up(&self) -> Result<Vec<GivenUp>> {
+        let answer = self.0.operation("given_up").await?;
+        let state = self.state();
+        let one = |((machine, origin), newest): (&(MachineId, RepositoryId), &Timestamp)| GivenUp {
+            machine: *machine,
+            origin: *origin,
+            newest: *newest,
+        };
+        answer.given(state.given_up.iter().take(GivenUp::MAX).map(one).collect())
+    }
+
+    async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        let answer = self.0.operation("annotate").await?;
+        answer.given(self.state().annotate(point, labels)?)
     }
 
     async fn sweep(&self, options: SweepOptions, _: Arc<Progress>) -> Result<SweepReport> {
@@ -269,6 +294,7 @@ impl WriteSession for MemSession {
         loop {
             let (parents, losses) = {
                 let mut state = self.shared().state();
+                self.may_commit(&state, points)?;
                 let there = state.committed(points);
                 if there.len() == points.len() {
                     state.bring_back(points);
@@ -293,7 +319,8 @@ impl WriteSession for MemSession {
             // What was checked still holds, or it is checked again.
             if state.losses == losses {
                 let (config, now) = (&self.shared().config, self.shared().world.now());
-                let made = state.commit(self.lease.id, points, &manifests, config, now)?;
+                self.may_commit(&state, points)?;
+                let made = state.commit((self.lease.id, &self.begin), points, &manifests, config, now)?;
                 return answer.given(Commit::Committed(made));
             }
         }
@@ -311,9 +338,13 @@ impl MemSession {
         &self.lease.shared
     }
 
+    fn may_commit(&self, state: &State, points: &[PointDraft]) -> Result<()> {
+        self.begin.may_commit(points, &state.points, self.shared().config.id, self.shared().world.now())
+    }
+
     fn verify(&self, id: ChunkId, blob: &Blob) -> Result<(), BlobError> {
         blob.check()?;
-        match self.verification {
+        match self.begin.verification {
             Verification::Checksum => Ok(()),
             Verification::Decode => {
                 with_opener(|opener| opener.open_verified(&self.shared().prints, &id, blob, &mut Vec::new()))

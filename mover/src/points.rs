@@ -1,7 +1,112 @@
-//! Whether points may be forgotten or pinned: the same for every repository.
+//! Which points belong together, whether they may be committed, forgotten or pinned: the same for every repository.
 
-use crate::{Error, ErrorKind, PointChange, PointId, RecoveryPoint, Result, Timestamp, clock_doubt};
+use crate::identity::Holder;
+use crate::{
+    Begin, Error, ErrorKind, MachineId, OwnerId, PointChange, PointDraft, PointId, RecoveryPoint, RepositoryId, Result,
+    Timestamp, clock_doubt,
+};
 use std::collections::BTreeSet;
+
+/// What one point continues another in: a machine of this owner, backed up into this repository. Names are labels: two
+/// sites may both have a `dc01`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lineage {
+    /// The repository of the first commit.
+    pub origin: RepositoryId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// The machine.
+    pub machine: MachineId,
+}
+
+impl RecoveryPoint {
+    /// What it continues, and what continues it.
+    pub const fn lineage(&self) -> Lineage {
+        Lineage { origin: self.origin.0, owner: self.owner, machine: self.machine }
+    }
+
+    /// Whether it was made in this repository. One that was copied in was not, also when it was made here once, swept,
+    /// and brought back: it stands in the log where it was brought.
+    pub fn was_made_in(&self, repository: RepositoryId) -> bool {
+        self.origin == (repository, self.commit_time)
+    }
+
+    /// Whether a backup by `owner` may build on it: on its map, its checkpoints and where its audit had come. Of what
+    /// somebody else made, nothing is believed.
+    pub fn is_base_for(&self, owner: OwnerId, repository: RepositoryId) -> bool {
+        self.was_made_in(repository) && self.owner == owner && self.stamped == owner
+    }
+}
+
+impl Begin {
+    /// Whose points the session makes; zero for the site's own.
+    pub fn owner(&self) -> OwnerId {
+        self.holder.as_ref().map(Holder::owner_id).unwrap_or_default()
+    }
+
+    /// Whether its session may commit `drafts` in the repository `here`. `there` are all points of these ids and machines,
+    /// forgotten ones too. Asked right before the commit, of the state that it will follow.
+    ///
+    /// # Errors
+    /// `NotAuthorised` for what is another owner's, or was forgotten; `Usage` for a time that has not come.
+    pub fn may_commit(
+        &self,
+        drafts: &[PointDraft],
+        there: &[RecoveryPoint],
+        here: RepositoryId,
+        now: Timestamp,
+    ) -> Result<()> {
+        for draft in drafts.iter().filter(|draft| draft.origin.is_none()) {
+            let shown = draft.manifest.snapshot_time;
+            if shown.0.saturating_sub(now.0) > AHEAD_MAX_NS && there.iter().all(|it| it.id != draft.manifest.point) {
+                return Err(Error::usage(format!(
+                    "the disks' time, {}, is more than an hour ahead of the repository's clock, {}",
+                    utc(shown),
+                    utc(now)
+                ))
+                .hint(
+                    "put the clock right that is wrong, the source's or the repository's, and run the backup again",
+                ));
+            }
+        }
+        let owner = self.owner();
+        if owner == OwnerId::default() {
+            return Ok(());
+        }
+        let refused = |what: String| Error::new(ErrorKind::NotAuthorised, what);
+        for draft in drafts {
+            let manifest = &draft.manifest;
+            let (point, machine) = (manifest.point, manifest.machine);
+            if draft.origin.is_some() {
+                return Err(refused("only an administrator says where a point was made first".into()));
+            }
+            if let Some(same) = there.iter().find(|it| it.id == point) {
+                if same.owner != owner {
+                    return Err(refused(format!("the id {point} is another owner's point")));
+                }
+                if same.forgotten {
+                    return Err(refused(format!("point {point} was forgotten"))
+                        .hint(format!("an administrator brings it back with `windlass unforget {point}`")));
+                }
+                continue;
+            }
+            let made = || there.iter().filter(|it| it.machine == machine && it.was_made_in(here));
+            if made().next().is_some() && made().all(|it| it.owner != owner) {
+                return Err(refused(format!("machine {machine} is another owner's"))
+                    .hint("an administrator hands it over with `windlass machine move MACHINE --to-owner NAME`"));
+            }
+            if let Some(parent) = manifest.parent.filter(|parent| !self.parents.contains(parent)) {
+                return Err(refused(format!("point {parent} is no parent that the session was begun with")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn utc(time: Timestamp) -> String {
+    let shown = jiff::Timestamp::from_nanosecond(time.0.into()).unwrap_or_default();
+    format!("{shown:.0}")
+}
 
 impl PointChange {
     /// Those of `asked` for which the change is something new, once it is seen that all of it may be. `points` are all
@@ -79,3 +184,6 @@ fn may_go(point: &RecoveryPoint, now: Timestamp) -> Result<()> {
     }
     Ok(())
 }
+
+/// How far the clock of a source may be ahead of the repository's.
+const AHEAD_MAX_NS: i64 = 3600 * 1_000_000_000;

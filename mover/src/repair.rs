@@ -2,8 +2,7 @@
 
 use crate::copy::same_domain;
 use crate::{
-    Begin, OwnerId, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, World,
-    WriteSession,
+    Begin, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, World, WriteSession,
 };
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use std::collections::BTreeSet;
@@ -35,12 +34,8 @@ pub async fn repair<A: Repository, B: Repository>(
     same_domain(from, repository)?;
     progress.enter(Phase::Move);
     let reader = from.read(&[]).await?;
-    let begin = Begin {
-        point: PointId::random(world),
-        parents: Vec::new(),
-        owner: OwnerId::default(),
-        verification: Verification::Decode,
-    };
+    let begin =
+        Begin { point: PointId::random(world), parents: Vec::new(), holder: None, verification: Verification::Decode };
     let (session, _) = repository.begin(begin).await?;
     let job = Job { session: &session, reader: &reader, prints: Fingerprinter::new(&from.config().domain), progress };
     let made = job.run(repository, named).await;

@@ -1,5 +1,6 @@
 //! Where recovery points are kept.
 
+use crate::identity::Holder;
 use crate::{
     DiskId, Error, ErrorKind, GroupId, LogEntry, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId,
     Result, SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
@@ -25,7 +26,11 @@ pub trait Repository: Send + Sync {
     /// What it is.
     fn config(&self) -> &RepositoryConfig;
 
-    /// Opens a write session that pins `begin.parents` until it ends. Fails with `NotFound` when a parent is not there.
+    /// Whose points are made and seen here. The site's own, which sees all, unless a node says otherwise to whoever asks.
+    fn owner(&self) -> OwnerId;
+
+    /// Opens a write session that pins `begin.parents` until it ends. Fails with `NotFound` when a parent is not there, or
+    /// is another owner's: see [`Begin::holder`].
     fn begin(&self, begin: Begin) -> impl Future<Output = Result<(Self::Session, Begun)>> + Send;
 
     /// Opens a read session that pins `points` until it is dropped. Where the repository cannot be written the session
@@ -53,6 +58,23 @@ pub trait Repository: Send + Sync {
     /// `NotFound` for points that are not there or final; `Usage` for what is pinned or protected, and for rules by a clock
     /// in doubt; `GroupIncomplete` when it would tear a group.
     fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
+
+    /// Sets labels of a point, each a key and a value; an empty value takes the label away. The log tells who did what when.
+    /// `NotFound` when the point is not there; `Usage` for labels that are too many or too long, see [`labels`](crate::labels).
+    fn annotate(&self, point: PointId, labels: &[(String, String)]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Hands a machine over: the points that were made of it in `origin`, and those that follow, are `owner`'s from then on;
+    /// the site's own where none is named. `NotFound` when there are no such points.
+    fn move_machine(
+        &self,
+        machine: MachineId,
+        origin: RepositoryId,
+        owner: Option<Name>,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// How far each machine's points were forgotten and made final here; of at most [`GivenUp::MAX`]
+    /// machines.
+    fn given_up(&self) -> impl Future<Output = Result<Vec<GivenUp>>> + Send;
 
     /// What the commit log says: the records after number `after`, at most [`LogEntry::TOGETHER`], those that were pruned
     /// left out; none at the end.
@@ -213,6 +235,22 @@ impl PointChange {
     pub const POINTS_MAX: usize = 2048;
 }
 
+/// Points that were made final: a copy of everything does not bring them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// Of this machine.
+    pub machine: MachineId,
+    /// Made in this repository.
+    pub origin: RepositoryId,
+    /// The newest of them, by the time of its first commit.
+    pub newest: Timestamp,
+}
+
+impl GivenUp {
+    /// In one answer.
+    pub const MAX: usize = 16_384;
+}
+
 /// What an index holds after it was made again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexTotals {
@@ -270,8 +308,10 @@ pub struct Begin {
     pub point: PointId,
     /// Points whose chunks may be relied on; pinned.
     pub parents: Vec<PointId>,
-    /// Whose data it is.
-    pub owner: OwnerId,
+    /// Who asks, as the certificate says that was shown; nobody for whoever opened the directory. A node stamps it: it is
+    /// not on the wire, where anybody could say anything.
+    #[serde(skip)]
+    pub holder: Option<Holder>,
     /// How arriving blobs are checked.
     pub verification: Verification,
 }
@@ -356,6 +396,8 @@ pub struct PointDraft {
     pub manifest: Manifest,
     /// Where it was committed first, for a copy.
     pub origin: Option<Origin>,
+    /// What the log says of it besides: of a new point its tags, of a copy what its origin knew.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Where a copied point comes from.
@@ -365,6 +407,8 @@ pub struct Origin {
     pub repository: RepositoryId,
     /// The time of the first commit, by that repository's node.
     pub commit_time: Timestamp,
+    /// Number of the record of the first commit there; 0 where that is not known.
+    pub number: u64,
     /// The repository that was read, and what its log ended with: a later copy refuses one that was rolled back.
     pub seen: Option<(RepositoryId, Incarnation)>,
 }
@@ -386,8 +430,14 @@ pub struct RecoveryPoint {
     /// Its manifest's chunk.
     #[serde(with = "chunk_id")]
     pub manifest: ChunkId,
-    /// Whose it is.
+    /// Whose it is: who may see it, continue it and add to it. Zero for the site's own.
     pub owner: OwnerId,
+    /// The owner's name, where one is known.
+    pub owner_name: Option<Name>,
+    /// Whose it was when it was made: another's, when an administrator has moved the machine since.
+    pub stamped: OwnerId,
+    /// Who made it; nobody known for who opened the directory.
+    pub holder: Option<Holder>,
     /// The machine.
     pub machine: MachineId,
     /// The machine's name.
@@ -400,6 +450,9 @@ pub struct RecoveryPoint {
     pub commit_time: Timestamp,
     /// Where and when it was committed first; this repository unless it is a copy.
     pub origin: (RepositoryId, Timestamp),
+    /// Number of the record that committed it first, there: the order of a machine's points whatever clocks say. 0 where
+    /// that is not known, of copies by an earlier version.
+    pub number: u64,
     /// Neither forgotten nor swept before this time.
     pub protected_until: Timestamp,
     /// Sum of the sizes of its disks and attachments.
@@ -410,6 +463,8 @@ pub struct RecoveryPoint {
     pub pinned: bool,
     /// Forgotten, but not final yet.
     pub forgotten: bool,
+    /// What was said of it since, and its tags: see [`labels`](crate::labels).
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Which points to list.

@@ -1,6 +1,7 @@
 //! Which points rules keep: a pure function over the times that storage nodes have stamped.
 
-use crate::{GroupId, MachineId, RecoveryPoint, Timestamp};
+use crate::order::sort_in_order;
+use crate::{GroupId, Lineage, RecoveryPoint, Timestamp};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -92,23 +93,25 @@ impl Keep {
 }
 
 /// The time that rules go by: when the point was committed first, but a copy's origin is not believed to lie after the
-/// copy.
+/// copy; or the time that an administrator has set.
 pub fn retention_time(point: &RecoveryPoint) -> Timestamp {
-    point.origin.1.min(point.commit_time)
+    point.set_time().unwrap_or(point.origin.1.min(point.commit_time))
 }
 
-/// What `keep` makes of `points` that are not forgotten, in their order. Each machine is looked at by itself; a group, in
+/// What `keep` makes of `points` that are not forgotten, in their order. Each lineage is looked at by itself: a machine of one
+/// owner, made in one repository. Two sites' machines of the same name do not push each other out, nor does anybody's junk
+/// the points of others (R21). A group, in
 /// several machines perhaps, is kept whole.
 ///
-/// `now` only tells whether a point is still protected.
+/// The newest is the one that was made last, whatever clocks say (R25). `now` only tells whether a point is still protected.
 pub fn retain(points: &[RecoveryPoint], keep: &Keep, now: Timestamp) -> Vec<Verdict> {
     let mut reasons: Vec<BTreeSet<Reason>> = points.iter().map(|point| own_reasons(point, now)).collect();
-    let mut machines: BTreeMap<MachineId, Vec<usize>> = BTreeMap::new();
+    let mut machines: BTreeMap<Lineage, Vec<usize>> = BTreeMap::new();
     for (at, point) in points.iter().enumerate() {
-        machines.entry(point.machine).or_default().push(at);
+        machines.entry(point.lineage()).or_default().push(at);
     }
     for of_machine in machines.values_mut() {
-        of_machine.sort_by_key(|at| (retention_time(&points[*at]), points[*at].id));
+        sort_in_order(of_machine, |at| &points[*at]);
         of_machine.reverse();
         for (reason, most) in keep.rules() {
             let mut periods = BTreeSet::new();
@@ -164,19 +167,20 @@ fn civil(time: Timestamp) -> DateTime {
 /// Why rules should not be applied: the clock and what is stamped do not go together. `points` stand in the order in which
 /// they were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
 ///
-/// What is forgotten is not looked at: rules do not, and to forget what is stamped wrongly ends the doubt. A clock that still
+/// What is forgotten is not looked at: rules do not, and to forget what is stamped wrongly ends the doubt; so does setting its
+/// time right. A clock that still
 /// runs ahead since before the last commit is not noticed: the order of points is right, and rules go by it.
 pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let late = points
         .iter()
-        .filter(|point| !point.forgotten)
+        .filter(|point| !point.forgotten && point.set_time().is_none())
         .filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
     if let Some(point) = late.max_by_key(|point| point.commit_time) {
         let (id, at) = (point.id, civil(point.commit_time));
         return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));
     }
     let mut before: Option<&RecoveryPoint> = None;
-    for point in points.iter().filter(|point| !point.forgotten) {
+    for point in points.iter().filter(|point| !point.forgotten && point.set_time().is_none()) {
         match before {
             Some(first) if first.commit_time.0.saturating_sub(point.commit_time.0) > BACK_MAX_NS => {
                 let (at, then) = (civil(point.commit_time), civil(first.commit_time));

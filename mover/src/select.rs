@@ -1,6 +1,6 @@
-//! How a person names a point: `web@latest`, `web@latest~2`, `web@2026-01-02T03:04:05Z`, `3fa9c1`.
+//! How a person names a point: `web@latest`, `web@latest~2`, `web@2026-01-02T03:04:05Z`, `cluster1/web@latest`, `3fa9c1`.
 
-use crate::{Error, Moment, Name, RecoveryPoint, Result, Timestamp};
+use crate::{Error, Machine, Moment, RecoveryPoint, Result, Timestamp, in_order};
 use jiff::tz::TimeZone;
 use std::str::FromStr;
 
@@ -10,14 +10,14 @@ pub enum Selector {
     /// The n-th newest point of a machine, 0 being the newest.
     Latest {
         /// The machine.
-        machine: Name,
+        machine: Machine,
         /// How many newer ones there are.
         back: u32,
     },
     /// The newest point of a machine whose snapshot time is not later than the end of what was typed.
     At {
         /// The machine.
-        machine: Name,
+        machine: Machine,
         /// The last nanosecond of the time that was typed.
         time: Timestamp,
     },
@@ -40,7 +40,7 @@ impl FromStr for Selector {
             let good = (4..=32).contains(&prefix.len()) && prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
             return if good { Ok(Self::Prefix(prefix)) } else { Err(bad()) };
         };
-        let machine: Name = machine.parse()?;
+        let machine: Machine = machine.parse()?;
         if let Some(rest) = when.strip_prefix("latest") {
             let back = match rest.strip_prefix('~') {
                 Some(number) => number.parse().map_err(|_| bad())?,
@@ -57,19 +57,18 @@ impl FromStr for Selector {
 /// The point of `points` that `selector` names.
 ///
 /// # Errors
-/// `NotFound` when there is none, `Usage` when a prefix fits several.
+/// `NotFound` when there is none, `Usage` when a prefix fits several, or the name is that of several machines.
 pub fn select<'a>(points: &'a [RecoveryPoint], selector: &Selector) -> Result<&'a RecoveryPoint> {
-    let of = |machine: &Name| {
-        let mut of: Vec<_> = points.iter().filter(|point| point.machine_name == *machine).collect();
-        of.sort_by_key(|point| (point.snapshot_time, point.commit_time));
-        of
-    };
+    let of = |machine: &Machine| machine.only(points, "@latest").map(in_order);
     let found = match selector {
         Selector::Latest { machine, back } => {
-            let of = of(machine);
+            let of = of(machine)?;
             usize::try_from(*back).ok().and_then(|back| of.len().checked_sub(back + 1)).map(|at| of[at])
         }
-        Selector::At { machine, time } => of(machine).into_iter().rfind(|point| point.snapshot_time <= *time),
+        // Of equal times the last: what was shown selects what was shown, whatever clocks did meanwhile.
+        Selector::At { machine, time } => {
+            of(machine)?.into_iter().filter(|point| point.time() <= *time).max_by_key(|point| point.time())
+        }
         Selector::Prefix(prefix) => {
             let mut fits = points.iter().filter(|point| point.id.to_string().starts_with(prefix));
             let first = fits.next();
@@ -101,6 +100,9 @@ mod tests {
             id: PointId([id; 16]),
             manifest: ChunkId([0; 32]),
             owner: OwnerId::default(),
+            owner_name: None,
+            stamped: OwnerId::default(),
+            holder: None,
             machine: MachineId::default(),
             machine_name: name.parse().unwrap(),
             group: None::<GroupId>,
@@ -112,19 +114,23 @@ mod tests {
             bytes_new: 0,
             pinned: false,
             forgotten: false,
+            labels: Default::default(),
+            number: u64::from(id),
         }
     }
 
     #[test]
     fn selectors_find_what_they_name() {
+        // The one that was made last has the earlier time: its clock was set back.
         let points = [point(0x11, "a", 2_000_000_000), point(0x12, "a", 1_000_000_000), point(0x22, "b", 5)];
         let id = |text: &str| select(&points, &text.parse().unwrap()).map(|point| point.id.0[0]);
         for (text, want) in [
-            ("a@latest", 0x11),
-            ("a@latest~1", 0x12),
+            ("a@latest", 0x12),
+            ("a@latest~1", 0x11),
             ("b@latest", 0x22),
             ("a@1970-01-01T00:00:01Z", 0x12),
             ("a@1970-01-01T00:00:01.5Z", 0x12),
+            ("a@1970-01-01 00:00:02 +00:00", 0x11),
             ("a@2030-01-01T00:00:00+02:00", 0x11),
             ("1111", 0x11),
             ("2222", 0x22),

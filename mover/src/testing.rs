@@ -1,7 +1,7 @@
 //! What the unit tests share: worlds without chance, maps built through a repository in memory, models of maps.
 
 use crate::{
-    Begin, MapBuilder, MapReader, MapRoot, Mem, MemSession, NewPage, OwnerId, PAGE_ENTRIES, PageRef, PointId, Random,
+    Begin, MapBuilder, MapReader, MapRoot, Mem, MemSession, NewPage, PAGE_ENTRIES, PageRef, PointId, Random,
     Repository, Timestamp, Verification, World, WriteSession, level_of, with_sealer,
 };
 use chunker::{ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter, GRID_BYTES};
@@ -50,12 +50,8 @@ impl Shelf {
     pub async fn new() -> Self {
         let domain = DomainKey([9; 32]);
         let mem = Mem::in_domain(&world(), domain.clone());
-        let begin = Begin {
-            point: PointId::default(),
-            parents: Vec::new(),
-            owner: OwnerId::default(),
-            verification: Verification::Decode,
-        };
+        let begin =
+            Begin { point: PointId::default(), parents: Vec::new(), holder: None, verification: Verification::Decode };
         let (session, _) = mem.begin(begin).await.unwrap();
         Self { session, prints: Fingerprinter::new(&domain) }
     }

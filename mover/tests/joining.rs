@@ -10,8 +10,8 @@ use mover::wire::{
     decode, encode, join, renewed_when_used, server_of,
 };
 use mover::{
-    Begin, Clock, ErrorKind, Mem, OwnerId, PointFilter, PointId, Repository, Result, SystemRandom, Timestamp,
-    Verification, World,
+    Begin, Clock, ErrorKind, Mem, PointFilter, PointId, Repository, Result, SystemRandom, Timestamp, Verification,
+    World,
 };
 use quinn::{Connection, ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -74,7 +74,7 @@ impl Site {
         let node = Node::new(world.clone()).with("repo", Mem::new(&world));
         let node = node.with_registry(registry.clone()).denying(|holder| holder.name.as_str() == "stolen");
         let place = folder.path().join("node");
-        let holder = Holder { role: Role::Node, name: "node".parse().unwrap() };
+        let holder = Holder::new(Role::Node, "node".parse().unwrap());
         // In the second half of its life when it is to be renewed.
         let made = if kept { Shifted::by(DAY, -1) } else { world.clone() };
         let issued = authority.issue(&holder, &["localhost".into(), "::1".into()], 1 + u32::from(kept), &made).unwrap();
@@ -100,7 +100,7 @@ impl Site {
         let hosts =
             if role == Role::Node { vec!["other.example".to_owned(), "192.0.2.1".to_owned()] } else { Vec::new() };
         // In the second half of its life.
-        let holder = Holder { role, name: name.parse().unwrap() };
+        let holder = Holder::new(role, name.parse().unwrap());
         self.authority.issue(&holder, &hosts, 7, &Shifted::by(DAY * 4, -1)).unwrap()
     }
 
@@ -165,7 +165,7 @@ impl Site {
 }
 
 fn proxy(name: &str) -> Wanted {
-    Wanted { holder: Holder { role: Role::Proxy, name: name.parse().unwrap() }, hosts: Vec::new() }
+    Wanted { holder: Holder::new(Role::Proxy, name.parse().unwrap()), hosts: Vec::new() }
 }
 
 /// Asks on a stream of its own.
@@ -212,7 +212,7 @@ async fn a_token_is_made_used_and_used_up() {
     let begin = Begin {
         point: PointId::random(&World::system()),
         parents: Vec::new(),
-        owner: OwnerId::default(),
+        holder: None,
         verification: Verification::Decode,
     };
     remote.begin(begin).await.unwrap();
@@ -294,7 +294,7 @@ async fn tokens_expire_are_swept_and_bounded() {
 async fn who_is_expected_is_an_administrators_choice_within_limits() {
     let site = Site::new();
     let wanted = |role, hosts: &[&str]| Wanted {
-        holder: Holder { role, name: "a".parse().unwrap() },
+        holder: Holder::new(role, "a".parse().unwrap()),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
     };
     let hour = Duration::from_secs(3600);
@@ -547,12 +547,8 @@ async fn a_node_without_the_authority_gives_nothing_out() {
     let site = Site::new();
     let world = World::system();
     let node = Node::new(world.clone()).with("repo", Mem::new(&world));
-    let issued = site.authority.issue(
-        &Holder { role: Role::Node, name: "second".parse().unwrap() },
-        &["localhost".into()],
-        1,
-        &world,
-    );
+    let issued =
+        site.authority.issue(&Holder::new(Role::Node, "second".parse().unwrap()), &["localhost".into()], 1, &world);
     let current = Current::fixed(&issued.unwrap().identity().unwrap(), &site.trust());
     let endpoint = server_of(([127, 0, 0, 1], 0).into(), &current, Congestion::default()).unwrap();
     let address = Address { host: "localhost".into(), port: endpoint.local_addr().unwrap().port() };

@@ -21,12 +21,14 @@ fn requests() -> Vec<Request> {
     let begin = Begin {
         point: PointId([3; 16]),
         parents: vec![PointId([4; 16])],
-        owner: OwnerId([5; 16]),
+        holder: None,
         verification: Verification::Checksum,
     };
-    let origin = Origin { repository, commit_time: Timestamp(-6), seen: Some((repository, ends())) };
-    let drafts =
-        vec![WireDraft { manifest_bytes: 7, origin: Some(origin) }, WireDraft { manifest_bytes: 8, origin: None }];
+    let origin = Origin { repository, commit_time: Timestamp(-6), number: 4, seen: Some((repository, ends())) };
+    let drafts = vec![
+        WireDraft { manifest_bytes: 7, origin: Some(origin), labels: [("tag/a".to_owned(), "1".to_owned())].into() },
+        WireDraft { manifest_bytes: 8, origin: None, labels: Default::default() },
+    ];
     vec![
         Request::Hello(Hello { versions: (1, 2), features: 3, program: "windlass".into() }),
         Request::Open(Open { name: "main".into(), machine: Some("web".parse().unwrap()) }),
@@ -41,6 +43,18 @@ fn requests() -> Vec<Request> {
         Request::ChangePoints(ChangeIn { repository, change: PointChange::Unforget, points: vec![PointId([3; 16])] }),
         Request::WantedChunks(WantedOf { repository, after: Some([7; 32]) }),
         Request::Log(LogIn { repository, after: 8 }),
+        Request::MoveMachine(MoveIn {
+            repository,
+            machine: mover::MachineId([4; 16]),
+            origin: RepositoryId([8; 16]),
+            owner: Some("cluster1".parse().unwrap()),
+        }),
+        Request::GivenUp(Whole { repository }),
+        Request::Annotate(AnnotateIn {
+            repository,
+            point: PointId([3; 16]),
+            labels: vec![("tag/monthly".into(), "1".into()), ("time".into(), String::new())],
+        }),
         Request::Begin(BeginIn { repository, begin }),
         Request::Missing(Ask { session, kind: 1 }),
         Request::Put(Put { session, lengths: vec![10, 11] }),
@@ -95,7 +109,12 @@ fn replies() -> Vec<Reply> {
         Reply::Done(()),
         Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }),
         Reply::Welcome(Welcome { version: 1, features: 2, program: "windlass-store".into() }),
-        Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }),
+        Reply::Opened(Opened {
+            repository: RepositoryId([1; 16]),
+            domain: [2; 32],
+            created: Timestamp(3),
+            owner: OwnerId([4; 16]),
+        }),
         Reply::Expected(Expected { expires: Timestamp(4) }),
         Reply::Certified(Certified { certificate: "cert".into(), authority: "ca".into() }),
         Reply::Points(vec![point()]),
@@ -110,6 +129,11 @@ fn replies() -> Vec<Reply> {
             writer: WriterId([6; 16]),
             term: 7,
             events: vec!["a sweep begins".into()],
+        }]),
+        Reply::GivenUpAre(vec![mover::GivenUp {
+            machine: mover::MachineId([4; 16]),
+            origin: RepositoryId([8; 16]),
+            newest: Timestamp(9),
         }]),
         Reply::Session(Of { session }),
         Reply::Suspects(vec![suspect]),
@@ -146,7 +170,7 @@ fn replies() -> Vec<Reply> {
 }
 
 fn wanted() -> Wanted {
-    let holder = Holder { role: Role::Node, name: "store2".parse().unwrap() };
+    let holder = Holder::new(Role::Node, "store2".parse().unwrap());
     Wanted { holder, hosts: vec!["store2.example".into(), "::1".into()] }
 }
 
@@ -205,6 +229,9 @@ fn point() -> RecoveryPoint {
         id: PointId([1; 16]),
         manifest: chunker::ChunkId([2; 32]),
         owner: OwnerId([3; 16]),
+        owner_name: Some("cluster1".parse().unwrap()),
+        stamped: OwnerId([13; 16]),
+        holder: Some(Holder { role: Role::Proxy, name: "host7".parse().unwrap(), owner: None }),
         machine: mover::MachineId([4; 16]),
         machine_name: "web".parse().unwrap(),
         group: Some(mover::GroupId([5; 16])),
@@ -216,6 +243,8 @@ fn point() -> RecoveryPoint {
         bytes_new: 12,
         pinned: true,
         forgotten: false,
+        number: 13,
+        labels: [("tag/monthly".to_owned(), "1".to_owned())].into(),
     }
 }
 
@@ -319,15 +348,18 @@ fn roles() {
                 | Request::ChangePoints(_)
                 | Request::WantedChunks(_)
                 | Request::Log(_)
+                | Request::MoveMachine(_)
+                | Request::Annotate(_)
                 | Request::Sweep(_)
         );
+        let copies = matches!(request, Request::GivenUp(_));
         for role in Role::ALL {
             let expected = match role {
                 Role::Proxy if carries_out || wants => carries_out,
                 Role::Node | Role::Admin if carries_out || wants => role == Role::Admin && wants,
                 Role::Node => !writes && !matches!(request, Request::Token(_)),
                 // The sample is of a copy.
-                Role::Proxy => !matches!(request, Request::Commit(_) | Request::Token(_)),
+                Role::Proxy => !copies && !matches!(request, Request::Commit(_) | Request::Token(_)),
                 Role::Admin => true,
             };
             let expected = expected && !matches!(request, Request::Join(_));

@@ -143,14 +143,15 @@ impl Source for SnapshotSession {
     }
 }
 
-/// True when some point was begun at this checkpoint. Asked only after a broken run, so that reading every manifest,
+/// True when some point that this owner made here was begun at this checkpoint: others may name any. Asked only after a broken run, so that reading every manifest,
 /// the newest first, does not matter.
 ///
 /// # Errors
 /// The repository's.
 pub async fn has_checkpoint<R: Repository>(repository: &R, checkpoint: CheckpointId) -> Result<bool> {
     let points = repository.list(&PointFilter::default()).await?;
-    for point in points.iter().rev() {
+    let (here, owner) = (repository.config().id, repository.owner());
+    for point in points.iter().rev().filter(|point| point.is_base_for(owner, here)) {
         let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
         if manifest.disks.iter().any(|disk| disk.tracking.checkpoint == Some(checkpoint)) {
             return Ok(true);

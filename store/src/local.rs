@@ -10,15 +10,15 @@ use crate::packer::{Packer, Pending, lock};
 use crate::reader::Reader;
 use crate::room::reserved;
 use crate::session::Session;
-use crate::state::State;
+use crate::state::{Point, State};
 use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, Depth, DiskId, Error, ErrorKind, Incarnation, IndexTotals, LogEntry, MapReader, OwnerId,
-    PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository,
-    RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport,
-    VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, Depth, DiskId, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, MapReader,
+    Name, OwnerId, PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint,
+    Repository, RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions,
+    SweepReport, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -458,6 +458,10 @@ impl Repository for Local {
         &self.inner.config.config
     }
 
+    fn owner(&self) -> OwnerId {
+        OwnerId::default()
+    }
+
     async fn begin(&self, begin: Begin) -> Result<(Session, Begun)> {
         let packer = self.inner.packer()?;
         self.with(Inner::check_room).await?;
@@ -465,7 +469,7 @@ impl Repository for Local {
         let opened = SessionOpened {
             session,
             writes: true,
-            owner: begin.owner,
+            owner: begin.owner(),
             point: begin.point,
             pins: begin.parents.clone(),
             extensions: Vec::new(),
@@ -535,12 +539,25 @@ impl Repository for Local {
         self.with(move |inner| inner.change_points(&points, change)).await
     }
 
+    async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        let labels = labels.to_vec();
+        self.with(move |inner| inner.annotate(point, &labels)).await
+    }
+
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         self.with(move |inner| inner.wanted(after, Self::WANTED_MAX)).await
     }
 
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
         self.with(move |inner| inner.log_after(after)).await
+    }
+
+    async fn move_machine(&self, machine: MachineId, origin: RepositoryId, owner: Option<Name>) -> Result<()> {
+        self.with(move |inner| inner.move_machine((machine, origin), owner.as_ref())).await
+    }
+
+    async fn given_up(&self) -> Result<Vec<GivenUp>> {
+        Ok(self.with(Inner::known).await?.given_up().take(GivenUp::MAX).collect())
     }
 
     async fn sweep(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
@@ -582,11 +599,14 @@ impl Inner {
     }
 }
 
-/// The error for the first point that the session needs and that is not there. A parent that was forgotten is no parent:
+/// The error for the first point that the session needs and that is not there, or another owner's. A parent that was forgotten is no parent:
 /// the next doom may make it final.
 fn gone(state: &State, opened: &SessionOpened) -> Option<Error> {
-    let there =
-        |pin: &&PointId| state.points().get(*pin).is_some_and(|point| !opened.writes || point.forgotten.is_none());
+    let of_owner = |point: &Point| opened.owner == OwnerId::default() || state.owner_of(point).0 == opened.owner;
+    let there = |pin: &&PointId| {
+        let found = state.points().get(*pin).filter(|point| of_owner(point));
+        found.is_some_and(|point| !opened.writes || point.forgotten.is_none())
+    };
     let gone = opened.pins.iter().find(|pin| !there(pin))?;
     Some(Error::not_found(format!("there is no point {gone}")).hint("`windlass points` lists them"))
 }

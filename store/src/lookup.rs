@@ -212,7 +212,7 @@ const PAUSES: [Duration; 4] =
 mod tests {
     use crate::local::{Access, Local};
     use chunker::{ChunkKind, Compression, Fingerprinter};
-    use mover::{Begin, OwnerId, PointId, Pool, Repository, Verification, World, WriteSession, with_sealer};
+    use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_sealer};
     use std::sync::atomic::Ordering::SeqCst;
 
     /// RocksDB that takes nothing more, and still reads: what is new is found all the same.
@@ -227,8 +227,8 @@ mod tests {
             local.inner.index_failed.store(fails, SeqCst);
             let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &[number; 100]));
             ids.push(prints.id(ChunkKind::Data, &[number; 100]));
-            let (owner, verification) = (OwnerId::default(), Verification::Checksum);
-            let begin = Begin { point: PointId([number; 16]), parents: Vec::new(), owner, verification };
+            let (point, verification) = (PointId([number; 16]), Verification::Checksum);
+            let begin = Begin { point, parents: Vec::new(), holder: None, verification };
             let (session, _) = local.begin(begin).await.unwrap();
             session.put(vec![(*ids.last().unwrap(), blob)]).await.unwrap();
             session.flush().await.unwrap();

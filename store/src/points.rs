@@ -1,8 +1,10 @@
-//! Forgetting points, pinning them, and taking that back.
+//! Forgetting points, pinning them, taking that back; handing machines over.
 
 use crate::format::event::Event;
 use crate::local::Inner;
-use mover::{PointChange, PointId, RecoveryPoint, Result};
+use crate::state::{State, given_up_setting, owner_setting};
+use mover::{Error, MachineId, Name, PointChange, PointId, RecoveryPoint, RepositoryId, Result, labels};
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Inner {
     /// See [`mover::Repository::change_points`]. Blocking.
@@ -27,4 +29,50 @@ impl Inner {
         })
         .map(drop)
     }
+
+    /// See [`mover::Repository::annotate`]. Blocking.
+    pub fn annotate(&self, point: PointId, new: &[(String, String)]) -> Result<()> {
+        self.packer()?;
+        self.append(|state| {
+            let gone = || Error::not_found(format!("there is no point {point}")).hint("`windlass points` lists them");
+            let before = &state.points().get(&point).ok_or_else(gone)?.labels;
+            labels::with(before, new)?;
+            let is_new = |(key, value): &&(String, String)| before.get(key).map_or("", String::as_str) != value;
+            let event = |(key, value): &(String, String)| Event::Annotated(point, key.clone(), value.clone());
+            Ok(new.iter().filter(is_new).map(event).collect())
+        })
+        .map(drop)
+    }
+
+    /// See [`mover::Repository::move_machine`]. Blocking.
+    pub fn move_machine(&self, (machine, origin): (MachineId, RepositoryId), owner: Option<&Name>) -> Result<()> {
+        self.packer()?;
+        self.append(|state| {
+            let mut points = state.points().keys().filter_map(|id| state.recovery_point(*id));
+            if !points.any(|point| (point.machine, point.origin.0) == (machine, origin)) {
+                return Err(Error::not_found(format!("machine {machine} has no points here")));
+            }
+            let owner = owner.map_or(SITE, Name::as_str).to_owned();
+            Ok(vec![Event::Configuration(owner_setting(machine, origin), owner)])
+        })
+        .map(drop)
+    }
 }
+
+/// What to remember of points that are about to be made final: how far each machine's go.
+pub fn giving_up(state: &State, points: &BTreeSet<PointId>) -> Vec<Event> {
+    let mut newest = BTreeMap::new();
+    for point in points.iter().filter_map(|id| state.recovery_point(*id)) {
+        let time = newest.entry((point.machine, point.origin.0)).or_insert(point.origin.1);
+        *time = point.origin.1.max(*time);
+    }
+    let known: BTreeMap<_, _> = state.given_up().map(|it| ((it.machine, it.origin), it.newest)).collect();
+    newest.retain(|of, time| known.get(of).is_none_or(|known| known < time));
+    let event = |((machine, origin), time): ((MachineId, RepositoryId), mover::Timestamp)| {
+        Event::Configuration(given_up_setting(machine, origin), time.0.to_string())
+    };
+    newest.into_iter().map(event).collect()
+}
+
+/// Stands for the site's own where an owner's name is expected: it is none.
+const SITE: &str = "-";

@@ -1,6 +1,6 @@
 //! A write session on a local repository.
 
-use crate::format::event::{CommittedPoint, Event};
+use crate::format::event::{CommittedPoint, Event, first_record, made_by};
 use crate::format::pack::{PackKind, blob_hash};
 use crate::local::{Inner, Local, unless_damaged};
 use crate::packer::{Arrival, Packer, lock};
@@ -9,8 +9,8 @@ use crate::state::State;
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
-    ReadSession, Result, SessionId, Timestamp, Verification, WriteSession, missing_for, with_opener, with_sealer,
+    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, PointDraft, PointId, Presence, Presences, ReadSession, Result,
+    SessionId, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -22,9 +22,7 @@ pub struct Session {
     local: Local,
     id: SessionId,
     packer: Arc<Packer>,
-    parents: Vec<PointId>,
-    owner: OwnerId,
-    verification: Verification,
+    begin: Begin,
     /// What this session was told of chunks, so that the index is asked only once: about those that are there, not again
     /// by the commit; about others, not again by the put.
     told: Mutex<HashMap<ChunkId, Told>>,
@@ -61,9 +59,7 @@ impl Session {
             local,
             id,
             packer,
-            parents: begin.parents.clone(),
-            owner: begin.owner,
-            verification: begin.verification,
+            begin: begin.clone(),
             told: Mutex::default(),
             relied: Mutex::default(),
             stored: Mutex::default(),
@@ -114,7 +110,7 @@ impl Session {
 
     /// Checks blobs against ids.
     async fn verify(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<Vec<Arrival>> {
-        let (inner, verification) = (self.local.inner.clone(), self.verification);
+        let (inner, verification) = (self.local.inner.clone(), self.begin.verification);
         let verified = move || {
             let mut plain = Vec::new();
             let one = |(id, blob)| verify_one(&inner.prints, verification, id, blob, &mut plain);
@@ -188,7 +184,8 @@ impl Session {
         points.collect::<Option<Vec<_>>>().map(Commit::Committed)
     }
 
-    /// Points that are there already: those that were forgotten are wanted again.
+    /// Points that are there already: those that were forgotten are wanted again. By an administrator, as others may not
+    /// commit them: [`Begin::may_commit`].
     async fn bring_back(&self, points: &[PointDraft]) -> Result<Commit> {
         let (session, ids): (SessionId, Vec<PointId>) =
             (self.id, points.iter().map(|draft| draft.manifest.point).collect());
@@ -207,13 +204,26 @@ impl Session {
         self.committed(&state, points).ok_or_else(gone)
     }
 
+    /// Whether this session may commit them after `state`.
+    fn may_commit(&self, state: &State, drafts: &[PointDraft]) -> Result<()> {
+        let inner = &self.local.inner;
+        let there = state.concerned(drafts.iter().map(|draft| &draft.manifest));
+        self.begin.may_commit(drafts, &there, inner.config.config.id, inner.world.now())
+    }
+
+    fn stored_so_far(&self) -> u64 {
+        self.stored.lock().expect("no holder panics").bytes_stored
+    }
+
     fn event(&self, draft: &PointDraft, manifest: ChunkId) -> Event {
         let it = &draft.manifest;
+        let made_by = self.begin.holder.as_ref().map(|holder| made_by(holder, self.stored_so_far()));
+        let first = draft.origin.filter(|origin| origin.number > 0).map(|origin| first_record(origin.number));
         Event::PointCommitted(CommittedPoint {
             session: self.id,
             point: it.point,
             manifest,
-            owner: self.owner,
+            owner: self.begin.owner(),
             machine: it.machine,
             machine_name: it.machine_name.clone(),
             group: it.group,
@@ -222,14 +232,14 @@ impl Session {
             protected_until: Timestamp::default(),
             bytes_logical: it.bytes_logical(),
             bytes_new: it.bytes_new,
-            extensions: Vec::new(),
+            extensions: [made_by.unwrap_or_default(), first.unwrap_or_default()].concat(),
         })
     }
 
     /// Chunks that the points need and the repository lacks.
     async fn missing_from(&self, points: &[PointDraft]) -> Result<Vec<ChunkId>> {
         let mut parents = Vec::new();
-        for parent in &self.parents {
+        for parent in &self.begin.parents {
             // Without one that is damaged all is looked at; the backup does the same.
             parents.extend(unless_damaged(self.manifest(*parent).await)?);
         }
@@ -334,6 +344,7 @@ impl WriteSession for Session {
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
         let _alone = self.gate.write().await;
         let state = self.local.with(Inner::catch_up).await?;
+        self.may_commit(&state, points)?;
         if self.committed(&state, points).is_some() {
             return self.bring_back(points).await;
         }
@@ -343,6 +354,10 @@ impl WriteSession for Session {
         for draft in points {
             let manifest = self.put_manifest(&draft.manifest).await?;
             events.push(self.event(draft, manifest));
+            labels::check(&draft.labels)?;
+            let label =
+                |(key, value): (&String, &String)| Event::Annotated(draft.manifest.point, key.clone(), value.clone());
+            events.extend(draft.labels.iter().map(label));
             let seen = draft.origin.and_then(|origin| origin.seen);
             events.extend(seen.map(|(repository, seen)| Event::PeerSeen(repository, seen)));
         }
@@ -358,8 +373,11 @@ impl WriteSession for Session {
             let (session, wanted, relied) =
                 (self.id, events.clone(), self.relied.lock().expect("no holder panics").clone());
             let ids: Vec<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
+            let (begin, drafts) = (self.begin.clone(), points.to_vec());
             let append = move |inner: &Inner| {
                 inner.append(|state| {
+                    let there = state.concerned(drafts.iter().map(|draft| &draft.manifest));
+                    begin.may_commit(&drafts, &there, inner.config.config.id, inner.world.now())?;
                     // A record whose answer was lost may be the one that committed them.
                     if ids.iter().all(|id| state.points().contains_key(id)) {
                         return Ok(Vec::new());

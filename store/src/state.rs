@@ -10,7 +10,10 @@ use crate::format::event::{AddedPack, CommittedPoint, Event, SessionOpened};
 use crate::format::pack::PackName;
 use crate::format::record::LogRecord;
 use chunker::ChunkId;
-use mover::{Incarnation, PointId, RecordError, RecoveryPoint, RepositoryId, SessionId, Timestamp, WriterId};
+use mover::{
+    GivenUp, Incarnation, MachineId, Manifest, Name, OwnerId, PointId, RecordError, RecoveryPoint, RepositoryId,
+    SessionId, Timestamp, WriterId,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use digest::{DIGEST_BYTES_MAX, Digest};
@@ -198,6 +201,17 @@ impl State {
         self.settings.get(key).map(String::as_str)
     }
 
+    /// How far points of each machine were made final.
+    pub fn given_up(&self) -> impl Iterator<Item = GivenUp> {
+        let settings = self.settings.range(GIVEN_UP.to_owned()..);
+        let settings = settings.map_while(|(key, value)| Some((key.strip_prefix(GIVEN_UP)?, value)));
+        settings.filter_map(|(key, value)| {
+            let (machine, origin) = key.split_once('.')?;
+            let newest = Timestamp(value.parse().ok()?);
+            Some(GivenUp { machine: machine.parse().ok()?, origin: origin.parse().ok()?, newest })
+        })
+    }
+
     /// What was last seen of another repository.
     pub fn peer(&self, repository: RepositoryId) -> Option<Incarnation> {
         self.peers.get(&repository).copied()
@@ -214,25 +228,56 @@ impl State {
         self.writers.get(&writer) == Some(&Writer { term, last })
     }
 
+    /// Whose a point is now, and the owner's name where it is known: who made it, unless an administrator has handed its
+    /// machine over since.
+    pub fn owner_of(&self, point: &Point) -> (OwnerId, Option<Name>) {
+        let it = &point.committed;
+        let origin = it.origin.map_or(self.repository, |(repository, _)| repository);
+        let moved = self.setting(&owner_setting(it.machine, origin));
+        match moved.map(str::parse::<Name>) {
+            Some(Ok(name)) => (OwnerId::of(&name), Some(name)),
+            // What is no name stands for the site's own.
+            Some(Err(_)) => (OwnerId::default(), None),
+            None => (it.owner, it.made_by().and_then(|(holder, _)| holder.owner_name().cloned())),
+        }
+    }
+
+    /// The points, forgotten ones too, that have the id or the machine of one of `manifests`.
+    pub fn concerned<'a>(&self, manifests: impl Iterator<Item = &'a Manifest>) -> Vec<RecoveryPoint> {
+        let (mut ids, mut machines) = (BTreeSet::new(), BTreeSet::new());
+        for manifest in manifests {
+            ids.insert(manifest.point);
+            machines.insert(manifest.machine);
+        }
+        let points = self.points.iter();
+        let concerned = points.filter(|(id, it)| ids.contains(id) || machines.contains(&it.committed.machine));
+        concerned.filter_map(|(id, _)| self.recovery_point(*id)).collect()
+    }
+
     /// The point as it is listed.
     pub fn recovery_point(&self, id: PointId) -> Option<RecoveryPoint> {
         let point = self.points.get(&id)?;
-        let it = &point.committed;
+        let (it, (owner, owner_name)) = (&point.committed, self.owner_of(point));
         Some(RecoveryPoint {
             id,
             manifest: it.manifest,
-            owner: it.owner,
+            owner,
+            owner_name,
+            stamped: it.owner,
+            holder: it.made_by().map(|(holder, _)| holder),
             machine: it.machine,
             machine_name: it.machine_name.clone(),
             group: it.group,
             snapshot_time: it.snapshot_time,
             commit_time: point.time,
             origin: it.origin.unwrap_or((self.repository, point.time)),
+            number: if it.origin.is_some() { it.first_record().unwrap_or(0) } else { point.since },
             protected_until: it.protected_until,
             bytes_logical: it.bytes_logical,
             bytes_new: it.bytes_new,
             pinned: point.pinned,
             forgotten: point.forgotten.is_some(),
+            labels: point.labels.clone(),
         })
     }
 
@@ -375,6 +420,18 @@ impl State {
         }
     }
 }
+
+/// The setting that says whose a machine's points are, those made in `origin`, since an administrator handed it over.
+pub fn owner_setting(machine: MachineId, origin: RepositoryId) -> String {
+    format!("owner.{machine}.{origin}")
+}
+
+/// The setting that says how far a machine's points were made final.
+pub fn given_up_setting(machine: MachineId, origin: RepositoryId) -> String {
+    format!("{GIVEN_UP}{machine}.{origin}")
+}
+
+const GIVEN_UP: &str = "final.";
 
 /// An empty value removes the key.
 fn set_text(texts: &mut BTreeMap<String, String>, key: &str, value: &str) {

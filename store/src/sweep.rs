@@ -16,6 +16,7 @@ use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
 use crate::index::Index;
 use crate::local::{Inner, Local};
 use crate::packer::{Arrival, lock};
+use crate::points::giving_up;
 use crate::references::References;
 use crate::state::State;
 use choice::Choice;
@@ -454,6 +455,10 @@ impl Inner {
             let parts = doom_events(token, *marked, &marked_too, finalised, &names);
             references.note_packs(&found.choice.dead_bytes)?;
             references.has_taken()?;
+            // Before: what is final is not known any more. Should the sweep end here, it is forgotten all the same.
+            for some in giving_up(&state, finalised).chunks(SETTINGS_TOGETHER) {
+                self.append(|_| Ok(some.to_vec()))?;
+            }
             let mut written = 0;
             for event in &parts {
                 let mut fits = false;
@@ -595,6 +600,8 @@ const FEW_TOGETHER: usize = 64;
 const NICE: i32 = 10;
 const POINTS_TOGETHER: usize = 8192;
 const PACKS_TOGETHER: usize = 8192;
+/// Settings in one record: two thirds of the longest.
+const SETTINGS_TOGETHER: usize = 4096;
 /// The setting that says how many pages were needed after the last sweep.
 const LIVE_PAGES: &str = "sweep.live-pages";
 

@@ -13,6 +13,8 @@ mod directory;
 pub mod faults;
 mod kit;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
+pub mod lineage;
+#[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod reading;
 #[expect(missing_docs, reason = "the name of a case says what it shows")]
 pub mod repairing;
@@ -79,6 +81,12 @@ macro_rules! conformance {
                 forgotten_points_come_back_until_a_sweep what_is_forgotten_and_committed_again_is_back pins_hold_and_unknown_points_are_told what_points_share_stays
                 a_reader_keeps_what_it_reads what_an_open_session_brought_stays
                 a_promise_that_was_swept_is_found_by_the_commit sweeps_go_on_beside_backups
+            }
+            lineage {
+                a_stranger_of_the_same_name_is_no_parent what_was_brought_back_is_no_parent
+                a_copy_does_not_bring_back_what_was_forgotten times_that_have_not_come_are_refused
+                a_machine_that_was_handed_over_begins_anew copies_stand_in_the_order_of_their_origin
+                labels_are_kept_and_go_with_copies
             }
             copying {
                 blobs_go_verbatim copying_twice_does_nothing only_what_is_missing_moves broken_copy_is_resumed

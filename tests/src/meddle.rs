@@ -3,10 +3,10 @@
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, LogEntry, Manifest,
-    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
-    RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
-    WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
+    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
+    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions,
+    VerifyReport, WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -121,6 +121,10 @@ impl<R: Repository> Repository for Meddled<'_, R> {
         self.inner.config()
     }
 
+    fn owner(&self) -> OwnerId {
+        self.inner.owner()
+    }
+
     async fn begin(&self, begin: Begin) -> Result<(Self::Session, Begun)> {
         self.meddling.operation("begin")?;
         let (session, begun) = self.inner.begin(begin).await?;
@@ -161,9 +165,24 @@ impl<R: Repository> Repository for Meddled<'_, R> {
         self.inner.change_points(points, change).await
     }
 
+    async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        self.meddling.operation("annotate")?;
+        self.inner.annotate(point, labels).await
+    }
+
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         self.meddling.operation("wanted")?;
         self.inner.wanted(after).await
+    }
+
+    async fn move_machine(&self, machine: MachineId, origin: RepositoryId, owner: Option<Name>) -> Result<()> {
+        self.meddling.operation("move_machine")?;
+        self.inner.move_machine(machine, origin, owner).await
+    }
+
+    async fn given_up(&self) -> Result<Vec<GivenUp>> {
+        self.meddling.operation("given_up")?;
+        self.inner.given_up().await
     }
 
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {

@@ -28,7 +28,7 @@ impl Site {
 
     /// Somebody of this site.
     pub fn identity(&self, role: Role, name: &str, world: &World) -> Identity {
-        let holder = Holder { role, name: name.parse().expect("a name") };
+        let holder = Holder::new(role, name.parse().expect("a name"));
         let hosts = if role == Role::Node { vec!["localhost".to_owned()] } else { Vec::new() };
         let issued = self.authority.issue(&holder, &hosts, 1, world).expect("a certificate");
         issued.identity().expect("a certificate")

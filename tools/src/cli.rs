@@ -1,6 +1,7 @@
 //! The arguments of `windlass`.
 
 use crate::address::{Attach, Attachment, Kept};
+use crate::command::annotate::SetTime;
 use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
@@ -8,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use mover::identity::Role;
 use mover::parse_bytes;
 use mover::wire::NodeAddress;
-use mover::{Keep, Name, Selector};
+use mover::{Keep, Machine, Name, Selector};
 use proxy::{NamedSource, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -63,7 +64,9 @@ pub enum Command {
     Unforget(Unforget),
     Pin(Pin),
     Unpin(Unpin),
+    Annotate(Annotate),
     Sweep(Sweep),
+    Machine(OfMachine),
     Tracking(Tracking),
     Stats(Stats),
     RebuildIndex(RebuildIndex),
@@ -199,12 +202,18 @@ pub enum Quiesce {
 #[command(after_help = "\
 Examples:
   windlass points -r /backup/main
-  windlass points --machine web --json -r /backup/main
-  windlass points --forgotten -r /backup/main")]
+  windlass points --machine web --tag before-upgrade -r /backup/main
+  windlass points --suspect-times -r /backup/main")]
 pub struct Points {
     /// Only of this machine
-    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
-    pub machine: Option<Name>,
+    #[arg(long, value_parser = parsed::<Machine>, value_name = "NAME")]
+    pub machine: Option<Machine>,
+    /// Only with this tag; with all of them, where several are given
+    #[arg(long, value_name = "T")]
+    pub tag: Vec<String>,
+    /// Only those whose time cannot be right: it has not come, or contradicts the order in which they were made
+    #[arg(long)]
+    pub suspect_times: bool,
     /// Those that are forgotten but not swept yet
     #[arg(long)]
     pub forgotten: bool,
@@ -306,8 +315,8 @@ pub struct Copy {
     #[arg(value_parser = parsed::<Selector>, required_unless_present_any = ["machine", "all"])]
     pub point: Vec<Selector>,
     /// All points of this machine
-    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", conflicts_with = "point")]
-    pub machine: Option<Name>,
+    #[arg(long, value_parser = parsed::<Machine>, value_name = "NAME", conflicts_with = "point")]
+    pub machine: Option<Machine>,
     /// All points
     #[arg(long, conflicts_with_all = ["point", "machine"])]
     pub all: bool,
@@ -392,8 +401,8 @@ pub struct Forget {
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
     /// Apply the rules to this machine only
-    #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", conflicts_with = "point")]
-    pub machine: Option<Name>,
+    #[arg(long, value_parser = parsed::<Machine>, value_name = "NAME", conflicts_with = "point")]
+    pub machine: Option<Machine>,
     /// Only tell what would be forgotten, and which rule keeps the rest
     #[arg(long)]
     pub dry_run: bool,
@@ -426,6 +435,31 @@ pub struct ChangePoints {
     /// The points
     #[arg(value_parser = parsed::<Selector>, required = true)]
     pub point: Vec<Selector>,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Change the tags of points, or put right a time that a wrong clock gave them; the commit log keeps who did what
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass annotate web@latest --tag before-upgrade --remove-tag test -r /backup/main
+  windlass annotate 3fa9c1d2 --time '2026-11-28 14:22:15 +01:00' -r /backup/main
+  windlass annotate 3fa9c1d2 --time original -r quic://store1/main")]
+#[command(group(clap::ArgGroup::new("change").multiple(true).required(true)))]
+pub struct Annotate {
+    /// The points
+    #[arg(value_parser = parsed::<Selector>, required = true)]
+    pub point: Vec<Selector>,
+    /// Give them this tag
+    #[arg(long, value_name = "T", group = "change")]
+    pub tag: Vec<String>,
+    /// Take this tag away
+    #[arg(long, value_name = "T", group = "change")]
+    pub remove_tag: Vec<String>,
+    /// The instant that their disks show, for rules and selectors; `original`: what the clock said then
+    #[arg(long, value_name = "TIME", group = "change", value_parser = parsed::<SetTime>)]
+    pub time: Option<SetTime>,
     #[command(flatten)]
     pub place: Place,
 }
@@ -604,6 +638,9 @@ Examples:
         /// Whose it will be
         #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
         name: Name,
+        /// Of a proxy: whose machines it backs up and sees, where it is not alone with them; its own when nothing is said
+        #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
+        owner: Option<Name>,
         /// Of a node: name or address under which it is reached
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
@@ -633,6 +670,43 @@ Examples:
         /// Folder to be made for the identity; WINDLASS_IDENTITY or ~/.config/windlass/identity when none is named
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+    },
+}
+
+/// Whose machines are
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass machine move web --to-owner cluster1 -r quic://store1/main
+  windlass machine move host7/web --to-owner host8 -r quic://store1/main
+  windlass machine move host7/web --to-site -r /backup/main")]
+pub struct OfMachine {
+    #[command(subcommand)]
+    pub action: MachineAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MachineAction {
+    /// Hand a machine over: its points, and those that follow, are another owner's from then on
+    ///
+    /// The new owner sees and restores all of them. Its first backup reads everything once, and stores nothing twice.
+    #[command(after_help = "\
+Examples:
+  windlass machine move web --to-owner cluster1 -r quic://store1/main
+  windlass machine move host7/web --to-owner host8 -r quic://store1/main
+  windlass machine move host7/web --to-site -r /backup/main")]
+    Move {
+        /// The machine: NAME, or OWNER/NAME where several have that name
+        #[arg(value_parser = parsed::<Machine>)]
+        machine: Machine,
+        /// Whose it will be: an owner is called as its proxy, where no other name was given with --owner
+        #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", required_unless_present = "to_site")]
+        to_owner: Option<Name>,
+        /// The site's own: of administrators alone
+        #[arg(long, conflicts_with = "to_owner")]
+        to_site: bool,
+        #[command(flatten)]
+        place: Place,
     },
 }
 

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod annotate;
 pub mod backup;
 pub mod change_points;
 pub mod copy;
@@ -7,6 +8,7 @@ pub mod diff;
 pub mod doctor;
 pub mod forget;
 pub mod init;
+pub mod machine;
 pub mod manual;
 pub mod points;
 pub mod rebuild_index;

@@ -1,7 +1,7 @@
 //! What no manifest can hold is refused before anything is read.
 
 use super::BackupOptions;
-use crate::{DISK_BYTES_MAX, DiskDescription, Error, Result, check_text};
+use crate::{DISK_BYTES_MAX, DiskDescription, Error, Result, check_text, labels};
 use std::collections::BTreeSet;
 
 /// Looks at what was asked for, and at what the source tells of its disks.
@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 /// `Usage`.
 pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription]) -> Result<()> {
     options.tags.iter().try_for_each(|tag| check_text("a tag", tag))?;
+    labels::check(&labels::of_tags(&options.tags)).map_err(|error| error.context("tags"))?;
     let mut files = BTreeSet::new();
     for it in &options.attachments {
         check_text("the name of an attachment", &it.name)?;

@@ -160,7 +160,7 @@ mod tests {
 
     fn certificate() -> CertificateDer<'static> {
         let world = World::system();
-        let holder = Holder { role: Role::Node, name: "a".parse().unwrap() };
+        let holder = Holder::new(Role::Node, "a".parse().unwrap());
         let hosts = ["store.example", "192.0.2.7", "2001:db8::7"].map(String::from);
         let authority = Authority::create(&"site".parse().unwrap(), &world).unwrap();
         let identity = authority.issue(&holder, &hosts, 10, &world).unwrap().identity().unwrap();

@@ -172,6 +172,7 @@ impl Registry {
 
 impl Wanted {
     fn check(&self) -> Result<()> {
+        self.holder.check()?;
         let node = self.holder.role == Role::Node;
         if node == self.hosts.is_empty() {
             let hint = "say --host for each name or address of a node, and for nobody else";
@@ -198,7 +199,8 @@ struct Pending {
 impl fmt::Display for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Wanted { holder, hosts } = &self.wanted;
-        writeln!(f, "windlass token 1\n{holder}\n{}", self.expires.0)?;
+        let owner = holder.owner.as_ref().map_or_else(String::new, |owner| format!(" {owner}"));
+        writeln!(f, "windlass token 1\n{holder}{owner}\n{}", self.expires.0)?;
         hosts.iter().try_for_each(|host| writeln!(f, "{host}"))?;
         // What is not whole does not end so.
         writeln!(f, "end")
@@ -209,7 +211,9 @@ impl Pending {
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.strip_prefix("windlass token 1\n")?.strip_suffix("\nend\n")?.lines();
         let (role, name) = lines.next()?.split_once(' ')?;
-        let holder = Holder { role: role.parse().ok()?, name: name.parse().ok()? };
+        let (name, owner) = name.split_once(' ').map_or((name, None), |(name, owner)| (name, Some(owner)));
+        let owner = owner.map(str::parse).transpose().ok()?;
+        let holder = Holder { role: role.parse().ok()?, name: name.parse().ok()?, owner };
         let expires = Timestamp(lines.next()?.parse().ok()?);
         let wanted = Wanted { holder, hosts: lines.map(str::to_owned).collect() };
         wanted.check().ok()?;

@@ -1,9 +1,10 @@
 //! What a repository in memory holds. Nothing here waits.
 
+use crate::identity::Holder;
 use crate::{
-    Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, Manifest, MapRoot, OwnerId, PAGE_ENTRIES, Page,
-    PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId,
-    Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest, with_opener,
+    Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, MachineId, Manifest, MapRoot, Name, OwnerId,
+    PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId,
+    Result, SessionId, Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -25,6 +26,10 @@ pub(super) struct State {
     pub log: Incarnation,
     /// Ends of other repositories' logs as copies saw them.
     pub peers: BTreeMap<RepositoryId, Incarnation>,
+    /// Whose a machine's points are since it was handed over.
+    pub moved: BTreeMap<(MachineId, RepositoryId), Option<Name>>,
+    /// The newest point that was made final, of each machine and origin.
+    pub given_up: BTreeMap<(MachineId, RepositoryId), Timestamp>,
     /// Counts what takes chunks away, so that a commit notices when its check is out of date (R1).
     pub losses: u64,
     pub operations: BTreeMap<&'static str, u64>,
@@ -40,7 +45,6 @@ pub(super) struct Held {
 pub(super) struct Lease {
     pub opened: u64,
     pub pins: Vec<PointId>,
-    pub owner: OwnerId,
     /// Ended by commit or abandon, or fenced.
     pub ended: bool,
     /// The first failure; every later operation tells it.
@@ -51,14 +55,14 @@ pub(super) struct Lease {
 }
 
 impl State {
-    pub fn open_session(&mut self, id: SessionId, pins: Vec<PointId>, owner: OwnerId) -> Result<()> {
+    pub fn open_session(&mut self, id: SessionId, pins: Vec<PointId>) -> Result<()> {
         if let Some(lost) = pins.iter().find(|pin| self.points.iter().all(|point| point.id != **pin)) {
             return Err(Error::not_found(format!("there is no point {lost}")));
         }
         self.append();
         let opened = self.log.sequence;
         let (failed, flushed) = (None, Flushed::default());
-        let lease = Lease { opened, pins, owner, ended: false, failed, shares_open: false, flushed };
+        let lease = Lease { opened, pins, ended: false, failed, shares_open: false, flushed };
         self.sessions.insert(id, lease);
         Ok(())
     }
@@ -68,7 +72,12 @@ impl State {
         if let Some(forgotten) = begin.parents.iter().find(gone) {
             return Err(Error::not_found(format!("point {forgotten} was forgotten")));
         }
-        self.open_session(id, begin.parents.clone(), begin.owner)?;
+        let owner = begin.owner();
+        let others = |point: &&RecoveryPoint| begin.parents.contains(&point.id) && point.owner != owner;
+        if let Some(hidden) = self.points.iter().find(others).filter(|_| owner != OwnerId::default()) {
+            return Err(Error::not_found(format!("there is no point {}", hidden.id)));
+        }
+        self.open_session(id, begin.parents.clone())?;
         let mut suspects = Vec::new();
         if !self.suspects.is_empty() {
             for parent in &begin.parents {
@@ -242,13 +251,13 @@ impl State {
     /// Makes points visible whose chunks have been checked; those that are there already stay as they are.
     pub fn commit(
         &mut self,
-        session: SessionId,
+        (session, begin): (SessionId, &Begin),
         drafts: &[PointDraft],
         manifests: &[(ChunkId, Blob)],
         config: &RepositoryConfig,
         now: Timestamp,
     ) -> Result<Vec<RecoveryPoint>> {
-        let owner = self.live(session)?.owner;
+        self.live(session)?;
         self.append();
         self.peers.extend(drafts.iter().filter_map(|draft| draft.origin?.seen));
         self.bring_back(drafts);
@@ -259,18 +268,23 @@ impl State {
             self.points.push(RecoveryPoint {
                 id: manifest.point,
                 manifest: *id,
-                owner,
+                owner: begin.owner(),
+                owner_name: begin.holder.as_ref().and_then(Holder::owner_name).cloned(),
+                stamped: begin.owner(),
+                holder: begin.holder.clone(),
                 machine: manifest.machine,
                 machine_name: manifest.machine_name.clone(),
                 group: manifest.group.filter(|group| *group != GroupId::default()),
                 snapshot_time: manifest.snapshot_time,
                 commit_time: now,
                 origin: draft.origin.map_or((config.id, now), |origin| (origin.repository, origin.commit_time)),
+                number: draft.origin.map_or(self.log.sequence, |origin| origin.number),
                 protected_until: Timestamp::default(),
                 bytes_logical: manifest.bytes_logical(),
                 bytes_new: manifest.bytes_new,
                 pinned: false,
                 forgotten: false,
+                labels: draft.labels.clone(),
             });
             self.suspects.remove(id);
             self.doomed.remove(id);
@@ -279,8 +293,39 @@ impl State {
             }
             self.chunks.insert(*id, Held { blob: blob.clone(), added: self.log.sequence });
         }
+        self.own();
         self.end(session);
         Ok(self.committed(drafts))
+    }
+
+    pub fn annotate(&mut self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        let gone = || Error::not_found(format!("there is no point {point}"));
+        let found = self.points.iter().position(|it| it.id == point).ok_or_else(gone)?;
+        let changed = crate::labels::with(&self.points[found].labels, labels)?;
+        self.append();
+        self.points[found].labels = changed;
+        Ok(())
+    }
+
+    pub fn move_machine(&mut self, of: (MachineId, RepositoryId), owner: Option<Name>) -> Result<()> {
+        let belongs = |point: &RecoveryPoint| (point.machine, point.origin.0) == of;
+        if !self.points.iter().any(belongs) {
+            return Err(Error::not_found(format!("machine {} has no points here", of.0)));
+        }
+        self.append();
+        self.moved.insert(of, owner);
+        self.own();
+        Ok(())
+    }
+
+    /// Gives points to who owns their machines now.
+    fn own(&mut self) {
+        for point in &mut self.points {
+            if let Some(owner) = self.moved.get(&(point.machine, point.origin.0)) {
+                point.owner = owner.as_ref().map(OwnerId::of).unwrap_or_default();
+                point.owner_name.clone_from(owner);
+            }
+        }
     }
 
     pub fn end(&mut self, session: SessionId) {

@@ -66,6 +66,10 @@ impl State {
         if !options.dry_run {
             self.append();
             self.losses += 1;
+            for point in &gone {
+                let newest = self.given_up.entry((point.machine, point.origin.0)).or_default();
+                *newest = (*newest).max(point.origin.1);
+            }
             self.points = left;
             self.doomed = doomed;
             for id in &dropped {

@@ -31,7 +31,7 @@ impl Lab {
         let begin = Begin {
             point: PointId::default(),
             parents: parents.to_vec(),
-            owner: OwnerId::default(),
+            holder: None,
             verification: Verification::Decode,
         };
         self.mem.begin(begin).await.unwrap().0
@@ -49,9 +49,11 @@ impl Lab {
         let mut manifest = crate::manifest::tests::sample();
         manifest.attachments.clear();
         manifest.point = PointId([point; 16]);
+        // The clock here begins in 1970.
+        manifest.snapshot_time = crate::Timestamp(1);
         manifest.disks[0].size = 1 << 20;
         manifest.disks[0].root = MapRoot { level: 0, ..root };
-        PointDraft { manifest, origin: None }
+        PointDraft { manifest, origin: None, labels: Default::default() }
     }
 
     async fn commit(&self, point: u8, blocks: &[u8]) -> RecoveryPoint {
@@ -148,12 +150,8 @@ async fn damage_is_noticed_when_read_and_healed_by_putting_again() {
     let read = session.get(vec![id]).concat().await;
     assert!(matches!(read[..], [(_, Err(crate::ChunkError::Damaged { .. }))]));
     assert_eq!(session.missing(ChunkKind::Data, &[id]).await.unwrap(), [Presence::Missing]);
-    let begin = Begin {
-        point: PointId::default(),
-        parents: vec![point.id],
-        owner: OwnerId::default(),
-        verification: Verification::Decode,
-    };
+    let begin =
+        Begin { point: PointId::default(), parents: vec![point.id], holder: None, verification: Verification::Decode };
     let begun = lab.mem.begin(begin).await.unwrap().1;
     let disk = session.manifest(point.id).await.unwrap().disks[0].id;
     assert_eq!(begun.suspects, [crate::Suspect { chunk: id, disk, offset: u64::from(GRID_BYTES) }]);

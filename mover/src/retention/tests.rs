@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Name, OwnerId, PointId, RepositoryId};
+use crate::{MachineId, Name, OwnerId, PointId, RepositoryId};
 use chunker::ChunkId;
 use proptest::prelude::*;
 
@@ -12,6 +12,9 @@ fn point(number: u8, machine: u8, time: i64) -> RecoveryPoint {
         id: PointId([number; 16]),
         manifest: ChunkId([0; 32]),
         owner: OwnerId::default(),
+        owner_name: None,
+        stamped: OwnerId::default(),
+        holder: None,
         machine: MachineId([machine; 16]),
         machine_name: "web".parse::<Name>().unwrap(),
         group: None,
@@ -23,6 +26,8 @@ fn point(number: u8, machine: u8, time: i64) -> RecoveryPoint {
         bytes_new: 0,
         pinned: false,
         forgotten: false,
+        labels: Default::default(),
+        number: u64::from(number) + 1,
     }
 }
 
@@ -73,6 +78,20 @@ fn pins_protection_and_groups_keep() {
     assert_eq!(retain(&points, &keep, Timestamp(NOON))[3].reasons, BTreeSet::from([Reason::Group]));
 }
 
+/// Two sites' machines, and two owners', though they have one id: junk of one costs the others nothing.
+#[test]
+fn lineages_do_not_push_each_other_out() {
+    let mut points = before_noon(&[8, 7, 6, 5, 4, 3, 2, 1]);
+    for at in [0, 1] {
+        points[at].origin.0 = RepositoryId([2; 16]);
+    }
+    for at in [5, 6, 7] {
+        points[at].owner = OwnerId([9; 16]);
+    }
+    assert_eq!(kept(&points, Keep { last: 1, ..Keep::default() }), [1, 4, 7]);
+    assert_eq!(kept(&points, Keep { last: 3, ..Keep::default() }), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
 #[test]
 fn copies_go_by_their_origin_unless_that_lies_ahead() {
     let mut points = before_noon(&[2, 1]);
@@ -80,6 +99,19 @@ fn copies_go_by_their_origin_unless_that_lies_ahead() {
     points[1].origin.1 = Timestamp(NOON + 100 * DAY_NS);
     assert_eq!(retention_time(&points[0]), Timestamp(NOON - 100 * DAY_NS));
     assert_eq!(retention_time(&points[1]), points[1].commit_time);
+}
+
+/// An hour that was put back between two backups: the one made last stays (1.6 of what the field found).
+#[test]
+fn the_newest_is_the_one_made_last() {
+    let points = before_noon(&[5, -24 * 365 * 5, 2, 3]);
+    assert_eq!(kept(&points, Keep { last: 1, ..Keep::default() }), [3]);
+    let mut mended = points.clone();
+    mended[1].labels.insert(crate::labels::TIME_KEY.into(), crate::labels::time_value(Timestamp(NOON - 4 * HOUR_NS)));
+    assert_eq!(retention_time(&mended[1]), Timestamp(NOON - 4 * HOUR_NS));
+    let newest = Some(Timestamp(NOON - 2 * HOUR_NS));
+    assert!(clock_doubt(&points, newest, Timestamp(NOON)).is_some());
+    assert_eq!(clock_doubt(&mended, newest, Timestamp(NOON)), None, "it was put right");
 }
 
 #[test]
@@ -134,7 +166,7 @@ proptest! {
         prop_assert!(few.iter().all(|id| many.contains(id)));
         for machine in 0..4 {
             let of_machine = points.iter().filter(|point| point.machine.0[0] == machine);
-            let newest = of_machine.max_by_key(|point| (retention_time(point), point.id));
+            let newest = of_machine.max_by_key(|point| point.number);
             if let (Some(newest), false) = (newest, keep(counts).is_empty()) {
                 prop_assert!(few.contains(&newest.id.0[0]));
             }

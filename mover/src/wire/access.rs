@@ -2,7 +2,7 @@
 
 use super::message::{Message, Request};
 use crate::identity::{Holder, Role};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, RecoveryPoint, Result};
 
 /// Whether a role may make a request. Exhaustive: a request without a row does not compile.
 pub fn allows(role: Role, request: &Request) -> bool {
@@ -28,12 +28,15 @@ pub fn allows(role: Role, request: &Request) -> bool {
         }
         // It has the node go wherever the request says.
         Request::Pull(_) => matches!(role, Role::Admin),
+        // Whose a machine is, and what was given up of all of them.
+        Request::MoveMachine(_) => matches!(role, Role::Admin),
+        Request::GivenUp(_) => matches!(role, Role::Node | Role::Admin),
         // What is damaged is nobody else's business: its ids are what the chunks are asked for with. So is what all others do.
         Request::WantedChunks(_) | Request::Log(_) => matches!(role, Role::Admin),
         // It takes much of what the node has.
         Request::Verify(_) | Request::RebuildIndex(_) => matches!(role, Role::Admin),
         // Whoever may back machines up must not be able to take the past away.
-        Request::ChangePoints(_) | Request::Sweep(_) => matches!(role, Role::Admin),
+        Request::ChangePoints(_) | Request::Annotate(_) | Request::Sweep(_) => matches!(role, Role::Admin),
         Request::Begin(_)
         | Request::Missing(_)
         | Request::Put(_)
@@ -43,6 +46,14 @@ pub fn allows(role: Role, request: &Request) -> bool {
         // Jobs: whoever carries them out, and whoever may want them.
         Request::Attend(_) | Request::Report(_) => matches!(role, Role::Proxy),
         Request::Run(_) | Request::Cancel(_) => matches!(role, Role::Admin),
+    }
+}
+
+/// Whether a point is any business of `holder`: of others' points a proxy is told nothing, as if they were not there.
+pub fn sees(holder: &Holder, point: &RecoveryPoint) -> bool {
+    match holder.role {
+        Role::Node | Role::Admin => true,
+        Role::Proxy => point.owner == holder.owner_id(),
     }
 }
 

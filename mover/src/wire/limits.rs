@@ -337,7 +337,7 @@ fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
         // Ids, their places in order, and reads ahead of what is sent.
         Request::Get(_) => READING_BYTES.min(READ_BYTES * beside_bytes / ID_BYTES) + 3 * beside_bytes,
         Request::GetVerified(_) => READING_BYTES + 3 * beside_bytes,
-        Request::Manifest(_) | Request::List(_) | Request::Log(_) => READING_BYTES,
+        Request::Manifest(_) | Request::List(_) | Request::Log(_) | Request::GivenUp(_) => READING_BYTES,
         Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
         Request::Missing(_) => 4 * beside_bytes,
         Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
@@ -401,7 +401,7 @@ mod tests {
     use crate::identity::Role;
 
     fn holder(name: &str) -> Holder {
-        Holder { role: Role::Proxy, name: name.parse().unwrap() }
+        Holder::new(Role::Proxy, name.parse().unwrap())
     }
 
     /// Takes as much as it gets, one by one.

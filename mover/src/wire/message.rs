@@ -13,12 +13,13 @@ pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use crate::{
-    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, Incarnation, IndexTotals, LogEntry, Name,
-    Origin, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, Suspect,
-    SweepOptions, SweepReport, Timestamp, Verification, codec,
+    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
+    MachineId, Name, Origin, OwnerId, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId,
+    Stats, Suspect, SweepOptions, SweepReport, Timestamp, Verification, codec,
 };
 use chunker::ChunkId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How long a message of one type may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +119,12 @@ messages! {
         0x0016 WantedChunks(WantedOf), 128, 0;
         /// What the commit log says.
         0x0017 Log(LogIn), 64, 0;
+        /// Hands a machine over to another owner.
+        0x0018 MoveMachine(MoveIn), 256, 0;
+        /// How far points were made final.
+        0x0019 GivenUp(Whole), 64, 0;
+        /// Sets labels of a point.
+        0x001a Annotate(AnnotateIn), 64 << 10, 0;
         /// Opens a write session.
         0x0020 Begin(BeginIn), 4 << 10, 0;
         /// Which chunks must be put. Bulk: the ids.
@@ -188,6 +195,8 @@ messages! {
         0x8016 WantedIds(()), 0, IDS_MAX * 32;
         /// To `Log`.
         0x8017 Records(Vec<LogEntry>), LogEntry::TOGETHER_BYTES_MAX, 0;
+        /// To `GivenUp`.
+        0x8019 GivenUpAre(Vec<GivenUp>), 8 + GivenUp::MAX * 40, 0;
         /// To `Begin` and `Read`: the session. More may follow.
         0x8020 Session(Of), 64, 0;
         /// To `Begin`, after `Session`: suspect chunks.
@@ -271,6 +280,8 @@ pub struct Opened {
     pub domain: [u8; 32],
     /// When it was made.
     pub created: Timestamp,
+    /// Whose points whoever asks makes and sees; zero: the site's own, which sees all.
+    pub owner: OwnerId,
 }
 
 /// Asks about a whole repository.
@@ -336,6 +347,30 @@ pub struct ChangeIn {
     pub change: PointChange,
     /// Of which points; at most [`PointChange::POINTS_MAX`].
     pub points: Vec<PointId>,
+}
+
+/// Hands a machine over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveIn {
+    /// In which repository.
+    pub repository: RepositoryId,
+    /// Which.
+    pub machine: MachineId,
+    /// Its points that were made there.
+    pub origin: RepositoryId,
+    /// To whom; none: the site's own.
+    pub owner: Option<Name>,
+}
+
+/// Sets labels of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnnotateIn {
+    /// Of which repository.
+    pub repository: RepositoryId,
+    /// Of which point.
+    pub point: PointId,
+    /// Keys and values; an empty value takes the label away.
+    pub labels: Vec<(String, String)>,
 }
 
 /// Sweeps a repository.
@@ -415,6 +450,8 @@ pub struct WireDraft {
     pub manifest_bytes: u32,
     /// Where it was committed first.
     pub origin: Option<Origin>,
+    /// Its tags, and what else the log says of it.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Asks for a manifest.

@@ -5,16 +5,16 @@ use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
 use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
 use super::message::{
-    Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogIn, ManifestOf, Of, Open, PUT_BYTES_MAX,
-    PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
+    AnnotateIn, Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogIn, ManifestOf, MoveIn, Of,
+    Open, PUT_BYTES_MAX, PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
 };
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
 use crate::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, Incarnation, IndexTotals, LogEntry, Manifest, Name,
-    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
-    RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
-    WriteSession,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
+    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
+    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport,
+    VerifyOptions, VerifyReport, WriteSession,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
@@ -33,6 +33,7 @@ use tokio::time::Instant;
 pub struct Remote {
     pub(super) link: Arc<Link>,
     config: RepositoryConfig,
+    owner: OwnerId,
     /// What came with the opening, for the first who asks for it.
     listed: Arc<Mutex<Option<Listed>>>,
 }
@@ -55,7 +56,7 @@ impl Remote {
         let points = points(frames)?;
         let filter = |machine: &Name| PointFilter { machine: Some(machine.clone()), forgotten: false };
         let listed = machine.map(|machine| (Instant::now(), filter(machine), points));
-        Ok(Self { link, config, listed: Arc::new(Mutex::new(listed)) })
+        Ok(Self { link, config, owner: opened.owner, listed: Arc::new(Mutex::new(listed)) })
     }
 
     /// Tells the node that nothing more comes.
@@ -80,6 +81,10 @@ impl Repository for Remote {
 
     fn config(&self) -> &RepositoryConfig {
         &self.config
+    }
+
+    fn owner(&self) -> OwnerId {
+        self.owner
     }
 
     async fn begin(&self, begin: Begin) -> Result<(RemoteSession, Begun)> {
@@ -166,6 +171,29 @@ impl Repository for Remote {
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
         match self.ask(Request::Log(LogIn { repository: self.config.id, after })).await? {
             Reply::Records(entries) => Ok(entries),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
+        let request = AnnotateIn { repository: self.config.id, point, labels: labels.to_vec() };
+        match self.ask(Request::Annotate(request)).await? {
+            Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn move_machine(&self, machine: MachineId, origin: RepositoryId, owner: Option<Name>) -> Result<()> {
+        let request = MoveIn { repository: self.config.id, machine, origin, owner };
+        match self.ask(Request::MoveMachine(request)).await? {
+            Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn given_up(&self) -> Result<Vec<GivenUp>> {
+        match self.ask(Request::GivenUp(self.whole())).await? {
+            Reply::GivenUpAre(given_up) => Ok(given_up),
             _ => Err(unexpected()),
         }
     }
@@ -611,6 +639,7 @@ impl WriteSession for RemoteSession {
         let draft = |(draft, bytes): (&PointDraft, &Bytes)| WireDraft {
             manifest_bytes: bytes.len() as u32,
             origin: draft.origin,
+            labels: draft.labels.clone(),
         };
         let drafts: Vec<WireDraft> = points.iter().zip(&manifests).map(draft).collect();
         let request = |session| Request::Commit(CommitIn { session, drafts: drafts.clone() });

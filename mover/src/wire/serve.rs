@@ -8,7 +8,7 @@ use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
-    Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
+    Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, MoveIn, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
     Request, SUSPECTS_MAX, WantedOf, Welcome, presence_code,
 };
 use super::pull::Puller;
@@ -17,8 +17,8 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Holder, Registry};
 use crate::{
-    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, ReadSession,
-    Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession,
+    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
@@ -27,7 +27,7 @@ use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
 use rustls::pki_types::CertificateDer;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
@@ -69,6 +69,8 @@ struct Served<R: Repository> {
 struct Lease<R: Repository> {
     holder: Holder,
     session: Either<R::Session, R::Reader>,
+    /// Points whose manifests it may read.
+    pins: Vec<PointId>,
     used: Mutex<Instant>,
 }
 
@@ -366,18 +368,16 @@ impl<R: Repository + 'static> Node<R> {
                 let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
                 let config = served.repository.config();
                 let (repository, domain, created) = (config.id, config.domain.0, config.created);
-                let opened = Reply::Opened(Opened { repository, domain, created });
+                let opened = Reply::Opened(Opened { repository, domain, created, owner: holder.owner_id() });
                 send(to, &opened, Vec::new(), machine.is_some()).await?;
                 match machine {
-                    Some(_) => {
-                        points(to, served.repository.list(&PointFilter { machine, forgotten: false }).await?).await
-                    }
+                    Some(_) => points(to, served.list(holder, &PointFilter { machine, forgotten: false }).await?).await,
                     None => Ok(()),
                 }
             }
             Request::List(list) => {
                 let filter = PointFilter { machine: list.machine, forgotten: list.forgotten };
-                points(to, self.of(list.repository)?.repository.list(&filter).await?).await
+                points(to, self.of(list.repository)?.list(holder, &filter).await?).await
             }
             Request::Stats(it) => say(to, Reply::Totals(self.of(it.repository)?.repository.stats().await?)).await,
             Request::Incarnation(it) => {
@@ -397,9 +397,11 @@ impl<R: Repository + 'static> Node<R> {
                 let served = self.of(it.repository)?;
                 served.has_room(holder)?;
                 // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
-                let begin = Begin { verification: Verification::Decode, ..it.begin };
+                let (verification, by) = (Verification::Decode, Some(holder.clone()));
+                let begin = Begin { verification, holder: by, ..it.begin };
+                let parents = begin.parents.clone();
                 let (session, begun) = served.repository.begin(begin).await?;
-                let session = served.lend(SessionId::random(&self.world), holder, Either::Left(session));
+                let session = served.lend(SessionId::random(&self.world), holder, Either::Left(session), parents);
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
@@ -410,8 +412,9 @@ impl<R: Repository + 'static> Node<R> {
             Request::Read(it) => {
                 let served = self.of(it.repository)?;
                 served.has_room(holder)?;
+                served.shows(holder, &it.points).await?;
                 let reader = served.repository.read(&it.points).await?;
-                let session = served.lend(SessionId::random(&self.world), holder, Either::Right(reader));
+                let session = served.lend(SessionId::random(&self.world), holder, Either::Right(reader), it.points);
                 say(to, Reply::Session(Of { session })).await
             }
             Request::Missing(Ask { session, kind }) => {
@@ -447,7 +450,11 @@ impl<R: Repository + 'static> Node<R> {
                 say(to, Reply::Done(())).await
             }
             Request::Manifest(it) => {
-                let manifest = self.lease(it.session, holder)?.session.manifest(it.point).await?;
+                let lease = self.lease(it.session, holder)?;
+                if !lease.pins.contains(&it.point) {
+                    return Err(Error::not_found(format!("the session does not pin point {}", it.point)).into());
+                }
+                let manifest = lease.session.manifest(it.point).await?;
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
             Request::Pull(it) => self.pull(it, to).await,
@@ -459,6 +466,19 @@ impl<R: Repository + 'static> Node<R> {
                 self.of(it.repository)?.repository.change_points(&it.points, it.change).await?;
                 tracing::info!(%holder, change = ?it.change, points = it.points.len(), "points changed");
                 say(to, Reply::Done(())).await
+            }
+            Request::Annotate(it) => {
+                self.of(it.repository)?.repository.annotate(it.point, &it.labels).await?;
+                tracing::info!(%holder, point = %it.point, "labels set");
+                say(to, Reply::Done(())).await
+            }
+            Request::MoveMachine(MoveIn { repository, machine, origin, owner }) => {
+                tracing::info!(%holder, %machine, ?owner, "machine handed over");
+                self.of(repository)?.repository.move_machine(machine, origin, owner).await?;
+                say(to, Reply::Done(())).await
+            }
+            Request::GivenUp(it) => {
+                say(to, Reply::GivenUpAre(self.of(it.repository)?.repository.given_up().await?)).await
             }
             Request::Sweep(it) => {
                 let _turn = self.maintenance()?;
@@ -519,7 +539,12 @@ impl<R: Repository + 'static> Node<R> {
                 return Err(Error::transport("a message whose lengths do not fit").into());
             }
             let manifest = Manifest::decode(&beside.split_to(length)).map_err(Error::from)?;
-            drafts.push(PointDraft { manifest, origin: draft.origin });
+            // Tags are what the manifest says; of what else is known of a copy whoever copies is believed.
+            let labels = match draft.origin {
+                Some(_) => draft.labels,
+                None => labels::of_tags(&manifest.tags),
+            };
+            drafts.push(PointDraft { manifest, origin: draft.origin, labels });
         }
         if !beside.is_empty() {
             return Err(Error::transport("a message whose lengths do not fit").into());
@@ -599,9 +624,38 @@ impl<R: Repository + 'static> Served<R> {
         Err(Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end"))
     }
 
+    /// The points that `holder` may see.
+    async fn list(&self, holder: &Holder, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
+        let mut points = self.repository.list(filter).await?;
+        points.retain(|point| access::sees(holder, point));
+        Ok(points)
+    }
+
+    /// Refuses points that `holder` may not see, as if they were not there.
+    async fn shows(&self, holder: &Holder, points: &[PointId]) -> Result<()> {
+        if holder.owner_name().is_none() || points.is_empty() {
+            return Ok(());
+        }
+        let mut seen = HashSet::new();
+        for forgotten in [false, true] {
+            let listed = self.list(holder, &PointFilter { machine: None, forgotten }).await?;
+            seen.extend(listed.into_iter().map(|point| point.id));
+        }
+        match points.iter().find(|point| !seen.contains(point)) {
+            Some(hidden) => Err(Error::not_found(format!("there is no point {hidden}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Under an `id` for the wire, which it gives back.
-    fn lend(&self, id: SessionId, holder: &Holder, session: Either<R::Session, R::Reader>) -> SessionId {
-        let lease = Lease { holder: holder.clone(), session, used: Mutex::new(Instant::now()) };
+    fn lend(
+        &self,
+        id: SessionId,
+        holder: &Holder,
+        session: Either<R::Session, R::Reader>,
+        pins: Vec<PointId>,
+    ) -> SessionId {
+        let lease = Lease { holder: holder.clone(), session, pins, used: Mutex::new(Instant::now()) };
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
         id
     }

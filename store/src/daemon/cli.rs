@@ -66,6 +66,9 @@ pub struct Issue {
     /// Whose it is
     #[arg(long)]
     pub name: Name,
+    /// Of a proxy: whose machines it backs up and sees, where it is not alone with them
+    #[arg(long, value_name = "NAME")]
+    pub owner: Option<Name>,
     /// Of a node: name or address under which it is reached
     #[arg(long, value_name = "HOST")]
     pub host: Vec<String>,

@@ -60,7 +60,7 @@ impl DenyList {
         let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
         let holder = |line: &str| {
             let (role, name) = line.split_once(char::is_whitespace)?;
-            Some(Holder { role: role.parse().ok()?, name: name.trim().parse().ok()? }.to_string())
+            Some(Holder::new(role.parse().ok()?, name.trim().parse().ok()?).to_string())
         };
         let parsed = lines.filter(|line| !line.is_empty()).map(|line| holder(line).ok_or(line));
         parsed.collect::<Result<_, _>>().map_or_else(
@@ -85,7 +85,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deny");
         let list = DenyList::new(path.clone());
-        let holder = |name: &str| Holder { role: mover::identity::Role::Proxy, name: name.parse().unwrap() };
+        let holder = |name: &str| Holder::new(mover::identity::Role::Proxy, name.parse().unwrap());
         let again = || list.seen.lock().unwrap().looked = None;
         assert!(list.denies(&holder("a")), "not there, though it was named");
         std::fs::write(&path, "# gone\nproxy  a # with the host\n\nadmin b\n").unwrap();

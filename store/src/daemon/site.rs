@@ -21,7 +21,7 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
     }
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
     hosts.extend(arguments.host.clone());
-    let named = |role, name: &str| Ok::<_, Error>(Holder { role, name: name.parse()? });
+    let named = |role, name: &str| Ok::<_, Error>(Holder::new(role, name.parse()?));
     for (holder, hosts, folder_name) in
         [(named(Role::Node, "node")?, hosts, "node"), (named(Role::Admin, "admin")?, Vec::new(), "admin")]
     {
@@ -50,7 +50,7 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
 
 pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
     let authority = authority(&arguments.folder)?;
-    let holder = Holder { role: arguments.role, name: arguments.name.clone() };
+    let holder = Holder { role: arguments.role, name: arguments.name.clone(), owner: arguments.owner.clone() };
     let issued = authority.issue(&holder, &arguments.host, arguments.days, world)?;
     let address = match fs::read_to_string(arguments.folder.join(ADDRESS)) {
         Ok(text) => Some(text.trim().parse::<Address>()?),

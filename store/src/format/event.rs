@@ -11,7 +11,7 @@ use mover::{
     check_text,
 };
 
-pub use body::{AddedPack, CommittedPoint, Doomed, Dropped, Orphan, SessionOpened};
+pub use body::{AddedPack, CommittedPoint, Doomed, Dropped, Orphan, SessionOpened, first_record, made_by};
 
 /// One statement of a log record.
 #[derive(Debug, Clone, PartialEq, Eq)]

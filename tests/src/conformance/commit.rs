@@ -327,7 +327,8 @@ pub async fn the_point_is_as_drafted<F: Fixture>(lab: Lab<F>) {
     let copied = PointId::random(&lab.world);
     let session = lab.session_of(copied, &[point]).await;
     let mut draft = lab.draft(copied, draft.manifest.disks[0].root);
-    draft.origin = Some(Origin { repository: RepositoryId([5; 16]), commit_time: Timestamp(99), seen: None });
+    draft.origin =
+        Some(Origin { repository: RepositoryId([5; 16]), commit_time: Timestamp(99), number: 4, seen: None });
     let made = committed(session.commit(&[draft]).await.unwrap()).remove(0);
     assert_eq!(made.origin, (RepositoryId([5; 16]), Timestamp(99)));
 }

@@ -5,8 +5,8 @@ use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
 use futures::StreamExt;
 use mover::{
     Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
-    Manifest, MapBuilder, MapReader, MapRoot, OwnerId, PageRef, PointDraft, PointFilter, PointId, Pool, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Stats, Timestamp, TrackingRecord,
+    Manifest, MapBuilder, MapReader, MapRoot, PageRef, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
+    ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Stats, Timestamp, TrackingRecord,
     TrackingWish, Verification, World, WriteSession, backup, copy, restore, restore_delta, with_sealer,
 };
 use std::collections::BTreeMap;
@@ -176,7 +176,7 @@ impl<F: Fixture> Lab<F> {
 
     /// A point of one disk of 1 GiB with this map.
     pub fn draft(&self, point: PointId, root: MapRoot) -> PointDraft {
-        PointDraft { manifest: manifest(point, root), origin: None }
+        PointDraft { manifest: manifest(point, root), origin: None, labels: Default::default() }
     }
 
     /// The disk's bytes that [`Self::map`] of these seeds' blocks stands for.
@@ -248,7 +248,7 @@ pub fn missing(commit: Commit) -> Vec<ChunkId> {
 
 /// What is asked of a new session.
 pub fn begin(point: PointId, parents: &[PointId], verification: Verification) -> Begin {
-    Begin { point, parents: parents.to_vec(), owner: OwnerId::default(), verification }
+    Begin { point, parents: parents.to_vec(), holder: None, verification }
 }
 
 /// Options of an ordinary backup.

@@ -3,8 +3,8 @@
 use crate::case::sweep;
 use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::{
-    Begin, Clock, ErrorKind, OwnerId, PointChange, PointId, Pool, Presence, Random, Repository, SystemRandom,
-    Timestamp, Verification, World, WriteSession, with_sealer,
+    Begin, Clock, ErrorKind, PointChange, PointId, Pool, Presence, Random, Repository, SystemRandom, Timestamp,
+    Verification, World, WriteSession, with_sealer,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -44,8 +44,8 @@ async fn f33_no_clock_decides_what_is_deleted() {
         // Another process reads the old point, and a backup has stored its first chunk.
         let reader = bench.open(kept.path(), Access::Read).await.unwrap();
         let reading = reader.read(&[old]).await.unwrap();
-        let (owner, verification) = (OwnerId::default(), Verification::Decode);
-        let begin = Begin { point: PointId::random(&bench.world), parents: Vec::new(), owner, verification };
+        let (point, verification) = (PointId::random(&bench.world), Verification::Decode);
+        let begin = Begin { point, parents: Vec::new(), holder: None, verification };
         let (writing, _) = local.begin(begin).await.unwrap();
         let plain = noise(7, BLOCK);
         let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);

@@ -3,6 +3,7 @@
 mod errors;
 mod giving_back;
 mod joining;
+mod names;
 mod node;
 mod places;
 mod proxy;
@@ -10,4 +11,5 @@ mod repair;
 mod retention;
 mod rollback;
 mod stopping;
+mod times;
 mod whole_job;

@@ -4,8 +4,8 @@ use chunker::{ChunkId, ChunkKind, Compression};
 use futures::StreamExt;
 use mover::Depth;
 use mover::{
-    BackupOptions, Begin, ErrorKind, MapReader, OwnerId, PageRef, PointId, Progress, ReadSession, Repository,
-    TrackingWish, Verification, VerifyOptions, WriteSession, backup, with_sealer,
+    BackupOptions, Begin, ErrorKind, MapReader, PageRef, PointId, Progress, ReadSession, Repository, TrackingWish,
+    Verification, VerifyOptions, WriteSession, backup, with_sealer,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -371,12 +371,8 @@ async fn content_that_is_not_what_its_id_says_is_named_and_heals() {
     machine.write(0, 0, &noise(3, 5 * BLOCK));
     // A trusted sender that lies: the checksum is right, the content is another block's.
     let right = prints.id(ChunkKind::Data, &noise(3, BLOCK));
-    let begin = Begin {
-        point: PointId([9; 16]),
-        parents: Vec::new(),
-        owner: OwnerId::default(),
-        verification: Verification::Checksum,
-    };
+    let begin =
+        Begin { point: PointId([9; 16]), parents: Vec::new(), holder: None, verification: Verification::Checksum };
     let (session, _) = two.local.begin(begin).await.unwrap();
     let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &noise(4, BLOCK)));
     session.put(vec![(right, blob)]).await.unwrap();

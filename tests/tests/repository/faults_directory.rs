@@ -6,8 +6,8 @@
 use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::Depth;
 use mover::{
-    Begin, ErrorKind, OwnerId, PointChange, PointId, Progress, Repository, Result, SweepOptions, Verification,
-    WriteSession, WriterId, copy, with_sealer,
+    Begin, ErrorKind, PointChange, PointId, Progress, Repository, Result, SweepOptions, Verification, WriteSession,
+    WriterId, copy, with_sealer,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -277,7 +277,7 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
     let begin = Begin {
         point: PointId::random(&bench.world),
         parents: Vec::new(),
-        owner: OwnerId::default(),
+        holder: None,
         verification: Verification::Decode,
     };
     let (session, _) = local.begin(begin).await.unwrap();
@@ -317,7 +317,7 @@ async fn a_full_disk_keeps_nobody_from_opening() {
     let begin = Begin {
         point: PointId::random(&bench.world),
         parents: Vec::new(),
-        owner: OwnerId::default(),
+        holder: None,
         verification: Verification::Decode,
     };
     let (session, _) = local.begin(begin).await.unwrap();

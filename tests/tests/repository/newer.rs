@@ -112,20 +112,19 @@ async fn plant(bench: &Bench, root: &Path, local: Local, manifest: &Manifest, mu
     };
     let blobs: Vec<_> = chunks.iter().map(seal).collect();
     let id = blobs[blobs.len() - 1].0;
-    let owner = OwnerId::default();
-    let begin = Begin { point: manifest.point, parents: Vec::new(), owner, verification: Verification::Decode };
+    let begin = Begin { point: manifest.point, parents: Vec::new(), holder: None, verification: Verification::Decode };
     let (writing, _) = local.begin(begin).await.unwrap();
     writing.put(blobs).await.unwrap();
     writing.flush().await.unwrap();
     writing.abandon().await.unwrap();
     local.close().await.unwrap();
     let (session, point, pins, extensions) = (SessionId([8; 16]), manifest.point, Vec::new(), Vec::new());
-    let opened = SessionOpened { session, writes: true, owner, point, pins, extensions };
+    let opened = SessionOpened { session, writes: true, owner: OwnerId::default(), point, pins, extensions };
     let committed = CommittedPoint {
         session,
         point,
         manifest: id,
-        owner,
+        owner: OwnerId::default(),
         machine: manifest.machine,
         machine_name: manifest.machine_name.clone(),
         group: None,

@@ -27,7 +27,7 @@ impl Site {
 
     /// Somebody of this site, reached under `hosts`.
     pub fn identity(&self, role: Role, name: &str, hosts: Vec<String>) -> Identity {
-        let holder = Holder { role, name: name.parse().expect("a name") };
+        let holder = Holder::new(role, name.parse().expect("a name"));
         let mut params = params(name, hosts);
         let uri = format!("windlass://{}/{}", role.as_str(), holder.name);
         params.subject_alt_names.push(SanType::URI(uri.try_into().expect("a URI")));

@@ -6,8 +6,8 @@ use mover::identity::{Holder, KeyClaim, Role, Wanted};
 use mover::wire::message::*;
 use mover::wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 use mover::{
-    Begin, Origin, OwnerId, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId,
-    SweepOptions, Timestamp, TrackingWish, Verification, World, WriteSession,
+    Begin, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, SweepOptions,
+    Timestamp, TrackingWish, Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
 use std::collections::BTreeSet;
@@ -86,12 +86,7 @@ impl Field {
 }
 
 fn begin(world: &World) -> Begin {
-    Begin {
-        point: PointId::random(world),
-        parents: Vec::new(),
-        owner: OwnerId::default(),
-        verification: Verification::Decode,
-    }
+    Begin { point: PointId::random(world), parents: Vec::new(), holder: None, verification: Verification::Decode }
 }
 
 /// So many chunks of noise.
@@ -135,7 +130,7 @@ async fn without_a_certificate() {
 fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World) -> (Request, Vec<u8>) {
     let of = Of { session };
     let ids = vec![7; 64];
-    let origin = Origin { repository, commit_time: Timestamp(6), seen: None };
+    let origin = Origin { repository, commit_time: Timestamp(6), number: 4, seen: None };
     let bare = |request| (request, Vec::new());
     let id = PointId([3; 16]);
     let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
@@ -143,7 +138,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0001 => bare(Request::Hello(Hello { versions: (1, 1), features: 0, program: "test".into() })),
         0x0002 => bare(Request::Open(Open { name: "repo".into(), machine: None })),
         0x0003 => {
-            let holder = Holder { role: Role::Admin, name: "host7".parse().unwrap() };
+            let holder = Holder::new(Role::Admin, "host7".parse().unwrap());
             let wanted = Wanted { holder, hosts: Vec::new() };
             bare(Request::Token(TokenIn { hash: [6; 32], wanted, valid_s: 60 }))
         }
@@ -160,12 +155,18 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0015 => bare(Request::ChangePoints(ChangeIn { repository, change: PointChange::Pin, points: vec![id] })),
         0x0016 => bare(Request::WantedChunks(WantedOf { repository, after: None })),
         0x0017 => bare(Request::Log(LogIn { repository, after: 0 })),
+        0x0018 => {
+            let (machine, origin) = (mover::MachineId([3; 16]), repository);
+            bare(Request::MoveMachine(MoveIn { repository, machine, origin, owner: None }))
+        }
+        0x0019 => bare(Request::GivenUp(Whole { repository })),
+        0x001a => bare(Request::Annotate(AnnotateIn { repository, point: id, labels: Vec::new() })),
         0x0020 => bare(Request::Begin(BeginIn { repository, begin: begin(world) })),
         0x0021 => (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), ids),
         0x0022 => lie(session),
         0x0023 => bare(Request::Flush(of)),
         0x0024 => {
-            let drafts = vec![WireDraft { manifest_bytes: 0, origin: Some(origin) }];
+            let drafts = vec![WireDraft { manifest_bytes: 0, origin: Some(origin), labels: Default::default() }];
             bare(Request::Commit(CommitIn { session, drafts }))
         }
         0x0025 => bare(Request::Abandon(of)),
@@ -269,7 +270,7 @@ async fn huge_lengths_everywhere() {
     }
     let session = raw.begin(field.repository(), &field.world).await.unwrap();
     let (ids, put) = (vec![0; 32 * 4096], |lengths: Vec<u32>| Request::Put(Put { session, lengths }));
-    let drafts = vec![WireDraft { manifest_bytes: u32::MAX, origin: None }; 2];
+    let drafts = vec![WireDraft { manifest_bytes: u32::MAX, origin: None, labels: Default::default() }; 2];
     for (request, bulk) in [
         // Lengths whose sum is over 32 bits, over what there is, and none for what there is.
         (put(vec![u32::MAX; 4096]), &ids[..]),

@@ -5,4 +5,5 @@ mod conformance_remote;
 mod far;
 mod links;
 mod node_memory;
+mod owners;
 mod remote;

@@ -4,7 +4,7 @@ use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::identity::{Authority, Credentials, Holder, Role};
 use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
 use mover::{
-    Begin, Clock, Error, ErrorKind, Mem, OwnerId, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
+    Begin, Clock, Error, ErrorKind, Mem, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
     Verification, World, WriteSession, with_sealer,
 };
 use std::net::UdpSocket;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use windlass_tests::node::{Running, Site};
 
 fn begin(point: PointId) -> Begin {
-    Begin { point, parents: Vec::new(), owner: OwnerId::default(), verification: Verification::Decode }
+    Begin { point, parents: Vec::new(), holder: None, verification: Verification::Decode }
 }
 
 struct At(Timestamp);
@@ -214,7 +214,7 @@ fn identities_are_kept_in_folders_and_keys_are_private() {
     let site: mover::Name = "home".parse().unwrap();
     let authority = Authority::create(&site, &world).unwrap();
     let authority = Authority::from_pem(&site, authority.certificate_pem(), &authority.key_pem()).unwrap();
-    let holder = Holder { role: Role::Proxy, name: "host7".parse().unwrap() };
+    let holder = Holder::new(Role::Proxy, "host7".parse().unwrap());
     let issued = authority.issue(&holder, &[], 1, &world).unwrap();
     let place = folder.path().join("host7");
     Credentials::store(&place, &issued, authority.certificate_pem(), None).unwrap();

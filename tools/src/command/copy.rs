@@ -9,7 +9,7 @@ use crate::windlass::{Context, Exit};
 use mover::wire::{Remote, message as wire};
 use mover::{
     CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
-    Verification, copy, select,
+    Verification, copy, select, still_wanted,
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -35,14 +35,14 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     let (made, closed) = match (from, to) {
         (Ok(from), Ok(to)) => {
             let made = match (arguments.place.repository.at(), &to) {
-                (At::Node { host, port, name, congestion }, Opened::Right(to)) if !arguments.through_here => {
+                (At::Node { host, port, name, congestion }, Opened::Right(node)) if !arguments.through_here => {
                     let place = wire::Place {
                         host: host.clone(),
                         port: *port,
                         name: name.to_string(),
                         congestion: congestion.code(),
                     };
-                    pull_all(context, arguments, &from, to, &place).await
+                    pull_all(context, arguments, &from, (&to, node), &place).await
                 }
                 _ => copy_all(context, arguments, &from, &to).await,
             };
@@ -115,7 +115,7 @@ impl Tally {
 
 /// Copies the chosen points, oldest first, so that later ones find what they share.
 async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<Tally> {
-    let points = chosen(arguments, from).await?;
+    let points = chosen(context, arguments, from, to).await?;
     let verification = verification(arguments);
     let (mut tally, progress) = (Tally::default(), Progress::default());
     for point in &points {
@@ -131,15 +131,16 @@ async fn pull_all(
     context: &Context,
     arguments: &Copy,
     from: &Opened,
-    to: &Remote,
+    target: (&Opened, &Remote),
     place: &wire::Place,
 ) -> Result<Tally> {
-    let points = chosen(arguments, from).await?;
+    let (to, node) = target;
+    let points = chosen(context, arguments, from, to).await?;
     let ids: Vec<PointId> = points.iter().map(|point| point.id).collect();
     let (mut tally, progress) = (Tally::default(), Progress::default());
     progress.enter(Phase::Move);
     let told = |id, made| tally.add(context, &points, id, made);
-    let pulling = to.pull(place, &ids, verification(arguments), &progress, told);
+    let pulling = node.pull(place, &ids, verification(arguments), &progress, told);
     watched(&context.out, &progress, context.stop.race(pulling)).await?;
     Ok(tally)
 }
@@ -152,9 +153,8 @@ fn fatal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Domain | ErrorKind::StoreFull | ErrorKind::RolledBack)
 }
 
-async fn chosen(arguments: &Copy, from: &Opened) -> Result<Vec<RecoveryPoint>> {
-    let filter = PointFilter { machine: arguments.machine.clone(), forgotten: false };
-    let points = from.list(&filter).await?;
+async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<Vec<RecoveryPoint>> {
+    let points = from.list(&PointFilter::default()).await?;
     let mut chosen: Vec<RecoveryPoint> = Vec::new();
     for selector in &arguments.point {
         let point = select(&points, selector)?;
@@ -163,11 +163,21 @@ async fn chosen(arguments: &Copy, from: &Opened) -> Result<Vec<RecoveryPoint>> {
         }
     }
     if arguments.point.is_empty() {
-        if let Some(machine) = arguments.machine.as_ref().filter(|_| points.is_empty()) {
-            return Err(Error::not_found(format!("machine {machine} has no points"))
-                .hint("`windlass points` lists what there is"));
-        }
         chosen = points;
+        if let Some(machine) = &arguments.machine {
+            machine.is_there(&chosen)?;
+            chosen.retain(|point| machine.fits(point));
+        }
+        let before = chosen.len();
+        chosen = still_wanted(to, chosen).await?;
+        let left = (before - chosen.len()) as u64;
+        if left > 0 {
+            context.out.note(&format!(
+                "{} points are left out, because the target has forgotten them, or newer ones of their machines for good: name \
+                 those that are wanted all the same",
+                count(left)
+            ));
+        }
     }
     chosen.sort_by_key(|point| (point.origin.1, point.snapshot_time));
     Ok(chosen)

@@ -1,12 +1,13 @@
 //! `windlass doctor`
 
+use super::points::suspects;
 use crate::cli::Doctor;
 use crate::cli::Patience;
 use crate::open::{self, Access, Local};
 use crate::output::table;
 use crate::text::{count, escaped};
 use crate::windlass::{Context, Exit};
-use mover::{Repository as _, Result};
+use mover::{PointFilter, Repository as _, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tokio::process::Command;
@@ -31,7 +32,7 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     }
     if let Some(address) = &arguments.repository {
         let (sound, remark) = match totals(context, address).await {
-            Ok(remark) => (true, remark),
+            Ok(found) => found,
             Err(error) => (false, error.message()),
         };
         findings.push(Finding { subject: address.to_string(), sound, remark });
@@ -39,7 +40,7 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     context.out.document(&BTreeMap::from([("findings", &findings)]));
     let mut rows = table(&["WHAT", "STATE", "REMARK"], &[]);
     for finding in &findings {
-        let state = if finding.sound { "ok" } else { "missing" };
+        let state = if finding.sound { "ok" } else { "look" };
         rows.add_row([escaped(&finding.subject), state.into(), escaped(&finding.remark)]);
     }
     context.out.table(&rows);
@@ -57,12 +58,21 @@ async fn installed(program: &str, purpose: &str) -> Finding {
     Finding { subject: program.into(), sound, remark }
 }
 
-async fn totals(context: &Context, address: &crate::address::Kept) -> Result<String> {
+async fn totals(context: &Context, address: &crate::address::Kept) -> Result<(bool, String)> {
     let repository = open::patiently(context, address, Access::Read, &Patience { wait: None }).await?;
     let stats = repository.stats().await;
+    let points = repository.list(&PointFilter::default()).await;
     open::close(repository).await?;
     let stats = stats?;
-    Ok(format!("{} points, {} damaged chunks", count(stats.points), count(stats.suspects)))
+    let suspects = suspects(&points?, context.world.now());
+    let mut remark = format!("{} points, {} damaged chunks", count(stats.points), count(stats.suspects));
+    if !suspects.is_empty() {
+        remark += &format!(
+            ", {} points whose time cannot be right: see `windlass points --suspect-times`",
+            count(suspects.len() as u64)
+        );
+    }
+    Ok((suspects.is_empty(), remark))
 }
 
 const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "for qcow2"), ("qemu-nbd", "for qcow2")];

@@ -1,13 +1,14 @@
 //! `windlass forget`
 
 use crate::cli::Forget;
+use crate::command::points::named as named_machine;
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, local_time, short, utc_time};
 use crate::windlass::{Context, Exit};
 use mover::{
-    Keep, PointChange, PointFilter, PointId, Reason, RecoveryPoint, Repository as _, Result, Verdict, retain,
-    retention_time, select,
+    Keep, PointChange, PointFilter, PointId, Reason, RecoveryPoint, Repository as _, Result, Verdict, qualifiers,
+    retain, retention_time, select,
 };
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -25,6 +26,9 @@ struct Summary {
 struct Decision {
     point: String,
     machine: String,
+    machine_id: String,
+    owner: Option<String>,
+    origin_repository: String,
     snapshot_time: String,
     retention_time: String,
     forgotten: bool,
@@ -48,10 +52,11 @@ pub async fn run(context: &Context, arguments: &Forget) -> Result<Exit> {
         points_kept: kept,
     });
     let mut rows = table(&["POINT", "MACHINE", "TIME", "KEPT BY"], &[]);
+    let apart = qualifiers(&verdicts.iter().map(|verdict| &verdict.point).collect::<Vec<_>>());
     for Verdict { point, reasons } in &verdicts {
         let why: Vec<&str> = reasons.iter().map(|reason| reason.as_str()).collect();
         let why = if why.is_empty() { "- (forgotten)".into() } else { why.join(", ") };
-        rows.add_row([short(point.id), point.machine_name.to_string(), local_time(point.snapshot_time), why]);
+        rows.add_row([short(point.id), named_machine(point, &apart), local_time(point.time()), why]);
     }
     if arguments.dry_run || context.out.shows_progress() {
         context.out.table(&rows);
@@ -67,6 +72,9 @@ pub async fn run(context: &Context, arguments: &Forget) -> Result<Exit> {
 /// What becomes of each point that was looked at, and of whole groups.
 async fn forget(context: &Context, arguments: &Forget, repository: &Opened) -> Result<Vec<Verdict>> {
     let points = repository.list(&PointFilter::default()).await?;
+    if let Some(machine) = &arguments.machine {
+        machine.is_there(&points)?;
+    }
     let (verdicts, change) = match arguments.keep() {
         Some(keep) => (by_rules(context, arguments, &points, &keep), by_rules_change(arguments)),
         None => (named(arguments, &points)?, PointChange::Forget),
@@ -85,7 +93,7 @@ async fn forget(context: &Context, arguments: &Forget, repository: &Opened) -> R
 }
 
 fn by_rules(context: &Context, arguments: &Forget, points: &[RecoveryPoint], keep: &Keep) -> Vec<Verdict> {
-    let of = |verdict: &Verdict| arguments.machine.as_ref().is_none_or(|name| verdict.point.machine_name == *name);
+    let of = |verdict: &Verdict| arguments.machine.as_ref().is_none_or(|machine| machine.fits(&verdict.point));
     // Of all points: a group that goes takes points of other machines along.
     let all = retain(points, keep, context.world.now());
     let going = all.iter().filter(|verdict| of(verdict) && verdict.reasons.is_empty());
@@ -133,6 +141,9 @@ impl From<&Verdict> for Decision {
         Self {
             point: point.id.to_string(),
             machine: point.machine_name.to_string(),
+            machine_id: point.machine.to_string(),
+            owner: point.owner_name.as_ref().map(ToString::to_string),
+            origin_repository: point.origin.0.to_string(),
             snapshot_time: utc_time(point.snapshot_time),
             retention_time: utc_time(retention_time(point)),
             forgotten: reasons.is_empty(),

@@ -8,6 +8,7 @@ use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{escaped, local_time, size, utc_time};
 use crate::windlass::{Context, Exit};
+use mover::labels::of_tags;
 use mover::{
     DiskRecord, Manifest, PointFilter, ReadSession as _, RecoveryPoint, Repository as _, Result, Selector, select,
 };
@@ -22,7 +23,6 @@ struct Shown<'a> {
     consistency: &'static str,
     begin_time: String,
     end_time: String,
-    tags: &'a [String],
     labels: &'a BTreeMap<String, String>,
     producer: &'a str,
     disks: Vec<Disk<'a>>,
@@ -70,7 +70,6 @@ pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
         consistency: manifest.consistency.as_str(),
         begin_time: utc_time(manifest.begin_time),
         end_time: utc_time(manifest.end_time),
-        tags: &manifest.tags,
         labels: &manifest.labels,
         producer: &manifest.producer,
         disks: manifest.disks.iter().map(disk_fields).collect(),
@@ -86,8 +85,12 @@ pub async fn run(context: &Context, arguments: &Show) -> Result<Exit> {
 
 async fn find(repository: &Opened, selector: &Selector) -> Result<(RecoveryPoint, Manifest)> {
     let points = repository.list(&PointFilter::default()).await?;
-    let point = select(&points, selector)?.clone();
+    let mut point = select(&points, selector)?.clone();
     let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
+    // Earlier versions kept tags in the manifest alone.
+    for (key, value) in of_tags(&manifest.tags) {
+        point.labels.entry(key).or_insert(value);
+    }
     Ok((point, manifest))
 }
 
@@ -114,12 +117,20 @@ fn print(context: &Context, point: &RecoveryPoint, manifest: &Manifest) {
     let row = |name: &str, value: String| out.line(&format!("{name:<13}{value}"));
     row("point", manifest.point.to_string());
     row("machine", format!("{} ({})", manifest.machine_name, manifest.machine));
-    row("time", local_time(manifest.snapshot_time));
+    let set = point.set_time().map_or(String::new(), |_| {
+        format!(" (set by an administrator; the clock said {})", local_time(point.snapshot_time))
+    });
+    row("time", local_time(point.time()) + &set);
+    if let Some(holder) = &point.holder {
+        row("owner", point.owner_name.as_ref().map_or("the site".into(), ToString::to_string));
+        row("brought by", holder.to_string());
+    }
     row("committed", local_time(point.commit_time));
     row("consistency", manifest.consistency.as_str().into());
     row("parent", manifest.parent.map_or("none".into(), |parent| parent.to_string()));
-    if !manifest.tags.is_empty() {
-        row("tags", escaped(&manifest.tags.join(", ")));
+    let tags: Vec<&str> = point.tags().collect();
+    if !tags.is_empty() {
+        row("tags", escaped(&tags.join(", ")));
     }
     for (key, value) in &manifest.labels {
         row("label", escaped(&format!("{key}={value}")));

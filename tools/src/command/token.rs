@@ -31,14 +31,15 @@ struct Joined<'a> {
 
 pub async fn run(context: &Context, action: &TokenAction) -> Result<Exit> {
     match action {
-        TokenAction::Create { role, name, host, valid, node, repository, out } => {
+        TokenAction::Create { role, name, owner, host, valid, node, repository, out } => {
             let node = match (node, repository) {
                 (Some(node), _) => node.at.clone(),
                 (None, Some(repository)) => repository.node()?,
                 (None, None) => return Err(Error::usage("no node is named").hint("name one with --node")),
             };
             let us = open::credentials(context).await?;
-            let wanted = Wanted { holder: Holder { role: *role, name: name.clone() }, hosts: host.clone() };
+            let holder = Holder { role: *role, name: name.clone(), owner: owner.clone() };
+            let wanted = Wanted { holder, hosts: host.clone() };
             create(context, &us, node, wanted, *valid, out.as_deref()).await
         }
         TokenAction::Join { token_file, out } => join(context, token_file.as_deref(), out.clone()).await,

@@ -43,6 +43,9 @@ fn done(id: u8) -> Event {
         id: PointId([id; 16]),
         manifest: chunker::ChunkId([0; 32]),
         owner: crate::OwnerId::default(),
+        owner_name: None,
+        stamped: crate::OwnerId::default(),
+        holder: None,
         machine: crate::MachineId::default(),
         machine_name: name("web"),
         group: None,
@@ -54,6 +57,8 @@ fn done(id: u8) -> Event {
         bytes_new: 0,
         pinned: false,
         forgotten: false,
+        labels: Default::default(),
+        number: 1,
     };
     Event::Ended(Box::new(BackupReport {
         point,

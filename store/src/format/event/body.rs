@@ -2,6 +2,7 @@
 
 use crate::format::pack::{PackKind, PackName};
 use chunker::ChunkId;
+use mover::identity::{Holder, Role};
 use mover::{
     GroupId, Incarnation, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId,
     SessionId, Timestamp, WriterId,
@@ -209,6 +210,67 @@ impl CommittedPoint {
         })
     }
 }
+
+/// The extension of a committed point that says who made it, and what that added to the repository.
+pub fn made_by(holder: &Holder, bytes_stored: u64) -> Vec<u8> {
+    let mut value = RecordWriter::new();
+    value.u8(holder.role.code()).text(holder.name.as_str());
+    value.option(holder.owner.as_ref(), |to, owner| {
+        to.text(owner.as_str());
+    });
+    value.u64(bytes_stored);
+    let mut to = RecordWriter::new();
+    let length = u32::try_from(value.len()).expect("names are short");
+    to.u16(MADE_BY).u16(0).u32(length).bytes(value.as_slice());
+    to.finish()
+}
+
+/// The extension of a committed point that was copied here: the number of the record that committed it first, at its origin.
+pub fn first_record(number: u64) -> Vec<u8> {
+    let mut to = RecordWriter::new();
+    to.u16(FIRST_RECORD).u16(0).u32(8).u64(number);
+    to.finish()
+}
+
+impl CommittedPoint {
+    /// The number of the record that committed it first, of a copy; none where that is not known.
+    pub fn first_record(&self) -> Option<u64> {
+        self.extension(FIRST_RECORD).and_then(|value| RecordReader::new(value).u64("first record").ok())
+    }
+
+    /// The value of an extension; none when it is not there, or none of them reads.
+    fn extension(&self, wanted: u16) -> Option<&[u8]> {
+        let mut from = RecordReader::new(&self.extensions);
+        while from.remaining() > 0 {
+            let (tag, _, length) = (from.u16("tag").ok()?, from.u16("flags").ok()?, from.u32("length").ok()?);
+            let value = from.bytes("extension", usize::try_from(length).ok()?).ok()?;
+            if tag == wanted {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// Who made it, and the bytes of blobs that this added; none when it was made in the directory itself. What does not
+    /// read tells nothing: who may do what with the point follows from its owner alone.
+    pub fn made_by(&self) -> Option<(Holder, u64)> {
+        read_made_by(&mut RecordReader::new(self.extension(MADE_BY)?)).ok()
+    }
+}
+
+fn read_made_by(from: &mut RecordReader<'_>) -> Result<(Holder, u64), RecordError> {
+    let code = from.u8("role")?;
+    let role = Role::from_code(code).ok_or(RecordError::Value { field: "role", value: code.into() })?;
+    let name = |text: String| text.parse().map_err(|_| RecordError::Text { field: "holder" });
+    let holder = name(from.text("holder")?)?;
+    let owner = from.option("owner", |from| name(from.text("owner")?))?;
+    Ok((Holder { role, name: holder, owner }, from.u64("stored bytes")?))
+}
+
+/// An old reader may overlook it.
+const MADE_BY: u16 = 3;
+/// The same.
+const FIRST_RECORD: u16 = 4;
 
 impl Doomed {
     pub(super) fn write(&self, to: &mut RecordWriter) {

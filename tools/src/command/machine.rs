@@ -1,0 +1,49 @@
+//! `windlass machine`
+
+use crate::cli::MachineAction;
+use crate::open::{self, Access, Opened};
+use crate::text::count;
+use crate::windlass::{Context, Exit};
+use mover::{Machine, Name, PointFilter, RecoveryPoint, Repository as _, Result};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Moved {
+    machine: String,
+    machine_id: String,
+    origin_repository: String,
+    /// None: the site's own.
+    owner: Option<String>,
+    points: usize,
+}
+
+pub async fn run(context: &Context, action: &MachineAction) -> Result<Exit> {
+    let MachineAction::Move { machine, to_owner, place, .. } = action;
+    let repository = open::patiently(context, &place.repository, Access::Write, &place.patience).await?;
+    let made = hand_over(&repository, machine, to_owner.as_ref()).await;
+    let closed = open::close(repository).await;
+    let moved = made?;
+    closed?;
+    let whose = moved.owner.as_ref().map_or("the site's own".into(), |owner| format!("{owner}'s"));
+    context.out.done(&format!("{} is {whose} now, with {} points", moved.machine, count(moved.points as u64)));
+    context.out.document(&moved);
+    Ok(Exit::Done)
+}
+
+async fn hand_over(repository: &Opened, machine: &Machine, owner: Option<&Name>) -> Result<Moved> {
+    let mut points: Vec<RecoveryPoint> = Vec::new();
+    for forgotten in [false, true] {
+        points.extend(repository.list(&PointFilter { machine: Some(machine.name.clone()), forgotten }).await?);
+    }
+    machine.is_there(&points)?;
+    let of = machine.only(&points, "")?;
+    let (id, origin) = (of[0].machine, of[0].origin.0);
+    repository.move_machine(id, origin, owner.cloned()).await?;
+    Ok(Moved {
+        machine: machine.name.to_string(),
+        machine_id: id.to_string(),
+        origin_repository: origin.to_string(),
+        owner: owner.map(ToString::to_string),
+        points: of.len(),
+    })
+}
