@@ -119,6 +119,10 @@ pub async fn first_reply(from: &mut RecvStream) -> Result<(Reply, Vec<u8>)> {
         if let Some((reply, bulk_bytes, _)) = decode::<Reply>(&bytes)? {
             let head = encode(&reply, bulk_bytes, false)?.len();
             let whole = head + usize::try_from(bulk_bytes)?;
+            if bytes.len() >= whole && matches!(reply, Reply::Waiting(())) {
+                bytes.drain(..whole);
+                continue;
+            }
             if bytes.len() >= whole {
                 break (reply, bytes[head..whole].to_vec());
             }

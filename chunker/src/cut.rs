@@ -53,7 +53,8 @@ impl StreamCutter {
 
 const STREAM_CHUNK_BYTES_MIN: usize = 16 * 1024;
 const STREAM_CHUNK_BYTES_AVERAGE: usize = 64 * 1024;
-const STREAM_CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Longest piece of a stream.
+pub const STREAM_CHUNK_BYTES_MAX: usize = 256 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ mod fingerprint;
 mod zero;
 
 pub use blob::{BLOB_HEADER_BYTES, Blob, BlobError, BlobHeader, Codec, Compression, Opener, PLAIN_BYTES_MAX, Sealer};
-pub use cut::{GRID_BYTES, StreamCutter, grid_blocks};
+pub use cut::{GRID_BYTES, STREAM_CHUNK_BYTES_MAX, StreamCutter, grid_blocks};
 pub use extent::{Extent, ExtentSet};
 pub use fingerprint::{ChunkId, ChunkKind, DomainKey, Fingerprinter};
 pub use zero::is_zero;

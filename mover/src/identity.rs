@@ -7,7 +7,7 @@ mod key;
 mod registry;
 mod token;
 
-pub use facts::Facts;
+pub use facts::{Facts, utc};
 pub use folder::{Credentials, create_private, is_private};
 pub use key::{KeyClaim, NewKey};
 pub use registry::{LIFE, PENDING_MAX, Registry, TOKEN_VALID_MAX, Wanted};

@@ -6,6 +6,9 @@ use chunker::{ChunkId, PLAIN_BYTES_MAX};
 /// References in a full page.
 pub const PAGE_ENTRIES: u64 = 1024;
 
+/// Longest page that anybody makes: a full one of a stream has 42,000 bytes; the rest is for extensions.
+pub const PAGE_BYTES_MAX: usize = 64 << 10;
+
 /// Highest level of a page: the root of a map of 1,024^4 = 2^40 chunks.
 pub const PAGE_LEVEL_MAX: u8 = 3;
 

@@ -7,6 +7,7 @@
 //! | `frame` | both | how a message stands on a stream |
 //! | `quic` | both | certificates, windows, congestion |
 //! | `answer` | client | answers, on one stream or many |
+//! | `bounded` | client | how much of an answer is taken |
 //! | `link` | client | connections that are made again when they are lost |
 //! | `questions` | client | which chunks are there, asked together |
 //! | `pull` | both | copies from node to node |
@@ -18,10 +19,13 @@
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 //! | `control` | all | jobs of proxies |
 //! | `address` | client | addresses of nodes |
+//! | `waits` | client | how long a node is waited for, for what |
+//! | `validity` | both | certificates and time |
 
 pub mod access;
 mod address;
 mod answer;
+mod bounded;
 mod bulk;
 pub mod control;
 mod enrol;
@@ -37,6 +41,8 @@ mod quic;
 mod remote;
 mod serve;
 mod socket;
+mod validity;
+mod waits;
 
 pub use address::NodeAddress;
 pub use enrol::{create_token, join};
@@ -57,5 +63,8 @@ pub const VERSION: u16 = 1;
 const CLOSED_REFUSED: u32 = 1;
 /// Why a node closes a connection: it stops.
 const CLOSED_STOPPING: u32 = 2;
+/// Why either side closes a connection: the certificate that was shown on it is not valid any more. Who has another connects
+/// again.
+const CLOSED_EXPIRED: u32 = 3;
 /// Features that this program knows.
 const FEATURES: u64 = 0;

@@ -514,6 +514,51 @@ async fn an_identity_is_replaced_in_one_step() {
     assert!(reading.join().unwrap() > 1, "it was read while it changed");
 }
 
+/// Renewed while the clock was days ahead, an identity is not valid when it has been put right: the one before is, and is
+/// renewed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_was_renewed_while_the_clock_was_ahead_shuts_nobody_out() {
+    let site = Site::new();
+    let folder = site.folder_of(Role::Proxy, "p");
+    let (ahead, right) = (Shifted::by(DAY * 5, 1), World::system());
+    site.clock.0.store((DAY * 5).as_nanos() as i64, Ordering::Relaxed);
+    let before = Credentials::load(&folder).unwrap();
+    let keeper = Keeper::open(&folder, Signer::Here(site.registry.clone()), &ahead).unwrap();
+    keeper.renew().await.unwrap();
+    let renewed = keeper.current().get();
+    assert!(renewed.identity.facts().not_before > right.now(), "it is of no use now");
+    assert!(site.connect(&renewed.identity).await.is_err());
+    site.clock.0.store(0, Ordering::Relaxed);
+    let found = Credentials::load(&folder).unwrap();
+    assert_eq!(found.identity.certificate(), before.identity.certificate());
+    site.connect(&found.identity).await.unwrap();
+    // And it is renewed: what the wrong clock made is not kept.
+    let renewed = renewed_when_used(&folder, &right).await.unwrap();
+    let facts = renewed.identity.facts();
+    assert!(facts.are_valid_at(right.now()) && !facts.is_due(right.now()), "{facts}");
+    assert_eq!(Credentials::load(&folder).unwrap().identity.certificate(), renewed.identity.certificate());
+    site.connect(&renewed.identity).await.unwrap();
+}
+
+/// A file that was cut is no riddle.
+#[test]
+fn a_cut_identity_says_what_is_wrong() {
+    let world = World::system();
+    let authority = Authority::create(&"test".parse().unwrap(), &world).unwrap();
+    let holder = Holder { role: Role::Proxy, name: "p".parse().unwrap() };
+    let (parent, issued) = (tempfile::tempdir().unwrap(), authority.issue(&holder, &[], 1, &world).unwrap());
+    let folder = parent.path().join("p");
+    Credentials::store(&folder, &issued, authority.certificate_pem(), None).unwrap();
+    let whole = fs::read(folder.join("identity.pem")).unwrap();
+    for length in [0, 100, whole.len() / 2, whole.len() - 40] {
+        fs::write(folder.join("identity.pem"), &whole[..length]).unwrap();
+        let error = Credentials::load(&folder).unwrap_err();
+        let (told, remedy) = (error.to_string(), error.remedy().unwrap_or_default());
+        assert!(told.contains("identity.pem") && told.contains("no certificate with its key"), "{length}: {told}");
+        assert!(remedy.contains("join again"), "{length}: {remedy}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_renews_its_own_and_connections_go_on() {
     let site = Site::with(Duration::from_secs(10), true);

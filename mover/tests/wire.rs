@@ -117,6 +117,7 @@ fn replies() -> Vec<Reply> {
         }),
         Reply::Expected(Expected { expires: Timestamp(4) }),
         Reply::Certified(Certified { certificate: "cert".into(), authority: "ca".into() }),
+        Reply::Waiting(()),
         Reply::Points(vec![point()]),
         Reply::Totals(stats),
         Reply::Ends(ends()),

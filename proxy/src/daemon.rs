@@ -57,7 +57,8 @@ async fn run(config: Config) -> Result<()> {
     let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
     let (mut attending, mut attendances) = (JoinSet::new(), Vec::new());
     for node in &config.nodes {
-        let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?);
+        let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?)
+            .known_as(current.clone());
         let attendance = Arc::new(Attendance::new(host.clone(), holder.name.clone(), node.to_string(), peer));
         attending.spawn(attendance.clone().run());
         attendances.push(attendance);

@@ -4,7 +4,7 @@ use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
-use mover::wire::{Congestion, Peer, Remote, client, client_config, renewed_when_used};
+use mover::wire::{Congestion, Current, Peer, Remote, client, client_config_of, renewed_when_used};
 use mover::{DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, TrackingWish, blocking};
 use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ async fn repository(context: &Context, address: &Kept, access: Access, machine: 
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
             let peer = peer(context, host, *port, *congestion).await?;
-            let remote = Remote::connect(client()?, peer, name.as_str(), machine).await;
+            let remote = context.stop.race(Remote::connect(client()?, peer, name.as_str(), machine)).await;
             Ok(Either::Right(remote.map_err(|error| error.context(address))?))
         }
     }
@@ -48,7 +48,8 @@ pub async fn close(repository: Opened) -> Result<()> {
 /// A node, asked by who we are.
 pub async fn peer(context: &Context, host: &str, port: u16, congestion: Congestion) -> Result<Peer> {
     let Credentials { identity, trust } = credentials(context).await?;
-    Ok(Peer::new(host, port, client_config(&identity, &trust, congestion)?))
+    let own = Current::fixed(&identity, &trust);
+    Ok(Peer::new(host, port, client_config_of(&own, congestion)?).known_as(own))
 }
 
 /// Who we are to storage nodes.

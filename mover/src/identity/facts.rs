@@ -2,8 +2,9 @@
 
 use crate::{Error, Result, Timestamp};
 use rustls::pki_types::CertificateDer;
+use std::fmt;
 use std::net::IpAddr;
-use time::{Date, Month};
+use time::{Date, Month, OffsetDateTime};
 
 /// What a certificate says beside its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,11 @@ impl Facts {
         facts(certificate).ok_or_else(|| Error::usage("no certificate"))
     }
 
+    /// Whether it may be used then. The last second it names counts whole, as it does in TLS.
+    pub const fn are_valid_at(&self, now: Timestamp) -> bool {
+        self.not_before.0 <= now.0 && now.0 < self.not_after.0.saturating_add(SECOND_NS)
+    }
+
     /// Half of its life has passed: it should be renewed.
     pub const fn is_due(&self, now: Timestamp) -> bool {
         now.0 >= self.due().0
@@ -33,6 +39,24 @@ impl Facts {
     /// When half of its life has passed.
     pub const fn due(&self) -> Timestamp {
         Timestamp(self.not_before.0 + (self.not_after.0 - self.not_before.0) / 2)
+    }
+}
+
+/// `valid from … to …`
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "valid from {} to {}", utc(self.not_before), utc(self.not_after))
+    }
+}
+
+/// `2026-11-28 14:30:27 UTC`
+pub fn utc(time: Timestamp) -> String {
+    match OffsetDateTime::from_unix_timestamp_nanos(time.0.into()) {
+        Ok(it) => {
+            let ((year, month, day), (hour, minute, second)) = (it.date().to_calendar_date(), it.to_hms());
+            format!("{year:04}-{:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC", u8::from(month))
+        }
+        Err(_) => format!("{} ns", time.0),
     }
 }
 
@@ -151,6 +175,8 @@ const IP_ADDRESS: u8 = 0x87;
 /// 2.5.29.17
 const SUBJECT_ALTERNATIVE_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 
+const SECOND_NS: i64 = 1_000_000_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +210,7 @@ mod tests {
         assert_eq!(parsed(UTC_TIME, "700101000001Z"), Some(1));
         assert_eq!(parsed(UTC_TIME, "260102030405Z"), Some(1_767_323_045));
         assert_eq!(parsed(GENERALIZED_TIME, "20500101000000Z"), Some(2_524_608_000));
+        assert_eq!(utc(Timestamp(1_767_323_045_000_000_000)), "2026-01-02 03:04:05 UTC");
         for bad in ["", "Z", "260102030405", "261302030405Z", "260102030405ZZ", "+60102030405Z", "2601020304é"] {
             assert_eq!(parsed(UTC_TIME, bad), None, "{bad}");
         }

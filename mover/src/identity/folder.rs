@@ -1,14 +1,14 @@
 //! The folders in which identities are kept, and files that only their owner can read.
 
 use super::{Address, Identity, Issued, Trust};
-use crate::{Error, Result};
+use crate::{Error, Result, Timestamp, World};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// An identity with whom it believes, as a folder keeps them: `identity.pem` with certificate and key, `ca.pem`, and
-/// where to have it renewed, `authority`.
+/// where to have it renewed, `authority`; after a renewal also the one before, `previous.pem`.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     /// Who one is.
@@ -23,6 +23,11 @@ impl Credentials {
     /// # Errors
     /// `Usage`.
     pub fn load(folder: &Path) -> Result<Self> {
+        Self::load_at(folder, World::system().now())
+    }
+
+    /// The same at another time.
+    pub(crate) fn load_at(folder: &Path, now: Timestamp) -> Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|error| {
@@ -33,7 +38,14 @@ impl Credentials {
         };
         let pem = read(IDENTITY)?;
         is_private(&folder.join(IDENTITY))?;
-        let mut identity = Identity::from_pem(&pem, &pem).map_err(|error| error.context(folder.display()))?;
+        let mut identity = Identity::from_pem(&pem, &pem).map_err(|error| {
+            error.context(folder.join(IDENTITY).display()).hint(
+                "it should hold a certificate and its key, whole: bring it back from where it was copied, or join again",
+            )
+        })?;
+        if let Some(previous) = previous_in_time(folder, &identity, now) {
+            identity = previous;
+        }
         if let Ok(lasting) = fs::read(folder.join(LASTING)) {
             let wrong = |_| Error::usage(format!("{}: not 32 bytes", folder.join(LASTING).display()));
             identity.lasting = lasting.try_into().map_err(wrong)?;
@@ -96,7 +108,13 @@ impl Credentials {
         if !lasting.exists() {
             put_private(&lasting, self.identity.lasting())?;
         }
-        put_private(&folder.join(IDENTITY), issued.pem().as_bytes())
+        let path = folder.join(IDENTITY);
+        let pem = fs::read_to_string(&path).map_err(|error| Error::usage(path.display().to_string()).because(error))?;
+        // One that was renewed while the clock was wrong is not worth keeping: then the one before it is there already.
+        if Identity::from_pem(&pem, &pem).is_ok_and(|it| it.certificate() == self.identity.certificate()) {
+            put_private(&folder.join(PREVIOUS), pem.as_bytes())?;
+        }
+        put_private(&path, issued.pem().as_bytes())
     }
 
     /// Held by whoever renews the identity of this folder; ends with the process.
@@ -114,6 +132,19 @@ impl Credentials {
             Err(fs::TryLockError::Error(error)) => Err(failed(error)),
         }
     }
+}
+
+/// The identity before, when only that may be used now: this one was renewed while the clock was ahead.
+fn previous_in_time(folder: &Path, identity: &Identity, now: Timestamp) -> Option<Identity> {
+    if identity.facts().not_before <= now {
+        return None;
+    }
+    let path = folder.join(PREVIOUS);
+    is_private(&path).ok()?;
+    let pem = fs::read_to_string(&path).ok()?;
+    let previous = Identity::from_pem(&pem, &pem).ok()?;
+    let usable = previous.holder() == identity.holder() && previous.facts().are_valid_at(now);
+    usable.then_some(previous)
 }
 
 /// Puts a private file there, or in the place of another, in one step. For one at a time.
@@ -170,6 +201,8 @@ pub(super) fn sync(folder: &Path) -> io::Result<()> {
 }
 
 const IDENTITY: &str = "identity.pem";
+/// What was renewed last: it is used when the clock was wrong then.
+const PREVIOUS: &str = "previous.pem";
 const AUTHORITY: &str = "ca.pem";
 const RENEWED_AT: &str = "authority";
 const LASTING: &str = "lasting.key";

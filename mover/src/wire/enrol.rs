@@ -22,8 +22,7 @@ pub async fn create_token(
     let token = Token::new(us.trust.fingerprint(), address, world);
     let valid_s = u32::try_from(valid.as_secs()).unwrap_or(u32::MAX);
     let request = Request::Token(TokenIn { hash: token.hash(), wanted, valid_s });
-    let config = client_config_of(&Current::fixed(&us.identity, &us.trust), Congestion::default())?;
-    match ask(peer(&token.address, config), &request).await? {
+    match ask(known(us, &token.address)?, &request).await? {
         Reply::Expected(expected) => Ok((token, expected.expires)),
         _ => Err(unexpected()),
     }
@@ -51,9 +50,13 @@ pub async fn join(token: &Token, world: &World) -> Result<(Holder, Issued, Strin
 /// Has the certificate of `us` renewed, for a new key.
 pub(super) async fn renew(us: &Credentials, address: &Address, key: &NewKey, patience: Duration) -> Result<String> {
     let claim = key.claim(us.identity.holder().to_string().as_bytes())?;
-    let config = client_config_of(&Current::fixed(&us.identity, &us.trust), Congestion::default())?;
-    let peer = Peer { patience, ..peer(address, config) };
+    let peer = Peer { patience, ..known(us, address)? };
     Ok(certified(ask(peer, &Request::Renew(RenewIn { claim })).await?)?.certificate)
+}
+
+fn known(us: &Credentials, address: &Address) -> Result<Peer> {
+    let current = Current::fixed(&us.identity, &us.trust);
+    Ok(peer(address, client_config_of(&current, Congestion::default())?).known_as(current))
 }
 
 fn peer(address: &Address, config: quinn::ClientConfig) -> Peer {

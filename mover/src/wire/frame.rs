@@ -28,6 +28,9 @@ pub enum FrameError {
     /// The connection or stream is gone: on another one it may go well.
     #[error("the connection was lost: {0}")]
     Lost(String),
+    /// It does not come, or too slowly.
+    #[error("it does not come, or too slowly")]
+    Slow,
     /// The peer does not speak this protocol.
     #[error("{0}")]
     Nonsense(Error),
@@ -93,21 +96,40 @@ pub async fn send<M: Message>(
     Ok(())
 }
 
-/// Receives a message. For an allowance the bulk waits until there is room for it, and nothing is allocated before.
-pub async fn receive<M: Message>(
-    stream: &mut RecvStream,
-    allowance: Option<&Allowance>,
-) -> Result<Frame<M>, FrameError> {
-    let patience = allowance.map(Allowance::patience);
-    let header = exactly(stream, HEADER_BYTES, patience).await?;
-    let header = Header::decode::<M>(header.as_ref().try_into().expect("as long as asked for"))?;
-    let message = decode_body(&header, &exactly(stream, header.body_bytes as usize, patience).await?)?;
-    let room = match allowance.filter(|_| header.bulk_bytes > 0) {
-        Some(it) => Some(it.room(header.bulk_bytes as usize).await.ok_or(FrameError::NoRoom)?),
-        None => None,
+/// Receives a request. Its bulk waits until there is room for it, and nothing is allocated before.
+pub async fn receive<M: Message>(stream: &mut RecvStream, allowance: &Allowance) -> Result<Frame<M>, FrameError> {
+    let patience = allowance.patience();
+    let header = header::<M>(stream, Some(patience)).await?;
+    let message = body(stream, &header, patience).await?;
+    let room = match header.bulk_bytes {
+        0 => None,
+        bytes => Some(allowance.room(bytes as usize).await.ok_or(FrameError::NoRoom)?),
     };
-    let bulk = exactly(stream, header.bulk_bytes as usize, patience).await?;
+    let bulk = exactly(stream, header.bulk_bytes as usize, Some(patience)).await?;
     Ok(Frame { message, bulk, more: header.more, room })
+}
+
+/// Receives a part of an answer. Whoever waits for it decides how long it may take to begin; `begun` is called then, and from
+/// then on it has to come as a request has to.
+pub async fn receive_reply<M: Message>(
+    stream: &mut RecvStream,
+    patience: Duration,
+    begun: impl FnOnce(),
+) -> Result<Frame<M>, FrameError> {
+    let header = header::<M>(stream, None).await?;
+    begun();
+    let message = body(stream, &header, patience).await?;
+    let bulk = exactly(stream, header.bulk_bytes as usize, Some(patience)).await?;
+    Ok(Frame { message, bulk, more: header.more, room: None })
+}
+
+async fn header<M: Message>(stream: &mut RecvStream, patience: Option<Duration>) -> Result<Header, FrameError> {
+    let header = exactly(stream, HEADER_BYTES, patience).await?;
+    Ok(Header::decode::<M>(header.as_ref().try_into().expect("as long as asked for"))?)
+}
+
+async fn body<M: Message>(stream: &mut RecvStream, header: &Header, patience: Duration) -> Result<M, FrameError> {
+    Ok(decode_body(header, &exactly(stream, header.body_bytes as usize, Some(patience)).await?)?)
 }
 
 /// The next `length` bytes in one piece: what comes in packets is copied once, into memory that was not cleared, and
@@ -124,7 +146,7 @@ async fn exactly(stream: &mut RecvStream, length: usize, patience: Option<Durati
         let mut rest = (&mut whole).limit(left);
         let read = stream.read_buf(&mut rest);
         let read = match until {
-            Some(until) => timeout_at(until, read).await.map_err(|_| slow())?,
+            Some(until) => timeout_at(until, read).await.map_err(|_| FrameError::Slow)?,
             None => read.await,
         };
         if read.map_err(|error| FrameError::Lost(error.to_string()))? == 0 {
@@ -135,10 +157,6 @@ async fn exactly(stream: &mut RecvStream, length: usize, patience: Option<Durati
         }
     }
     Ok(whole.freeze())
-}
-
-fn slow() -> FrameError {
-    FrameError::Nonsense(Error::transport("the request does not come, or too slowly"))
 }
 
 /// What stands before each message.

@@ -33,7 +33,7 @@ impl Keeper {
     /// # Errors
     /// As [`Credentials::load`].
     pub fn open(folder: &Path, signer: Signer, world: &World) -> Result<Self> {
-        let current = watch::Sender::new(Arc::new(Credentials::load(folder)?));
+        let current = watch::Sender::new(Arc::new(Credentials::load_at(folder, world.now())?));
         Ok(Self { folder: folder.to_owned(), signer, world: world.clone(), current })
     }
 
@@ -51,7 +51,7 @@ impl Keeper {
             if !facts.is_due(now) {
                 pause = PAUSE_MIN;
                 // Never long: clocks are put right, and somebody may put another identity there.
-                tokio::time::sleep(until(facts.due().0 - now.0).min(LOOK_AGAIN)).await;
+                tokio::time::sleep(until(facts.due().0 - now.0).min(LOOK_EVERY)).await;
                 self.look_again().await;
                 continue;
             }
@@ -81,8 +81,8 @@ impl Keeper {
     }
 
     async fn look_again(&self) {
-        let folder = self.folder.clone();
-        match blocking(move || Credentials::load(&folder)).await {
+        let (folder, now) = (self.folder.clone(), self.world.now());
+        match blocking(move || Credentials::load_at(&folder, now)).await {
             Ok(found) => self.show(found),
             Err(error) => tracing::warn!(%error, "the identity cannot be read, the one before stays in use"),
         }
@@ -105,7 +105,7 @@ impl Keeper {
 /// # Errors
 /// As [`Credentials::load`].
 pub async fn renewed_when_used(folder: &Path, world: &World) -> Result<Credentials> {
-    let found = Credentials::load(folder)?;
+    let found = Credentials::load_at(folder, world.now())?;
     let facts = found.identity.facts();
     let tried = folder.join(TRIED);
     if !facts.is_due(world.now()) || tried_lately(&tried, world) {
@@ -137,8 +137,8 @@ fn tried_lately(tried: &Path, world: &World) -> bool {
 /// Renews the identity in a folder, unless somebody just did.
 async fn renew(folder: &Path, signer: &Signer, world: &World, patience: Duration) -> Result<Credentials> {
     let (lock, old) = {
-        let folder = folder.to_owned();
-        blocking(move || Ok::<_, Error>((Credentials::lock(&folder)?, Credentials::load(&folder)?))).await?
+        let (folder, now) = (folder.to_owned(), world.now());
+        blocking(move || Ok::<_, Error>((Credentials::lock(&folder)?, Credentials::load_at(&folder, now)?))).await?
     };
     if !old.identity.facts().is_due(world.now()) {
         return Ok(old);
@@ -158,11 +158,11 @@ async fn renew(folder: &Path, signer: &Signer, world: &World, patience: Duration
     if identity.holder() != &holder {
         return Err(Error::integrity(format!("the authority gave a certificate for {}", identity.holder())));
     }
-    let folder = folder.to_owned();
+    let (folder, now) = (folder.to_owned(), world.now());
     blocking(move || {
         old.replace(&folder, &issued)?;
         drop(lock);
-        Credentials::load(&folder)
+        Credentials::load_at(&folder, now)
     })
     .await
 }
@@ -182,6 +182,8 @@ fn until(nanos: i64) -> Duration {
 
 const TRIED: &str = "renewal.tried";
 const PAUSE_MIN: Duration = Duration::from_secs(30);
+/// For a clock that was put right, and an identity that was put there.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A command should not wait for what can wait itself.

@@ -204,6 +204,8 @@ pub struct Limits {
     pub room: Arc<Budget>,
     /// Bytes that requests take while they are done, which is soon.
     pub work: Arc<Budget>,
+    /// Plain bytes that are being decoded, or wait for a processor.
+    pub decoding: Arc<Budget>,
     /// Bytes that long answers take, for as long as they are taken.
     pub answers: Arc<Budget>,
     /// Bytes that clients may have on their way to us, unread.
@@ -225,6 +227,7 @@ impl Default for Limits {
             requests: Budget::new(REQUESTS_MAX),
             room: Budget::new(ROOM_BYTES),
             work: Budget::new(WORK_BYTES),
+            decoding: Budget::new(DECODING_BYTES),
             answers: Budget::new(ANSWERS_BYTES),
             receiving: Budget::new(RECEIVING_BYTES),
             sending: Budget::new(SENDING_BYTES),
@@ -279,21 +282,20 @@ impl Allowance {
 
     /// What doing a request takes beside which so many bytes stand.
     pub async fn work(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
-        let lasts = matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
-            || matches!(
-                request,
-                Request::GetVerified(_)
-                    | Request::List(_)
-                    | Request::Attend(_)
-                    | Request::Run(_)
-                    | Request::Pull(_)
-                    | Request::Verify(_)
-                    | Request::RebuildIndex(_)
-                    | Request::Sweep(_)
-            );
-        let budget = if lasts { &self.limits.answers } else { &self.limits.work };
+        let budget = if lasts(request, beside_bytes) { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(self.holder.as_ref());
         share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
+    }
+
+    /// A turn to have so many plain bytes decoded: whoever has much decoded waits for himself, not others for him.
+    pub async fn decoding(&self, plain_bytes: usize) -> Option<Share> {
+        let mut share = self.limits.decoding.share(self.holder.as_ref());
+        share.wait(plain_bytes, self.limits.patience).await.then_some(share)
+    }
+
+    /// The connection.
+    pub const fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// A stream for a part of so many bytes of the answer to the request on stream `of`. Parts that were begun first are
@@ -331,6 +333,24 @@ impl Allowance {
     }
 }
 
+/// Whether it is counted with what takes long.
+fn lasts(request: &Request, beside_bytes: usize) -> bool {
+    matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
+        // What a large commit takes no holder alone could have of the smaller budget.
+        || matches!(request, Request::Commit(_)) && beside_bytes > SHORT_COMMIT_BYTES_MAX
+        || matches!(
+            request,
+            Request::GetVerified(_)
+                | Request::List(_)
+                | Request::Attend(_)
+                | Request::Run(_)
+                | Request::Pull(_)
+                | Request::Verify(_)
+                | Request::RebuildIndex(_)
+                | Request::Sweep(_)
+        )
+}
+
 /// Memory that a request takes beside what came with it, at most or nearly so.
 fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
     match request {
@@ -365,7 +385,10 @@ const REQUESTS_MAX: usize = 512;
 /// Two clients have nearly as much on their way as they may (32 MiB), or one that does not keep to it 40 MiB.
 const ROOM_BYTES: usize = 80 << 20;
 const WORK_BYTES: usize = 24 << 20;
-const ANSWERS_BYTES: usize = 48 << 20;
+/// Half of it is enough for the largest commit.
+const ANSWERS_BYTES: usize = 52 << 20;
+/// Half of it is enough for the largest put. They are decoded one after another on each processor, into the same memory.
+const DECODING_BYTES: usize = 32 << 20;
 /// One holder alone gets 32 MiB: 1 Gbit/s at 150 ms takes 19 MB.
 const RECEIVING_BYTES: usize = 64 << 20;
 const SENDING_BYTES: usize = 64 << 20;
@@ -379,6 +402,8 @@ const WINDOW_STEP_BYTES: usize = 4 << 20;
 const MESSAGES_ON_THEIR_WAY: usize = 32;
 /// Beyond this many bytes of ids an answer may take long.
 const SHORT_GET_BYTES_MAX: usize = IDS_MAX * ID_BYTES;
+/// Beyond this many bytes of manifests a commit counts with long answers.
+const SHORT_COMMIT_BYTES_MAX: usize = 1 << 20;
 /// One chunk being read; there are longer ones, but of those few.
 const READ_BYTES: usize = 256 << 10;
 /// A manifest being made, or chunks read ahead.
@@ -399,6 +424,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
     use crate::identity::Role;
+    use crate::wire::message::{
+        Ask, COMMIT_BYTES_MAX, CommitIn, GET_IDS_MAX, ManifestOf, Of, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, Put,
+    };
 
     fn holder(name: &str) -> Holder {
         Holder::new(Role::Proxy, name.parse().unwrap())
@@ -432,6 +460,29 @@ mod tests {
         assert!(!budget.share(Some(&holder("c"))).grow(257), "more than there is");
         let room = Budget::new(80);
         assert!(!room.share(Some(&holder("a"))).grow(41), "more than a half");
+    }
+
+    /// On an idle node nothing that the protocol allows is refused for ever.
+    #[test]
+    fn the_largest_message_of_each_kind_has_room() {
+        let limits = Limits::default();
+        let of = Of { session: crate::SessionId([1; 16]) };
+        for (request, beside) in [
+            (Request::Commit(CommitIn { session: of.session, drafts: Vec::new() }), COMMIT_BYTES_MAX),
+            (Request::Commit(CommitIn { session: of.session, drafts: Vec::new() }), SHORT_COMMIT_BYTES_MAX),
+            (Request::Missing(Ask { session: of.session, kind: 0 }), IDS_MAX * ID_BYTES),
+            (Request::Put(Put { session: of.session, lengths: vec![0; IDS_MAX] }), PUT_BYTES_MAX),
+            (Request::Get(of), GET_IDS_MAX * ID_BYTES),
+            (Request::Get(of), SHORT_GET_BYTES_MAX),
+            (Request::GetVerified(of), IDS_MAX * ID_BYTES),
+            (Request::Manifest(ManifestOf { session: of.session, point: crate::PointId([2; 16]) }), 0),
+        ] {
+            let of = |budget: &Arc<Budget>| budget.share(Some(&holder("a")));
+            let mut work = of(if lasts(&request, beside) { &limits.answers } else { &limits.work });
+            assert!(work.grow(work_bytes(&request, beside)), "{request:?} with {beside} bytes");
+            assert!(of(&limits.room).grow(beside), "{request:?} with {beside} bytes");
+        }
+        assert!(limits.decoding.share(Some(&holder("a"))).grow(PUT_PLAIN_BYTES_MAX));
     }
 
     #[tokio::test]

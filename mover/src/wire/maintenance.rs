@@ -1,6 +1,6 @@
 //! Work on a whole repository, done on the node where it is: nothing is sent but how far it is, and what came of it.
 
-use super::link::{ATTEMPTS, unexpected};
+use super::link::unexpected;
 use super::message::{DAMAGES_MAX, Damage, Reply, Request, SweepIn, VERIFIED_POINTS_MAX, Verified, VerifyIn, Whole};
 use super::remote::Remote;
 use super::serve::{Answer, Done, Refused, send};
@@ -111,7 +111,9 @@ impl Remote {
         progress: &Progress,
         take: impl Fn(&mut S, Reply) -> Result<Option<T>>,
     ) -> Result<T> {
-        for attempt in 0..ATTEMPTS {
+        let mut again = self.link.again();
+        for attempt in 0.. {
+            again.asked();
             let (first, mut rest) = self.link.calls(&request(attempt), &[]).await?;
             let (mut next, mut so_far) = (Some(first), S::default());
             while let Some(frame) = next {
@@ -125,8 +127,9 @@ impl Remote {
                 }
                 next = rest.next_if_any().await?;
             }
+            again.broke_off()?;
         }
-        Err(self.link.broke_off())
+        Err(unexpected())
     }
 }
 

@@ -62,6 +62,11 @@ macro_rules! messages {
         impl $name {
             /// Every type code.
             pub const CODES: &'static [u16] = &[$($code),*];
+
+            /// What a message of this type is called.
+            pub const fn name(&self) -> &'static str {
+                match self { $( Self::$variant(_) => stringify!($variant), )* }
+            }
         }
 
         impl Message for $name {
@@ -181,6 +186,8 @@ messages! {
         0x8004 Expected(Expected), 64, 0;
         /// To `Join` and `Renew`.
         0x8005 Certified(Certified), 16 << 10, 0;
+        /// To any request, before its answer: the node is at work on it.
+        0x8006 Waiting(()), 0, 0;
         /// To `List`, in several.
         0x8010 Points(Vec<RecoveryPoint>), POINTS_BYTES_MAX, 0;
         /// To `Stats`.
@@ -638,6 +645,10 @@ pub fn error_kind(code: u16) -> ErrorKind {
 pub const GET_IDS_MAX: usize = 65_536;
 /// Ids in other messages.
 pub const IDS_MAX: usize = 4096;
+/// Points of one commit: the answer about them fits.
+pub const DRAFTS_MAX: usize = 1024;
+/// Plain bytes of the chunks of one put: what a node decodes at once for somebody.
+pub const PUT_PLAIN_BYTES_MAX: usize = 16 << 20;
 /// Bytes of ids and blobs in one message; the longest blob fits.
 pub const PUT_BYTES_MAX: usize = 20 << 20;
 /// Bytes of manifests in one message.

@@ -1,7 +1,7 @@
 //! Copies between nodes: an administrator asks the receiving node, which pulls. Blobs go from node to node, not through the
 //! administrator's terminal.
 
-use super::link::{ATTEMPTS, Peer, unexpected};
+use super::link::{Peer, unexpected};
 use super::message::{Failed, PULLED_TOGETHER, Place, PullIn, Pulled, Reply, Request};
 use super::quic::Congestion;
 use super::remote::Remote;
@@ -113,12 +113,9 @@ impl Remote {
     ) -> Result<()> {
         for points in points.chunks(PULLED_TOGETHER) {
             let mut left: BTreeSet<PointId> = points.iter().copied().collect();
-            let mut attempts = 0;
+            let mut again = self.link.again();
             while !left.is_empty() {
-                attempts += 1;
-                if attempts > ATTEMPTS {
-                    return Err(self.link.broke_off());
-                }
+                again.asked();
                 let asked = points.iter().filter(|point| left.contains(point)).copied().collect();
                 let (repository, from) = (self.config().id, from.clone());
                 let request = Request::Pull(PullIn { repository, from, points: asked, verification });
@@ -131,7 +128,7 @@ impl Remote {
                         }
                         Reply::Pulled(Pulled { point, outcome }) => {
                             if left.remove(&point) {
-                                attempts = 0;
+                                again.came();
                                 done(point, outcome.map_err(Error::from))?;
                             }
                         }
@@ -139,6 +136,9 @@ impl Remote {
                         _ => return Err(unexpected()),
                     }
                     next = rest.next_if_any().await?;
+                }
+                if !left.is_empty() {
+                    again.broke_off()?;
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! QUIC end points: TLS 1.3 with certificates of both sides, no early data, and windows for long fast links.
 
 use super::socket;
+use super::validity::{InTime, in_words};
 use crate::identity::{Credentials, Identity, Token, Trust, provider};
 use crate::{Error, Result};
 use quinn::congestion::{BbrConfig, CubicConfig};
@@ -156,7 +157,10 @@ pub fn client_config(identity: &Identity, trust: &Trust, congestion: Congestion)
 /// As [`client_config`].
 pub fn client_config_of(current: &Current, congestion: Congestion) -> Result<ClientConfig> {
     let roots = current.get().trust.roots().map_err(unusable)?;
-    let tls = client_tls()?.with_root_certificates(roots).with_client_cert_resolver(Arc::new(current.clone()));
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(unusable)?;
+    let tls = client_tls()?.dangerous().with_custom_certificate_verifier(Arc::new(InTime(verifier)));
+    let tls = tls.with_client_cert_resolver(Arc::new(current.clone()));
     client_quic(tls, congestion)
 }
 
@@ -237,7 +241,7 @@ impl ServerCertVerifier for ByFingerprint {
         roots.add(authority.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
         let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
-        verifier.verify_server_cert(certificate, &[], name, ocsp, now)
+        verifier.verify_server_cert(certificate, &[], name, ocsp, now).map_err(|error| in_words(error, certificate))
     }
 
     fn verify_tls12_signature(

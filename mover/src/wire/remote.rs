@@ -1,15 +1,18 @@
 //! A repository on a storage node: the client's half.
 
 use super::answer::Replies;
+use super::bounded;
 use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
-use super::link::{ATTEMPTS, CallError, Link, Peer, unexpected};
+use super::link::{CallError, Link, Peer, unexpected};
 use super::message::{
     AnnotateIn, Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogIn, ManifestOf, MoveIn, Of,
-    Open, PUT_BYTES_MAX, PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft, presence,
+    Open, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft,
+    presence,
 };
 use super::questions::Questions;
 use super::quic::WINDOW_BYTES;
+use super::waits::ATTEMPTS;
 use crate::{
     Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
     MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
@@ -49,11 +52,10 @@ impl Remote {
     pub async fn connect(endpoint: Endpoint, peer: Peer, name: &str, machine: Option<&Name>) -> Result<Self> {
         let link = Arc::new(Link::new(endpoint, peer));
         let open = Request::Open(Open { name: name.to_owned(), machine: machine.cloned() });
-        let mut frames = link.gather(&open, &[]).await?.into_iter();
-        let Some(Frame { message: Reply::Opened(opened), .. }) = frames.next() else { return Err(unexpected()) };
+        let answer = link.gather(&open, &[], bounded::opened).await?;
+        let bounded::OpenedWith { opened: Some(opened), points } = answer else { return Err(unexpected()) };
         let config =
             RepositoryConfig { id: opened.repository, domain: DomainKey(opened.domain), created: opened.created };
-        let points = points(frames)?;
         let filter = |machine: &Name| PointFilter { machine: Some(machine.clone()), forgotten: false };
         let listed = machine.map(|machine| (Instant::now(), filter(machine), points));
         Ok(Self { link, config, owner: opened.owner, listed: Arc::new(Mutex::new(listed)) })
@@ -121,7 +123,7 @@ impl Repository for Remote {
             machine: filter.machine.clone(),
             forgotten: filter.forgotten,
         });
-        points(self.link.gather(&request, &[]).await?.into_iter())
+        Ok(self.link.gather(&request, &[], bounded::points).await?)
     }
 
     async fn stats(&self) -> Result<Stats> {
@@ -163,14 +165,14 @@ impl Repository for Remote {
     async fn wanted(&self, after: Option<ChunkId>) -> Result<Vec<ChunkId>> {
         let request = WantedOf { repository: self.config.id, after: after.map(|id| id.0) };
         match self.link.call(&Request::WantedChunks(request), &[]).await? {
-            (Reply::WantedIds(()), bytes) => bulk::ids(&bytes),
+            (Reply::WantedIds(()), bytes) => bounded::ascending(after, bulk::ids(&bytes)?),
             _ => Err(unexpected()),
         }
     }
 
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
         match self.ask(Request::Log(LogIn { repository: self.config.id, after })).await? {
-            Reply::Records(entries) => Ok(entries),
+            Reply::Records(entries) => bounded::following(after, entries),
             _ => Err(unexpected()),
         }
     }
@@ -317,10 +319,15 @@ impl Lease {
     }
 
     /// As [`Self::calls`], with all replies.
-    async fn gather(&self, request: impl Fn(SessionId) -> Request, bulk: &[Bytes]) -> Result<Vec<Frame<Reply>>> {
+    async fn gather<T: Default>(
+        &self,
+        request: impl Fn(SessionId) -> Request,
+        bulk: &[Bytes],
+        take: impl Fn(&mut T, Frame<Reply>) -> Result<()>,
+    ) -> Result<T> {
         for _ in 0..ATTEMPTS {
             let id = self.opened().await?;
-            match self.link.gather(&request(id), bulk).await {
+            match self.link.gather(&request(id), bulk, &take).await {
                 Ok(replied) => return Ok(replied),
                 Err(error) => self.unless_forgotten(id, error).await?,
             }
@@ -379,18 +386,16 @@ impl Lease {
     /// Blobs as they come; what does not come before a connection is lost is asked for again.
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
         let wanted: BTreeSet<ChunkId> = ids.into_iter().collect();
-        let fetch = Fetch { lease: self, wanted, replies: None, attempts: 0 };
+        let fetch = Fetch { lease: self, wanted, replies: None, attempts: 0, fruitless: 0 };
         stream::unfold(fetch, |mut fetch| async move { fetch.next().await.map(|batch| (batch, fetch)) })
     }
 
     async fn get_verified(&self, ids: &[ChunkId]) -> Result<ChunkBatch> {
         let mut made = ChunkBatch::new();
-        for ids in ids.chunks(IDS_MAX) {
+        for ids in ids.chunks(VERIFIED_TOGETHER) {
             let request = |session| Request::GetVerified(Of { session });
-            let frames = self.gather(request, &[bulk::of_ids(ids.iter().copied())]).await?;
-            for frame in frames {
-                made.extend(chunks(frame)?);
-            }
+            let take = |made: &mut ChunkBatch, frame| bounded::verified(made, chunks(frame)?, ids);
+            made.extend(self.gather(request, &[bulk::of_ids(ids.iter().copied())], take).await?);
         }
         Ok(made)
     }
@@ -404,6 +409,7 @@ struct Fetch<'a> {
     replies: Option<(Option<Frame<Reply>>, Replies)>,
     /// Since something came.
     attempts: u32,
+    fruitless: u32,
 }
 
 impl Fetch<'_> {
@@ -413,8 +419,14 @@ impl Fetch<'_> {
                 Ok(Some(batch)) => {
                     let new: ChunkBatch = batch.into_iter().filter(|(id, _)| self.wanted.remove(id)).collect();
                     if !new.is_empty() {
-                        self.attempts = 0;
+                        (self.attempts, self.fruitless) = (0, 0);
                         return Some(new);
+                    }
+                    // One may come twice; a node that sends only such, or what nobody asked for, never ends.
+                    self.fruitless += 1;
+                    if self.fruitless > FRUITLESS_MAX {
+                        let what = format!("{}: it sends chunks that nobody asked for", self.lease.link.name());
+                        return Some(unreadable(std::mem::take(&mut self.wanted), &Error::transport(what)));
                     }
                 }
                 Ok(None) => {}
@@ -445,7 +457,7 @@ impl Fetch<'_> {
                 self.lease.link.pace(frame.bulk.len() as u64).await;
                 Ok(Some(chunks(frame)?))
             }
-            Ok(None) | Err(FrameError::Lost(_) | FrameError::NoRoom) => {
+            Ok(None) | Err(FrameError::Lost(_) | FrameError::Slow | FrameError::NoRoom) => {
                 self.replies = None;
                 Ok(None)
             }
@@ -683,15 +695,8 @@ impl Drop for RemoteSession {
 
 async fn open_write(link: &Link, repository: RepositoryId, begin: &Begin) -> Result<(SessionId, Begun)> {
     let request = Request::Begin(BeginIn { repository, begin: begin.clone() });
-    let mut frames = link.gather(&request, &[]).await?.into_iter();
-    let Some(Frame { message: Reply::Session(Of { session }), .. }) = frames.next() else { return Err(unexpected()) };
-    let mut begun = Begun::default();
-    for frame in frames {
-        match frame.message {
-            Reply::Suspects(suspects) => begun.suspects.extend(suspects),
-            _ => return Err(unexpected()),
-        }
-    }
+    let answer = link.gather(&request, &[], bounded::begun).await?;
+    let bounded::BegunAs { session: Some(session), begun } = answer else { return Err(unexpected()) };
     Ok((session, begun))
 }
 
@@ -712,28 +717,18 @@ fn unreadable(ids: impl IntoIterator<Item = ChunkId>, error: &Error) -> ChunkBat
     ids.into_iter().map(|chunk| (chunk, Err(ChunkError::unreadable(chunk, error)))).collect()
 }
 
-fn points(frames: impl Iterator<Item = Frame<Reply>>) -> Result<Vec<RecoveryPoint>> {
-    let mut points = Vec::new();
-    for frame in frames {
-        match frame.message {
-            Reply::Points(page) => points.extend(page),
-            _ => return Err(unexpected()),
-        }
-    }
-    Ok(points)
-}
-
 /// Batches that fit into one message.
 fn batches(chunks: Vec<(ChunkId, Blob)>) -> Vec<Vec<(ChunkId, Blob)>> {
     let mut made: Vec<Vec<_>> = Vec::new();
-    let mut bytes = usize::MAX;
+    let (mut bytes, mut plain) = (0, 0);
     for (id, blob) in chunks {
-        let length = ID_BYTES + blob.bytes().len();
-        if bytes.saturating_add(length) > BATCH_BYTES || made.last().is_some_and(|batch| batch.len() == IDS_MAX) {
+        bytes += ID_BYTES + blob.bytes().len();
+        plain += blob.header().plain_bytes as usize;
+        let full = bytes > BATCH_BYTES || plain > PUT_PLAIN_BYTES_MAX;
+        if full || made.last().is_none_or(|batch| batch.len() == IDS_MAX) {
             made.push(Vec::new());
-            bytes = 0;
+            (bytes, plain) = (ID_BYTES + blob.bytes().len(), blob.header().plain_bytes as usize);
         }
-        bytes += length;
         made.last_mut().expect("just pushed").push((id, blob));
     }
     made
@@ -750,6 +745,10 @@ fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
     Ok(batch)
 }
 
+/// Messages in a row in which nothing is new.
+const FRUITLESS_MAX: u32 = 64;
+/// Chunks that are asked for together with the node's word that they are sound: each may be long.
+const VERIFIED_TOGETHER: usize = 128;
 /// Of points that came with the opening: what a job does before it asks for them may take long.
 const LISTED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one put: small enough that several are on their way at once.

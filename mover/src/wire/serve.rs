@@ -1,6 +1,8 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
+mod arrival;
 mod joining;
+mod places;
 mod reply;
 
 use super::control::desk::Desk;
@@ -8,25 +10,26 @@ use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
-    Ask, CommitIn, Committed, Failed, Hello, LACKING_MAX, MoveIn, NO_ROOM, NO_SESSION, Of, Open, Opened, PullIn, Reply,
-    Request, SUSPECTS_MAX, WantedOf, Welcome, presence_code,
+    Ask, CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MoveIn, NO_ROOM, NO_SESSION, Of, Open, Opened,
+    PullIn, Reply, Request, SUSPECTS_MAX, WantedOf, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
+use super::validity::{close_unless_valid, shown};
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
-use crate::identity::{Holder, Registry};
+use crate::identity::{Facts, Holder, Registry};
 use crate::{
     Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId,
     ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
+use places::{Place, Places};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
-use rustls::pki_types::CertificateDer;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,8 +56,8 @@ pub struct Node<R: Repository> {
 /// A connection, and whose it is.
 struct Caller {
     allowance: Allowance,
-    /// What it showed; none of somebody who joins.
-    certificate: Option<CertificateDer<'static>>,
+    /// What the certificate says that it showed; none of somebody who joins.
+    shown: Option<Facts>,
     /// Whether it has said hello.
     greeted: watch::Sender<bool>,
 }
@@ -63,11 +66,14 @@ struct Served<R: Repository> {
     repository: R,
     prints: Fingerprinter,
     leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
+    places: Places,
 }
 
 /// A session of a client. It ends when it is closed, or was not used for long.
 struct Lease<R: Repository> {
     holder: Holder,
+    /// Given back when the session has ended.
+    _place: Place,
     session: Either<R::Session, R::Reader>,
     /// Points whose manifests it may read.
     pins: Vec<PointId>,
@@ -93,6 +99,7 @@ impl From<FrameError> for Refused {
         match error {
             FrameError::Lost(_) => Self::Gone,
             FrameError::Nonsense(error) => error.into(),
+            FrameError::Slow => Error::transport("the request does not come, or too slowly").into(),
             FrameError::NoRoom => Self::no_room(),
         }
     }
@@ -175,7 +182,7 @@ impl<R: Repository + 'static> Node<R> {
     #[must_use]
     pub fn with(mut self, name: &str, repository: R) -> Self {
         let prints = Fingerprinter::new(&repository.config().domain);
-        let served = Served { repository, prints, leases: Mutex::default() };
+        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default() };
         self.repositories.insert(name.to_owned(), Arc::new(served));
         self
     }
@@ -249,7 +256,7 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn connection(self: &Arc<Self>, connection: Connection, mut stop: watch::Receiver<bool>) {
         let from = connection.remote_address();
-        let (holder, certificate) = match self.holder(&connection) {
+        let (holder, facts) = match self.holder(&connection) {
             Ok(Some(shown)) => shown,
             Ok(None) => return self.stranger(connection, stop).await,
             Err(error) => {
@@ -264,7 +271,7 @@ impl<R: Repository + 'static> Node<R> {
         }
         tracing::debug!(%from, %holder, "connected");
         let allowance = Allowance::new(Some(&holder), connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, certificate: Some(certificate), greeted: watch::Sender::new(false) });
+        let caller = Arc::new(Caller { allowance, shown: Some(facts.clone()), greeted: watch::Sender::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         let mut look = tokio::time::interval(DENIED_CHECK);
         loop {
@@ -275,7 +282,7 @@ impl<R: Repository + 'static> Node<R> {
                         tasks.spawn(async move {
                             let _turn = caller.allowance.turn().await;
                             // What waits for its turn is small.
-                            Box::pin(node.stream(Answer { stream: to, caller }, from)).await;
+                            Box::pin(node.stream(Answer::new(to, caller), from)).await;
                         });
                     }
                     Err(error) => {
@@ -285,7 +292,10 @@ impl<R: Repository + 'static> Node<R> {
                 },
                 Some(_) = tasks.join_next() => {}
                 // Long answers end too, not only what is asked from now on.
-                _ = look.tick() => if let Err(error) = self.not_denied(&holder) {
+                _ = look.tick() => if !close_unless_valid(&connection, &facts) {
+                    tracing::info!(%from, %holder, "cut off: its certificate has ended");
+                    return;
+                } else if let Err(error) = self.not_denied(&holder) {
                     tracing::warn!(%from, %error, "cut off");
                     return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
                 },
@@ -302,12 +312,11 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     /// Whose certificate was shown; nobody's when none was.
-    fn holder(&self, connection: &Connection) -> Result<Option<(Holder, CertificateDer<'static>)>> {
-        let shown = connection.peer_identity().and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let Some(certificate) = shown.and_then(|shown| shown.into_iter().next()) else { return Ok(None) };
+    fn holder(&self, connection: &Connection) -> Result<Option<(Holder, Facts)>> {
+        let Some(certificate) = shown(connection) else { return Ok(None) };
         let holder = Holder::of(&certificate)?;
         self.not_denied(&holder)?;
-        Ok(Some((holder, certificate)))
+        Ok(Some((holder, Facts::of(&certificate)?)))
     }
 
     fn not_denied(&self, holder: &Holder) -> Result<()> {
@@ -317,20 +326,29 @@ impl<R: Repository + 'static> Node<R> {
         Ok(())
     }
 
-    async fn stream(&self, mut to: Answer, mut from: RecvStream) {
+    async fn stream(&self, mut to: Answer, from: RecvStream) {
+        let alive = to.alive();
+        let told = tokio::select! {
+            biased;
+            told = self.answer(&mut to, from) => told,
+            never = alive => match never {},
+        };
+        to.end(told.is_ok()).await;
+    }
+
+    async fn answer(&self, to: &mut Answer, mut from: RecvStream) -> Result<(), FrameError> {
         let caller = to.caller.clone();
-        let done = match receive::<Request>(&mut from, Some(&caller.allowance)).await {
-            Ok(frame) => self.message(frame, &mut to).await,
+        let done = match receive::<Request>(&mut from, &caller.allowance).await {
+            Ok(frame) => self.message(frame, to).await,
             Err(error) => Err(error.into()),
         };
         // What was not read of it is let go.
         drop(from);
-        let told = match done {
+        match done {
             Ok(()) => Ok(()),
-            Err(Refused::Told(failed)) => send(&mut to, &Reply::Failed(failed), Vec::new(), false).await,
+            Err(Refused::Told(failed)) => send(to, &Reply::Failed(failed), Vec::new(), false).await,
             Err(Refused::Gone) => Err(FrameError::Lost(String::new())),
-        };
-        to.end(told.is_ok()).await;
+        }
     }
 
     async fn message(&self, frame: Frame<Request>, to: &mut Answer) -> Done {
@@ -343,6 +361,9 @@ impl<R: Repository + 'static> Node<R> {
         }
         let holder = caller.allowance.holder.as_ref();
         holder.map_or(Ok(()), |holder| self.not_denied(holder))?;
+        if caller.shown.as_ref().is_some_and(|facts| !close_unless_valid(caller.allowance.connection(), facts)) {
+            return Err(Refused::Gone);
+        }
         access::check(holder, &message)?;
         let _work = caller.allowance.work(&message, bulk.len()).await.ok_or_else(Refused::no_room)?;
         // Held until the chunks are with the repository. What only asks is counted with its answer, which may take long.
@@ -395,13 +416,13 @@ impl<R: Repository + 'static> Node<R> {
             Request::Log(it) => say(to, Reply::Records(self.of(it.repository)?.repository.log(it.after).await?)).await,
             Request::Begin(it) => {
                 let served = self.of(it.repository)?;
-                served.has_room(holder)?;
+                let place = served.places.take(holder)?;
                 // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
                 let (verification, by) = (Verification::Decode, Some(holder.clone()));
                 let begin = Begin { verification, holder: by, ..it.begin };
                 let parents = begin.parents.clone();
                 let (session, begun) = served.repository.begin(begin).await?;
-                let session = served.lend(SessionId::random(&self.world), holder, Either::Left(session), parents);
+                let session = served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents);
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
@@ -411,10 +432,11 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Read(it) => {
                 let served = self.of(it.repository)?;
-                served.has_room(holder)?;
+                let place = served.places.take(holder)?;
                 served.shows(holder, &it.points).await?;
                 let reader = served.repository.read(&it.points).await?;
-                let session = served.lend(SessionId::random(&self.world), holder, Either::Right(reader), it.points);
+                let session =
+                    served.lend(SessionId::random(&self.world), holder, place, Either::Right(reader), it.points);
                 say(to, Reply::Session(Of { session })).await
             }
             Request::Missing(Ask { session, kind }) => {
@@ -427,13 +449,14 @@ impl<R: Repository + 'static> Node<R> {
             Request::Put(put) => {
                 let (served, lease) = self.served(put.session, holder)?;
                 let session = lease.write()?;
-                match take(session, &put.lengths, beside).await {
+                match arrival::take(&to.caller.allowance, session, &put.lengths, beside).await {
                     // Who gives something else than it says, by a lie or by bad memory, gets no further with it.
                     Err(error) if error.kind() == ErrorKind::Integrity => {
                         tracing::warn!(%holder, session = %put.session, %error, "session ended");
                         served.end(put.session);
                         Err(error.into())
                     }
+                    Ok(false) => Err(Refused::no_room()),
                     taken => {
                         taken?;
                         say(to, Reply::Stored(session.stored().await?)).await
@@ -532,6 +555,9 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
         let (served, lease) = self.served(commit.session, holder)?;
+        if commit.drafts.len() > DRAFTS_MAX {
+            return Err(Error::usage(format!("{} points at once, more than {DRAFTS_MAX}", commit.drafts.len())).into());
+        }
         let mut drafts = Vec::new();
         for draft in commit.drafts {
             let length = draft.manifest_bytes as usize;
@@ -615,15 +641,6 @@ impl<R: Repository + 'static> Node<R> {
 }
 
 impl<R: Repository + 'static> Served<R> {
-    /// Whether `holder` may open another session. Asked before one is opened: that leaves a record.
-    fn has_room(&self, holder: &Holder) -> Result<()> {
-        let leases = self.leases.lock().expect("no holder panics");
-        if leases.values().filter(|lease| lease.holder == *holder).count() < SESSIONS_MAX {
-            return Ok(());
-        }
-        Err(Error::busy(format!("{holder} has {SESSIONS_MAX} sessions open")).hint("wait until some jobs end"))
-    }
-
     /// The points that `holder` may see.
     async fn list(&self, holder: &Holder, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
         let mut points = self.repository.list(filter).await?;
@@ -652,10 +669,11 @@ impl<R: Repository + 'static> Served<R> {
         &self,
         id: SessionId,
         holder: &Holder,
+        place: Place,
         session: Either<R::Session, R::Reader>,
         pins: Vec<PointId>,
     ) -> SessionId {
-        let lease = Lease { holder: holder.clone(), session, pins, used: Mutex::new(Instant::now()) };
+        let lease = Lease { holder: holder.clone(), _place: place, session, pins, used: Mutex::new(Instant::now()) };
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
         id
     }
@@ -678,7 +696,7 @@ impl<R: Repository> Lease<R> {
 impl Caller {
     async fn was_greeted(&self) -> bool {
         // Who is not known asks one thing after the other.
-        if self.certificate.is_none() {
+        if self.shown.is_none() {
             return *self.greeted.borrow();
         }
         let mut greeted = self.greeted.subscribe();
@@ -699,19 +717,8 @@ fn welcome(hello: &Hello) -> Result<Reply> {
     Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
-/// Has a session take what stands beside a put.
-async fn take<S: WriteSession>(session: &S, lengths: &[u32], beside: Bytes) -> Result<()> {
-    let chunks = bulk::blobs(lengths, beside)?.into_iter().map(|(id, bytes)| {
-        let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
-        Ok((id, Blob::parse(bytes).map_err(wrong)?))
-    });
-    session.put(chunks.collect::<Result<_>>()?).await
-}
-
 /// Chunks decoded and compared before the first is sent.
 const VERIFIED_TOGETHER: usize = 4;
-/// Sessions of one holder.
-const SESSIONS_MAX: usize = 256;
 /// For somebody who was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);

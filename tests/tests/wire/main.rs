@@ -3,7 +3,9 @@
 mod attackers;
 mod conformance_remote;
 mod far;
+mod hostile;
 mod links;
 mod node_memory;
 mod owners;
 mod remote;
+mod silence;

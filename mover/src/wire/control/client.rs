@@ -9,7 +9,7 @@ use crate::{BackupReport, PointId, Progress, Result};
 use quinn::Endpoint;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// The jobs that a node hands over.
 #[derive(Debug)]
@@ -43,8 +43,10 @@ impl Jobs {
     /// # Errors
     /// Those of the job; `NotFound` for an unknown proxy, `Busy`, `NotAuthorised`, `Transport`.
     pub async fn run(&self, run: &Run, progress: &Progress, mut warn: impl FnMut(&str)) -> Result<BackupReport> {
-        let mut told = 0;
+        let (mut told, mut again) = (0, self.link.again());
         loop {
+            let asked = Instant::now();
+            again.asked();
             let (first, mut rest) = self.link.calls(&Request::Run(run.clone()), &[]).await?;
             let (mut frame, mut warnings) = (Some(first), 0);
             while let Some(Frame { message, .. }) = frame {
@@ -64,6 +66,10 @@ impl Jobs {
                 }
                 frame = following(&mut rest).await?;
             }
+            if asked.elapsed() > AT_WORK {
+                again.came();
+            }
+            again.broke_off()?;
             sleep(PAUSE).await;
         }
     }
@@ -127,10 +133,12 @@ impl Orders {
 async fn following(replies: &mut Replies) -> Result<Option<Frame<Reply>>> {
     match replies.next().await {
         Ok(frame) => Ok(frame),
-        Err(FrameError::Lost(_) | FrameError::NoRoom) => Ok(None),
+        Err(FrameError::Lost(_) | FrameError::Slow | FrameError::NoRoom) => Ok(None),
         Err(FrameError::Nonsense(error)) => Err(error),
     }
 }
 
+/// A node that waited for the job for so long is there: a job may take days, and many connections.
+const AT_WORK: Duration = Duration::from_secs(10);
 /// Between two askings.
 const PAUSE: Duration = Duration::from_millis(100);

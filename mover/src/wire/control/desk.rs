@@ -93,7 +93,7 @@ impl Desk {
             }
             tokio::select! {
                 _ = changes.changed() => {}
-                _ = to.stream.stopped() => return Err(Refused::Gone),
+                () = to.unwanted() => return Err(Refused::Gone),
             }
         }
     }
@@ -126,7 +126,7 @@ impl Desk {
             };
             tokio::select! {
                 _ = changes.changed() => {}
-                _ = to.stream.stopped() => return Err(Refused::Gone),
+                () = to.unwanted() => return Err(Refused::Gone),
                 () = absent => {}
             }
         }

@@ -4,7 +4,7 @@ use super::super::limits::Allowance;
 use super::super::message::{Certified, Expected, JoinIn, RenewIn, Reply, Request, TokenIn};
 use super::super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{Answer, Caller, Done, Node, say, welcome};
-use crate::identity::{Facts, Holder, Registry};
+use crate::identity::{Holder, Registry};
 use crate::{Error, Repository, Result, blocking};
 use quinn::{Connection, VarInt};
 use std::sync::Arc;
@@ -40,8 +40,9 @@ impl<R: Repository + 'static> Node<R> {
 
     pub(super) fn renew(&self, holder: &Holder, caller: &Caller, it: RenewIn) -> Result<Reply> {
         let registry = self.registry()?;
-        let shown = caller.certificate.as_ref().ok_or_else(|| Error::internal("a holder without a certificate"))?;
-        let certificate = registry.renew(holder, &Facts::of(shown)?.hosts, &it.claim)?;
+        // One that has ended, or not begun, is not renewed: `serve` has looked before this request.
+        let shown = caller.shown.as_ref().ok_or_else(|| Error::internal("a holder without a certificate"))?;
+        let certificate = registry.renew(holder, &shown.hosts, &it.claim)?;
         tracing::info!(%holder, "certificate renewed");
         Ok(certified(&registry, certificate))
     }
@@ -65,11 +66,11 @@ impl<R: Repository + 'static> Node<R> {
             return refuse("too many join at once: try again");
         };
         let allowance = Allowance::new(None, connection.clone(), &self.limits);
-        let caller = Arc::new(Caller { allowance, certificate: None, greeted: watch::Sender::new(false) });
+        let caller = Arc::new(Caller { allowance, shown: None, greeted: watch::Sender::new(false) });
         let asking = async {
             while let Ok((to, from)) = connection.accept_bi().await {
                 let _turn = caller.allowance.turn().await;
-                Box::pin(self.stream(Answer { stream: to, caller: caller.clone() }, from)).await;
+                Box::pin(self.stream(Answer::new(to, caller.clone()), from)).await;
             }
         };
         tokio::select! {

@@ -9,22 +9,79 @@ use crate::{ChunkBatch, RecoveryPoint};
 use bytes::Bytes;
 use chunker::{Blob, ChunkId};
 use futures::StreamExt;
-use quinn::{SendStream, VarInt};
+use quinn::{SendStream, StreamId, VarInt};
+use std::convert::Infallible;
 use std::sync::Arc;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 /// Where the answer of a request goes.
 pub(in crate::wire) struct Answer {
-    pub(in crate::wire) stream: SendStream,
+    id: StreamId,
+    said: Arc<Said>,
     pub(super) caller: Arc<Caller>,
 }
 
+/// The stream of an answer, and when something was said on it.
+struct Said {
+    stream: Mutex<SendStream>,
+    last: std::sync::Mutex<Instant>,
+}
+
+impl Said {
+    fn now(&self) {
+        *self.last.lock().expect("no holder panics") = Instant::now();
+    }
+
+    fn last(&self) -> Instant {
+        *self.last.lock().expect("no holder panics")
+    }
+}
+
 impl Answer {
+    /// On this stream.
+    pub(super) fn new(stream: SendStream, caller: Arc<Caller>) -> Self {
+        let id = stream.id();
+        let said = Said { last: std::sync::Mutex::new(Instant::now()), stream: Mutex::new(stream) };
+        Self { id, said: Arc::new(said), caller }
+    }
+
+    /// Says for ever, whenever nothing was said for a while, that the node is at work: who waits can tell that from a node
+    /// that hangs. To be dropped only after a message was sent whole.
+    pub(super) fn alive(&self) -> impl Future<Output = Infallible> + Send + 'static {
+        let (said, every) = (self.said.clone(), self.caller.allowance.patience() / SAID_OF_PATIENCE);
+        async move {
+            loop {
+                let last = said.last();
+                sleep_until(last + every).await;
+                let mut stream = said.stream.lock().await;
+                if said.last() > last {
+                    continue;
+                }
+                said.now();
+                let sent = frame::send(&mut stream, &Reply::Waiting(()), Vec::new(), true).await;
+                // Whoever looks whether the answer is still wanted needs it too.
+                drop(stream);
+                if sent.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Waits until nobody wants the answer any more.
+    pub(in crate::wire) async fn unwanted(&self) {
+        let stopped = self.said.stream.lock().await.stopped();
+        let _ = stopped.await;
+    }
+
     /// Says that this was all of it; what nobody takes does not stay.
-    pub(super) async fn end(mut self, is_whole: bool) {
+    pub(super) async fn end(self, is_whole: bool) {
         let patience = self.caller.allowance.patience();
-        let taken = is_whole && self.stream.finish().is_ok();
-        if !taken || tokio::time::timeout(patience * LAST_PATIENCE, self.stream.stopped()).await.is_err() {
-            let _ = self.stream.reset(VarInt::from_u32(0));
+        let mut stream = self.said.stream.lock().await;
+        let taken = is_whole && stream.finish().is_ok();
+        if !taken || tokio::time::timeout(patience * LAST_PATIENCE, stream.stopped()).await.is_err() {
+            let _ = stream.reset(VarInt::from_u32(0));
         }
     }
 }
@@ -36,19 +93,22 @@ pub(in crate::wire) async fn send(
     bulk: Vec<Bytes>,
     more: bool,
 ) -> Result<(), FrameError> {
-    send_on(&mut to.stream, &to.caller.allowance, reply, bulk, more).await
+    let sent = in_time(&to.caller.allowance, &bulk, async {
+        let mut stream = to.said.stream.lock().await;
+        frame::send(&mut stream, reply, bulk.clone(), more).await
+    });
+    let sent = sent.await;
+    to.said.now();
+    sent
 }
 
-async fn send_on(
-    stream: &mut SendStream,
+async fn in_time(
     allowance: &Allowance,
-    reply: &Reply,
-    bulk: Vec<Bytes>,
-    more: bool,
+    bulk: &[Bytes],
+    sent: impl Future<Output = Result<(), FrameError>>,
 ) -> Result<(), FrameError> {
     let bytes: usize = bulk.iter().map(Bytes::len).sum();
     let parts = u32::try_from(bytes / PART_BYTES).expect("messages are bounded") + 1;
-    let sent = frame::send(stream, reply, bulk, more);
     let slow = |_| FrameError::Lost("the answer is not taken".into());
     tokio::time::timeout(allowance.patience() * parts, sent).await.map_err(slow)?
 }
@@ -88,8 +148,10 @@ pub(super) async fn spread(to: &mut Answer, batches: impl futures::Stream<Item =
         for (message, bulk) in parts(batch) {
             caller.allowance.widen_sending();
             let bytes = bulk.iter().map(Bytes::len).sum();
-            let mut part = caller.allowance.part(to.stream.id(), number, bytes).await?;
-            send_on(&mut part, &caller.allowance, &Reply::Chunks(message), bulk, false).await?;
+            let mut part = caller.allowance.part(to.id, number, bytes).await?;
+            let reply = Reply::Chunks(message);
+            in_time(&caller.allowance, &bulk, frame::send(&mut part, &reply, bulk.clone(), false)).await?;
+            to.said.now();
             let _ = part.finish();
             number += 1;
         }
@@ -132,6 +194,8 @@ fn parts(batch: ChunkBatch) -> Vec<(Chunks, Vec<Bytes>)> {
 
 /// Bytes of blobs in one reply.
 const PART_BYTES: usize = 1 << 20;
+/// Of the patience: how often a node says at least that it is at work.
+const SAID_OF_PATIENCE: u32 = 6;
 const POINTS_TOGETHER: usize = 1024;
 const FAILED_TOGETHER: usize = 128;
 /// How many times the patience the end of an answer has, which may be a whole window.
