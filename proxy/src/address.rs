@@ -26,7 +26,7 @@ pub enum SourceAddress {
         path: PathBuf,
         /// The persistent bitmap to use instead of the one Windlass would choose.
         bitmap: Option<String>,
-        /// Its format, where that must not be told by content.
+        /// Its format, where neither the file's name nor the parent point is to tell it.
         format: Option<ImageFormat>,
     },
     /// An NBD export.
@@ -196,6 +196,21 @@ impl ImageFormat {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
         }
+    }
+
+    /// The format that a file's name tells.
+    pub fn of_name(path: &Path) -> Option<Self> {
+        let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+        match ending.as_str() {
+            "raw" => Some(Self::Raw),
+            "qcow2" | "qcow" => Some(Self::Qcow2),
+            _ => None,
+        }
+    }
+
+    /// The format that QEMU and manifests call so.
+    pub fn called(name: &str) -> Option<Self> {
+        [Self::Raw, Self::Qcow2].into_iter().find(|it| it.as_str() == name)
     }
 }
 

@@ -16,4 +16,4 @@ pub use address::{ImageFormat, Named, NamedSource, SourceAddress, TargetAddress}
 pub use allocator::tune_allocator;
 pub use source::{SnapshotSession, SourceOptions, has_checkpoint};
 pub use target::{DiskTarget, Existing};
-pub use tracking::{TrackedBitmap, list_tracking, remove_tracking};
+pub use tracking::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};

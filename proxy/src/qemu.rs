@@ -1,18 +1,27 @@
 //! QEMU's own tools as supervised processes: they alone understand and write qcow2. What `qemu-img map` finds in an
 //! image's file as it is may be read from there, under `qemu-nbd`'s lock.
 //!
-//! Which process may be ended when: `qemu-img info` at any time; `qemu-nbd` at any time when it only reads, and it
-//! ends by itself when we die; `qemu-img bitmap` never, because an image whose bitmaps are half written loses them
-//! (T4), so it runs in a process group of its own and its outcome is waited for without a limit.
+//! What they open is told to them by name (`graph`): what headers name is read first (`header`), by us.
+//!
+//! Which process may be ended when: `qemu-img info`, `map` and `create` at any time; `qemu-nbd` at any time when it only
+//! reads. These have a limit of time each, and end when we die. `qemu-img bitmap` never, because an image whose bitmaps
+//! are half written loses them (T4): it runs in a process group of its own, to its own end.
 
 mod bitmap;
+mod graph;
+mod header;
 mod image;
 mod map;
+mod process;
 mod server;
 mod tool;
+mod witness;
 
-pub use bitmap::{TrackingName, add_bitmap, remove_bitmap};
-pub use image::{Bitmap, ImageLayer, image_chain};
+pub use bitmap::{TrackingName, TwinName, add_bitmap, remove_bitmap};
+pub use graph::{FileKind, Graph};
+pub use header::{DataFile, HeaderError, Qcow2Header, begins_like_qcow2};
+pub use image::{Bitmap, ImageLayer, image_info};
 pub use map::{ClusterMap, cluster_map};
 pub use server::{Access, NbdServerProcess, ServeError, ServeOptions};
 pub use tool::{ToolError, busy, create_qcow2};
+pub use witness::{WitnessName, add_witness};

@@ -1,5 +1,7 @@
 //! Where disks are read from: files, block devices, qcow2 images, NBD exports; several as one snapshot session.
 
+mod chain;
+mod evidence;
 mod identity;
 mod nbd;
 mod qcow2;
@@ -8,9 +10,10 @@ mod settle;
 
 use crate::address::{ImageFormat, NamedSource, SourceAddress};
 use bytes::Bytes;
+pub(crate) use chain::Chain;
 use chunker::{Extent, ExtentSet};
 use futures::future::join_all;
-pub(crate) use identity::ImageFile;
+pub(crate) use identity::{ImageFile, Looked};
 use mover::{
     ChangeTracking, Changed, CheckpointId, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk,
     PointFilter, ReadSession as _, Repository, RepositoryId, Result, Source, Timestamp, TrackingWish, World,
@@ -22,6 +25,7 @@ use raw::RawDisk;
 pub(crate) use raw::{holes, read_extent};
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::PathBuf;
 
 /// What a snapshot session is opened for.
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub struct SourceOptions {
     pub repository: RepositoryId,
     /// How changes may be found; with [`TrackingWish::Fingerprint`] nothing is written into any image.
     pub wish: TrackingWish,
+    /// Where files may lie that an image names as backing or data file, beside its own folder (T10).
+    pub image_roots: Vec<PathBuf>,
     /// Clock and randomness.
     pub world: World,
 }
@@ -184,7 +190,10 @@ impl OpenDisk {
             }
             SourceAddress::File { path, bitmap, format } => (path, bitmap, format),
         };
-        let image = mover::blocking(move || ImageFile::look(&path, format)).await?;
+        let image = match mover::blocking(move || ImageFile::look(&path, format)).await? {
+            Looked::Known(image) => image,
+            Looked::Silent(silent) => silent.resolve(None)?,
+        };
         let (disk, described) = match image.format {
             ImageFormat::Qcow2 => {
                 let (disk, described) = Qcow2Disk::open(image, bitmap, options, is_committed).await?;
@@ -218,6 +227,11 @@ struct Described {
 }
 
 impl Described {
+    fn warned(mut self, warnings: Vec<String>) -> Self {
+        self.warning = (!warnings.is_empty()).then(|| warnings.join("; "));
+        self
+    }
+
     fn named(self, name: Name) -> DiskDescription {
         DiskDescription {
             name,

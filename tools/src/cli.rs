@@ -131,6 +131,9 @@ pub struct Backup {
     /// The only disk; it is called disk0
     #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<SourceAddress>)]
     pub source: Option<SourceAddress>,
+    /// Besides an image's own folder, where its backing and data files may lie
+    #[arg(long, value_name = "DIR")]
+    pub image_root: Vec<PathBuf>,
     #[command(flatten)]
     pub place: Place,
     /// How to find what changed since the last point
@@ -169,7 +172,7 @@ pub struct Backup {
     pub audit: Option<u8>,
     /// Let this proxy do it, with the disks that its own configuration names; it attends the repository's node
     #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
-          conflicts_with_all = ["source", "disk", "pre_freeze", "post_thaw", "attach"])]
+          conflicts_with_all = ["source", "disk", "image_root", "pre_freeze", "post_thaw", "attach"])]
     pub proxy: Option<Name>,
 }
 
@@ -548,6 +551,9 @@ Examples:
         /// A qcow2 image
         #[arg(value_parser = parsed::<SourceAddress>)]
         source: SourceAddress,
+        /// Besides the image's own folder, where its backing and data files may lie
+        #[arg(long, value_name = "DIR")]
+        image_root: Vec<PathBuf>,
         #[command(flatten)]
         patience: Patience,
     },
@@ -561,6 +567,9 @@ Examples:
         /// A qcow2 image that no machine uses
         #[arg(value_parser = parsed::<SourceAddress>)]
         source: SourceAddress,
+        /// Besides the image's own folder, where its backing and data files may lie
+        #[arg(long, value_name = "DIR")]
+        image_root: Vec<PathBuf>,
         #[command(flatten)]
         patience: Patience,
     },

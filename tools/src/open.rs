@@ -92,9 +92,15 @@ pub async fn source(
     context: &Context,
     repository: &Opened,
     disks: &[NamedSource],
+    image_roots: &[PathBuf],
     wish: TrackingWish,
 ) -> Result<SnapshotSession> {
-    let options = SourceOptions { repository: repository.config().id, wish, world: context.world.clone() };
+    let options = SourceOptions {
+        repository: repository.config().id,
+        wish,
+        image_roots: image_roots.to_owned(),
+        world: context.world.clone(),
+    };
     SnapshotSession::open(disks.to_vec(), &options, |checkpoint| has_checkpoint(repository, checkpoint)).await
 }
 
@@ -105,6 +111,7 @@ pub async fn repository_and_source(
     address: &Kept,
     machine: &Name,
     disks: &[NamedSource],
+    image_roots: &[PathBuf],
     wish: TrackingWish,
 ) -> (Result<Opened>, Result<SnapshotSession>) {
     let node = match address.at() {
@@ -138,7 +145,8 @@ pub async fn repository_and_source(
         give.send_replace(opened.as_ref().ok().cloned());
         opened
     };
-    let options = SourceOptions { repository: id, wish, world: context.world.clone() };
+    let options =
+        SourceOptions { repository: id, wish, image_roots: image_roots.to_owned(), world: context.world.clone() };
     let is_committed = |checkpoint| {
         let mut take = take.clone();
         async move {

@@ -37,6 +37,7 @@ Configuration:
   identity = \"host7\"                            # folder that `windlass token join` made
   nodes = [\"quic://store1.example\"]             # quic://host[:port][?congestion=bbr]
   jobs = 2                                      # carried out at once; others wait
+  image_roots = [\"/templates\"]                # where backing files may lie, beside an image's own folder
 
   [[machine]]
   name = \"web\"

@@ -20,6 +20,10 @@ pub struct Config {
     /// Jobs that are carried out at once.
     #[serde(default = "jobs")]
     pub jobs: NonZeroU8,
+    /// Folders whose images may be backing and data files of other images; relative ones begin at the configuration's
+    /// folder. An image's own folder need not be named.
+    #[serde(default)]
+    pub image_roots: Vec<PathBuf>,
     /// What may be backed up.
     #[serde(default)]
     pub machine: Vec<Machine>,
@@ -53,6 +57,7 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let (mut config, folder) = configured(path, Self::parse)?;
         config.identity = folder.join(&config.identity);
+        config.image_roots.iter_mut().for_each(|root| *root = folder.join(&root));
         for disk in config.machine.iter_mut().flat_map(|machine| &mut machine.disk) {
             if let SourceAddress::File { path, .. } = &mut disk.source {
                 *path = folder.join(&path);
@@ -104,8 +109,9 @@ mod tests {
 
     #[test]
     fn all_of_it() {
-        let config = Config::parse(&format!("{GOOD}jobs = 3\n{WEB}")).unwrap();
+        let config = Config::parse(&format!("{GOOD}jobs = 3\nimage_roots = [\"/images\"]\n{WEB}")).unwrap();
         assert_eq!((config.nodes[0].to_string().as_str(), config.jobs.get()), ("quic://store1:7440", 3));
+        assert_eq!(config.image_roots, [PathBuf::from("/images")]);
         assert_eq!(config.machine[0].disk[0].source, "web.qcow2".parse().unwrap());
     }
 

@@ -6,6 +6,7 @@ use mover::wire::control::Job;
 use mover::wire::{Endpoint, Peer, Remote};
 use mover::{BackupReport, Error, Name, Pool, Progress, Repository as _, Result, Stop, Stoppable, World, backup};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 
@@ -16,6 +17,7 @@ pub struct Host {
     room: Semaphore,
     pub endpoint: Endpoint,
     pool: Pool,
+    image_roots: Vec<PathBuf>,
     pub world: World,
     /// This process, and no later one.
     pub instance: [u8; 16],
@@ -36,7 +38,7 @@ impl Host {
         let machines = config.machine.iter().map(machine).collect();
         let room = Semaphore::new(config.jobs.get().into());
         let instance = world.random_bytes();
-        Self { machines, room, endpoint, pool, world, instance }
+        Self { machines, room, endpoint, pool, image_roots: config.image_roots.clone(), world, instance }
     }
 
     /// Backs a machine up into a repository of the node that asks for it. Says so when it has to wait.
@@ -66,7 +68,12 @@ impl Host {
         };
         let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str(), Some(&job.machine));
         let repository = stop.race(connecting).await?;
-        let of = SourceOptions { repository: repository.config().id, wish: options.wish, world: self.world.clone() };
+        let of = SourceOptions {
+            repository: repository.config().id,
+            wish: options.wish,
+            image_roots: self.image_roots.clone(),
+            world: self.world.clone(),
+        };
         let opened =
             SnapshotSession::open(machine.disks.clone(), &of, |checkpoint| has_checkpoint(&repository, checkpoint));
         let made = match opened.await {

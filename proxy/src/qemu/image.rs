@@ -1,25 +1,21 @@
-//! What `qemu-img info` tells of an image and its backing files.
+//! What `qemu-img info` tells of an image.
 
+use super::graph::Graph;
 use super::tool::{Fate, ToolError, run};
 use serde::Deserialize;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::time::Duration;
 
-/// One image of a chain.
+/// A qcow2 image.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageLayer {
-    /// Its path, or what QEMU calls it.
-    pub filename: String,
-    /// Its format.
-    pub format: String,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
-    /// True when it needs a secret.
-    #[serde(default)]
-    pub encrypted: bool,
     #[serde(default)]
     cluster_size: u64,
+    #[serde(default)]
+    snapshots: Vec<InternalSnapshot>,
     #[serde(default)]
     format_specific: FormatSpecific,
 }
@@ -32,6 +28,14 @@ pub struct Bitmap {
     /// Bytes for one bit.
     pub granularity: u64,
     flags: Vec<String>,
+}
+
+/// A state of the disk that the image keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct InternalSnapshot {
+    date_sec: u64,
+    date_nsec: u32,
 }
 
 impl Bitmap {
@@ -66,9 +70,9 @@ impl ImageLayer {
         self.bitmaps().iter().find(|bitmap| bitmap.name == name)
     }
 
-    /// The file that holds its data, where that is not the image itself.
-    pub fn data_file(&self) -> Option<&str> {
-        self.format_specific.data.data_file.as_deref()
+    /// When each snapshot inside the image was made, as text that no two share.
+    pub fn snapshots(&self) -> impl Iterator<Item = String> {
+        self.snapshots.iter().map(|it| format!("{}.{:09}", it.date_sec, it.date_nsec))
     }
 
     /// True when QEMU marked the image as corrupt.
@@ -105,27 +109,25 @@ struct FormatData {
     bitmaps: Vec<Bitmap>,
 }
 
-/// The image at `path` and its backing files, top first; never empty. Takes QEMU's shared lock while it looks, so a
-/// running machine makes it fail with [`ToolError::is_lock`].
+/// Looks at the image at the top of `image`. Takes QEMU's shared lock while it looks, so a running machine makes it fail
+/// with [`ToolError::is_lock`].
 ///
 /// # Errors
 /// Those of `qemu-img info`.
-pub async fn image_chain(path: &Path, format: &str) -> Result<Vec<ImageLayer>, ToolError> {
-    let arguments = ["info", "-f", format, "--backing-chain", "--output=json"].map(OsStr::new);
-    let answer = run(QEMU_IMG, arguments.into_iter().chain([path.as_os_str()]), Fate::Shared).await?;
+pub async fn image_info(image: &Graph) -> Result<ImageLayer, ToolError> {
+    let arguments = ["info", "--output=json"].map(OsStr::new);
+    let answer = run(QEMU_IMG, arguments.into_iter().chain([image.as_ref()]), Fate::Shared(INFO_TIMEOUT)).await?;
     parse(&answer)
 }
 
-fn parse(answer: &[u8]) -> Result<Vec<ImageLayer>, ToolError> {
+fn parse(answer: &[u8]) -> Result<ImageLayer, ToolError> {
     let wrong = |what: String| ToolError::Answer { program: QEMU_IMG, what };
-    let chain: Vec<ImageLayer> = serde_json::from_slice(answer).map_err(|error| wrong(error.to_string()))?;
-    match chain.first() {
-        None => Err(wrong("no image".to_owned())),
-        Some(_) => Ok(chain),
-    }
+    serde_json::from_slice(answer).map_err(|error| wrong(error.to_string()))
 }
 
 const QEMU_IMG: &str = "qemu-img";
+/// For `qemu-img info`, which reads a header, bitmaps and lists of an image.
+const INFO_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -133,29 +135,28 @@ mod tests {
 
     #[test]
     fn an_image_with_everything() {
-        let answer = br#"[
+        let answer = br#"
             { "children": [], "virtual-size": 1048576, "filename": "/a/top.qcow2", "cluster-size": 65536, "format": "qcow2",
+              "snapshots": [ {"icount": 0, "vm-clock-nsec": 0, "name": "s1", "date-sec": 17, "date-nsec": 9, "id": "1"} ],
               "backing-filename": "base", "full-backing-filename": "/a/base",
               "format-specific": { "type": "qcow2", "data": { "compat": "1.1", "compression-type": "zstd",
                 "data-file": "/a/data", "data-file-raw": false, "corrupt": true, "extended-l2": true, "refcount-bits": 16,
                 "bitmaps": [ {"flags": ["in-use", "auto"], "name": "b0", "granularity": 65536},
-                             {"flags": [], "name": "b1", "granularity": 512} ] } } },
-            { "virtual-size": 1048576, "filename": "/a/base", "format": "raw", "encrypted": true, "dirty-flag": false } ]"#;
-        let chain = parse(answer).unwrap();
-        let (top, base) = (&chain[0], &chain[1]);
-        assert_eq!((top.data_file(), top.is_corrupt(), top.encrypted), (Some("/a/data"), true, false));
+                             {"flags": [], "name": "b1", "granularity": 512} ] } } }"#;
+        let top = parse(answer).unwrap();
+        assert!(top.is_corrupt());
+        assert_eq!(top.snapshots().collect::<Vec<_>>(), ["17.000000009"]);
         assert_eq!(
             top.format_options(),
             "cluster_size=65536,compat=1.1,compression_type=zstd,extended_l2=on,data_file=/a/data"
         );
         let (b0, b1) = (top.bitmap("b0").unwrap(), top.bitmap("b1").unwrap());
         assert!(b0.is_recording() && !b0.is_consistent() && !b1.is_recording() && b1.is_consistent());
-        assert!(base.bitmaps().is_empty() && base.encrypted && base.data_file().is_none());
     }
 
     #[test]
     fn nonsense_is_an_error() {
-        for answer in ["", "[]", "{}", "[{}]", "[{\"filename\":1}]"] {
+        for answer in ["", "[]", "{}", "[{}]", "{\"virtual-size\":\"1\"}"] {
             assert!(parse(answer.as_bytes()).is_err(), "{answer}");
         }
     }

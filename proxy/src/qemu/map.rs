@@ -1,11 +1,12 @@
 //! Where in an image file the clusters of a disk are, as `qemu-img map` tells: what lies there as it is can be read
 //! without a process in between.
 
+use super::graph::Graph;
 use super::tool::{Fate, ToolError, run};
 use chunker::Extent;
 use serde::Deserialize;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::time::Duration;
 
 /// Runs of the disk that lie in the image's own file as they are: not compressed, not encrypted, not in a backing file,
 /// not zero by allocation.
@@ -72,17 +73,20 @@ impl ClusterMap {
     }
 }
 
-/// The map of the qcow2 image at `path`, which has no data file apart. It is true as long as nobody writes to the image.
+/// The map of a qcow2 image, which has no data file apart. It is true as long as nobody writes to the image.
 ///
 /// # Errors
 /// Those of `qemu-img map`; also when the map is very long.
-pub async fn cluster_map(path: &Path) -> Result<ClusterMap, ToolError> {
-    let arguments = ["map", "-f", "qcow2", "--output=json"].map(OsStr::new);
-    let answer = run(QEMU_IMG, arguments.into_iter().chain([path.as_os_str()]), Fate::Shared).await?;
+pub async fn cluster_map(image: &Graph) -> Result<ClusterMap, ToolError> {
+    let arguments = ["map", "--output=json"].map(OsStr::new);
+    let arguments = arguments.into_iter().chain([image.as_ref()]);
+    let answer = run(QEMU_IMG, arguments, Fate::Shared(MAP_TIMEOUT)).await?;
     ClusterMap::parse(&answer)
 }
 
 const QEMU_IMG: &str = "qemu-img";
+/// For `qemu-img map`, which reads all tables of an image. Where they are too many, it is done without.
+const MAP_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

@@ -1,27 +1,25 @@
 //! A `qemu-nbd` of our own for one image.
 
+use super::graph::Graph;
+use super::process::{Death, Process};
 use super::tool::{ToolError, last_words, memory_file};
 use crate::nbd::{CONNECTIONS_MAX, NbdDisk, NbdError, Patience};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use tokio::sync::oneshot;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// What to serve.
 #[derive(Debug, Clone)]
 pub struct ServeOptions<'a> {
-    /// The image.
-    pub path: &'a Path,
-    /// Its format as QEMU calls it.
-    pub format: &'static str,
+    /// The image, and all that is opened with it.
+    pub image: &'a Graph,
     /// Persistent bitmaps to export; each must be there, consistent.
     pub bitmaps: &'a [String],
     /// Whether it is written to.
@@ -51,8 +49,7 @@ pub enum ServeError {
 /// A running `qemu-nbd`. It ends when this is dropped, and when our process dies in whatever way.
 #[derive(Debug)]
 pub struct NbdServerProcess {
-    process: OwnedFd,
-    ended: oneshot::Receiver<io::Result<ExitStatus>>,
+    process: Process,
     words: File,
     ending: Ending,
 }
@@ -80,16 +77,8 @@ impl NbdServerProcess {
         let (listener, sockets) = private_socket().map_err(start)?;
         let words = memory_file().map_err(start)?;
         let command = command(options, listener, words.try_clone().map_err(start)?);
-        let (started, wait_start) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
-        // The signal at the parent's death is tied to the thread that forked: it must live as long as the process.
-        std::thread::Builder::new()
-            .name(QEMU_NBD.to_owned())
-            .spawn(move || supervise(command, started, end))
-            .map_err(start)?;
-        let lost = || io::Error::other("the thread that starts it ended");
-        let process = wait_start.await.map_err(|_| start(lost()))?.map_err(start)?;
-        let server = Self { process, ended, words, ending: Ending::Kill };
+        let process = Process::start(QEMU_NBD, command, Death::Shared).await.map_err(start)?;
+        let server = Self { process, words, ending: Ending::Kill };
         let sockets = sockets
             .into_iter()
             .map(|socket| socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(socket)))
@@ -112,7 +101,7 @@ impl NbdServerProcess {
     /// # Errors
     /// When it did not end cleanly.
     pub async fn stop(mut self) -> Result<(), ToolError> {
-        self.signal(Signal::TERM);
+        self.process.signal(Signal::TERM);
         let status = self.wait().await?;
         if status.success() {
             return Ok(());
@@ -122,7 +111,7 @@ impl NbdServerProcess {
 
     /// The error that `error` on a connection really is: what the process said, when it ended by itself.
     async fn explain(mut self, error: NbdError) -> ServeError {
-        self.signal(Signal::KILL);
+        self.process.signal(Signal::KILL);
         let status = match self.wait().await {
             Ok(status) => status,
             Err(error) => return error.into(),
@@ -134,53 +123,33 @@ impl NbdServerProcess {
         }
     }
 
+    /// Its end, after a signal. It is killed when that takes too long.
     async fn wait(&mut self) -> Result<ExitStatus, ToolError> {
-        let lost = || io::Error::other("the thread that watches it ended");
-        let status = (&mut self.ended).await.unwrap_or_else(|_| Err(lost()));
+        let limit = END_TIMEOUT;
+        let status = timeout(limit, self.process.wait()).await.map_err(|_| {
+            self.process.signal(Signal::KILL);
+            ToolError::Late { program: QEMU_NBD, limit }
+        })?;
         status.map_err(|error| ToolError::Start { program: QEMU_NBD, error })
-    }
-
-    /// By a handle of the process, not its number, which may be somebody else's by now.
-    ///
-    /// SIGTERM ends it in order, but only once it serves: `qemu-nbd` forgets one that comes while it starts. SIGKILL
-    /// always works, and harms neither an image that is only read nor one that is ours and incomplete.
-    fn signal(&self, signal: Signal) {
-        let _ = pidfd_send_signal(&self.process, signal);
     }
 }
 
+/// SIGTERM ends it in order, but only once it serves: `qemu-nbd` forgets one that comes while it starts. SIGKILL always
+/// works, and harms neither an image that is only read nor one that is ours and incomplete.
 impl Drop for NbdServerProcess {
     fn drop(&mut self) {
         if self.ending == Ending::Kill {
-            return self.signal(Signal::KILL);
+            return self.process.signal(Signal::KILL);
         }
-        self.signal(Signal::TERM);
-        // The descriptor of a process becomes readable when it has ended. No timeout: it may have much to write.
-        while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], None) {}
-    }
-}
-
-fn supervise(
-    mut command: Command,
-    started: oneshot::Sender<io::Result<OwnedFd>>,
-    ended: oneshot::Sender<io::Result<ExitStatus>>,
-) {
-    let spawned = command.spawn().and_then(|child| {
-        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-        Ok((child, process))
-    });
-    // Our copy of the listening socket goes, or a process that failed would leave connections waiting.
-    drop(command);
-    match spawned {
-        Ok((mut child, process)) => {
-            if let Err(Ok(process)) = started.send(Ok(process)) {
-                // Nobody waits any more.
-                let _ = pidfd_send_signal(&process, Signal::KILL);
+        self.process.signal(Signal::TERM);
+        // The descriptor of a process becomes readable when it has ended.
+        let limit = Timespec { tv_sec: END_TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        loop {
+            match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&limit)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) => return self.process.signal(Signal::KILL),
+                Ok(_) | Err(_) => return,
             }
-            let _ = ended.send(child.wait());
-        }
-        Err(error) => {
-            let _ = started.send(Err(error));
         }
     }
 }
@@ -189,7 +158,7 @@ fn command(options: &ServeOptions<'_>, listener: UnixListener, words: File) -> C
     let mut command = Command::new("/bin/sh");
     // The handed-over socket must be descriptor 3 and the variable must hold the process's own number.
     command.arg("-c").arg("LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\" 3<&0 </dev/null").arg(QEMU_NBD);
-    command.args(["--persistent", "--format", options.format, "--export-name", EXPORT]);
+    command.args(["--persistent", "--export-name", EXPORT]);
     command.arg(format!("--shared={CONNECTIONS_MAX}"));
     match options.access {
         Access::Read => command.arg("--read-only"),
@@ -198,19 +167,8 @@ fn command(options: &ServeOptions<'_>, listener: UnixListener, words: File) -> C
     options.bitmaps.iter().for_each(|name| {
         command.arg(format!("--bitmap={name}"));
     });
-    command.arg(options.path).env("LC_ALL", "C");
+    command.arg(options.image).env("LC_ALL", "C");
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null()).stderr(words);
-    // Ctrl-C on the terminal is for us; the process ends in order when we do.
-    command.process_group(0);
-    let parent = Pid::from_raw(std::process::id().cast_signed());
-    // SAFETY: between fork and exec the closure only makes two system calls and allocates nothing.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // We may have died before that.
-            if getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
-        });
-    }
     command
 }
 
@@ -230,6 +188,8 @@ fn private_socket() -> io::Result<(UnixListener, Vec<UnixStream>)> {
 
 const QEMU_NBD: &str = "qemu-nbd";
 const EXPORT: &str = "disk";
+/// For `qemu-nbd` to close an image: what it still has to write are tables, 32 MiB at most, and bitmaps.
+const END_TIMEOUT: Duration = Duration::from_secs(300);
 /// What `sh` ends with when there is no such program.
 const SHELL_NOT_FOUND: i32 = 127;
 /// A socket's path has at most 107 bytes; ours adds 16 or so to the folder's.

@@ -1,14 +1,17 @@
 //! Running a tool to its end.
 
+use super::process::{Death, Process};
 use mover::{Error, ErrorKind};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::Signal;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
-use tokio::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Why a tool did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,14 @@ pub enum ToolError {
         /// What it said on stderr.
         words: String,
     },
+    /// It did not end in time.
+    #[error("{program} did not end within {} s", limit.as_secs())]
+    Late {
+        /// Its name.
+        program: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// Its answer makes no sense.
     #[error("{program} gave an unexpected answer: {what}")]
     Answer {
@@ -60,6 +71,9 @@ impl ToolError {
         }
         let error = match &self {
             Self::Missing { .. } => Error::new(kind, self.to_string()).hint("install the package qemu-utils"),
+            Self::Late { .. } => {
+                Error::new(kind, self.to_string()).hint("see whether the storage that the image is on still answers")
+            }
             Self::Failed { words, .. } if words.contains("No space left") && kind == ErrorKind::Target => {
                 Error::new(ErrorKind::TargetFull, self.to_string())
             }
@@ -75,13 +89,13 @@ pub fn busy(path: &Path) -> Error {
         .hint("back a running machine up through its monitor: qmp+unix:///PATH; or shut it down")
 }
 
-/// What may happen to the tool when we go away.
+/// How long a tool may take, and what becomes of it when we go away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It ends with the caller.
-    Shared,
-    /// It goes on to its own end.
-    Detached,
+    /// It is killed when its time is up, when the caller stops waiting, and when our process dies.
+    Shared(Duration),
+    /// It goes on to its own end, whatever happens. After this time it is not waited for any more.
+    Detached(Duration),
 }
 
 /// Runs a tool and gives its standard output. It writes into memory files, not pipes: a tool that outlives us must not
@@ -99,20 +113,32 @@ pub(super) async fn run(
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
     command.stdout(output.try_clone().map_err(start)?).stderr(words.try_clone().map_err(start)?);
-    let status = match fate {
-        Fate::Shared => command.kill_on_drop(true).status().await,
-        Fate::Detached => {
-            let mut child = command.process_group(0).spawn().map_err(start)?;
-            // Waited for by a task of its own, so that it is reaped when the caller stops waiting.
-            tokio::spawn(async move { child.wait().await }).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-        }
+    let (death, limit) = match fate {
+        Fate::Shared(limit) => (Death::Shared, limit),
+        Fate::Detached(limit) => (Death::Own, limit),
     };
-    let status = status.map_err(start)?;
+    let mut running = Running { process: Process::start(program, command, death).await.map_err(start)?, death };
+    // Dropping it kills what may be killed, and nobody waits for a process that cannot die: its thread reaps it.
+    let ended = timeout(limit, running.process.wait()).await;
+    let status = ended.map_err(|_| ToolError::Late { program, limit })?.map_err(start)?;
     if !status.success() {
         return Err(ToolError::Failed { program, status, words: last_words(&words) });
     }
     read_bounded(&output, OUTPUT_BYTES_MAX)
         .ok_or_else(|| ToolError::Answer { program, what: format!("more than {OUTPUT_BYTES_MAX} bytes") })
+}
+
+struct Running {
+    process: Process,
+    death: Death,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.death == Death::Shared {
+            self.process.signal(Signal::KILL);
+        }
+    }
 }
 
 /// A file in memory for a tool's output.
@@ -151,8 +177,11 @@ fn read_bounded(file: &File, bytes_max: u64) -> Option<Vec<u8>> {
 pub async fn create_qcow2(path: &Path, size: u64) -> Result<(), ToolError> {
     let size = OsString::from(size.to_string());
     let arguments = ["create", "-q", "-f", "qcow2"].map(OsStr::new).into_iter().chain([path.as_os_str(), &size]);
-    run("qemu-img", arguments, Fate::Shared).await.map(drop)
+    run("qemu-img", arguments, Fate::Shared(CREATE_TIMEOUT)).await.map(drop)
 }
+
+/// For `qemu-img create`, which writes headers and empty tables.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 const WORDS_BYTES_MAX: u64 = 2048;

@@ -1,11 +1,14 @@
-//! What a file is: its identity, its format by content, and whether it stayed the same.
+//! What a file is: its format by what the administrator says, its identity, and whether it stayed the same.
 
 use crate::address::ImageFormat;
+use crate::qemu::{FileKind, begins_like_qcow2};
 use mover::{Error, LayerIdentity, Result, Timestamp};
+use rustix::fs::OFlags;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A regular file or block device that holds a disk image.
 #[derive(Debug, Clone)]
@@ -16,54 +19,121 @@ pub struct ImageFile {
     pub kind: FileKind,
     /// Its format.
     pub format: ImageFormat,
+    /// What is odd about it.
+    pub warning: Option<String>,
 }
 
-/// What holds an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
-    /// A regular file.
-    Regular,
-    /// A block device.
-    Device,
+/// A file that was looked at.
+#[derive(Debug)]
+pub enum Looked {
+    /// Its format is said.
+    Known(ImageFile),
+    /// Neither address nor name say it, and it begins like an image: whoever writes the disk may have written that.
+    Silent(SilentImage),
+}
+
+/// A file whose format nobody said so far.
+#[derive(Debug)]
+pub struct SilentImage {
+    path: PathBuf,
+    kind: FileKind,
+    found: &'static str,
+}
+
+/// A file that is open for looking at it.
+#[derive(Debug)]
+pub struct Seen {
+    /// Open for reading.
+    pub file: File,
+    /// What it is.
+    pub kind: FileKind,
+    /// Device and inode.
+    pub identity: (u64, u64),
 }
 
 impl ImageFile {
-    /// Looks at `path`. `format` overrides what its content says.
+    /// Looks at `path`. Its format is `said`, or what its name tells. Content decides nothing: whoever writes the disk
+    /// writes it (T10).
     ///
     /// # Errors
     /// `Source` when it cannot be opened, `Usage` when it is nothing that can be backed up.
-    pub fn look(path: &Path, format: Option<ImageFormat>) -> Result<Self> {
+    pub fn look(path: &Path, said: Option<ImageFormat>) -> Result<Looked> {
         let failed = |error: io::Error| Error::source("cannot be opened").because(error).context(path.display());
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        let kind = match metadata.file_type() {
-            it if it.is_file() => FileKind::Regular,
-            it if it.is_block_device() => FileKind::Device,
-            _ => {
-                return Err(Error::usage(format!("{} is neither a file nor a block device", path.display())));
-            }
-        };
+        let Seen { file, kind, .. } = see(path, OFlags::empty())?;
         let path = std::path::absolute(path).map_err(failed)?;
-        let found = sniff(&File::open(&path).map_err(failed)?).map_err(failed)?;
-        let format = match (format, found) {
-            (Some(format), _) => format,
-            // Whoever owns the machine writes the first sector of a device; a header there could name any file of this
-            // host as backing file.
-            (None, Found::Qcow2) if kind == FileKind::Device => {
-                return Err(Error::usage(format!("{} is a block device with a qcow2 header", path.display())).hint(
-                    "say ?format=raw when the machine wrote it, ?format=qcow2 when the device really is an image",
-                ));
-            }
-            (None, Found::Qcow2) => ImageFormat::Qcow2,
-            (None, Found::Raw) => ImageFormat::Raw,
-            (None, Found::Foreign(name)) => {
-                return Err(Error::usage(format!("{} is a {name} image", path.display())).hint(
-                    "convert it with `qemu-img convert -O qcow2`, or serve it with qemu-nbd and name it as NBD URI; \
-                     say ?format=raw when these are the bytes of the disk itself",
-                ));
-            }
-        };
-        Ok(Self { path, kind, format })
+        let found = sniff(&file).map_err(failed)?;
+        let known = |format, warning| Ok(Looked::Known(Self { path: path.clone(), kind, format, warning }));
+        if let Some(format) = said {
+            return known(format, None);
+        }
+        match (ImageFormat::of_name(&path), found) {
+            (Some(ImageFormat::Raw), Some(found)) => known(ImageFormat::Raw, Some(read_as_raw(found, "its name says"))),
+            (Some(format), _) => known(format, None),
+            (None, _) if foreign_name(&path) => Err(other_format(&path, "an image of another format by its name")),
+            (None, None) => known(ImageFormat::Raw, None),
+            (None, Some(found)) => Ok(Looked::Silent(SilentImage { path, kind, found })),
+        }
     }
+}
+
+impl SilentImage {
+    /// The image, when the parent point says its format.
+    ///
+    /// # Errors
+    /// `Usage` when it does not, or says something else than what is there.
+    pub fn resolve(self, parent: Option<ImageFormat>) -> Result<ImageFile> {
+        let Self { path, kind, found } = self;
+        match parent {
+            Some(format @ ImageFormat::Raw) => {
+                let warning = Some(read_as_raw(found, "the parent point says"));
+                Ok(ImageFile { path, kind, format, warning })
+            }
+            Some(format) if found == QCOW2 => Ok(ImageFile { path, kind, format, warning: None }),
+            None if found == QCOW2 => {
+                let what = format!("{} begins like a qcow2 image, and nothing says that it is one", path.display());
+                Err(Error::usage(what).hint(
+                    "say ?format=qcow2 behind it if it is an image, ?format=raw if these are the bytes of the disk \
+                     itself: a machine may have written them",
+                ))
+            }
+            _ => Err(other_format(&path, &format!("a {found} image"))),
+        }
+    }
+}
+
+/// Opens a file for looking at it, without waiting for anybody; a device or file, nothing else.
+///
+/// # Errors
+/// `Source` when it cannot be opened, `Usage` when it is something else.
+pub fn see(path: &Path, more: OFlags) -> Result<Seen> {
+    let failed = |error: io::Error| Error::source("cannot be opened").because(error).context(path.display());
+    let kind = |metadata: &Metadata| match metadata.file_type() {
+        it if it.is_file() => Ok(FileKind::Regular),
+        it if it.is_block_device() => Ok(FileKind::Device),
+        _ => Err(Error::usage(format!("{} is neither a file nor a block device", path.display()))),
+    };
+    // First, because opening some devices does something; then again, because it may be another file by now.
+    kind(&std::fs::metadata(path).map_err(failed)?)?;
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY | more).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    Ok(Seen { kind: kind(&metadata)?, identity: (metadata.dev(), metadata.ino()), file })
+}
+
+fn read_as_raw(found: &str, by: &str) -> String {
+    format!("it begins like a {found} image; its bytes are taken as those of the disk itself, as {by}")
+}
+
+fn other_format(path: &Path, what: &str) -> Error {
+    Error::usage(format!("{} is {what}", path.display())).hint(
+        "convert it with `qemu-img convert -O qcow2`, or serve it with qemu-nbd and name it as NBD URI; say ?format=raw \
+         when these are the bytes of the disk itself",
+    )
+}
+
+fn foreign_name(path: &Path) -> bool {
+    let ending = path.extension().and_then(|it| it.to_str()).map(str::to_ascii_lowercase);
+    ending.is_some_and(|ending| FOREIGN_NAMES.contains(&ending.as_str()))
 }
 
 /// The identity of the file at `path` as it is now.
@@ -83,8 +153,8 @@ pub fn identity(path: &Path) -> io::Result<LayerIdentity> {
     })
 }
 
-/// The identity of something that is not a file of this host.
-pub fn remote_identity(name: String) -> LayerIdentity {
+/// The identity of something whose changes cannot be told: a device below an image.
+pub fn untold_identity(name: String) -> LayerIdentity {
     LayerIdentity { path: name, device: 0, inode: 0, size: 0, mtime: Timestamp(0), ctime: Timestamp(0) }
 }
 
@@ -111,11 +181,25 @@ impl Stamp {
         }
     }
 
-    /// Compares with the file as it is now.
+    /// Compares with the files as they are now. Waits until their clock has gone on since they were last written: a
+    /// file that is written twice within one tick of it shows the same time.
     ///
     /// # Errors
-    /// `Source` when it is not what it was.
-    pub fn check(&self) -> Result<()> {
+    /// `Source` when one is not what it was.
+    pub fn check(stamps: &[Self]) -> Result<()> {
+        let wait = stamps.iter().filter_map(Self::tick).max().unwrap_or_default();
+        std::thread::sleep(wait);
+        stamps.iter().try_for_each(Self::check_one)
+    }
+
+    /// What is left of the tick of the file's clock in which it was written.
+    fn tick(&self) -> Option<Duration> {
+        let tick = if self.ctime.0 % 1_000_000_000 == 0 { COARSE_TICK } else { TICK };
+        let written = UNIX_EPOCH + Duration::from_nanos(u64::try_from(self.ctime.0).ok()?);
+        (written + tick).duration_since(SystemTime::now()).ok().filter(|left| *left <= tick)
+    }
+
+    fn check_one(&self) -> Result<()> {
         let now = std::fs::metadata(&self.path)
             .map_err(|error| Error::source("vanished").because(error).context(self.path.display()))?;
         if Self::of(&self.path, &now) == *self {
@@ -126,13 +210,8 @@ impl Stamp {
     }
 }
 
-enum Found {
-    Raw,
-    Qcow2,
-    Foreign(&'static str),
-}
-
-fn sniff(file: &File) -> io::Result<Found> {
+/// What image the file begins like.
+fn sniff(file: &File) -> io::Result<Option<&'static str>> {
     let mut head = [0; 512];
     let mut have = 0;
     while have < head.len() {
@@ -144,23 +223,26 @@ fn sniff(file: &File) -> io::Result<Found> {
         }
     }
     let head = &head[..have];
-    if head.starts_with(b"QFI\xfb") {
-        return Ok(match head.get(4..8) {
-            Some([0, 0, 0, 2 | 3]) => Found::Qcow2,
-            _ => Found::Foreign("qcow (version 1)"),
-        });
+    if begins_like_qcow2(head) {
+        return Ok(Some(QCOW2));
     }
     if head.get(64..68) == Some(&VDI_MAGIC.to_le_bytes()) {
-        return Ok(Found::Foreign("vdi"));
+        return Ok(Some("vdi"));
     }
-    let foreign = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic));
-    Ok(foreign.map_or(Found::Raw, |(_, name)| Found::Foreign(name)))
+    Ok(FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, name)| *name))
 }
 
 fn timestamp(seconds: i64, nanoseconds: i64) -> Timestamp {
     Timestamp(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
 }
 
+/// The clock of a file system that keeps fractions of a second goes with the kernel's, 100 times a second or more.
+const TICK: Duration = Duration::from_millis(20);
+/// FAT keeps even seconds.
+const COARSE_TICK: Duration = Duration::from_secs(2);
+const QCOW2: &str = "qcow2";
+/// Endings of images that cannot be read here.
+const FOREIGN_NAMES: [&str; 9] = ["vmdk", "vhdx", "vhd", "vpc", "vdi", "qed", "hdd", "parallels", "ova"];
 const VDI_MAGIC: u32 = 0xbeda_107f;
 const FOREIGN: [(&[u8], &str); 10] = [
     (b"KDMV", "vmdk"),
@@ -180,32 +262,86 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn look(content: &[u8], format: Option<ImageFormat>) -> Result<ImageFile> {
-        // The name says raw, whatever it is.
-        let mut file = tempfile::Builder::new().suffix(".raw").tempfile().unwrap();
+    fn look(content: &[u8], ending: &str, said: Option<ImageFormat>) -> Result<Looked> {
+        let mut file = tempfile::Builder::new().suffix(ending).tempfile().unwrap();
         file.write_all(content).unwrap();
-        ImageFile::look(file.path(), format)
+        ImageFile::look(file.path(), said)
+    }
+
+    fn known(content: &[u8], ending: &str, said: Option<ImageFormat>) -> ImageFile {
+        match look(content, ending, said).unwrap() {
+            Looked::Known(image) => image,
+            Looked::Silent(silent) => panic!("{silent:?}"),
+        }
+    }
+
+    fn silent(content: &[u8], ending: &str) -> SilentImage {
+        match look(content, ending, None).unwrap() {
+            Looked::Silent(silent) => silent,
+            Looked::Known(image) => panic!("{image:?}"),
+        }
+    }
+
+    const V3: &[u8] = b"QFI\xfb\0\0\0\x03";
+
+    #[test]
+    fn address_and_name_tell_the_format() {
+        use ImageFormat::{Qcow2, Raw};
+        for (content, ending, said, format, warned) in [
+            (&b""[..], "", None, Raw, false),
+            (&[0; 1024], ".img", None, Raw, false),
+            (V3, ".raw", None, Raw, true),
+            (b"KDMV", ".RAW", None, Raw, true),
+            (V3, ".qcow2", None, Qcow2, false),
+            (&[0; 1024], ".qcow2", None, Qcow2, false),
+            (V3, "", Some(Raw), Raw, false),
+            (V3, ".raw", Some(Qcow2), Qcow2, false),
+            (V3, ".qcow2", Some(Raw), Raw, false),
+            (b"vhdxfile", ".vhdx", Some(Raw), Raw, false),
+        ] {
+            let image = known(content, ending, said);
+            assert_eq!((image.format, image.warning.is_some()), (format, warned), "{content:?} {ending} {said:?}");
+        }
     }
 
     #[test]
-    fn content_tells_the_format() {
-        assert_eq!(look(b"", None).unwrap().format, ImageFormat::Raw);
-        assert_eq!(look(&[0; 1024], None).unwrap().format, ImageFormat::Raw);
-        assert_eq!(look(b"QFI\xfb\0\0\0\x03", None).unwrap().format, ImageFormat::Qcow2);
-        assert_eq!(look(b"QFI\xfb\0\0\0\x02", None).unwrap().format, ImageFormat::Qcow2);
-        assert_eq!(look(b"QFI\xfb\0\0\0\x03", Some(ImageFormat::Raw)).unwrap().format, ImageFormat::Raw);
+    fn where_they_are_silent_content_does_not_decide() {
+        for ending in ["", ".img", ".disk"] {
+            let refused = silent(V3, ending).resolve(None).unwrap_err();
+            assert_eq!(refused.kind(), mover::ErrorKind::Usage);
+            let remedy = refused.remedy().unwrap();
+            assert!(remedy.contains("?format=qcow2") && remedy.contains("?format=raw"), "{remedy}");
+            let raw = silent(V3, ending).resolve(Some(ImageFormat::Raw)).unwrap();
+            assert!(raw.format == ImageFormat::Raw && raw.warning.is_some());
+            assert_eq!(silent(V3, ending).resolve(Some(ImageFormat::Qcow2)).unwrap().format, ImageFormat::Qcow2);
+        }
+        silent(b"KDMV", ".img").resolve(Some(ImageFormat::Qcow2)).unwrap_err();
     }
 
     #[test]
     fn other_formats_are_refused_with_a_remedy() {
         let vdi = [[0; 64].as_slice(), &VDI_MAGIC.to_le_bytes()].concat();
-        let old = b"QFI\xfb\0\0\0\x01".to_vec();
-        for content in FOREIGN.iter().map(|(magic, _)| magic.to_vec()).chain([vdi, old]) {
-            let error = look(&content, None).unwrap_err();
+        let told = |error: Error| {
             assert_eq!(error.kind(), mover::ErrorKind::Usage);
             assert!(error.remedy().is_some_and(|it| it.contains("qemu-img convert")));
+        };
+        for content in FOREIGN.iter().map(|(magic, _)| magic.to_vec()).chain([vdi]) {
+            told(silent(&content, ".img").resolve(None).unwrap_err());
+            assert_eq!(silent(&content, "").resolve(Some(ImageFormat::Raw)).unwrap().format, ImageFormat::Raw);
         }
-        assert_eq!(ImageFile::look(Path::new("/dev/null"), None).unwrap_err().kind(), mover::ErrorKind::Usage);
+        for ending in FOREIGN_NAMES {
+            told(look(b"", &format!(".{ending}"), None).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn pipes_and_terminals_are_no_disks_and_nobody_waits_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.raw");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        for path in [&pipe, Path::new("/dev/null"), folder.path()] {
+            assert_eq!(ImageFile::look(path, None).unwrap_err().kind(), mover::ErrorKind::Usage);
+        }
         assert_eq!(ImageFile::look(Path::new("/nowhere/x"), None).unwrap_err().kind(), mover::ErrorKind::Source);
     }
 }

@@ -1,7 +1,7 @@
 //! An NBD export as source: somebody else's server, perhaps on another host.
 
 use super::Described;
-use super::identity::remote_identity;
+use super::identity::untold_identity;
 use crate::nbd::{Extents, NbdDisk, NbdError, NbdUri, Refusal};
 use crate::qemu::TrackingName;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ impl NbdExport {
         let described = Described {
             size: disk.export().size,
             format: "nbd",
-            chain: vec![remote_identity(uri.to_string())],
+            chain: vec![untold_identity(uri.to_string())],
             ..Described::default()
         };
         Ok((Self { disk, uri }, described))

@@ -1,23 +1,25 @@
 //! An offline qcow2 image as source, through a `qemu-nbd` of our own, with a dirty bitmap kept in the image (T1–T4).
 //!
-//! The order is what makes it safe: look at the image → settle what earlier runs left → add the next bitmap →
-//! `qemu-nbd` on the image, which locks it against writers → only now look again and believe what is seen → read →
-//! commit → end the process → remove the old bitmap. Wherever this stops, the next run finds either the old bitmap
-//! still recording, or nothing it would believe.
+//! The order is what makes it safe: look at the image → settle what earlier runs left → a witness, where there is none →
+//! add the next bitmap → `qemu-nbd` on the image, which locks it against writers → only now look again and believe what
+//! is seen → read → commit → end the process → remove the old bitmap. Wherever this stops, the next run finds either the
+//! old bitmap still recording, or nothing it would believe.
 //!
 //! While `qemu-nbd` holds the lock, clusters that `qemu-img map` finds in the file as they are are read from there: the
 //! way through a socket copies every byte twice more and costs as much as all else. Everything else (compressed, in a
 //! backing file, a map too long) comes through `qemu-nbd`, and so does what cannot be read directly.
 
-use super::identity::{ImageFile, Stamp, identity, remote_identity};
+use super::chain::{Chain, Place};
+use super::evidence::Evidence;
+use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
 use super::raw::read_extents;
 use super::settle::settle;
 use super::{Described, SourceOptions};
 use crate::nbd::{Extents, NbdDisk, NbdError};
 use crate::qemu::{
-    Access, Bitmap, ClusterMap, ImageLayer, NbdServerProcess, ServeError, ServeOptions, ToolError, TrackingName,
-    add_bitmap, cluster_map, image_chain, remove_bitmap,
+    Access, Bitmap, ClusterMap, FileKind, Graph, ImageLayer, NbdServerProcess, ServeError, ServeOptions, ToolError,
+    TrackingName, TwinName, WitnessName, add_bitmap, add_witness, cluster_map, image_info, remove_bitmap,
 };
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
@@ -37,6 +39,8 @@ use tokio::task::JoinHandle;
 #[derive(Debug)]
 pub struct Qcow2Disk {
     path: PathBuf,
+    /// The image by itself, for work on its bitmaps.
+    image: Graph,
     server: NbdServerProcess,
     disk: Arc<NbdDisk>,
     file: Arc<File>,
@@ -44,10 +48,13 @@ pub struct Qcow2Disk {
     survey: Mutex<Survey>,
     chain: Vec<LayerIdentity>,
     stamps: Vec<Stamp>,
+    evidence: Evidence,
     /// The bitmap that this session added, or why there is none.
     next: Result<TrackingName, String>,
     /// The repository's bitmaps that a committed point makes useless: the one the next is based on, the proven one.
     superseded: std::sync::Mutex<BTreeSet<TrackingName>>,
+    /// Twins that are there, of bitmaps of the repository.
+    twins: BTreeSet<TwinName>,
     /// Bitmaps that may prove a base.
     candidates: Vec<TrackingName>,
     /// Why no bitmap counts, where that is known without looking.
@@ -65,7 +72,7 @@ enum Survey {
 #[derive(Debug)]
 struct Surveyed {
     extents: Extents,
-    layers: Vec<ImageLayer>,
+    top: ImageLayer,
     clusters: ClusterMap,
 }
 
@@ -90,17 +97,20 @@ impl Qcow2Disk {
         F: Fn(CheckpointId) -> Fut + Sync,
         Fut: Future<Output = Result<bool>> + Send,
     {
-        let path = image.path;
-        let tool = |error: ToolError| error.about(&path, ErrorKind::Source);
-        let layers = image_chain(&path, "qcow2").await.map_err(tool)?;
-        let top = &layers[0];
-        if layers.iter().any(|layer| layer.encrypted) {
+        let (walked, roots) = (image.clone(), options.image_roots.clone());
+        let chain = blocking(move || Chain::walk(&walked, &roots)).await?;
+        let (path, image_warning) = (image.path.clone(), image.warning.clone());
+        if chain.is_encrypted() {
             return Err(Error::usage(format!("{} is encrypted", path.display()))
                 .hint("serve it with qemu-nbd and its secret, and name it as NBD URI"));
         }
-        let mut unusable =
-            top.data_file().map(|file| format!("its data is in {file}, which changes without the bitmap"));
-        let settled = settle(&path, top.bitmaps(), options.repository, is_committed).await?;
+        let (whole, alone) = (chain.graph()?, chain.top_graph()?);
+        let top = image_info(&alone).await.map_err(|error| error.about(&path, ErrorKind::Source))?;
+        let data_in_image = chain.data_file().is_none();
+        let mut unusable = chain
+            .data_file()
+            .map(|file| format!("its data is in {}, which changes without the bitmap", file.display()));
+        let settled = settle(&path, &alone, top.bitmaps(), options.repository, is_committed).await?;
         unusable = unusable.or(settled.unusable);
         let mut candidates = candidates(top.bitmaps(), &settled.own, options);
         if let Some(only) = bitmap {
@@ -109,42 +119,70 @@ impl Qcow2Disk {
                 unusable = Some(format!("bitmap {only} is not there, not sound, or its name proves nothing"));
             }
         }
+        let mut witnesses = witnesses(&top);
         let next = match (&unusable, options.wish) {
             (_, TrackingWish::Fingerprint) => Err("nothing is written into the image".to_owned()),
             (Some(why_not), _) => Err(why_not.clone()),
-            (None, _) => add_next(&path, &settled.own, options).await?,
+            (None, _) => match witnessed(&path, &alone, &top, &mut witnesses, options).await {
+                Ok(witness) => add_next(&path, &alone, &settled.own, &witness, options).await,
+                Err(why_not) => Err(why_not),
+            },
         };
-        let names: Vec<String> = candidates.iter().map(TrackingName::to_string).collect();
-        let serve = ServeOptions { path: &path, format: "qcow2", bitmaps: &names, access: Access::Read };
+        let witness = witnesses.iter().find(|name| name.is_of(options.repository)).copied();
+        witnesses.truncate(CANDIDATES_MAX);
+        let evidence = Evidence::of(&chain, &top, witness);
+        let mut twins: BTreeSet<TwinName> = top.bitmaps().iter().filter_map(|it| it.name.parse().ok()).collect();
+        let names = candidates
+            .iter()
+            .flat_map(|name| [Some(name.to_string()), twins.get(&name.twin()).map(ToString::to_string)]);
+        let names: Vec<String> = names.flatten().chain(witnesses.iter().map(ToString::to_string)).collect();
+        twins.retain(|twin| settled.own.iter().any(|name| name.twin() == *twin));
+        twins.extend(next.as_ref().map(TrackingName::twin));
+        let serve = ServeOptions { image: &whole, bitmaps: &names, access: Access::Read };
         let opened = async {
             let (server, disk) = NbdServerProcess::start(&serve).await.map_err(|error| serve_error(error, &path))?;
             // From here on nobody writes to it.
-            let (chain, stamps) = identities(&path, &layers).await?;
-            let file = File::open(&path).map_err(|error| cannot_look(&path, error))?;
-            Ok::<_, Error>((server, disk, Arc::new(file), chain, stamps))
+            let roots = options.image_roots.clone();
+            let (identities, stamps, file) = blocking(move || locked(&image, &chain, &roots)).await?;
+            Ok::<_, Error>((server, disk, Arc::new(file), identities, stamps))
         };
         let (server, disk, file, chain, stamps) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
-                abandon_next(&path, &next).await;
+                abandon_next(&path, &alone, &next).await;
                 return Err(error);
             }
         };
         let disk = Arc::new(disk);
-        let survey = tokio::spawn(survey(disk.clone(), path.clone(), top.data_file().is_none()));
+        let survey = tokio::spawn(survey(disk.clone(), path.clone(), alone.clone(), data_in_image));
         let based_on = next.as_ref().map(|name| name.base).ok();
         let superseded = settled.own.iter().filter(|name| Some(name.checkpoint) == based_on).copied();
         let superseded = std::sync::Mutex::new(superseded.collect());
         let described = Described {
             size: disk.export().size,
             format: "qcow2",
-            format_options: top.format_options(),
+            format_options: format!("{evidence},{}", top.format_options()),
             chain: chain.clone(),
-            warning: warning(top),
             ..Described::default()
         };
+        let described = described.warned(image_warning.into_iter().chain(warning(&top)).collect());
         let survey = Mutex::new(Survey::Running(survey));
-        let opened = Self { path, server, disk, file, survey, chain, stamps, next, superseded, candidates, unusable };
+        let opened = Self {
+            path,
+            image: alone,
+            server,
+            disk,
+            file,
+            survey,
+            chain,
+            stamps,
+            evidence,
+            next,
+            superseded,
+            twins,
+            candidates,
+            unusable,
+        };
         Ok((opened, described))
     }
 
@@ -205,7 +243,7 @@ impl Qcow2Disk {
         // A survey that was never asked for would be seen here at the latest.
         self.surveyed().await?;
         let stamps = self.stamps.clone();
-        blocking(move || stamps.iter().try_for_each(Stamp::check)).await
+        blocking(move || Stamp::check(&stamps)).await
     }
 
     /// Ends the process; then the bitmap goes that is not needed any more.
@@ -213,22 +251,42 @@ impl Qcow2Disk {
     /// # Errors
     /// `Source` when a bitmap cannot be removed; the next run settles it.
     pub async fn finish(self, outcome: Outcome) -> Result<()> {
-        if let Survey::Running(task) = self.survey.into_inner() {
-            task.abort();
-        }
+        // A witness that says that the image was resized goes: it would say so for ever. What began under it proves nothing.
+        let spoilt = match &mut *self.survey.lock().await {
+            Survey::Done(survey) => self.own_witness().filter(|name| witness_holds(survey, name).is_err()),
+            Survey::Running(task) => {
+                task.abort();
+                None
+            }
+            Survey::Failed => None,
+        };
         drop(self.disk);
         let stopped = self.server.stop().await;
-        let gone = match (&self.next, outcome) {
+        let mut gone = match (&self.next, outcome) {
             (Ok(next), Outcome::Abandoned) => BTreeSet::from([*next]),
             // Without a next one the old one goes on recording, and may prove a base again after an abandoned point.
             (Err(_), Outcome::Abandoned | Outcome::Committed) => BTreeSet::new(),
             (Ok(_), Outcome::Committed) => self.superseded.into_inner().expect("no panic while held"),
         };
+        let mut names = Vec::new();
+        if let (Some(witness), Ok(next)) = (spoilt, &self.next) {
+            gone.insert(*next);
+            names.push(witness.to_string());
+        }
         for name in gone {
-            let removed = remove_bitmap(&self.path, &name.to_string()).await;
+            names.push(name.to_string());
+            names.extend(self.twins.get(&name.twin()).map(TwinName::to_string));
+        }
+        for name in names {
+            let removed = remove_bitmap(&self.image, &name).await;
             removed.map_err(|error| error.about(&self.path, ErrorKind::Source))?;
         }
         stopped.map_err(|error| error.about(&self.path, ErrorKind::Source))
+    }
+
+    /// The witness of the repository that this session works under.
+    fn own_witness(&self) -> Option<WitnessName> {
+        self.next.as_ref().ok().and(self.evidence.witness)
     }
 
     async fn surveyed(&self) -> Result<Arc<Surveyed>> {
@@ -270,14 +328,24 @@ impl Qcow2Disk {
         let name = *name.ok_or_else(|| format!("there is no sound bitmap of the parent's checkpoint {checkpoint}"))?;
         // Looked up in what was seen under the image's lock, not in what made it a candidate.
         let text = name.to_string();
-        let bitmap = survey.layers[0].bitmap(&text).ok_or_else(|| format!("bitmap {text} vanished"))?;
+        let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text} vanished"))?;
         sound(bitmap, parent.tracking.granularity)?;
         self.same_disk(parent)?;
+        let then = Evidence::read(&parent.format_options)?;
+        self.evidence.continues(&then)?;
+        let witness = then.witness.ok_or("the parent recorded no witness of the image's size")?;
+        let mark = witness_holds(survey, &witness)?;
         let dirty = survey.extents.bitmap(&text).ok_or_else(|| format!("bitmap {text} is not exported"))?;
+        if !mark.subtract(dirty).is_empty() {
+            return Err(format!("bitmap {text} lacks the mark that it was made with: it was cleared or made anew"));
+        }
+        if twin_marks(survey, &name, parent.tracking.granularity)? != *dirty {
+            return Err(format!("bitmap {text} and its twin tell different things: one did not record all the time"));
+        }
         Ok((name, dirty.clone()))
     }
 
-    /// Size and backing chain must be what the parent recorded. The image file itself need not be the same: a copy
+    /// Size, backing files and data files must be what the parent recorded. The image file itself need not be the same: a copy
     /// carries its bitmaps along.
     fn same_disk(&self, parent: &DiskRecord) -> Result<(), String> {
         let size = self.disk.export().size;
@@ -286,14 +354,14 @@ impl Qcow2Disk {
         }
         let (now, then) = (&self.chain[1..], parent.chain.get(1..).unwrap_or(&[]));
         if now.len() != then.len() {
-            return Err(format!("the image has {} backing files and had {} in the parent", now.len(), then.len()));
+            return Err(format!("the image has {} files below it and had {} in the parent", now.len(), then.len()));
         }
         for (now, then) in now.iter().zip(then) {
             if now.inode == 0 {
-                return Err(format!("whether backing file {} changed cannot be told", now.path));
+                return Err(format!("whether {} below the image changed cannot be told", now.path));
             }
             if now != then {
-                return Err(format!("backing file {} is not what it was", then.path));
+                return Err(format!("{} below the image is not what it was", then.path));
             }
         }
         Ok(())
@@ -302,8 +370,11 @@ impl Qcow2Disk {
     /// The bitmap this session began, when it is seen to work under the image's lock.
     fn begun(&self, survey: &Surveyed) -> Option<TrackingName> {
         let name = self.next.as_ref().ok()?;
-        let bitmap = survey.layers[0].bitmap(&name.to_string())?;
-        match sound(bitmap, GRID_BYTES) {
+        let bitmap = survey.top.bitmap(&name.to_string())?;
+        let witnessed = self.own_witness().ok_or_else(|| "there is no witness".to_owned());
+        let witnessed = witnessed.and_then(|witness| witness_holds(survey, &witness));
+        let twin = witnessed.and_then(|_| twin_there(survey, name, GRID_BYTES));
+        match twin.and_then(|()| sound(bitmap, GRID_BYTES)) {
             Ok(()) => Some(*name),
             Err(why_not) => {
                 tracing::warn!(path = %self.path.display(), why_not, "the next backup cannot use a bitmap");
@@ -324,33 +395,110 @@ fn candidates(bitmaps: &[Bitmap], own: &[TrackingName], options: &SourceOptions)
     names
 }
 
-/// The outer error ends the backup, the inner text says why there is no next bitmap.
-async fn add_next(path: &Path, own: &[TrackingName], options: &SourceOptions) -> Result<Result<TrackingName, String>> {
-    let base = if let [only] = own { Some(only.checkpoint) } else { None };
-    let name = TrackingName::new(options.repository, CheckpointId::random(&options.world), base);
-    match add_bitmap(path, &name.to_string(), GRID_BYTES).await {
-        Ok(()) => Ok(Ok(name)),
+/// Witnesses of any repository that could show that the disk kept its size.
+fn witnesses(top: &ImageLayer) -> Vec<WitnessName> {
+    let still = top.bitmaps().iter().filter(|bitmap| is_still(bitmap));
+    still.filter_map(|bitmap| bitmap.name.parse().ok()).filter(|it: &WitnessName| it.size == top.virtual_size).collect()
+}
+
+/// A witness records nothing, and is whole.
+fn is_still(bitmap: &Bitmap) -> bool {
+    !bitmap.is_recording() && bitmap.is_consistent() && bitmap.granularity == u64::from(GRID_BYTES)
+}
+
+/// The repository's own witness; made when there is none that fits, in the place of those that do not.
+async fn witnessed(
+    path: &Path,
+    image: &Graph,
+    top: &ImageLayer,
+    witnesses: &mut Vec<WitnessName>,
+    options: &SourceOptions,
+) -> Result<WitnessName, String> {
+    // Our own first: it is looked for there.
+    witnesses.sort_by_key(|name| !name.is_of(options.repository));
+    if let Some(own) = witnesses.first().filter(|name| name.is_of(options.repository)) {
+        return Ok(*own);
+    }
+    let old = top.bitmaps().iter().filter_map(|bitmap| bitmap.name.parse::<WitnessName>().ok());
+    for old in old.filter(|name| name.is_of(options.repository)) {
+        let removed = remove_bitmap(image, &old.to_string()).await;
+        removed.map_err(|error| format!("bitmap {old} does not fit and cannot be removed: {error}"))?;
+    }
+    let name = WitnessName::random(options.repository, top.virtual_size, &options.world);
+    match add_witness(image, &name, GRID_BYTES).await {
+        Ok(()) => {
+            witnesses.insert(0, name);
+            Ok(name)
+        }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no bitmap added: the next backup reads everything");
-            Ok(Err(format!("the next bitmap cannot be added: {error}")))
+            tracing::warn!(path = %path.display(), %error, "no witness added: the next backup reads everything");
+            Err(format!("a witness of the image's size cannot be added: {error}"))
         }
     }
 }
 
-async fn abandon_next(path: &Path, next: &Result<TrackingName, String>) {
+/// The mark of a witness, when it and no other is seen under the image's lock.
+fn witness_holds(survey: &Surveyed, name: &WitnessName) -> Result<ExtentSet, String> {
+    let text = name.to_string();
+    let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("witness {text} is gone"))?;
+    let marked = survey.extents.bitmap(&text).filter(|_| is_still(bitmap));
+    let marked = marked.ok_or_else(|| format!("witness {text} is not sound"))?;
+    if *marked != name.mark(GRID_BYTES) {
+        return Err("the image was made smaller and larger again, as its witness shows".to_owned());
+    }
+    Ok(marked.clone())
+}
+
+/// Whether a bitmap's twin is there, and records.
+fn twin_there(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Result<(), String> {
+    let text = name.twin().to_string();
+    let twin = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text}, the twin, is gone"))?;
+    sound(twin, granularity)
+}
+
+/// What a bitmap's twin marks.
+fn twin_marks(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Result<ExtentSet, String> {
+    twin_there(survey, name, granularity)?;
+    let text = name.twin().to_string();
+    survey.extents.bitmap(&text).cloned().ok_or_else(|| format!("bitmap {text} is not exported"))
+}
+
+/// Adds the next bitmap and its twin, or says why there are none.
+async fn add_next(
+    path: &Path,
+    image: &Graph,
+    own: &[TrackingName],
+    witness: &WitnessName,
+    options: &SourceOptions,
+) -> Result<TrackingName, String> {
+    let base = if let [only] = own { Some(only.checkpoint) } else { None };
+    let name = TrackingName::new(options.repository, CheckpointId::random(&options.world), base);
+    let witness = witness.to_string();
+    for bitmap in [name.to_string(), name.twin().to_string()] {
+        if let Err(error) = add_bitmap(image, &bitmap, GRID_BYTES, &witness).await {
+            tracing::warn!(path = %path.display(), %error, "no bitmap added: the next backup reads everything");
+            return Err(format!("the next bitmap cannot be added: {error}"));
+        }
+    }
+    Ok(name)
+}
+
+async fn abandon_next(path: &Path, image: &Graph, next: &Result<TrackingName, String>) {
     let Ok(name) = next else { return };
-    if let Err(error) = remove_bitmap(path, &name.to_string()).await {
-        tracing::warn!(path = %path.display(), %error, "a bitmap stays until the next backup");
+    for bitmap in [name.to_string(), name.twin().to_string()] {
+        if let Err(error) = remove_bitmap(image, &bitmap).await {
+            tracing::warn!(path = %path.display(), %error, "a bitmap stays until the next backup");
+        }
     }
 }
 
 /// Looks at the image a second time, now that it is locked, and asks for its extents and clusters; all at once.
-async fn survey(disk: Arc<NbdDisk>, path: PathBuf, data_in_image: bool) -> Result<Surveyed, SurveyError> {
+async fn survey(disk: Arc<NbdDisk>, path: PathBuf, image: Graph, data_in_image: bool) -> Result<Surveyed, SurveyError> {
     let clusters = async {
         if !data_in_image {
             return ClusterMap::default();
         }
-        match cluster_map(&path).await {
+        match cluster_map(&image).await {
             Ok(clusters) => clusters,
             Err(error) => {
                 tracing::info!(path = %path.display(), %error, "everything is read through qemu-nbd");
@@ -358,8 +506,8 @@ async fn survey(disk: Arc<NbdDisk>, path: PathBuf, data_in_image: bool) -> Resul
             }
         }
     };
-    let (extents, layers, clusters) = tokio::join!(disk.extents(), image_chain(&path, "qcow2"), clusters);
-    Ok(Surveyed { extents: extents.map_err(SurveyError::Nbd)?, layers: layers.map_err(SurveyError::Tool)?, clusters })
+    let (extents, top, clusters) = tokio::join!(disk.extents(), image_info(&image), clusters);
+    Ok(Surveyed { extents: extents.map_err(SurveyError::Nbd)?, top: top.map_err(SurveyError::Tool)?, clusters })
 }
 
 fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
@@ -375,34 +523,24 @@ fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Identities of the chain, and stamps of all its files. A layer that is no file of this host has neither.
-async fn identities(path: &Path, layers: &[ImageLayer]) -> Result<(Vec<LayerIdentity>, Vec<Stamp>)> {
-    let mut places: Vec<String> = vec![path.to_string_lossy().into_owned()];
-    places.extend(layers[1..].iter().map(|layer| layer.filename.clone()));
-    let data: Vec<String> = layers.iter().filter_map(ImageLayer::data_file).map(str::to_owned).collect();
-    let path = path.to_owned();
-    blocking(move || {
-        let failed = |error| cannot_look(&path, error);
-        let (mut chain, mut stamps) = (Vec::new(), Vec::new());
-        for (at, place) in places.iter().enumerate() {
-            let file = if at == 0 { path.clone() } else { PathBuf::from(place) };
-            match std::fs::metadata(&file) {
-                Ok(metadata) => {
-                    chain.push(identity(&file).map_err(failed)?);
-                    stamps.push(Stamp::of(&file, &metadata));
-                }
-                Err(error) if at == 0 => return Err(failed(error)),
-                Err(_) => chain.push(remote_identity(place.clone())),
-            }
-        }
-        for file in data.iter().map(PathBuf::from) {
-            if let Ok(metadata) = std::fs::metadata(&file) {
-                stamps.push(Stamp::of(&file, &metadata));
-            }
-        }
-        Ok((chain, stamps))
-    })
-    .await
+/// Looks at all files now that the image is locked: their identities and stamps, and the image open. The headers must
+/// name what they named before.
+fn locked(image: &ImageFile, chain: &Chain, roots: &[PathBuf]) -> Result<(Vec<LayerIdentity>, Vec<Stamp>, File)> {
+    if Chain::walk(image, roots)? != *chain {
+        return Err(Error::source("it changed while it was opened").context(image.path.display()));
+    }
+    let (mut identities, mut stamps) = (Vec::new(), Vec::new());
+    for (at, Place { path, kind }) in chain.places().enumerate() {
+        let failed = |error| cannot_look(path, error);
+        stamps.push(Stamp::of(path, &std::fs::metadata(path).map_err(failed)?));
+        identities.push(match kind {
+            // Whoever writes to a device leaves no trace in what can be seen of it.
+            FileKind::Device if at > 0 => untold_identity(path.to_string_lossy().into_owned()),
+            FileKind::Device | FileKind::Regular => identity(path).map_err(failed)?,
+        });
+    }
+    let file = File::open(&image.path).map_err(|error| cannot_look(&image.path, error))?;
+    Ok((identities, stamps, file))
 }
 
 fn cannot_look(path: &Path, error: std::io::Error) -> Error {

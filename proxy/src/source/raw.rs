@@ -1,9 +1,9 @@
 //! A raw image file or block device as source.
 
-use super::identity::{FileKind, ImageFile, Stamp, identity};
+use super::identity::{ImageFile, Stamp, identity};
 use super::{Described, SourceOptions};
 use crate::lock::{Locked, Purpose, lock_image};
-use crate::qemu::busy;
+use crate::qemu::{FileKind, busy};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use mover::{Changed, Error, ParentDisk, Result, TrackingWish, blocking};
@@ -31,24 +31,24 @@ impl RawDisk {
     /// `Busy` when a process that uses QEMU's locks has it open for writing; `Source` when it cannot be opened.
     pub async fn open(image: ImageFile, _options: &SourceOptions) -> Result<(Self, Described)> {
         blocking(move || {
-            let failed =
-                |error: io::Error| Error::source("cannot be opened").because(error).context(image.path.display());
-            let (file, mut warning) = open(&image).map_err(failed)?;
+            let place = image.path.clone();
+            let failed = |error: io::Error| Error::source("cannot be opened").because(error).context(place.display());
+            let (file, in_use) = open(&image).map_err(failed)?;
+            let mut warnings: Vec<String> = image.warning.into_iter().chain(in_use).collect();
             match lock_image(&file, Purpose::Read).map_err(failed)? {
                 Locked::Held => {}
                 Locked::Conflict => return Err(busy(&image.path)),
                 Locked::Unsupported => {
-                    warning = Some(
-                        "the file system has no locks: a machine that writes would only be noticed by the \
-                                    file's times"
-                            .into(),
-                    );
+                    let what =
+                        "the file system has no locks: a machine that writes would only be noticed by the file's times";
+                    warnings.push(what.to_owned());
                 }
             }
             let stamp = Stamp::of(&image.path, &file.metadata().map_err(failed)?);
             let size = (&file).seek(io::SeekFrom::End(0)).map_err(failed)?;
             let layer = identity(&image.path).map_err(failed)?;
-            let mut described = Described { size, format: "raw", warning, chain: vec![layer], ..Described::default() };
+            let mut described =
+                Described { size, format: "raw", chain: vec![layer], ..Described::default() }.warned(warnings);
             if image.kind == FileKind::Device {
                 described.logical_sector_bytes = rustix::fs::ioctl_blksszget(&file).unwrap_or(0);
                 described.physical_sector_bytes = rustix::fs::ioctl_blkpbszget(&file).unwrap_or(0);
@@ -88,7 +88,7 @@ impl RawDisk {
     /// `Source` when they differ.
     pub async fn check(&self) -> Result<()> {
         let stamp = self.stamp.clone();
-        blocking(move || stamp.check()).await
+        blocking(move || Stamp::check(&[stamp])).await
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
@@ -98,7 +98,7 @@ impl RawDisk {
 
 /// The file, and what is to be said about it.
 fn open(image: &ImageFile) -> io::Result<(File, Option<String>)> {
-    let flags = |more: OFlags| (OFlags::CLOEXEC | more).bits().cast_signed();
+    let flags = |more: OFlags| (OFlags::NONBLOCK | more).bits().cast_signed();
     let open = |more| File::options().read(true).custom_flags(flags(more)).open(&image.path);
     if image.kind == FileKind::Regular {
         return open(OFlags::empty()).map(|file| (file, None));

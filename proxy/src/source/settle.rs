@@ -1,6 +1,6 @@
 //! Bitmaps that earlier runs left in an image: which count, which go.
 
-use crate::qemu::{Bitmap, TrackingName, remove_bitmap};
+use crate::qemu::{Bitmap, Graph, TrackingName, TwinName, remove_bitmap};
 use mover::{CheckpointId, RepositoryId, Result};
 use std::future::Future;
 use std::path::Path;
@@ -22,6 +22,7 @@ pub struct Settled {
 /// Those of `is_committed`.
 pub async fn settle<F, Fut>(
     path: &Path,
+    image: &Graph,
     bitmaps: &[Bitmap],
     repository: RepositoryId,
     is_committed: &F,
@@ -32,24 +33,32 @@ where
 {
     let own = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TrackingName>().ok());
     let own: Vec<TrackingName> = own.filter(|name| name.is_of(repository)).collect();
-    if own.len() < 2 {
-        return Ok(Settled { own, unusable: None });
+    let (keep, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, is_committed).await? };
+    let twins = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TwinName>().ok());
+    let lonely = twins.filter(|twin| twin.is_of(repository) && !keep.iter().any(|name| name.twin() == *twin));
+    for name in gone.iter().map(ToString::to_string).chain(lonely.map(|twin| twin.to_string())) {
+        tracing::info!(path = %path.display(), bitmap = %name, "removing a bitmap that an earlier run left");
+        if let Err(error) = remove_bitmap(image, &name).await {
+            let unusable = format!("bitmap {name} of an earlier run cannot be removed: {error}");
+            return Ok(Settled { own: keep, unusable: Some(unusable) });
+        }
     }
+    Ok(Settled { own: keep, unusable: None })
+}
+
+/// Which of several count, and which go.
+async fn told_apart<F, Fut>(own: Vec<TrackingName>, is_committed: &F) -> Result<(Vec<TrackingName>, Vec<TrackingName>)>
+where
+    F: Fn(CheckpointId) -> Fut + Sync,
+    Fut: Future<Output = Result<bool>> + Send,
+{
     let mut committed = Vec::new();
     for name in &own {
         if is_committed(name.checkpoint).await? {
             committed.push(*name);
         }
     }
-    let (keep, gone): (Vec<_>, Vec<_>) = own.into_iter().partition(|name| {
+    Ok(own.into_iter().partition(|name| {
         committed.contains(name) && !committed.iter().any(|other| other.base == name.checkpoint && other != name)
-    });
-    for name in gone {
-        tracing::info!(path = %path.display(), bitmap = %name, "removing a bitmap that an earlier run left");
-        if let Err(error) = remove_bitmap(path, &name.to_string()).await {
-            let unusable = format!("bitmap {name} of an earlier run cannot be removed: {error}");
-            return Ok(Settled { own: keep, unusable: Some(unusable) });
-        }
-    }
-    Ok(Settled { own: keep, unusable: None })
+    }))
 }

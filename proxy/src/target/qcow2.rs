@@ -6,7 +6,7 @@ use super::place::{
 };
 use crate::lock::{Locked, Purpose, lock_image};
 use crate::nbd::{NbdDisk, NbdError};
-use crate::qemu::{Access, NbdServerProcess, ServeError, ServeOptions, ToolError, create_qcow2};
+use crate::qemu::{Access, Graph, NbdServerProcess, ServeError, ServeOptions, ToolError, create_qcow2};
 use crate::source::nbd_error;
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
@@ -240,7 +240,8 @@ const EXTERNAL_DATA_FILE: u32 = 1 << 2;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 
 async fn serve(image: &Path, path: &Path) -> Result<(NbdServerProcess, NbdDisk)> {
-    let options = ServeOptions { path: image, format: "qcow2", bitmaps: &[], access: Access::Write };
+    let image = Graph::alone(image)?;
+    let options = ServeOptions { image: &image, bitmaps: &[], access: Access::Write };
     NbdServerProcess::start(&options).await.map_err(|error| match error {
         ServeError::Tool(error) => tool_error(error, path),
         ServeError::Nbd(error) => local_error(error, path),

@@ -15,15 +15,16 @@ async fn qcow2_full_then_by_bitmap() {
     assert_eq!(first.changed.mode, ChangeTracking::Full);
     assert_eq!(first.bytes_read, 3 * MIB + GRID);
     assert!(store.bytes == content(&image, "qcow2"));
-    assert_eq!(bitmaps(&image).len(), 1);
+    assert_eq!(bitmaps(&image).len(), SET);
 
     qemu_io(&image, "qcow2", &["write -P 3 2M 1M", "write -P 4 50M 4k", "discard 40M 64k", "write -z 1M 64k"]);
     let second = store.backup(text(&image), TrackingWish::Auto).await.unwrap();
     assert_eq!(second.changed.mode, ChangeTracking::Bitmap, "{}", second.changed.reason);
-    assert_eq!(second.changed.dirty.bytes(), MIB + 3 * GRID);
+    // And the last granule, which is dirty always.
+    assert_eq!(second.changed.dirty.bytes(), MIB + 4 * GRID);
     assert_eq!(second.bytes_read, MIB + GRID);
     assert!(store.bytes == content(&image, "qcow2"));
-    assert_eq!(bitmaps(&image).len(), 1, "the old bitmap went");
+    assert_eq!(bitmaps(&image).len(), SET, "the old bitmap went");
 
     let third = store.backup(text(&image), TrackingWish::Bitmap).await.unwrap();
     assert_eq!((third.changed.mode, third.bytes_read), (ChangeTracking::Bitmap, 0));
@@ -38,9 +39,10 @@ async fn an_abandoned_backup_keeps_the_old_proof() {
     let before = bitmaps(&image);
     qemu_io(&image, "qcow2", &["write -P 3 2M 1M"]);
     let session = open(text(&image), TrackingWish::Auto, &store.committed).await.unwrap();
-    assert_eq!(bitmaps(&image).len(), 2);
+    assert_eq!(bitmaps(&image).len(), SET + 2);
     session.finish(Outcome::Abandoned).await.unwrap();
-    assert_eq!(bitmaps(&image), before);
+    let kept = bitmaps(&image);
+    assert!(before.iter().all(|name| kept.contains(name)) && kept.len() == SET, "{before:?}: {kept:?}");
     let next = store.backup(text(&image), TrackingWish::Auto).await.unwrap();
     assert_eq!((next.changed.mode, next.bytes_read), (ChangeTracking::Bitmap, MIB));
     assert!(store.bytes == content(&image, "qcow2"));
@@ -68,7 +70,7 @@ async fn wishes() {
     assert_eq!(made.changed.mode, ChangeTracking::Full);
     let made = store.backup(text(&image), TrackingWish::Auto).await.unwrap();
     assert_eq!(made.changed.mode, ChangeTracking::Bitmap);
-    assert_eq!(bitmaps(&image).len(), 1);
+    assert_eq!(bitmaps(&image).len(), SET);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +124,8 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     let place = Place::new();
     let good = place.qcow2("a.qcow2", 4 * MIB);
     let raw = place.raw("b.img", MIB);
-    let options = SourceOptions { repository: repository(), wish: TrackingWish::Auto, world: World::system() };
+    let wish = TrackingWish::Auto;
+    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
     let named = |name: &str, source: &str| format!("{name}={source}").parse::<NamedSource>().unwrap();
     let open = |sources| SnapshotSession::open(sources, &options, |_| async { Ok(true) });
     let both = open(vec![named("vda", text(&good)), named("vdb", text(&raw))]).await.unwrap();
@@ -167,7 +170,7 @@ async fn clusters_of_every_kind_read_as_qemu_reads_them() {
         ("outside", &["-o", &data]),
     ];
     for (name, options) in cases {
-        let image = place.path(name);
+        let image = place.path(&format!("{name}.qcow2"));
         let create = [&["create", "-q", "-f", "qcow2"][..], options, &[text(&image), "8M"]].concat();
         run("qemu-img", &create);
         let in_image = name != "outside";

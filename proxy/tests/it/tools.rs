@@ -120,6 +120,16 @@ pub fn repository() -> RepositoryId {
     RepositoryId(*b"test repository.")
 }
 
+/// Bitmaps that a committed backup leaves: one of changes, its twin, a witness.
+pub const SET: usize = 3;
+
+/// The bitmap of changes in an image that was backed up.
+pub fn changes(path: &Path) -> String {
+    let all = bitmaps(path);
+    let of = |name: &String| !name.contains("-twin-") && !name.contains("-end-");
+    all.into_iter().find(of).expect("it was backed up")
+}
+
 /// The bitmaps of an image as `qemu-img info` names them.
 pub fn bitmaps(path: &Path) -> Vec<String> {
     let info: serde_json::Value =
@@ -147,7 +157,7 @@ pub struct Report {
 
 /// Opens a session on one disk.
 pub async fn open(source: &str, wish: TrackingWish, committed: &BTreeSet<CheckpointId>) -> Result<SnapshotSession> {
-    let options = SourceOptions { repository: repository(), wish, world: World::system() };
+    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
     let source = NamedSource::only(source.parse()?);
     let committed = committed.clone();
     SnapshotSession::open(vec![source], &options, move |checkpoint| {

@@ -3,7 +3,7 @@
 use crate::tools::*;
 use chunker::Extent;
 use mover::{ChangeTracking, ErrorKind, Outcome, Source, TrackingWish};
-use proxy::{NamedSource, SourceAddress, list_tracking, remove_tracking};
+use proxy::{NamedSource, SourceAddress, TrackedKind, list_tracking, remove_tracking};
 use std::path::Path;
 
 fn address(path: &Path) -> SourceAddress {
@@ -16,29 +16,73 @@ async fn auto(store: &mut Store, image: &Path) -> Report {
     made
 }
 
-/// The lie that the source alone cannot see: size and chain are as before, the bitmap says clean. It delivers both
-/// sets, from which `mover::backup` sees that a clean range became zero.
 #[tokio::test(flavor = "multi_thread")]
 async fn shrunk_and_grown_again() {
+    for regrow in [&["16M"][..], &["--preallocation=full", "16M"], &["--preallocation=metadata", "16M"]] {
+        let place = Place::new();
+        let base = place.raw("base.raw", 16 * MIB);
+        qemu_io(&base, "raw", &["write -P 9 0 16M"]);
+        for backing in [&[][..], &["-F", "raw", "-b", "base.raw"]] {
+            if !backing.is_empty() && regrow.len() > 1 {
+                continue;
+            }
+            let image = place.path("a.qcow2");
+            run("qemu-img", &[&["create", "-q", "-f", "qcow2"], backing, &[text(&image), "16M"]].concat());
+            qemu_io(&image, "qcow2", &["write -P 1 0 16M"]);
+            let mut store = Store::default();
+            auto(&mut store, &image).await;
+            run("qemu-img", &["resize", "-q", "--shrink", text(&image), "8M"]);
+            run("qemu-img", &[&["resize", "-q"], &regrow[..regrow.len() - 1], &[text(&image), "16M"]].concat());
+            qemu_io(&image, "qcow2", &["write -P 5 16320k 64k"]);
+            let made = auto(&mut store, &image).await;
+            assert_eq!(made.changed.mode, ChangeTracking::Fingerprint, "{regrow:?} {backing:?}");
+            assert!(made.changed.reason.contains("witness"), "{}", made.changed.reason);
+            // Its bitmaps go, and begin anew.
+            auto(&mut store, &image).await;
+            assert_eq!(auto(&mut store, &image).await.changed.mode, ChangeTracking::Bitmap);
+            run("qemu-img", &["resize", "-q", text(&image), "24M"]);
+            let made = auto(&mut store, &image).await;
+            assert_eq!(made.changed.mode, ChangeTracking::Fingerprint);
+            assert!(made.changed.reason.contains("25165824"), "{}", made.changed.reason);
+        }
+    }
+}
+
+/// One bitmap, its twin, or all of them, treated so that changes are missed: each time it shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn bitmaps_that_looked_away() {
     let place = Place::new();
-    let image = place.qcow2("a.qcow2", 16 * MIB);
-    qemu_io(&image, "qcow2", &["write -P 1 0 16M"]);
+    let image = place.qcow2("a.qcow2", 4 * MIB);
+    qemu_io(&image, "qcow2", &["write -P 1 0 4M"]);
     let mut store = Store::default();
     auto(&mut store, &image).await;
-    run("qemu-img", &["resize", "-q", "--shrink", text(&image), "8M"]);
-    run("qemu-img", &["resize", "-q", text(&image), "16M"]);
-    let session = open(text(&image), TrackingWish::Auto, &store.committed).await.unwrap();
-    let (made, bytes, _) = store.read(&session, TrackingWish::Auto).await.unwrap();
-    session.finish(Outcome::Abandoned).await.unwrap();
-    let lost = Extent::new(8 * MIB, 8 * MIB);
-    assert_eq!(made.changed.mode, ChangeTracking::Bitmap, "the source alone believes it");
-    assert!(!made.changed.dirty.intersects(lost) && bytes != content(&image, "qcow2"), "QEMU does not lie any more?");
-    assert!(made.changed.zeroes.contains(lost.offset), "the zeros give the lie away");
-    // Grown and not shrunk back: the size tells.
-    run("qemu-img", &["resize", "-q", text(&image), "24M"]);
-    let made = auto(&mut store, &image).await;
-    assert_eq!(made.changed.mode, ChangeTracking::Fingerprint);
-    assert!(made.changed.reason.contains("25165824"), "{}", made.changed.reason);
+    let bitmap = |action: &[&str], name: &str| {
+        run("qemu-img", &[&["bitmap"], action, &[text(&image), name]].concat());
+    };
+    for (turn, actions) in
+        [[&["--disable"][..], &["--enable"]], [&[], &["--clear"]], [&["--remove"], &["--add"]]].into_iter().enumerate()
+    {
+        for which in ["", "-twin-", "all"] {
+            let all = bitmaps(&image);
+            let of = |name: &&String| match which {
+                "all" => true,
+                "" => !name.contains("-twin-") && !name.contains("-end-"),
+                part => name.contains(part),
+            };
+            let named: Vec<&String> = all.iter().filter(of).collect();
+            assert!(!named.is_empty(), "{all:?}");
+            let act = |action: &[&str]| named.iter().filter(|_| !action.is_empty()).for_each(|it| bitmap(action, it));
+            act(actions[0]);
+            qemu_io(&image, "qcow2", &[&format!("write -P {} 1M 64k", 20 + turn)]);
+            qemu_io(&image, "qcow2", &[&format!("write -P {} 2M 64k", 30 + which.len())]);
+            act(actions[1]);
+            let made = auto(&mut store, &image).await;
+            assert_eq!(made.changed.mode, ChangeTracking::Fingerprint, "{actions:?} {which}");
+            auto(&mut store, &image).await;
+            let made = auto(&mut store, &image).await;
+            assert_eq!(made.changed.mode, ChangeTracking::Bitmap, "{actions:?} {which}: {}", made.changed.reason);
+        }
+    }
 }
 
 fn backed(place: &Place) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
@@ -120,14 +164,14 @@ async fn other_ways_to_lose_tracking() {
     let mut store = Store::default();
     auto(&mut store, &image).await;
     let mut expect = async |what: &str, change: &dyn Fn(&str), reason: &str| {
-        let name = bitmaps(&image)[0].clone();
+        let name = changes(&image);
         change(&name);
         let made = auto(&mut store, &image).await;
         assert_eq!(made.changed.mode, ChangeTracking::Fingerprint, "{what}");
         assert!(made.changed.reason.contains(reason), "{what}: {}", made.changed.reason);
         let made = auto(&mut store, &image).await;
         assert_eq!(made.changed.mode, ChangeTracking::Bitmap, "{what} is over: {}", made.changed.reason);
-        assert_eq!(bitmaps(&image).len(), 1, "{what}: nothing piles up");
+        assert_eq!(bitmaps(&image).len(), SET, "{what}: nothing piles up");
     };
     let bitmap = |arguments: &[&str], name: &str| {
         run("qemu-img", &[&["bitmap"], arguments, &[text(&image), name]].concat());
@@ -184,12 +228,12 @@ async fn a_pair_is_settled_first() {
         }
         // Killed before it could tidy up.
         drop(session);
-        assert_eq!(bitmaps(&image).len(), 2);
+        assert_eq!(bitmaps(&image).len(), SET + 2);
         qemu_io(&image, "qcow2", &["write -P 2 3M 64k"]);
         let made = auto(&mut store, &image).await;
         assert_eq!(made.changed.mode, ChangeTracking::Bitmap, "{}", made.changed.reason);
         assert_eq!(made.bytes_read, if was_committed { GRID } else { 3 * GRID });
-        assert_eq!(bitmaps(&image).len(), 1);
+        assert_eq!(bitmaps(&image).len(), SET);
     }
 }
 
@@ -205,7 +249,7 @@ async fn bitmaps_of_others_stay() {
         auto(&mut store, &image).await;
     }
     let names = bitmaps(&image);
-    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names.len(), SET + 2, "{names:?}");
     assert!(names.contains(&"cp0".to_owned()) && names.contains(&foreign));
     // A bitmap named in the address proves nothing by itself.
     let named = format!("{}?bitmap=cp0", text(&image));
@@ -220,23 +264,28 @@ async fn listed_and_removed() {
     let image = place.qcow2("a.qcow2", 4 * MIB);
     run("qemu-img", &["snapshot", "-c", "s", text(&image)]);
     run("qemu-img", &["bitmap", "--add", text(&image), "cp0"]);
-    assert!(list_tracking(&address(&image)).await.unwrap().is_empty());
+    assert!(list_tracking(&address(&image), &[]).await.unwrap().is_empty());
     let mut store = Store::default();
     auto(&mut store, &image).await;
     auto(&mut store, &image).await;
-    let listed = list_tracking(&address(&image)).await.unwrap();
-    let [only] = &listed[..] else { panic!("{listed:?}") };
-    assert_eq!(only.repository, repository().0[..4]);
-    assert_eq!(Some(only.checkpoint), store.parent.as_ref().unwrap().tracking.checkpoint);
-    assert_eq!((only.granularity, only.recording, only.consistent), (GRID, true, true));
-    assert!(only.base.is_some());
-    assert_eq!(remove_tracking(&address(&image), Some("cp0")).await.unwrap_err().kind(), ErrorKind::Usage);
-    assert_eq!(remove_tracking(&address(&image), None).await.unwrap(), listed);
+    let listed = list_tracking(&address(&image), &[]).await.unwrap();
+    let checkpoint = store.parent.as_ref().unwrap().tracking.checkpoint.unwrap();
+    let mut kinds: Vec<_> = listed.iter().map(|it| (it.kind, it.recording)).collect();
+    kinds.sort_by_key(|(kind, _)| format!("{kind:?}"));
+    let [(TrackedKind::Changes { checkpoint: of, base: Some(_) }, true), twin, witness] = kinds[..] else {
+        panic!("{listed:?}")
+    };
+    assert_eq!((of, twin, witness), (checkpoint, (TrackedKind::Twin(checkpoint), true), (TrackedKind::Witness, false)));
+    for it in &listed {
+        assert_eq!((&it.repository[..], it.granularity, it.consistent), (&repository().0[..4], GRID, true));
+    }
+    assert_eq!(remove_tracking(&address(&image), Some("cp0"), &[]).await.unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(remove_tracking(&address(&image), None, &[]).await.unwrap(), listed);
     assert_eq!(bitmaps(&image), ["cp0"]);
-    assert!(remove_tracking(&address(&image), None).await.unwrap().is_empty());
+    assert!(remove_tracking(&address(&image), None, &[]).await.unwrap().is_empty());
     let raw = place.raw("b.img", MIB);
-    assert_eq!(list_tracking(&address(&raw)).await.unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(list_tracking(&address(&raw), &[]).await.unwrap_err().kind(), ErrorKind::Usage);
     let _running = machine(&image, "qcow2");
-    assert_eq!(list_tracking(&address(&image)).await.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(list_tracking(&address(&image), &[]).await.unwrap_err().kind(), ErrorKind::Busy);
     let _ = NamedSource::only(address(&raw));
 }

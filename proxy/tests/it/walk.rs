@@ -23,7 +23,12 @@ impl Walk {
 
     async fn backup(&self, image: &Path) -> BackupReport {
         let wish = TrackingWish::Auto;
-        let options = SourceOptions { repository: self.repository.config().id, wish, world: self.world.clone() };
+        let options = SourceOptions {
+            repository: self.repository.config().id,
+            wish,
+            image_roots: Vec::new(),
+            world: self.world.clone(),
+        };
         let source = NamedSource::only(text(image).parse().unwrap());
         let source = SnapshotSession::open(vec![source], &options, |_| async { Ok(true) }).await.unwrap();
         let options = BackupOptions {

@@ -166,7 +166,7 @@ async fn with_hooks(
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
     let disks = disks(arguments);
-    match hooks.around(context, open::source(context, &repository, &disks, options.wish)).await {
+    match hooks.around(context, open::source(context, &repository, &disks, &arguments.image_root, options.wish)).await {
         Ok((source, frozen)) => carry_out(context, options, repository, source, frozen).await,
         Err(error) => {
             close_after_failure(repository).await;
@@ -178,7 +178,8 @@ async fn with_hooks(
 /// One try: everything that was opened is closed again, whatever happens.
 async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
     let (address, disks) = (&arguments.place.repository, disks(arguments));
-    let opened = open::repository_and_source(context, address, &arguments.machine, &disks, options.wish).await;
+    let (machine, roots) = (&arguments.machine, &arguments.image_root);
+    let opened = open::repository_and_source(context, address, machine, &disks, roots, options.wish).await;
     match opened {
         (Ok(repository), Ok(source)) => carry_out(context, options, repository, source, Frozen::default()).await,
         (Ok(repository), Err(error)) => {

@@ -5,7 +5,7 @@ use crate::output::table;
 use crate::text::{escaped, size};
 use crate::windlass::{Context, Exit};
 use mover::Result;
-use proxy::{TrackedBitmap, list_tracking, remove_tracking};
+use proxy::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -14,7 +14,9 @@ struct Bitmap {
     name: String,
     /// The first digits of its repository's id.
     repository: String,
-    checkpoint: String,
+    /// What it is for: changes, twin, witness.
+    kind: &'static str,
+    checkpoint: Option<String>,
     base: Option<String>,
     granularity: u64,
     state: &'static str,
@@ -27,11 +29,17 @@ impl From<&TrackedBitmap> for Bitmap {
             (true, true) => "recording",
             (true, false) => "disabled",
         };
+        let (kind, checkpoint, base) = match bitmap.kind {
+            TrackedKind::Changes { checkpoint, base } => ("changes", Some(checkpoint), base),
+            TrackedKind::Twin(checkpoint) => ("twin", Some(checkpoint), None),
+            TrackedKind::Witness => ("witness", None, None),
+        };
         Self {
             name: bitmap.name.clone(),
             repository: bitmap.repository.iter().map(|byte| format!("{byte:02x}")).collect(),
-            checkpoint: bitmap.checkpoint.to_string(),
-            base: bitmap.base.map(|base| base.to_string()),
+            kind,
+            checkpoint: checkpoint.map(|it| it.to_string()),
+            base: base.map(|base| base.to_string()),
             granularity: bitmap.granularity,
             state,
         }
@@ -41,12 +49,13 @@ impl From<&TrackedBitmap> for Bitmap {
 pub async fn run(context: &Context, action: &TrackingAction) -> Result<Exit> {
     let (out, stop) = (&context.out, &context.stop);
     let (listed, bitmaps) = match action {
-        TrackingAction::List { source, patience } => {
-            ("bitmaps", patience.wait().retry(out, stop, async || list_tracking(source).await).await?)
+        TrackingAction::List { source, image_root, patience } => {
+            ("bitmaps", patience.wait().retry(out, stop, async || list_tracking(source, image_root).await).await?)
         }
-        TrackingAction::Remove { source, patience } => {
-            ("removed", patience.wait().retry(out, stop, async || remove_tracking(source, None).await).await?)
-        }
+        TrackingAction::Remove { source, image_root, patience } => (
+            "removed",
+            patience.wait().retry(out, stop, async || remove_tracking(source, None, image_root).await).await?,
+        ),
     };
     let bitmaps: Vec<Bitmap> = bitmaps.iter().map(Bitmap::from).collect();
     out.document(&BTreeMap::from([(listed, &bitmaps)]));

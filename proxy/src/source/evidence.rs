@@ -1,0 +1,124 @@
+//! What a point records of an image beside its chain, so that the next backup can tell whether its bitmaps may be
+//! believed (T11). It stands before the options of the format, as text.
+
+use super::chain::Chain;
+use crate::qemu::{ImageLayer, WitnessName};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Facts about an image at the moment of its checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// Formats of the layers: the same files in other formats are another disk.
+    layers: String,
+    /// When the snapshots inside it were made; none when there are too many of them.
+    snapshots: Option<BTreeSet<String>>,
+    /// The witness that is in it.
+    pub witness: Option<WitnessName>,
+}
+
+impl Evidence {
+    /// What is seen now.
+    pub fn of(chain: &Chain, top: &ImageLayer, witness: Option<WitnessName>) -> Self {
+        let snapshots: BTreeSet<String> = top.snapshots().collect();
+        let snapshots = (snapshots.len() <= SNAPSHOTS_MAX).then_some(snapshots);
+        Self { layers: chain.formats(), snapshots, witness }
+    }
+
+    /// Reads what a point recorded.
+    ///
+    /// # Errors
+    /// Why it proves nothing.
+    pub fn read(options: &str) -> Result<Self, String> {
+        let earlier =
+            || "the parent was made by an earlier version, which did not notice when an image was resized".to_owned();
+        let mut parts = options.splitn(4, ',');
+        let mut next = |key: &str| parts.next()?.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
+        let layers = next(LAYERS).ok_or_else(earlier)?;
+        let snapshots = next(SNAPSHOTS).ok_or_else(earlier)?;
+        let witness = next(WITNESS).ok_or_else(earlier)?;
+        Ok(Self {
+            layers,
+            snapshots: match snapshots.as_str() {
+                MANY => None,
+                list => Some(list.split_terminator('+').map(str::to_owned).collect()),
+            },
+            witness: witness.parse().ok(),
+        })
+    }
+
+    /// Compares with what the parent recorded.
+    ///
+    /// # Errors
+    /// Why the image may hold another disk than one that its bitmaps tell of.
+    pub fn continues(&self, then: &Self) -> Result<(), String> {
+        if self.layers != then.layers {
+            return Err(format!("the layers of the image are {} and were {} in the parent", self.layers, then.layers));
+        }
+        // `qemu-img convert -l SNAPSHOT --bitmaps` makes an image with an old state and the bitmaps of the present one.
+        // It has no snapshots, so one that was there is missing.
+        match (&self.snapshots, &then.snapshots) {
+            (Some(now), Some(then)) if then.is_subset(now) => Ok(()),
+            (Some(_), Some(_)) => {
+                Err("a snapshot inside the image is gone: it may have been made from that one".to_owned())
+            }
+            _ => Err(format!("the image has more than {SNAPSHOTS_MAX} snapshots inside")),
+        }
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let snapshots = match &self.snapshots {
+            None => MANY.to_owned(),
+            Some(list) => list.iter().map(String::as_str).collect::<Vec<_>>().join("+"),
+        };
+        let witness = self.witness.map(|it| it.to_string()).unwrap_or_default();
+        write!(f, "{LAYERS}={},{SNAPSHOTS}={snapshots},{WITNESS}={witness}", self.layers)
+    }
+}
+
+const LAYERS: &str = "layers";
+const SNAPSHOTS: &str = "snapshots";
+const WITNESS: &str = "witness";
+const MANY: &str = "many";
+/// Snapshots that a point names.
+const SNAPSHOTS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(layers: &str, snapshots: Option<&[&str]>) -> Evidence {
+        let snapshots = snapshots.map(|list| list.iter().map(|it| (*it).to_owned()).collect());
+        let witness = Some(WitnessName { repository: [1; 4], id: [2; 16], size: 3 });
+        Evidence { layers: layers.into(), snapshots, witness }
+    }
+
+    #[test]
+    fn text_round_trip() {
+        let bare = Evidence { witness: None, ..evidence("qcow2", None) };
+        for it in [evidence("qcow2/raw", Some(&[])), evidence("qcow2", Some(&["1.000000002", "3.000000004"])), bare] {
+            // What a header names stands behind it, and changes nothing.
+            let text = format!("{it},cluster_size=65536,data_file=/a,layers=raw,witness=x");
+            assert_eq!(Evidence::read(&text), Ok(it));
+        }
+        for text in ["", "cluster_size=65536,compat=1.1", "layers=qcow2,witness=,snapshots="] {
+            assert!(Evidence::read(text).unwrap_err().contains("earlier version"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_contradicts() {
+        let then = evidence("qcow2/raw", Some(&["1.0", "2.0"]));
+        evidence("qcow2/raw", Some(&["1.0", "2.0", "3.0"])).continues(&then).unwrap();
+        for now in [
+            evidence("qcow2/qcow2", Some(&["1.0", "2.0"])),
+            evidence("qcow2/raw", Some(&["2.0"])),
+            evidence("qcow2/raw", None),
+        ] {
+            now.continues(&then).unwrap_err();
+        }
+        evidence("qcow2", Some(&[])).continues(&evidence("qcow2", None)).unwrap_err();
+    }
+}
