@@ -1,7 +1,7 @@
 //! Whether everything that a manifest refers to is there: the check of each commit (R7).
 
-use crate::{Error, ErrorKind, Manifest, MapReader, MapRoot, PAGE_ENTRIES, Page, PageFlavour, ReadSession, Result};
-use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use crate::{Demand, Error, ErrorKind, Manifest, MapReader, MapRoot, Page, ReadSession, Result, Shape, Spot, Visited};
+use chunker::{ChunkId, Fingerprinter};
 use futures::future::try_join_all;
 use std::collections::HashSet;
 use std::future::Future;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// Tells which chunks a repository has: durable, and neither doomed nor suspect.
 pub trait Presences: Send + Sync {
-    /// For each id whether a chunk of this kind is there.
-    fn present(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> impl Future<Output = Result<Vec<bool>>> + Send;
+    /// What each of the chunks is; none where it is not there.
+    fn shapes(&self, ids: Vec<ChunkId>) -> impl Future<Output = Result<Vec<Option<Shape>>>> + Send;
 }
 
 /// The chunks below `manifest` that are not present, at most about `limit` of them; none means that it may be committed.
@@ -21,7 +21,8 @@ pub trait Presences: Send + Sync {
 /// read proves nothing, which costs time and not safety. The manifest's own chunk is not looked at.
 ///
 /// # Errors
-/// `Integrity` when a page is not of the map or level it stands in; those of `session` and `presences`.
+/// `Integrity` when a page or chunk is not what a restore demands in the place where it stands; those of `session` and
+/// `presences`.
 pub async fn missing_for<R: ReadSession, P: Presences>(
     session: &R,
     prints: &Fingerprinter,
@@ -34,23 +35,25 @@ pub async fn missing_for<R: ReadSession, P: Presences>(
         reader: MapReader::new(session, prints),
         presences,
         limit,
-        walked: HashSet::new(),
+        walked: Visited::default(),
         listed: HashSet::new(),
         missing: Vec::new(),
-        leaves: [(ChunkKind::Data, Vec::new()), (ChunkKind::Attachment, Vec::new())],
+        leaves: Vec::new(),
     };
     for disk in &manifest.disks {
         let mut same = parents.iter().flat_map(|parent| &parent.disks).filter(|it| it.id == disk.id);
-        let old = same.clone().find(|it| it.root == disk.root).or_else(|| same.next()).map(|it| it.root);
-        walk.tree(disk.root, None, old).await.map_err(|error| error.context(&disk.name))?;
+        let old = same.clone().find(|it| it.root == disk.root).or_else(|| same.next());
+        let old = old.map(|it| Old::new(it.root, Spot::of_disk(it.size, it.root.level)));
+        let walked = walk.tree(disk.root, Spot::of_disk(disk.size, disk.root.level), old).await;
+        walked.map_err(|error| error.context(&disk.name))?;
     }
     for attachment in &manifest.attachments {
         let mut same = parents.iter().flat_map(|parent| &parent.attachments);
-        let old = same.find(|it| it.root == attachment.root && it.bytes == attachment.bytes).map(|it| it.root);
-        let walked = walk.tree(attachment.root, Some(attachment.bytes), old).await;
+        let spot = Spot::of_stream(attachment.bytes, attachment.root.level);
+        let old = same.find(|it| it.root == attachment.root && it.bytes == attachment.bytes);
+        let walked = walk.tree(attachment.root, spot, old.map(|it| Old::new(it.root, spot))).await;
         walked.map_err(|error| error.context(&attachment.kind))?;
     }
-    walk.ask_leaves(0).await?;
     Ok(walk.missing)
 }
 
@@ -59,118 +62,152 @@ struct Walk<'a, R, P> {
     presences: &'a P,
     limit: usize,
     /// Pages below which everything is accounted for: a map that refers to one page a million times is walked once.
-    walked: HashSet<(ChunkId, u8, Option<u64>)>,
+    walked: Visited,
     listed: HashSet<ChunkId>,
     missing: Vec<ChunkId>,
     /// Chunks of leaves that are still to be asked for.
-    leaves: [(ChunkKind, Vec<ChunkId>); 2],
+    leaves: Vec<Asked>,
 }
+
+/// A chunk that is asked for, what must be there, and where: the first offset, in bytes.
+type Asked = (ChunkId, Demand, u64);
 
 /// A page to be looked at, and what a parent has in its place: a map of its height or lower.
 struct Subtree {
     id: ChunkId,
-    level: u8,
-    /// In a stream, how many of its bytes are below.
-    bytes: Option<u64>,
-    old: MapRoot,
+    spot: Spot,
+    /// Where it begins in the disk or stream.
+    offset: u64,
+    old: Old,
+}
+
+/// What a parent has: the page, and what was demanded of it.
+#[derive(Clone, Copy, Default)]
+struct Old(Option<(ChunkId, Spot)>);
+
+impl Old {
+    fn new(root: MapRoot, spot: Spot) -> Self {
+        Self(root.id.map(|id| (id, spot)))
+    }
+
+    /// The page below an entry.
+    fn below((id, demand): (ChunkId, Demand)) -> Self {
+        match demand {
+            Demand::Page(spot) => Self(Some((id, spot))),
+            Demand::Chunk(_) => Self(None),
+        }
+    }
 }
 
 impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
-    /// Walks the map of a disk, or of a stream of so many bytes.
-    async fn tree(&mut self, new: MapRoot, bytes: Option<u64>, old: Option<MapRoot>) -> Result<()> {
+    /// Walks the map of a disk or stream.
+    async fn tree(&mut self, new: MapRoot, spot: Spot, old: Option<Old>) -> Result<()> {
         let Some(id) = new.id else { return Ok(()) };
         let old = self.lowered(old.unwrap_or_default(), new.level).await?;
-        let mut stack = vec![Subtree { id, level: new.level, bytes, old }];
+        let mut stack = vec![Subtree { id, spot, offset: 0, old }];
         while !stack.is_empty() && self.missing.len() < self.limit {
-            let mut batch = stack.split_off(stack.len().saturating_sub(PAGES_AT_ONCE));
-            batch.retain(|it| {
-                let covered = it.old == MapRoot { level: it.level, id: Some(it.id) };
-                !covered && self.walked.insert((it.id, it.level, it.bytes))
-            });
-            let present = self.ask(ChunkKind::Page, batch.iter().map(|it| it.id).collect()).await?;
+            let mut batch = Vec::new();
+            for at in stack.split_off(stack.len().saturating_sub(PAGES_AT_ONCE)) {
+                let covered = at.old.0 == Some((at.id, at.spot));
+                if !covered && self.walked.insert(&at.id, at.spot)? {
+                    batch.push(at);
+                }
+            }
+            let asked = batch.iter().map(|at| (at.id, Demand::Page(at.spot), at.offset)).collect();
+            let present = self.ask(asked).await?;
             let there = batch.into_iter().zip(present).filter(|(_, present)| *present).map(|(it, _)| it);
             for (at, new, old) in try_join_all(there.map(|it| self.pages(it))).await? {
                 let Some(new) = new else {
                     self.list(at.id);
                     continue;
                 };
-                let placed = new.check_place(at.bytes);
-                placed.map_err(|error| Error::from(error).context(format_args!("page {}", at.id)))?;
-                self.descend(&at, &new, old.as_deref(), &mut stack);
+                at.spot.check(&new).map_err(|error| Error::from(error).context(format_args!("page {}", at.id)))?;
+                descend(&at, &new, old.as_deref(), &mut stack, &mut self.leaves);
             }
             self.ask_leaves(IDS_AT_ONCE).await?;
         }
-        Ok(())
+        self.ask_leaves(0).await
     }
 
     /// The part of an old map that a lower new one can share: its first subtree of that height.
-    async fn lowered(&self, mut old: MapRoot, level: u8) -> Result<MapRoot> {
-        while let (Some(id), true) = (old.id, old.level > level) {
-            let page = readable(self.reader.page(id, old.level).await)?;
-            old = MapRoot { level: old.level - 1, id: page.and_then(|page| page.entry(0).chunk()) };
+    async fn lowered(&self, mut old: Old, level: u8) -> Result<Old> {
+        while let Old(Some((id, spot))) = old
+            && spot.level > level
+        {
+            let page = readable(self.reader.page(id, spot.level).await)?;
+            old = page.and_then(|page| spot.demand(&page, 0)).map(Old::below).unwrap_or_default();
         }
         Ok(old)
     }
 
     /// The new and the old page, each none when it does not read.
     async fn pages(&self, at: Subtree) -> Result<(Subtree, Option<Arc<Page>>, Option<Arc<Page>>)> {
-        let new = readable(self.reader.page(at.id, at.level).await)?;
-        let old = match at.old.id {
-            Some(id) if at.old.level == at.level => readable(self.reader.page(id, at.level).await)?,
+        let new = readable(self.reader.page(at.id, at.spot.level).await)?;
+        let old = match at.old.0 {
+            Some((id, spot)) if spot.level == at.spot.level => readable(self.reader.page(id, spot.level).await)?,
             _ => None,
         };
         Ok((at, new, old))
     }
 
-    fn descend(&mut self, at: &Subtree, new: &Page, old: Option<&Page>, stack: &mut Vec<Subtree>) {
-        let before = |entry: u64| old.and_then(|old| old.entry(entry).chunk());
-        for (entry, id) in (0..PAGE_ENTRIES).filter_map(|entry| new.entry(entry).chunk().map(|id| (entry, id))) {
-            let Some(level) = at.level.checked_sub(1) else {
-                if before(entry) != Some(id) {
-                    self.leaves[usize::from(new.flavour() == PageFlavour::Stream)].1.push(id);
-                }
-                continue;
-            };
-            // A lower map is the first subtree of a higher one.
-            let first = entry == 0 && at.old.level < at.level;
-            let old = if first { at.old } else { MapRoot { level, id: before(entry) } };
-            let bytes = new.lengths().get(entry as usize).copied();
-            stack.push(Subtree { id, level, bytes, old });
-        }
-    }
-
     /// Asks for the chunks of leaves where more than `held` wait.
     async fn ask_leaves(&mut self, held: usize) -> Result<()> {
-        for at in 0..self.leaves.len() {
-            let kind = self.leaves[at].0;
-            if self.leaves[at].1.len() > held {
-                let mut ids = std::mem::take(&mut self.leaves[at].1);
-                ids.sort_unstable();
-                ids.dedup();
-                for ids in ids.chunks(IDS_AT_ONCE) {
-                    self.ask(kind, ids.to_vec()).await?;
-                }
+        if self.leaves.len() > held {
+            let mut asked = std::mem::take(&mut self.leaves);
+            asked.sort_unstable();
+            asked.dedup_by_key(|(id, demand, _)| (*id, *demand));
+            for asked in asked.chunks(IDS_AT_ONCE) {
+                self.ask(asked.to_vec()).await?;
             }
         }
         Ok(())
     }
 
     /// Asks, and lists what is not there.
-    async fn ask(&mut self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
-        if ids.is_empty() {
+    async fn ask(&mut self, asked: Vec<Asked>) -> Result<Vec<bool>> {
+        if asked.is_empty() {
             return Ok(Vec::new());
         }
-        let present = self.presences.present(kind, ids.clone()).await?;
-        if present.len() != ids.len() {
+        let shapes = self.presences.shapes(asked.iter().map(|(id, ..)| *id).collect()).await?;
+        if shapes.len() != asked.len() {
             return Err(Error::internal("as many answers as questions about chunks"));
         }
-        ids.into_iter().zip(&present).filter(|(_, present)| !**present).for_each(|(id, _)| self.list(id));
-        Ok(present)
+        for ((id, demand, offset), shape) in asked.iter().zip(&shapes) {
+            match shape {
+                None => self.list(*id),
+                Some(have) => {
+                    if let Some(what) = demand.misfit(id, *have) {
+                        return Err(Error::integrity(format!("offset {offset}: {what}"))
+                            .hint("the map is wrong, and putting chunks does not mend it: back the machine up anew"));
+                    }
+                }
+            }
+        }
+        Ok(shapes.iter().map(Option::is_some).collect())
     }
 
     fn list(&mut self, id: ChunkId) {
         if self.listed.insert(id) {
             self.missing.push(id);
+        }
+    }
+}
+
+/// What a page refers to and its parent's does not, or in a place that demands something else.
+fn descend(at: &Subtree, new: &Page, old: Option<&Page>, stack: &mut Vec<Subtree>, leaves: &mut Vec<Asked>) {
+    let before = |entry: u64| old.zip(at.old.0).and_then(|(page, (_, spot))| spot.demand(page, entry));
+    // A lower map is the first subtree of a higher one.
+    let lower = at.old.0.filter(|(_, spot)| spot.level < at.spot.level);
+    for (entry, id, demand) in at.spot.demands(new) {
+        let offset = at.offset.saturating_add(at.spot.offset_of(new, entry));
+        match demand {
+            Demand::Chunk(_) if before(entry) != Some((id, demand)) => leaves.push((id, demand, offset)),
+            Demand::Chunk(_) => {}
+            Demand::Page(spot) => {
+                let below = || before(entry).map(Old::below).unwrap_or_default();
+                let old = if entry == 0 && lower.is_some() { Old(lower) } else { below() };
+                stack.push(Subtree { id, spot, offset, old });
+            }
         }
     }
 }

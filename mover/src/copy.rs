@@ -2,9 +2,7 @@
 
 use crate::closure::Repairs;
 use crate::{
-    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, PageFlavour, Phase, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification,
-    WriteSession, diff::TreeDiff,
+    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification, Visited, WriteSession, diff::TreeDiff,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -172,9 +170,13 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
     /// Brings the pages and chunks below `root` that do not hang on `base`, which the target has and the session pins.
     async fn tree(&self, base: MapRoot, root: MapRoot) -> Result<()> {
         let (old, new) = (MapReader::new(self.session, self.prints), MapReader::new(self.reader, self.prints));
-        let steps = stream::try_unfold(TreeDiff::new((base, &old), (root, &new)), |mut walk| async move {
-            Ok::<_, Error>(walk.next().await?.map(|step| (step, walk)))
-        });
+        let mut visited = Visited::default();
+        let walk = TreeDiff::new((base, &old), (root, &new), &mut visited);
+        let steps =
+            stream::try_unfold(
+                walk,
+                |mut walk| async move { Ok::<_, Error>(walk.next().await?.map(|step| (step, walk))) },
+            );
         // Each leaf asks for its chunks while the ones before it are read and put.
         let moved = steps.map_ok(|step| async move {
             if let Some(page) = step.new_id {

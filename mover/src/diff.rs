@@ -1,15 +1,22 @@
 //! The difference of two maps, found by comparing ids from the root down: cost follows what changed.
 
-use crate::{MapReader, MapRoot, PAGE_ENTRIES, Page, PageRef, ReadSession, Result};
+mod runs;
+
+use crate::{MapReader, MapRoot, PAGE_ENTRIES, Page, PageRef, ReadSession, Result, Visited};
 use chunker::ChunkId;
 use std::sync::Arc;
 
-/// Walks the places where two maps differ, parents before children, ascending.
+pub use runs::{ChangedRun, RunKind, changed_runs};
+
+/// Walks what a map has and another has not in the same place, parents before children, ascending. A page that stands in
+/// many places is looked at in the first of them only (R23).
 pub struct TreeDiff<'a, A, B> {
     old: &'a MapReader<'a, A>,
     new: &'a MapReader<'a, B>,
     /// Subtrees still to be compared; the next one last.
     stack: Vec<Subtrees>,
+    /// Subtrees of the new map that were looked at.
+    visited: &'a mut Visited,
 }
 
 struct Subtrees {
@@ -34,19 +41,25 @@ pub struct Step {
 }
 
 impl<'a, A: ReadSession, B: ReadSession> TreeDiff<'a, A, B> {
-    /// Compares `old` with `new`; they may be of different heights.
-    pub fn new(old: (MapRoot, &'a MapReader<'a, A>), new: (MapRoot, &'a MapReader<'a, B>)) -> Self {
+    /// Compares `old` with `new`; they may be of different heights. What is in `visited` counts as looked at.
+    pub fn new(
+        old: (MapRoot, &'a MapReader<'a, A>),
+        new: (MapRoot, &'a MapReader<'a, B>),
+        visited: &'a mut Visited,
+    ) -> Self {
         let level = old.0.level.max(new.0.level);
-        Self { old: old.1, new: new.1, stack: vec![Subtrees { level, index: 0, old: old.0, new: new.0 }] }
+        let stack = vec![Subtrees { level, index: 0, old: old.0, new: new.0 }];
+        Self { old: old.1, new: new.1, stack, visited }
     }
 
     /// The next place, or none at the end.
     ///
     /// # Errors
-    /// When a page cannot be read.
+    /// When a page cannot be read; `Usage` when there are too many.
     pub async fn next(&mut self) -> Result<Option<Step>> {
         while let Some(at) = self.stack.pop() {
-            if at.old == at.new || (at.old.id.is_none() && at.new.id.is_none()) {
+            let Some(id) = at.new.id.filter(|_| at.old != at.new) else { continue };
+            if !self.visited.insert_at(&id, at.level)? {
                 continue;
             }
             let old = page_at(self.old, at.old, at.level).await?;
@@ -61,22 +74,30 @@ impl<'a, A: ReadSession, B: ReadSession> TreeDiff<'a, A, B> {
     }
 
     fn descend(&mut self, at: &Subtrees, old: Option<&Page>, new: Option<&Page>) {
-        let below = |root: MapRoot, page: Option<&Page>, entry: u64| match page {
-            Some(page) => MapRoot { level: at.level - 1, id: page.entry(entry).chunk() },
-            // A lower tree is the first subtree of a higher one.
-            None if root.level < at.level && entry == 0 => root,
-            None => MapRoot { level: at.level - 1, id: None },
-        };
-        let entries = |page: Option<&Page>| page.map_or(1, |page| page.entries().len() as u64);
-        for entry in (0..entries(old).max(entries(new))).rev() {
-            self.stack.push(Subtrees {
-                level: at.level - 1,
-                index: at.index * PAGE_ENTRIES + entry,
-                old: below(at.old, old, entry),
-                new: below(at.new, new, entry),
-            });
+        for entry in (0..entries_of(new)).rev() {
+            self.stack.push(at.below(entry, old, new));
         }
     }
+}
+
+impl Subtrees {
+    /// What stands below an entry on both sides.
+    fn below(&self, entry: u64, old: Option<&Page>, new: Option<&Page>) -> Self {
+        let level = self.level - 1;
+        let below = |root: MapRoot, page: Option<&Page>| match page {
+            Some(page) => MapRoot { level, id: page.entry(entry).chunk() },
+            // A lower tree is the first subtree of a higher one.
+            None if root.level < self.level && entry == 0 => root,
+            None => MapRoot { level, id: None },
+        };
+        let index = self.index * PAGE_ENTRIES + entry;
+        Self { level, index, old: below(self.old, old), new: below(self.new, new) }
+    }
+}
+
+/// Entries to be looked at of a page; of a tree that ends below, the first.
+fn entries_of(page: Option<&Page>) -> u64 {
+    page.map_or(1, |page| page.entries().len() as u64)
 }
 
 /// The page of `root` when it stands at this level; none for zeros and for trees that end below.

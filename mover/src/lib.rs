@@ -37,12 +37,14 @@ mod retention;
 mod select;
 pub mod service;
 mod source;
+mod spot;
 mod stop;
 mod sweep;
 mod target;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod visited;
 pub mod wire;
 mod world;
 
@@ -50,7 +52,7 @@ pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
 pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy, still_wanted};
-pub use diff::{ChangedBlock, Step, TreeDiff};
+pub use diff::{ChangedBlock, ChangedRun, RunKind, Step, TreeDiff, changed_runs};
 pub use either::Either;
 pub use error::{Error, ErrorKind, Result};
 pub use failover::Failover;
@@ -82,8 +84,10 @@ pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, 
 pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
+pub use spot::{Demand, Shape, Spot};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};
 pub use sweep::{SweepOptions, SweepReport, SweepTimes};
 pub use target::Target;
 pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};
+pub use visited::Visited;
 pub use world::{Clock, Random, SystemClock, SystemRandom, Timestamp, World};

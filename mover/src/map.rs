@@ -9,6 +9,7 @@ use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::OnceCell;
+use tokio::task::coop::consume_budget;
 
 pub(crate) use leaves::LEAF_BYTES;
 
@@ -63,6 +64,8 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
             }
             cache.entry(id).or_default().clone()
         };
+        // Whoever walks through pages that are at hand would never be told to stop (R23).
+        consume_budget().await;
         let page = cell.get_or_try_init(|| self.fetch(id)).await?;
         expect_level(page.clone(), level, id)
     }

@@ -6,10 +6,7 @@ mod sweep;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
-    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
-    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport,
-    Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, SweepOptions, SweepReport, Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};
@@ -368,9 +365,9 @@ impl MemSession {
 }
 
 impl Presences for MemSession {
-    async fn present(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
+    async fn shapes(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Shape>>> {
         let state = self.shared().state();
-        Ok(ids.iter().map(|id| state.is_sound(kind, id)).collect())
+        Ok(ids.iter().map(|id| state.shape(id)).collect())
     }
 }
 

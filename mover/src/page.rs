@@ -13,7 +13,7 @@ pub const PAGE_BYTES_MAX: usize = 64 << 10;
 pub const PAGE_LEVEL_MAX: u8 = 3;
 
 /// What a page is part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum PageFlavour {
     /// A disk map: entry n of a leaf is block n of its run.

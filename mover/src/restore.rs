@@ -7,14 +7,14 @@ mod in_order;
 
 use crate::map::LEAF_BYTES;
 use crate::{
-    AlignedBuffer, ChunkBatch, ChunkError, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page, PageRef, Phase,
-    Pool, Progress, ReadSession, Result, Target, with_opener,
+    AlignedBuffer, ChunkBatch, ChunkError, Demand, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page,
+    PageRef, Phase, Pool, Progress, ReadSession, Result, Shape, Spot, Target, with_opener,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
 use delta::Held;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -187,6 +187,8 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     }
 
     fn sort_leaf(&self, page: &Page, extent: Extent, places: &mut Places, zeroes: &mut ExtentSet) -> Result<()> {
+        let spot = Spot::of_disk(self.disk.size - extent.offset, 0);
+        spot.check(page).map_err(|error| Error::from(error).context(format_args!("offset {}", extent.offset)))?;
         for block in grid_blocks(extent, self.disk.size) {
             let number = block.offset / u64::from(GRID_BYTES);
             match page.entry(number % PAGE_ENTRIES) {
@@ -203,26 +205,50 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         Ok(())
     }
 
-    /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it.
+    /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it. Few chunks may be
+    /// many blocks, so it goes by parts.
     async fn write(&self, arrived: Vec<Arrived>) -> Result<u64> {
-        let (prints, size) = (self.prints.clone(), self.disk.size);
-        let again = arrived.clone();
-        let runs = match self.pool.run(move || decode(&prints, size, arrived)).await {
-            Err(error) if error.kind() == ErrorKind::Integrity => {
-                let (prints, arrived) = (self.prints.clone(), self.replace_wrong(again).await);
-                self.pool.run(move || decode(&prints, size, arrived)).await?
-            }
-            decoded => decoded?,
-        };
         let mut written = 0;
-        for (offset, bytes) in runs {
-            let length = bytes.len() as u64;
-            self.target.write(offset, bytes).await?;
-            self.progress.advance(length);
-            written += length;
+        for part in parts(arrived) {
+            for (offset, bytes) in self.decoded(part).await? {
+                let length = bytes.len() as u64;
+                self.target.write(offset, bytes).await?;
+                self.progress.advance(length);
+                written += length;
+            }
         }
         Ok(written)
     }
+
+    async fn decoded(&self, part: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
+        let (prints, size, again) = (self.prints.clone(), self.disk.size, part.clone());
+        match self.pool.run(move || decode(&prints, size, part)).await {
+            Err(error) if error.kind() == ErrorKind::Integrity => {
+                let (prints, arrived) = (self.prints.clone(), self.replace_wrong(again).await);
+                self.pool.run(move || decode(&prints, size, arrived)).await
+            }
+            decoded => decoded,
+        }
+    }
+}
+
+/// A batch in parts of at most [`PART_BLOCKS_MAX`] blocks, in the order of its chunks.
+fn parts(arrived: Vec<Arrived>) -> impl Iterator<Item = Vec<Arrived>> {
+    let mut rest: VecDeque<Arrived> = arrived.into();
+    std::iter::from_fn(move || {
+        let (mut part, mut room) = (Vec::new(), PART_BLOCKS_MAX);
+        while room > 0
+            && let Some((id, mut of, blob)) = rest.pop_front()
+        {
+            let behind = of.split_off(of.len().min(room));
+            room -= of.len();
+            if !behind.is_empty() {
+                rest.push_front((id, behind, blob.clone()));
+            }
+            part.push((id, of, blob));
+        }
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// A chunk that came, and the blocks it belongs to.
@@ -266,9 +292,10 @@ fn decode_run(prints: &Fingerprinter, size: u64, run: &[(u64, ChunkId, Blob)]) -
         bytes
             .append_with(|plain| with_opener(|opener| opener.open_verified(prints, id, blob, plain)))
             .map_err(|error| Error::integrity(format!("offset {offset}, chunk {id}")).because(error))?;
-        let length = (bytes.len() - before) as u64;
-        if blob.header().kind != ChunkKind::Data || length != u64::from(GRID_BYTES).min(size - offset) {
-            return Err(Error::integrity(format!("offset {offset}: chunk {id} has {length} bytes")));
+        let have =
+            Shape { kind: blob.header().kind, plain_bytes: u32::try_from(bytes.len() - before).expect("a block") };
+        if let Some(what) = Demand::block(size - offset).misfit(id, have) {
+            return Err(Error::integrity(format!("offset {offset}: {what}")));
         }
     }
     Ok(bytes.freeze())
@@ -276,6 +303,9 @@ fn decode_run(prints: &Fingerprinter, size: u64, run: &[(u64, ChunkId, Blob)]) -
 
 /// Leaves looked at together: a GiB of disk, about a megabyte of places.
 const WINDOW_LEAVES: usize = 16;
+
+/// Blocks that are decoded before they are written: 16 MiB.
+const PART_BLOCKS_MAX: usize = 256;
 
 /// Batches decoded and written at once.
 const BATCHES_MAX: usize = 8;

@@ -2,8 +2,8 @@
 //! is lost with it. What is not in RocksDB yet (or cannot be, because another process owns it) stands in memory.
 
 use crate::format::pack::PackEntry;
-use chunker::ChunkId;
-use mover::{Error, Incarnation, RepositoryId, Result, codec};
+use chunker::{ChunkId, ChunkKind};
+use mover::{Error, Incarnation, RepositoryId, Result, Shape, codec};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, Env, FlushOptions, IteratorMode, Options, WriteBatch,
     WriteOptions,
@@ -23,6 +23,8 @@ pub struct Place {
     pub offset: u32,
     /// Length of the blob.
     pub blob_bytes: u32,
+    /// What it decodes to: kind and length, as [`Shape`] has them.
+    shape: u32,
 }
 
 /// How the index may use the folder.
@@ -72,6 +74,12 @@ struct Tag {
     packs: u32,
 }
 
+impl Tag {
+    const fn end(&self) -> Incarnation {
+        Incarnation { sequence: self.sequence, hash: self.hash }
+    }
+}
+
 impl Index {
     /// Opens the index under `folder`. One that cannot be used, or is of another repository, is dropped and begins
     /// empty: [`Self::next_pack`] tells what is to be added.
@@ -95,20 +103,26 @@ impl Index {
             (Ok((database, Some((tag, skipped)))), _)
                 if tag.version == INDEX_VERSION && tag.repository == repository.0 =>
             {
-                let applied = Incarnation { sequence: tag.sequence, hash: tag.hash };
+                let applied = tag.end();
                 let again = skipped.clone();
                 Ok(Self { next_pack: tag.packs, applied, skipped, again, ..fresh(Some(database)) })
             }
             (Ok((database, None)), IndexAccess::Owner) => Ok(fresh(Some(database))),
             (_, IndexAccess::Guest) => Ok(fresh(None)),
             (unusable, IndexAccess::Owner) => {
+                // What it remembers of the log holds in every version.
+                let applied = match &unusable {
+                    Ok((_, Some((tag, _)))) if tag.repository == repository.0 => tag.end(),
+                    _ => Incarnation::default(),
+                };
                 let why =
                     unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
                 tracing::warn!(why, "the index cannot be used and is built again");
                 Self::remove(folder)?;
                 let fail =
                     |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
-                Ok(fresh(Some(DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder).map_err(fail)?)))
+                let database = DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder).map_err(fail)?;
+                Ok(Self { applied, ..fresh(Some(database)) })
             }
         }
     }
@@ -369,7 +383,15 @@ impl Index {
 impl Place {
     /// Of a record of pack number `pack`.
     pub const fn of(pack: u32, entry: &PackEntry) -> Self {
-        Self { pack, offset: entry.offset, blob_bytes: entry.blob_bytes }
+        // A length has 25 bits.
+        let shape = entry.plain_bytes << 2 | entry.kind.code() as u32;
+        Self { pack, offset: entry.offset, blob_bytes: entry.blob_bytes, shape }
+    }
+
+    /// What is there, as the pack's footer has it.
+    pub fn shape(&self) -> Shape {
+        let kind = ChunkKind::from_code((self.shape & 3) as u8).expect("two bits are a kind");
+        Shape { kind, plain_bytes: self.shape >> 2 }
     }
 }
 
@@ -455,7 +477,7 @@ fn unusable() -> Error {
     Error::store_io("the index failed").hint("run `windlass rebuild-index`; nothing is lost with it")
 }
 
-const INDEX_VERSION: u16 = 1;
+const INDEX_VERSION: u16 = 2;
 /// Not a chunk id: those have 32 bytes.
 const TAG_KEY: &[u8] = b"tag";
 const TAG_BYTES_MAX: usize = 128;
@@ -466,7 +488,7 @@ const SKIPPED_MAX: usize = 1024;
 const SKIPPED_BYTES_MAX: usize = 8 + SKIPPED_MAX * 4;
 /// Places kept for one chunk; more only waste space.
 const PLACES_MAX: usize = 64;
-const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 12;
+const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 16;
 /// Rows that are written together.
 const ROWS_TOGETHER: usize = 4096;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;

@@ -57,6 +57,7 @@ mod room;
 mod scrub;
 mod session;
 pub mod state;
+mod suspects;
 mod sweep;
 mod verified;
 mod verify;

@@ -15,10 +15,7 @@ use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, Depth, DiskId, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, MapReader,
-    Name, OwnerId, PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint,
-    Repository, RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions,
-    SweepReport, VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, Depth, DiskId, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, MapReader, Name, OwnerId, PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -399,43 +396,6 @@ impl Local {
     pub fn end(&self) -> Incarnation {
         self.inner.state().end()
     }
-
-    async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
-        let suspects = self.with(|inner| inner.unhealed(&inner.state())).await?;
-        let mut found = Vec::new();
-        if suspects.is_empty() {
-            return Ok(found);
-        }
-        let reader = MapReader::new(session, &self.inner.prints);
-        for parent in parents {
-            // A manifest that does not read is the backup's to find out: it reads everything then.
-            let Some(manifest) = unless_damaged(session.manifest(*parent).await)? else { continue };
-            for disk in &manifest.disks {
-                let mut stack: Vec<(ChunkId, u8, u64)> =
-                    disk.root.id.map(|id| (id, disk.root.level, 0)).into_iter().collect();
-                while let Some((id, level, index)) = stack.pop() {
-                    if found.len() >= Begun::SUSPECTS_MAX {
-                        return Ok(found);
-                    }
-                    let Some(page) = unless_damaged(reader.page(id, level).await)? else {
-                        let block = index.saturating_mul(PAGE_ENTRIES.saturating_pow(u32::from(level) + 1));
-                        found.push(suspect(disk.id, block, id));
-                        continue;
-                    };
-                    for (entry, id) in (0..PAGE_ENTRIES).filter_map(|at| Some((at, page.entry(at).chunk()?))) {
-                        let index = index * PAGE_ENTRIES + entry;
-                        match level.checked_sub(1) {
-                            Some(level) => stack.push((id, level, index)),
-                            None if suspects.contains(&id) => found.push(suspect(disk.id, index, id)),
-                            None => {}
-                        }
-                    }
-                }
-            }
-        }
-        found.truncate(Begun::SUSPECTS_MAX);
-        Ok(found)
-    }
 }
 
 /// What was read, unless it is damaged.
@@ -444,10 +404,6 @@ pub(crate) fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
         Err(error) if error.kind() == ErrorKind::Integrity => Ok(None),
         read => read.map(Some),
     }
-}
-
-fn suspect(disk: DiskId, block: u64, chunk: ChunkId) -> Suspect {
-    Suspect { chunk, disk, offset: block * u64::from(chunker::GRID_BYTES) }
 }
 
 impl Repository for Local {

@@ -15,7 +15,7 @@ pub use pending::{Pending, lock};
 use crate::format::pack::PackKind;
 use assemble::Assembler;
 use chunker::{Blob, BlobHeader, ChunkId};
-use mover::{Error, Result, SessionId};
+use mover::{Error, Result, SessionId, Shape};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -102,7 +102,7 @@ impl Packer {
         let logged = pending.logged_by_others(session);
         let (mut arrivals, late): (Vec<_>, Vec<_>) =
             arrivals.into_iter().partition(|arrival| arrival.missing_at.is_some_and(|at| at >= logged));
-        arrivals.retain(|arrival| pending.reserve(arrival.id, session));
+        arrivals.retain(|arrival| pending.reserve(arrival.id, Shape::of(arrival.blob.header()), session));
         let taken = arrivals.iter().map(|arrival| Taken { id: arrival.id, header: *arrival.blob.header() }).collect();
         if !arrivals.is_empty() {
             permit.send(Message::Append(kind, arrivals));

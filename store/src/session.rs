@@ -9,8 +9,7 @@ use crate::state::State;
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, PointDraft, PointId, Presence, Presences, ReadSession, Result,
-    SessionId, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
+    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, ReadSession, Result, SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -46,11 +45,20 @@ enum Unlogged {
 #[derive(Clone, Copy)]
 enum Told {
     /// It was in this pack.
-    Pack(u32),
+    Pack(u32, Shape),
     /// It came in this session, so its pack is too young to be doomed (R6).
-    Own,
+    Own(Shape),
     /// It is not, and [`Pending::logged_by_others`] then: while that stays, the index need not be asked when it is put.
     Missing(u64),
+}
+
+/// What was found of a chunk.
+struct Found {
+    presence: Presence,
+    /// What to remember.
+    told: Option<Told>,
+    /// What it is, where it is there.
+    shape: Option<Shape>,
 }
 
 impl Session {
@@ -79,28 +87,32 @@ impl Session {
         self.local.inner.told.fetch_add(known.len() - before, Ordering::Relaxed);
     }
 
-    /// What is there, in the log or on its way; of what is there or missing, what to remember.
-    async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<(Presence, Option<Told>)>> {
+    /// What is there, in the log or on its way.
+    async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<Found>> {
         let (session, ids) = (self.id, ids.to_vec());
         self.local
             .with(move |inner| {
                 let mut found: Vec<_> = {
                     let unlogged = lock(&inner.pending);
                     unlogged.check()?;
-                    let missing = (Presence::Missing, Some(Told::Missing(unlogged.logged_by_others(session))));
+                    let at = unlogged.logged_by_others(session);
+                    let missing = || Found { presence: Presence::Missing, told: Some(Told::Missing(at)), shape: None };
+                    let there = |presence, shape| Found { presence, told: None, shape: Some(shape) };
                     let one = |id: &ChunkId| match (unlogged.chunk(id), pending) {
-                        (None, _) => missing,
-                        (Some(_), Unlogged::Sealed) if !unlogged.is_sealed(id) => missing,
-                        (Some(chunk), _) if chunk.session == session => (Presence::Have, None),
-                        (Some(_), _) => (Presence::Pending, None),
+                        (None, _) => missing(),
+                        (Some(_), Unlogged::Sealed) if !unlogged.is_sealed(id) => missing(),
+                        (Some(chunk), _) if chunk.session == session => there(Presence::Have, chunk.shape),
+                        (Some(chunk), _) => there(Presence::Pending, chunk.shape),
                     };
                     ids.iter().map(one).collect()
                 };
-                let asked: Vec<usize> = (0..ids.len()).filter(|at| found[*at].0 == Presence::Missing).collect();
+                let asked: Vec<usize> = (0..ids.len()).filter(|at| found[*at].presence == Presence::Missing).collect();
                 let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
                 for (at, place) in asked.into_iter().zip(inner.locate(&unknown)?) {
                     if let Some(place) = place {
-                        found[at] = (Presence::Have, Some(Told::Pack(place.pack)));
+                        let shape = place.shape();
+                        let told = Some(Told::Pack(place.pack, shape));
+                        found[at] = Found { presence: Presence::Have, told, shape: Some(shape) };
                     }
                 }
                 Ok(found)
@@ -125,8 +137,8 @@ impl Session {
             arrivals.into_iter().partition(|arrival| arrival.missing_at.is_some());
         if !unknown.is_empty() {
             let ids: Vec<ChunkId> = unknown.iter().map(|arrival| arrival.id).collect();
-            for (arrival, (_, told)) in unknown.into_iter().zip(self.presence(&ids, Unlogged::Any).await?) {
-                if let Some(Told::Missing(at)) = told {
+            for (arrival, found) in unknown.into_iter().zip(self.presence(&ids, Unlogged::Any).await?) {
+                if let Some(Told::Missing(at)) = found.told {
                     absent.push(Arrival { missing_at: Some(at), ..arrival });
                 }
             }
@@ -160,7 +172,7 @@ impl Session {
         while !arrivals.is_empty() {
             let absent = self.absent(arrivals).await?;
             let (taken, mut late) = self.packer.append(self.id, kind, absent).await?;
-            self.tell(taken.iter().map(|taken| (taken.id, Told::Own)));
+            self.tell(taken.iter().map(|taken| (taken.id, Told::Own(Shape::of(&taken.header)))));
             let mut stored = self.stored.lock().expect("no holder panics");
             taken.iter().for_each(|taken| stored.add(&taken.header));
             late.iter_mut().for_each(|arrival| arrival.missing_at = None);
@@ -253,36 +265,33 @@ impl Session {
 }
 
 impl Presences for Session {
-    async fn present(&self, _kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<bool>> {
+    async fn shapes(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Shape>>> {
         let inner = &self.local.inner;
         let state = inner.state();
-        let mut present: Vec<bool> = {
+        let mut shapes: Vec<Option<Shape>> = {
             let told = self.told.lock().expect("no holder panics");
             let mut relied = self.relied.lock().expect("no holder panics");
             let known = |id: &ChunkId| match told.get(id) {
-                Some(Told::Own) => state.suspects().is_empty() && inner.nothing_damaged(),
-                Some(Told::Pack(number)) => {
-                    let usable = inner.is_usable(&state, id, *number);
-                    if usable {
-                        relied.insert(*number);
-                    }
-                    usable
+                Some(Told::Own(shape)) => (state.suspects().is_empty() && inner.nothing_damaged()).then_some(*shape),
+                Some(Told::Pack(number, shape)) if inner.is_usable(&state, id, *number) => {
+                    relied.insert(*number);
+                    Some(*shape)
                 }
-                Some(Told::Missing(_)) | None => false,
+                Some(Told::Pack(..) | Told::Missing(_)) | None => None,
             };
             ids.iter().map(known).collect()
         };
-        let asked: Vec<usize> = (0..ids.len()).filter(|at| !present[*at]).collect();
+        let asked: Vec<usize> = (0..ids.len()).filter(|at| shapes[*at].is_none()).collect();
         let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
         let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown, Unlogged::Sealed).await? };
-        self.tell(unknown.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
+        self.tell(unknown.iter().zip(&found).filter_map(|(id, found)| Some((*id, found.told?))));
         let places =
-            found.iter().filter_map(|(_, told)| if let Some(Told::Pack(number)) = told { Some(*number) } else { None });
+            found.iter().filter_map(|it| if let Some(Told::Pack(number, _)) = it.told { Some(number) } else { None });
         self.relied.lock().expect("no holder panics").extend(places);
-        for (at, (presence, _)) in asked.into_iter().zip(found) {
-            present[at] = presence != Presence::Missing;
+        for (at, found) in asked.into_iter().zip(found) {
+            shapes[at] = found.shape;
         }
-        Ok(present)
+        Ok(shapes)
     }
 }
 
@@ -322,8 +331,8 @@ impl ReadSession for Session {
 impl WriteSession for Session {
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let found = self.presence(ids, Unlogged::Any).await?;
-        self.tell(ids.iter().zip(&found).filter_map(|(id, (_, told))| Some((*id, (*told)?))));
-        Ok(found.into_iter().map(|(presence, _)| presence).collect())
+        self.tell(ids.iter().zip(&found).filter_map(|(id, found)| Some((*id, found.told?))));
+        Ok(found.into_iter().map(|found| found.presence).collect())
     }
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {

@@ -5,7 +5,7 @@ use super::audit::Begun;
 use super::disk::DiskPass;
 use crate::{
     ChangeTracking, Changed, ChunkBatch, DiskRecord, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession,
-    Repository, Result, Source, WriteSession, diff::TreeDiff, with_opener, with_sealer,
+    Repository, Result, Source, Visited, WriteSession, diff::TreeDiff, with_opener, with_sealer,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
@@ -63,8 +63,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     /// Puts those of `lost` that are of this disk, and lets go of them.
     async fn find_again(&self, index: usize, disk: &DiskRecord, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
         let reader = MapReader::new(self.session, self.prints);
-        let none = crate::MapRoot { level: disk.root.level, id: None };
-        let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader));
+        let (none, mut visited) = (crate::MapRoot { level: disk.root.level, id: None }, Visited::default());
+        let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader), &mut visited);
         while !lost.is_empty()
             && let Some(step) = leaves.next().await?
         {

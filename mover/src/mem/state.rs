@@ -2,9 +2,7 @@
 
 use crate::identity::Holder;
 use crate::{
-    Begin, ChunkError, Error, ErrorKind, Flushed, GroupId, Incarnation, MachineId, Manifest, MapRoot, Name, OwnerId,
-    PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId,
-    Result, SessionId, Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest, with_opener,
+    Begin, Begun, ChunkError, Demand, Error, ErrorKind, Flushed, GroupId, Incarnation, MachineId, Manifest, MapRoot, Name, OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Spot, Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -86,35 +84,57 @@ impl State {
                 }
             }
         }
-        suspects.truncate(crate::Begun::SUSPECTS_MAX);
+        suspects.truncate(Begun::SUSPECTS_MAX);
         Ok(suspects)
     }
 
+    /// Every place of a suspect in the disks of a point, until there are enough. Below what has none nobody looks twice.
     fn suspect_places(&self, manifest: &Manifest, prints: &Fingerprinter, places: &mut Vec<Suspect>) {
+        let mut clean = HashSet::new();
         for disk in &manifest.disks {
-            self.walk(disk.root, prints, &mut |chunk, block| {
-                if self.suspects.contains(&chunk) {
-                    places.push(Suspect { chunk, disk: disk.id, offset: block * u64::from(GRID_BYTES) });
-                }
-            });
+            let mut found = Vec::new();
+            let top = disk.root.id.map(|id| (id, disk.root.level + 1, 0));
+            top.into_iter().for_each(|top| self.suspect_blocks(top, prints, &mut clean, &mut found));
+            let place = |(chunk, block)| Suspect { chunk, disk: disk.id, offset: block * u64::from(GRID_BYTES) };
+            places.extend(found.into_iter().map(place));
         }
     }
 
-    /// Calls `visit` with every id at or below `root` and the number of the first block below it, parents first.
-    /// Subtrees that do not read are passed over.
-    pub fn walk(&self, root: MapRoot, prints: &Fingerprinter, visit: &mut impl FnMut(ChunkId, u64)) {
-        let mut stack: Vec<(ChunkId, u8, u64)> = root.id.map(|id| (id, root.level, 0)).into_iter().collect();
-        while let Some((id, level, index)) = stack.pop() {
-            visit(id, index * PAGE_ENTRIES.pow(u32::from(level) + 1));
-            let Some(page) = self.page(id, prints) else { continue };
-            for (entry, below) in (0..PAGE_ENTRIES).filter_map(|at| page.entry(at).chunk().map(|id| (at, id))) {
-                let index = index * PAGE_ENTRIES + entry;
-                match level.checked_sub(1) {
-                    Some(level) => stack.push((below, level, index)),
-                    None => visit(below, index),
-                }
+    /// The suspects at and below `(id, height, place)`, each with the first block below it. A chunk has height 0.
+    fn suspect_blocks(
+        &self,
+        (id, height, index): (ChunkId, u8, u64),
+        prints: &Fingerprinter,
+        clean: &mut HashSet<(ChunkId, u8)>,
+        found: &mut Vec<(ChunkId, u64)>,
+    ) {
+        if found.len() >= Begun::SUSPECTS_MAX || clean.contains(&(id, height)) {
+            return;
+        }
+        let before = found.len();
+        if self.suspects.contains(&id) {
+            found.push((id, index * PAGE_ENTRIES.pow(height.into())));
+        }
+        if let Some(page) = height.checked_sub(1).and_then(|_| self.page(id, prints)) {
+            for (at, below) in (0..PAGE_ENTRIES).filter_map(|at| Some((at, page.entry(at).chunk()?))) {
+                self.suspect_blocks((below, height - 1, index * PAGE_ENTRIES + at), prints, clean, found);
             }
         }
+        if found.len() == before && height > 0 {
+            clean.insert((id, height));
+        }
+    }
+
+    /// Every id at or below `root`, and its height; a chunk has height 0. Subtrees that do not read are passed over.
+    pub fn below(&self, root: MapRoot, prints: &Fingerprinter) -> HashSet<(ChunkId, u8)> {
+        let mut seen: HashSet<(ChunkId, u8)> = root.id.map(|id| (id, root.level + 1)).into_iter().collect();
+        let mut stack: Vec<(ChunkId, u8)> = seen.iter().copied().collect();
+        while let Some((id, height)) = stack.pop() {
+            let Some(below) = height.checked_sub(1) else { continue };
+            let new = self.page(id, prints).map_or_else(Vec::new, |page| page.chunks().collect());
+            stack.extend(new.into_iter().map(|id| (id, below)).filter(|it| seen.insert(*it)));
+        }
+        seen
     }
 
     fn page(&self, id: ChunkId, prints: &Fingerprinter) -> Option<Page> {
@@ -163,13 +183,53 @@ impl State {
                 report.add(VerifyError { chunk: Some(*id), what: error.to_string(), ..VerifyError::default() });
             }
         }
+        for point in &self.points {
+            if let Ok(manifest) = self.manifest(point.id, prints) {
+                self.misfits(point.id, &manifest, prints).into_iter().for_each(|error| report.add(error));
+            }
+        }
         report
     }
 
+    /// What stands in the maps of a point and cannot be restored.
+    fn misfits(&self, point: PointId, manifest: &Manifest, prints: &Fingerprinter) -> Vec<VerifyError> {
+        let (mut errors, mut visited) = (Vec::new(), HashSet::new());
+        let disks = manifest.disks.iter().map(|it| (&it.name, it.root, Spot::of_disk(it.size, it.root.level)));
+        let attached = manifest.attachments.iter();
+        let attached = attached.map(|it| (&it.kind, it.root, Spot::of_stream(it.bytes, it.root.level)));
+        for (name, root, spot) in disks.chain(attached) {
+            let error = |offset: u64, chunk: ChunkId, what: String| {
+                let (point, disk, offset, chunk) = (Some(point), Some(name.clone()), Some(offset), Some(chunk));
+                VerifyError { point, disk, offset, chunk, what, ..VerifyError::default() }
+            };
+            let mut stack: Vec<(ChunkId, Spot, u64)> = root.id.map(|id| (id, spot, 0)).into_iter().collect();
+            while let Some((id, spot, offset)) = stack.pop() {
+                let Some(page) = self.page(id, prints).filter(|_| visited.insert((id, spot))) else { continue };
+                if let Err(what) = spot.check(&page) {
+                    errors.push(error(offset, id, what.to_string()));
+                    continue;
+                }
+                for (at, id, demand) in spot.demands(&page) {
+                    let offset = offset + spot.offset_of(&page, at);
+                    match (self.shape(&id).and_then(|have| demand.misfit(&id, have)), demand) {
+                        (Some(what), _) => errors.push(error(offset, id, what)),
+                        (None, Demand::Page(spot)) => stack.push((id, spot, offset)),
+                        (None, Demand::Chunk(_)) => {}
+                    }
+                }
+            }
+        }
+        errors
+    }
+
+    /// What a chunk is that may be relied on.
+    pub fn shape(&self, id: &ChunkId) -> Option<Shape> {
+        let held = self.chunks.get(id).filter(|_| !self.suspects.contains(id) && !self.doomed.contains_key(id))?;
+        Some(Shape::of(held.blob.header()))
+    }
+
     pub fn is_sound(&self, kind: ChunkKind, id: &ChunkId) -> bool {
-        self.chunks.get(id).is_some_and(|held| held.blob.header().kind == kind)
-            && !self.suspects.contains(id)
-            && !self.doomed.contains_key(id)
+        self.shape(id).is_some_and(|shape| shape.kind == kind)
     }
 
     pub fn presence(&self, kind: ChunkKind, id: &ChunkId) -> Presence {

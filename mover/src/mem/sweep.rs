@@ -35,9 +35,7 @@ impl State {
         for point in &left {
             reachable.insert(point.manifest);
             for root in self.manifest(point.id, prints)?.roots() {
-                self.walk(root, prints, &mut |id, _| {
-                    reachable.insert(id);
-                });
+                reachable.extend(self.below(root, prints).into_iter().map(|(id, _)| id));
             }
         }
         let oldest = open.iter().map(|id| self.sessions[id].opened).min().unwrap_or(u64::MAX);

@@ -3,7 +3,7 @@
 use crate::format::event::AddedPack;
 use crate::format::pack::PackEntry;
 use chunker::ChunkId;
-use mover::{Error, ErrorKind, Result, SessionId};
+use mover::{Error, ErrorKind, Result, SessionId, Shape};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -46,6 +46,8 @@ impl Logged {
 pub struct PendingChunk {
     /// Who put it first.
     pub session: SessionId,
+    /// What it is.
+    pub shape: Shape,
     /// The pack (a number of this process), offset of its record and length of its blob, once it is written.
     pub place: Option<(u64, u32, u32)>,
 }
@@ -83,10 +85,10 @@ impl Pending {
 
     /// Takes `id` for `session` unless somebody has put it already. What is taken must be on its way to the packer when
     /// the lock is given back: who is told "pending" relies on its own flush coming after.
-    pub(super) fn reserve(&mut self, id: ChunkId, session: SessionId) -> bool {
+    pub(super) fn reserve(&mut self, id: ChunkId, shape: Shape, session: SessionId) -> bool {
         let new = !self.chunks.contains_key(&id);
         if new {
-            self.chunks.insert(id, PendingChunk { session, place: None });
+            self.chunks.insert(id, PendingChunk { session, shape, place: None });
         }
         new
     }

@@ -3,34 +3,43 @@
 use super::Bad;
 use crate::format::pack::PackName;
 use crate::local::{Inner, Local};
-use chunker::{ChunkId, GRID_BYTES};
+use chunker::ChunkId;
 use mover::{
-    ChunkError, Error, MapReader, MapRoot, PointId, ReadSession, Repository, Result, TreeDiff, VerifyError,
-    VerifyReport,
+    ChunkError, Demand, Error, MapReader, MapRoot, PointId, ReadSession, Repository, Result, Spot, TreeDiff,
+    VerifyError, VerifyReport, Visited,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 impl Local {
     /// Numbers of the packs that hold what points need.
     pub(super) async fn packs_of(&self, points: &[PointId]) -> Result<HashSet<u32>> {
         let session = self.read(&[]).await?;
         let reader = MapReader::new(&session, &self.inner.prints);
-        let mut packs = HashSet::new();
+        let (mut packs, mut visited) = (HashSet::new(), Visited::default());
         for point in points {
             let listed = self.inner.state().recovery_point(*point);
             let listed = listed.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?;
             let mut ids = vec![listed.manifest];
             for root in session.manifest(*point).await?.roots() {
-                let mut walk = TreeDiff::new((MapRoot { level: root.level, id: None }, &reader), (root, &reader));
+                let nothing = MapRoot { level: root.level, id: None };
+                let mut walk = TreeDiff::new((nothing, &reader), (root, &reader), &mut visited);
                 while let Some(step) = walk.next().await? {
                     ids.extend(step.new_id);
                     ids.extend(step.new.iter().filter(|_| step.level == 0).flat_map(|leaf| leaf.chunks()));
+                    if ids.len() >= IDS_TOGETHER {
+                        self.add_packs(std::mem::take(&mut ids), &mut packs).await?;
+                    }
                 }
             }
-            let found = self.with(move |inner| inner.locate(&ids)).await?;
-            packs.extend(found.into_iter().flatten().map(|place| place.pack));
+            self.add_packs(ids, &mut packs).await?;
         }
         Ok(packs)
+    }
+
+    async fn add_packs(&self, ids: Vec<ChunkId>, packs: &mut HashSet<u32>) -> Result<()> {
+        let found = self.with(move |inner| inner.locate(&ids)).await?;
+        packs.extend(found.into_iter().flatten().map(|place| place.pack));
+        Ok(())
     }
 
     /// Walks every map: every reference must lead to a chunk that is there; bad chunks get a point, disk and offset.
@@ -45,8 +54,8 @@ impl Local {
         let session = self.read(&[]).await?;
         let reader = MapReader::new(&session, &self.inner.prints);
         let why = bad.iter().map(|((id, pack), what)| (*id, (*pack, what.as_str()))).collect();
-        let (named, walked) = (BTreeSet::new(), HashSet::new());
-        let mut walk = Walk { local: self, session: &session, reader: &reader, why, named, walked };
+        let (named, sound, damaged) = (BTreeSet::new(), Visited::default(), Visited::default());
+        let mut walk = Walk { local: self, session: &session, reader: &reader, why, named, sound, damaged };
         for id in state.points().keys().filter(|id| points.is_empty() || points.contains(id)) {
             walk.point(*id, report).await?;
         }
@@ -67,10 +76,10 @@ impl Local {
 
 /// On the way through a tree, from the last on.
 enum Step {
-    /// A page: its level, its place among those of its level, and the length of what is below it in a stream.
-    Look(ChunkId, u8, u64, Option<u64>),
+    /// A page, and where it begins in the disk or stream.
+    Look(ChunkId, Spot, u64),
     /// Everything below a page was looked at; so many errors there were before.
-    Walked(ChunkId, Option<u64>, usize),
+    Walked(ChunkId, Spot, usize),
 }
 
 struct Walk<'a, R> {
@@ -82,7 +91,9 @@ struct Walk<'a, R> {
     /// Bad chunks for which a place was told.
     named: BTreeSet<ChunkId>,
     /// Pages found whole: shared pages are walked once.
-    walked: HashSet<(ChunkId, Option<u64>)>,
+    sound: Visited,
+    /// The others: each place is told that needs them, until there are [`PLACES_TOLD_MAX`].
+    damaged: Visited,
 }
 
 impl<R: ReadSession> Walk<'_, R> {
@@ -107,71 +118,118 @@ impl<R: ReadSession> Walk<'_, R> {
             Ok(manifest) => manifest,
             Err(error) => return Ok(vec![VerifyError::of(&error)]),
         };
-        let disks = manifest.disks.iter().map(|disk| (&disk.name, disk.root, None));
-        let attachments = manifest.attachments.iter().map(|it| (&it.kind, it.root, Some(it.bytes)));
-        for (name, root, bytes) in disks.chain(attachments) {
-            let found = self.tree(root, bytes).await?;
+        let disks = manifest.disks.iter().map(|it| (&it.name, it.root, Spot::of_disk(it.size, it.root.level)));
+        let attached = manifest.attachments.iter();
+        let attached = attached.map(|it| (&it.kind, it.root, Spot::of_stream(it.bytes, it.root.level)));
+        for (name, root, spot) in disks.chain(attached) {
+            let found = self.tree(root, spot).await?;
             errors.extend(found.into_iter().map(|error| VerifyError { disk: Some(name.clone()), ..error }));
         }
         Ok(errors)
     }
 
-    /// Errors below the root of a disk, or of a stream of so many bytes. Goes on beside a page that does not read.
-    async fn tree(&mut self, root: MapRoot, bytes: Option<u64>) -> Result<Vec<VerifyError>> {
+    /// Errors below a root. Goes on beside a page that does not read.
+    async fn tree(&mut self, root: MapRoot, spot: Spot) -> Result<Vec<VerifyError>> {
         let mut errors = Vec::new();
-        let mut stack: Vec<Step> = root.id.iter().map(|id| Step::Look(*id, root.level, 0, bytes)).collect();
+        let mut stack: Vec<Step> = root.id.iter().map(|id| Step::Look(*id, spot, 0)).collect();
         while let Some(step) = stack.pop() {
-            let (id, level, index, bytes) = match step {
-                Step::Look(id, level, index, bytes) => (id, level, index, bytes),
-                Step::Walked(id, bytes, before) => {
+            let (id, spot, start) = match step {
+                Step::Look(id, spot, start) => (id, spot, start),
+                Step::Walked(id, spot, before) => {
                     // Below what is damaged every point is named that needs it.
-                    if errors.len() == before {
-                        self.walked.insert((id, bytes));
-                    }
+                    let (whole, damaged) = (&mut self.sound, &mut self.damaged);
+                    if errors.len() == before { whole } else { damaged }.insert(&id, spot)?;
                     continue;
                 }
             };
-            if self.walked.contains(&(id, bytes)) {
+            if errors.len() >= VerifyReport::ERRORS_MAX {
+                return Ok(errors);
+            }
+            let told = errors.len() >= PLACES_TOLD_MAX && self.damaged.contains(&id, spot);
+            if told || self.sound.contains(&id, spot) {
                 continue;
             }
-            let span = u64::from(GRID_BYTES).saturating_mul(mover::PAGE_ENTRIES.saturating_pow(u32::from(level)));
-            let start = span.saturating_mul(mover::PAGE_ENTRIES).saturating_mul(index);
-            let page = match self.reader.page(id, level).await {
+            let at = |offset: u64, chunk: ChunkId| VerifyError {
+                offset: Some(start.saturating_add(offset)),
+                chunk: Some(chunk),
+                ..VerifyError::default()
+            };
+            let page = match self.reader.page(id, spot.level).await {
                 Ok(page) => page,
                 Err(error) => {
                     let pack = self.why.get(&id).map(|(pack, _)| pack.to_string());
-                    errors.push(VerifyError { offset: Some(start), chunk: Some(id), pack, ..VerifyError::of(&error) });
+                    let VerifyError { what, unread, .. } = VerifyError::of(&error);
+                    errors.push(VerifyError { pack, what, unread, ..at(0, id) });
+                    self.damaged.insert(&id, spot)?;
                     continue;
                 }
             };
-            if let Err(error) = page.check_place(bytes) {
-                let (offset, chunk, what) = (Some(start), Some(id), error.to_string());
-                errors.push(VerifyError { offset, chunk, what, ..VerifyError::default() });
+            if let Err(error) = spot.check(&page) {
+                errors.push(VerifyError { what: error.to_string(), ..at(0, id) });
+                self.damaged.insert(&id, spot)?;
                 continue;
             }
-            let offset = |at: usize| bytes.is_none().then(|| start.saturating_add(span.saturating_mul(at as u64)));
-            let entries = page.entries().iter().enumerate().filter_map(|(at, entry)| Some((at, entry.chunk()?)));
-            stack.push(Step::Walked(id, bytes, errors.len()));
-            if level > 0 {
-                let below = |at: usize| (index * mover::PAGE_ENTRIES + at as u64, page.lengths().get(at).copied());
-                stack.extend(entries.map(|(at, id)| Step::Look(id, level - 1, below(at).0, below(at).1)));
-            } else {
-                let entries: Vec<(usize, ChunkId)> = entries.collect();
-                let ids: Vec<ChunkId> = entries.iter().map(|(_, id)| *id).collect();
-                for (id, why) in self.local.with(move |inner| inner.not_usable(ids)).await? {
-                    let (pack, what) = match (self.why.get(&id), why) {
-                        (Some((pack, what)), _) => (Some(pack.to_string()), (*what).to_owned()),
-                        (None, ChunkError::Damaged { pack, what, .. }) => (Some(pack), what),
-                        (None, _) => (None, "the chunk is missing".to_owned()),
-                    };
-                    let places = entries.iter().filter(|(_, entry)| *entry == id);
-                    errors.extend(places.map(|(at, _)| {
-                        let (offset, chunk, pack, what) = (offset(*at), Some(id), pack.clone(), what.clone());
-                        VerifyError { offset, chunk, pack, what, ..VerifyError::default() }
-                    }));
+            stack.push(Step::Walked(id, spot, errors.len()));
+            let mut chunks = Vec::new();
+            for (entry, id, demand) in spot.demands(&page) {
+                match demand {
+                    Demand::Page(below) => {
+                        stack.push(Step::Look(id, below, start.saturating_add(spot.offset_of(&page, entry))));
+                    }
+                    Demand::Chunk(_) => chunks.push((entry, id, demand)),
                 }
+            }
+            let asked: Vec<(ChunkId, Demand)> = chunks.iter().map(|(_, id, demand)| (*id, *demand)).collect();
+            let bad = self.local.with(move |inner| inner.not_fit(asked)).await?;
+            for (entry, id, demand) in chunks.into_iter().filter(|_| !bad.is_empty()) {
+                let Some(why) = bad.get(&(id, demand)) else { continue };
+                let (pack, what) = match (self.why.get(&id), why) {
+                    (_, Unfit::Other(what)) => (None, what.clone()),
+                    (Some((pack, what)), _) => (Some(pack.to_string()), (*what).to_owned()),
+                    (None, Unfit::Lost(ChunkError::Damaged { pack, what, .. })) => (Some(pack.clone()), what.clone()),
+                    (None, Unfit::Lost(_)) => (None, "the chunk is missing".to_owned()),
+                };
+                errors.push(VerifyError { pack, what, ..at(spot.offset_of(&page, entry), id) });
             }
         }
         Ok(errors)
     }
 }
+
+/// Why nothing can be restored from a chunk.
+enum Unfit {
+    /// It has no usable place.
+    Lost(ChunkError),
+    /// It is not what belongs where it stands.
+    Other(String),
+}
+
+impl Inner {
+    /// Those that a restore could not use, and why. Blocking.
+    fn not_fit(&self, asked: Vec<(ChunkId, Demand)>) -> Result<BTreeMap<(ChunkId, Demand), Unfit>> {
+        let ids: Vec<ChunkId> = asked.iter().map(|(id, _)| *id).collect();
+        let places = self.locate(&ids)?;
+        let (mut unfit, mut lost) = (BTreeMap::new(), Vec::new());
+        for ((id, demand), place) in asked.into_iter().zip(places) {
+            match place {
+                None => lost.push((id, demand)),
+                Some(place) => {
+                    if let Some(what) = demand.misfit(&id, place.shape()) {
+                        unfit.insert((id, demand), Unfit::Other(what));
+                    }
+                }
+            }
+        }
+        let why = self.not_usable(lost.iter().map(|(id, _)| *id).collect())?;
+        for (id, why) in why {
+            let of = lost.iter().filter(|(lost, _)| *lost == id);
+            unfit.extend(of.map(|(_, demand)| ((id, *demand), Unfit::Lost(why.clone()))));
+        }
+        Ok(unfit)
+    }
+}
+
+/// Places of damage in one disk beyond which a page that is damaged is told in the first of its places only.
+const PLACES_TOLD_MAX: usize = 1000;
+/// Ids that are looked up together.
+const IDS_TOGETHER: usize = 4096;

@@ -5,9 +5,10 @@ use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, size};
 use crate::windlass::{Context, Exit};
-use chunker::{Extent, ExtentSet, Fingerprinter, GRID_BYTES};
+use chunker::{Extent, Fingerprinter, GRID_BYTES};
 use mover::{
-    DiskRecord, MapReader, MapRoot, PointFilter, PointId, ReadSession, Repository as _, Result, TreeDiff, select,
+    ChangedRun, DiskRecord, MapReader, MapRoot, PointFilter, PointId, ReadSession, Repository as _, Result, RunKind,
+    changed_runs, select,
 };
 use serde::Serialize;
 
@@ -74,21 +75,20 @@ async fn of_disk<R: ReadSession>(
     let root = |disk: Option<&DiskRecord>| disk.map_or(MapRoot::default(), |disk| disk.root);
     let size = |disk: Option<&DiskRecord>| disk.map(|disk| disk.size);
     let end = size(old).max(size(new)).unwrap_or(0);
-    let (mut data, mut zero) = (ExtentSet::new(), ExtentSet::new());
-    let mut walk = TreeDiff::new((root(old), &reader), (root(new), &reader));
-    while let Some(step) = walk.next().await? {
-        for block in step.blocks() {
-            let start = block.block * u64::from(GRID_BYTES);
-            let extent = Extent::from(start..(start + u64::from(GRID_BYTES)).min(end));
-            let side = if block.new == mover::PageRef::Absent { &mut zero } else { &mut data };
-            side.insert(extent);
-        }
-    }
-    let piece = |kind| move |it: Extent| Piece { offset: it.offset, length: it.length, kind };
-    let mut extents: Vec<Piece> = data.iter().map(piece("data")).chain(zero.iter().map(piece("zero"))).collect();
-    extents.sort_by_key(|piece| piece.offset);
+    let runs = changed_runs(root(old), root(new), &reader).await?;
+    let extent = |run: &ChangedRun| {
+        let grid = u64::from(GRID_BYTES);
+        let start = run.block.saturating_mul(grid).min(end);
+        Extent::from(start..run.block.saturating_add(run.blocks).saturating_mul(grid).min(end))
+    };
+    let kind = |run: &ChangedRun| if run.kind == RunKind::Data { "data" } else { "zero" };
+    let piece = |run: &ChangedRun| {
+        let Extent { offset, length } = extent(run);
+        Piece { offset, length, kind: kind(run) }
+    };
+    let extents: Vec<Piece> = runs.iter().map(piece).filter(|piece| piece.length > 0).collect();
     let name = new.or(old).map_or(String::new(), |disk| disk.name.to_string());
-    let bytes_changed = data.bytes() + zero.bytes();
+    let bytes_changed = extents.iter().map(|piece| piece.length).sum();
     Ok(DiskDifference { name, size_from: size(old), size_to: size(new), bytes_changed, extents })
 }
 
