@@ -2,7 +2,9 @@
 
 use crate::closure::Repairs;
 use crate::{
-    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, OwnerId, PageFlavour, Phase, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification, Visited, WriteSession, diff::TreeDiff,
+    Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, PageFlavour, Phase, PointDraft,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification, Visited,
+    WriteSession, diff::TreeDiff,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, TryStreamExt, stream};

@@ -6,7 +6,10 @@ mod sweep;
 
 use crate::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, SweepOptions, SweepReport, Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
+    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
+    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, SweepOptions,
+    SweepReport, Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};

@@ -545,7 +545,7 @@ async fn an_identity_that_was_renewed_while_the_clock_was_ahead_shuts_nobody_out
 fn a_cut_identity_says_what_is_wrong() {
     let world = World::system();
     let authority = Authority::create(&"test".parse().unwrap(), &world).unwrap();
-    let holder = Holder { role: Role::Proxy, name: "p".parse().unwrap() };
+    let holder = Holder::new(Role::Proxy, "p".parse().unwrap());
     let (parent, issued) = (tempfile::tempdir().unwrap(), authority.issue(&holder, &[], 1, &world).unwrap());
     let folder = parent.path().join("p");
     Credentials::store(&folder, &issued, authority.certificate_pem(), None).unwrap();

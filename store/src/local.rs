@@ -15,7 +15,9 @@ use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, Depth, DiskId, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, MapReader, Name, OwnerId, PAGE_ENTRIES, PointChange, PointFilter, PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
+    Begin, Begun, Depth, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Name, OwnerId,
+    PointChange, PointFilter, PointId, Pool, Progress, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Result, ScrubTotals, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;

@@ -9,7 +9,8 @@ use crate::state::State;
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, ReadSession, Result, SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
+    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, PointDraft, PointId, Presence, Presences, ReadSession, Result,
+    SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;

@@ -98,7 +98,7 @@ mod tests {
         let second = 1_000_000_000;
         let times =
             [0, 1, -1, second - 1, 1_795_348_800 * second, 1_795_348_800 * second + 500_000_000, i64::MIN, i64::MAX];
-        let spread = (0..2000).map(|step| i64::MIN + step * (i64::MAX / 1000));
+        let spread = (0..2000).map(|step| i64::MIN.wrapping_add_unsigned(step * (u64::MAX / 2000)));
         for time in times.into_iter().chain(spread).map(Timestamp) {
             for (text, length) in [(local_time(time), second), (utc_time(time), 1)] {
                 let read = Moment::parse(&text, &zone).unwrap_or_else(|| panic!("{text} cannot be typed"));

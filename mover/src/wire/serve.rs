@@ -422,7 +422,8 @@ impl<R: Repository + 'static> Node<R> {
                 let begin = Begin { verification, holder: by, ..it.begin };
                 let parents = begin.parents.clone();
                 let (session, begun) = served.repository.begin(begin).await?;
-                let session = served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents);
+                let session =
+                    served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents);
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {

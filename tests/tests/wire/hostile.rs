@@ -3,7 +3,7 @@
 use mover::identity::Role;
 use mover::wire::message::{Of, Opened, Reply, Request, Welcome};
 use mover::wire::{Congestion, Peer, Remote, client, client_config, decode, encode, server};
-use mover::{RepositoryId, Result, SessionId, Timestamp, World};
+use mover::{OwnerId, RepositoryId, Result, SessionId, Timestamp, World};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -119,9 +119,12 @@ async fn stream(
 fn honest(request: &Request) -> Vec<u8> {
     match request {
         Request::Hello(_) => say(&Reply::Welcome(Welcome { version: 1, features: 0, program: "hostile".into() })),
-        Request::Open(_) => {
-            say(&Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }))
-        }
+        Request::Open(_) => say(&Reply::Opened(Opened {
+            repository: RepositoryId([1; 16]),
+            domain: [2; 32],
+            created: Timestamp(3),
+            owner: OwnerId::default(),
+        })),
         Request::Begin(_) | Request::Read(_) => say(&Reply::Session(Of { session: SessionId([3; 16]) })),
         _ => say(&Reply::Done(())),
     }

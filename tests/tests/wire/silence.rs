@@ -28,20 +28,21 @@ async fn told_soon<T>(place: &str, asked: impl Future<Output = mover::Result<T>>
 }
 
 fn begin() -> Begin {
-    Begin {
-        point: PointId([7; 16]),
-        parents: Vec::new(),
-        owner: OwnerId::default(),
-        verification: Verification::Decode,
-    }
+    Begin { point: PointId([7; 16]), parents: Vec::new(), holder: None, verification: Verification::Decode }
 }
 
 /// Before it opens a repository: no greeting, none of the answer, half a header, a header alone, or always another word
 /// that it is at work.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_goes_silent_while_it_is_connected_to_is_given_up() {
-    let opened =
-        || more(&Reply::Opened(Opened { repository: RepositoryId([1; 16]), domain: [2; 32], created: Timestamp(3) }));
+    let opened = || {
+        more(&Reply::Opened(Opened {
+            repository: RepositoryId([1; 16]),
+            domain: [2; 32],
+            created: Timestamp(3),
+            owner: OwnerId::default(),
+        }))
+    };
     let places: [(&str, fn() -> Act); 3] = [
         ("nothing is read", || Act::Nothing),
         ("nothing is said", || Act::Say(Vec::new())),
@@ -107,12 +108,17 @@ async fn a_list_without_end_is_not_taken() {
         id: PointId([1; 16]),
         manifest: ChunkId([2; 32]),
         owner: OwnerId([3; 16]),
+        owner_name: None,
+        stamped: OwnerId([3; 16]),
+        holder: None,
         machine: mover::MachineId([4; 16]),
         machine_name: "web".parse().unwrap(),
         group: None,
         snapshot_time: Timestamp(6),
         commit_time: Timestamp(7),
         origin: (RepositoryId([8; 16]), Timestamp(9)),
+        number: 1,
+        labels: std::collections::BTreeMap::new(),
         protected_until: Timestamp(10),
         bytes_logical: 11,
         bytes_new: 12,
@@ -133,7 +139,7 @@ async fn a_list_without_end_is_not_taken() {
 
 /// Somebody whose certificate lives so long.
 fn short_lived(site: &Site, life: Duration, world: &World) -> mover::identity::Identity {
-    let (key, holder) = (NewKey::generate().unwrap(), Holder { role: Role::Proxy, name: "short".parse().unwrap() });
+    let (key, holder) = (NewKey::generate().unwrap(), Holder::new(Role::Proxy, "short".parse().unwrap()));
     let claim = key.claim(b"short").unwrap();
     let certificate_pem = site.authority.certify(&holder, &[], &claim.check(b"short").unwrap(), life, world).unwrap();
     Issued { certificate_pem, key_pem: key.pem() }.identity().unwrap()

@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn places_are_counted_before_they_are_used() {
-        let (places, holder) = (Places::default(), Holder { role: Role::Proxy, name: "a".parse().unwrap() });
+        let (places, holder) = (Places::default(), Holder::new(Role::Proxy, "a".parse().unwrap()));
         let mut taken: Vec<Place> = (0..SESSIONS_MAX).map(|_| places.take(&holder).unwrap()).collect();
         assert!(places.take(&holder).is_err());
         taken.pop();
