@@ -49,6 +49,17 @@ pub struct BackupOptions {
     pub rate: Option<u64>,
     /// How much of what a bitmap calls unchanged is read to check it.
     pub audit: Audit,
+    /// What may differ from the parent.
+    pub allow: Allow,
+}
+
+/// Changes of a disk against the parent that mostly are mistakes, or somebody's doing, and that an administrator allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allow {
+    /// It has become smaller: what was behind its end is in older points alone.
+    pub shrink: bool,
+    /// It is read in another format: all its bytes mean something else.
+    pub format_change: bool,
 }
 
 /// A file that travels with the machine.
@@ -143,7 +154,8 @@ async fn run<R: Repository, S: Source>(
 ) -> Result<BackupReport> {
     let begin_time = world.now();
     check::check_request(options, source.disks())?;
-    let Lineage { machine, parent, before } = lineage(repository, options, world).await?;
+    let Lineage { machine, parent, before } = lineage(repository, options).await?;
+    let machine = machine.unwrap_or_else(|| MachineId::random(world));
     let point = options.point.unwrap_or_else(|| PointId::random(world));
     let begin = Begin {
         point,
@@ -170,15 +182,23 @@ async fn run<R: Repository, S: Source>(
 
 /// The machine's id, and the point to build on: the last that was committed of this machine, by this owner, into this
 /// repository. One that was copied in, or that somebody else made, is neither (R21).
-async fn lineage<R: Repository>(repository: &R, options: &BackupOptions, world: &World) -> Result<Lineage> {
+async fn lineage<R: Repository>(repository: &R, options: &BackupOptions) -> Result<Lineage> {
     let machine = options.machine.is_none().then(|| options.machine_name.clone());
     let mut points = repository.list(&PointFilter { machine, forgotten: false }).await?;
     let (here, owner) = (repository.config().id, repository.owner());
     points.retain(|point| point.was_made_in(here) && point.owner == owner);
-    let id = options.machine.or(points.last().map(|point| point.machine)).unwrap_or_else(|| MachineId::random(world));
-    points.retain(|point| point.machine == id);
+    let id = options.machine.or(points.last().map(|point| point.machine));
+    points.retain(|point| Some(point.machine) == id);
     let parent = points.iter().rfind(|point| point.is_base_for(owner, here)).cloned();
     Ok(Lineage { machine: id, parent, before: points.pop() })
+}
+
+/// The point that a backup with these options would continue.
+///
+/// # Errors
+/// The repository's.
+pub async fn parent_of<R: Repository>(repository: &R, options: &BackupOptions) -> Result<Option<RecoveryPoint>> {
+    Ok(lineage(repository, options).await?.parent)
 }
 
 /// What to tell when the times of a point and of the one before contradict the order in which they were made (R25).
@@ -193,7 +213,8 @@ fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> 
 
 /// What a backup continues.
 struct Lineage {
-    machine: MachineId,
+    /// None: it is a new one.
+    machine: Option<MachineId>,
     /// The point to build on.
     parent: Option<RecoveryPoint>,
     /// The newest of the machine.
@@ -228,6 +249,9 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         let parent = self.parent(lineage.parent, &mut warnings).await?;
         let parent = parent.as_ref();
         let (mut disks, mut audits) = (Vec::new(), Vec::new());
+        if let Some(parent) = parent {
+            check::check_changes(parent, self.source.disks(), self.options.allow)?;
+        }
         let positions = parent.map(audit::positions).unwrap_or_default();
         let mut next_positions = BTreeMap::new();
         self.progress.enter(Phase::Move);

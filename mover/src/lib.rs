@@ -49,7 +49,9 @@ pub mod wire;
 mod world;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
-pub use backup::{Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup};
+pub use backup::{
+    Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup, parent_of,
+};
 pub use closure::{Presences, missing_for};
 pub use copy::{CopyReport, copy, still_wanted};
 pub use diff::{ChangedBlock, ChangedRun, RunKind, Step, TreeDiff, changed_runs};

@@ -384,8 +384,13 @@ async fn strangers_are_few_and_have_little_time() {
     let site = Site::new();
     let began = Instant::now();
     let idle = futures::future::join_all((0..8).map(|_| site.raw(None))).await;
+    // The node knows of all of them.
+    let requests = golden_requests();
+    for connection in &idle {
+        assert!(matches!(asked(connection, &requests[0].1).await.unwrap(), Reply::Welcome(_)));
+    }
     // Bulk of a stranger is neither read nor waited for longer.
-    let mut put = golden_requests().into_iter().find(|it| it.0 == 0x0022).unwrap().1;
+    let mut put = requests.into_iter().find(|it| it.0 == 0x0022).unwrap().1;
     put[12..16].copy_from_slice(&(20u32 << 20).to_le_bytes());
     let (mut to, _from) = idle[0].open_bi().await.unwrap();
     to.write_all(&put).await.unwrap();

@@ -190,6 +190,7 @@ fn job() -> Job {
         tags: vec!["nightly".into()],
         rate: Some(4),
         audit: Some(5),
+        allow: mover::Allow { shrink: true, format_change: false },
     }
 }
 

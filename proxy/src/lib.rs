@@ -14,6 +14,6 @@ mod tracking;
 
 pub use address::{ImageFormat, Named, NamedSource, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
-pub use source::{SnapshotSession, SourceOptions, has_checkpoint};
+pub use source::{Past, PastOf, SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};
 pub use tracking::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};

@@ -4,6 +4,7 @@ mod chain;
 mod evidence;
 mod identity;
 mod nbd;
+mod past;
 mod qcow2;
 mod raw;
 mod settle;
@@ -15,16 +16,17 @@ use chunker::{Extent, ExtentSet};
 use futures::future::join_all;
 pub(crate) use identity::{ImageFile, Looked};
 use mover::{
-    ChangeTracking, Changed, CheckpointId, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk,
-    PointFilter, ReadSession as _, Repository, RepositoryId, Result, Source, Timestamp, TrackingWish, World,
+    ChangeTracking, Changed, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk, RepositoryId, Result,
+    Source, Timestamp, TrackingWish, World, blocking,
 };
 use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
+pub use past::{Past, PastOf};
 use qcow2::Qcow2Disk;
 use raw::RawDisk;
 pub(crate) use raw::{holes, read_extent};
-use std::collections::BTreeSet;
-use std::future::Future;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 /// What a snapshot session is opened for.
@@ -50,19 +52,15 @@ pub struct SnapshotSession {
 }
 
 impl SnapshotSession {
-    /// Opens all disks at once. `is_committed` tells whether some point of the repository was begun at a checkpoint:
-    /// it is asked only when an image holds several of the repository's bitmaps, which a broken run leaves behind.
+    /// Opens all disks at once. `past` is asked only when an image holds several of the repository's bitmaps, which a
+    /// broken run leaves behind, or when nothing else says what format an image has.
     ///
     /// Dropping the session without [`Source::finish`] leaves the images' new bitmaps for the next run to settle.
     ///
     /// # Errors
     /// `Usage` for a disk named twice or something that cannot be backed up, `Busy` for an image that a running
     /// machine writes to, `Source`, `Transport`. Nothing stays open or changed then.
-    pub async fn open<F, Fut>(sources: Vec<NamedSource>, options: &SourceOptions, is_committed: F) -> Result<Self>
-    where
-        F: Fn(CheckpointId) -> Fut + Sync,
-        Fut: Future<Output = Result<bool>> + Send,
-    {
+    pub async fn open(sources: Vec<NamedSource>, options: &SourceOptions, past: &impl Past) -> Result<Self> {
         if sources.is_empty() {
             return Err(Error::usage("no disk to back up").hint("name one: SOURCE or --disk NAME=SOURCE"));
         }
@@ -70,9 +68,10 @@ impl SnapshotSession {
         if let Some(twice) = sources.iter().find(|source| !names.insert(source.name.clone())) {
             return Err(Error::usage(format!("disk {} is named twice", twice.name)));
         }
+        let sources = blocking(move || refuse_twice(&sources).map(|()| sources)).await?;
         let opened = join_all(sources.into_iter().map(|source| async {
-            let NamedSource { name, address } = source;
-            let opened = OpenDisk::open(address, options, &is_committed).await;
+            let name = source.name.clone();
+            let opened = OpenDisk::open(source, options, past).await;
             opened
                 .map(|(disk, described)| (disk, described.named(name.clone())))
                 .map_err(|error| error.context(format_args!("disk {name}")))
@@ -149,21 +148,22 @@ impl Source for SnapshotSession {
     }
 }
 
-/// True when some point that this owner made here was begun at this checkpoint: others may name any. Asked only after a broken run, so that reading every manifest,
-/// the newest first, does not matter.
-///
-/// # Errors
-/// The repository's.
-pub async fn has_checkpoint<R: Repository>(repository: &R, checkpoint: CheckpointId) -> Result<bool> {
-    let points = repository.list(&PointFilter::default()).await?;
-    let (here, owner) = (repository.config().id, repository.owner());
-    for point in points.iter().rev().filter(|point| point.is_base_for(owner, here)) {
-        let manifest = repository.read(&[point.id]).await?.manifest(point.id).await?;
-        if manifest.disks.iter().any(|disk| disk.tracking.checkpoint == Some(checkpoint)) {
-            return Ok(true);
+/// Refuses a file or device that is given as two disks: one of the two was meant to be another, and a bitmap of one session
+/// would be taken from the other's.
+fn refuse_twice(sources: &[NamedSource]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    for NamedSource { name, address } in sources {
+        let SourceAddress::File { path, .. } = address else { continue };
+        // What cannot be looked at is told when it is opened.
+        let Ok(metadata) = std::fs::metadata(path) else { continue };
+        let device = metadata.file_type().is_block_device();
+        let what = if device { (metadata.rdev(), None) } else { (metadata.dev(), Some(metadata.ino())) };
+        if let Some(first) = seen.insert(what, name) {
+            return Err(Error::usage(format!("disks {first} and {name} are the same file, {}", path.display()))
+                .hint("name the file of each disk"));
         }
     }
-    Ok(false)
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -174,15 +174,8 @@ enum OpenDisk {
 }
 
 impl OpenDisk {
-    async fn open<F, Fut>(
-        address: SourceAddress,
-        options: &SourceOptions,
-        is_committed: &F,
-    ) -> Result<(Self, Described)>
-    where
-        F: Fn(CheckpointId) -> Fut + Sync,
-        Fut: Future<Output = Result<bool>> + Send,
-    {
+    async fn open(source: NamedSource, options: &SourceOptions, past: &impl Past) -> Result<(Self, Described)> {
+        let NamedSource { name, address } = source;
         let (path, bitmap, format) = match address {
             SourceAddress::Nbd(uri) => {
                 let (disk, described) = NbdExport::open(uri).await?;
@@ -190,13 +183,16 @@ impl OpenDisk {
             }
             SourceAddress::File { path, bitmap, format } => (path, bitmap, format),
         };
-        let image = match mover::blocking(move || ImageFile::look(&path, format)).await? {
+        let image = match blocking(move || ImageFile::look(&path, format)).await? {
             Looked::Known(image) => image,
-            Looked::Silent(silent) => silent.resolve(None)?,
+            Looked::Silent(silent) => {
+                let then = past.format(&name).await?;
+                silent.resolve(then.as_deref().and_then(ImageFormat::called))?
+            }
         };
         let (disk, described) = match image.format {
             ImageFormat::Qcow2 => {
-                let (disk, described) = Qcow2Disk::open(image, bitmap, options, is_committed).await?;
+                let (disk, described) = Qcow2Disk::open(image, bitmap, options, past).await?;
                 (Self::Qcow2(Box::new(disk)), described)
             }
             ImageFormat::Raw if bitmap.is_some() => {

@@ -34,7 +34,7 @@ macro_rules! conformance {
     ($fixture:ty) => {
         $crate::conformance! { $fixture;
             round_trip {
-                full_and_increments unaligned_sizes tall_maps all_zero_disk growing_and_shrinking discards attachments
+                full_and_increments unaligned_sizes tall_maps all_zero_disk growing_and_shrinking changes_need_a_word discards attachments
                 tracking_wishes random_histories
             }
             dedup {

@@ -170,6 +170,12 @@ pub struct Backup {
     /// [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
     pub audit: Option<u8>,
+    /// Go on though a disk became smaller since the last point
+    #[arg(long)]
+    pub allow_shrink: bool,
+    /// Go on though a disk is read in another format than in the last point
+    #[arg(long)]
+    pub allow_format_change: bool,
     /// Let this proxy do it, with the disks that its own configuration names; it attends the repository's node
     #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
           conflicts_with_all = ["source", "disk", "image_root", "pre_freeze", "post_thaw", "attach"])]

@@ -5,8 +5,10 @@ use crate::cli::Patience;
 use crate::windlass::Context;
 use mover::identity::Credentials;
 use mover::wire::{Congestion, Current, Peer, Remote, client, client_config_of, renewed_when_used};
-use mover::{DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, TrackingWish, blocking};
-use proxy::{NamedSource, SourceOptions, TargetAddress, has_checkpoint};
+use mover::{
+    BackupOptions, CheckpointId, DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, blocking,
+};
+use proxy::{NamedSource, Past, PastOf, SourceOptions, TargetAddress};
 use std::path::PathBuf;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
@@ -93,30 +95,29 @@ pub async fn source(
     repository: &Opened,
     disks: &[NamedSource],
     image_roots: &[PathBuf],
-    wish: TrackingWish,
+    options: &BackupOptions,
 ) -> Result<SnapshotSession> {
-    let options = SourceOptions {
+    let of = SourceOptions {
         repository: repository.config().id,
-        wish,
+        wish: options.wish,
         image_roots: image_roots.to_owned(),
         world: context.world.clone(),
     };
-    SnapshotSession::open(disks.to_vec(), &options, |checkpoint| has_checkpoint(repository, checkpoint)).await
+    SnapshotSession::open(disks.to_vec(), &of, &PastOf { repository, options }).await
 }
 
-/// Opens a repository for writing and the disks of `machine` as one snapshot session, both at once: each takes a noticeable
+/// Opens a repository for writing and the disks of a machine as one snapshot session, both at once: each takes a noticeable
 /// part of an increment.
 pub async fn repository_and_source(
     context: &Context,
     address: &Kept,
-    machine: &Name,
     disks: &[NamedSource],
     image_roots: &[PathBuf],
-    wish: TrackingWish,
+    options: &BackupOptions,
 ) -> (Result<Opened>, Result<SnapshotSession>) {
     let node = match address.at() {
         At::Directory(_) => None,
-        At::Node { .. } => match repository(context, address, Access::Write, Some(machine)).await {
+        At::Node { .. } => match repository(context, address, Access::Write, Some(&options.machine_name)).await {
             Ok(opened) => Some(opened),
             Err(error) => return (Err(error), Err(Error::internal("no repository"))),
         },
@@ -145,23 +146,41 @@ pub async fn repository_and_source(
         give.send_replace(opened.as_ref().ok().cloned());
         opened
     };
-    let options =
-        SourceOptions { repository: id, wish, image_roots: image_roots.to_owned(), world: context.world.clone() };
-    let is_committed = |checkpoint| {
-        let mut take = take.clone();
-        async move {
-            let opened = match take.wait_for(Option::is_some).await {
-                Ok(opened) => opened.clone(),
-                Err(_) => None,
-            };
-            match opened {
-                Some(opened) => has_checkpoint(&opened, checkpoint).await,
-                None => Err(Error::internal("the repository could not be opened")),
-            }
-        }
+    let of = SourceOptions {
+        repository: id,
+        wish: options.wish,
+        image_roots: image_roots.to_owned(),
+        world: context.world.clone(),
     };
-    let source = SnapshotSession::open(disks.to_vec(), &options, is_committed);
+    let past = Awaited { repository: take, options };
+    let source = SnapshotSession::open(disks.to_vec(), &of, &past);
     tokio::join!(repository, source)
+}
+
+/// The past of a machine in a repository that is being opened.
+struct Awaited<'a> {
+    repository: watch::Receiver<Option<Opened>>,
+    options: &'a BackupOptions,
+}
+
+impl Awaited<'_> {
+    async fn opened(&self) -> Result<Opened> {
+        let mut repository = self.repository.clone();
+        let opened = repository.wait_for(Option::is_some).await.ok().and_then(|opened| opened.clone());
+        opened.ok_or_else(|| Error::internal("the repository could not be opened"))
+    }
+}
+
+impl Past for Awaited<'_> {
+    async fn is_committed(&self, checkpoint: CheckpointId) -> Result<bool> {
+        let repository = &self.opened().await?;
+        PastOf { repository, options: self.options }.is_committed(checkpoint).await
+    }
+
+    async fn format(&self, disk: &Name) -> Result<Option<String>> {
+        let repository = &self.opened().await?;
+        PastOf { repository, options: self.options }.format(disk).await
+    }
 }
 
 /// The repository's id, from its configuration alone.

@@ -1,7 +1,7 @@
 //! What no manifest can hold is refused before anything is read.
 
-use super::BackupOptions;
-use crate::{DISK_BYTES_MAX, DiskDescription, Error, Result, check_text, labels};
+use super::{Allow, BackupOptions};
+use crate::{DISK_BYTES_MAX, DiskDescription, DiskRecord, Error, Manifest, Result, check_text, labels};
 use std::collections::BTreeSet;
 
 /// Looks at what was asked for, and at what the source tells of its disks.
@@ -38,6 +38,44 @@ fn check_disk(disk: &DiskDescription) -> Result<()> {
     disk.chain.iter().try_for_each(|layer| check_text("the path of an image", &layer.path))
 }
 
+/// Compares the disks with those of the parent: a wrong file, or one that is taken for what it is not, is noticed before it
+/// pushes good points out.
+///
+/// # Errors
+/// `Usage` for a disk that shrank or changed its format, unless that is allowed.
+pub(super) fn check_changes(parent: &Manifest, disks: &[DiskDescription], allow: Allow) -> Result<()> {
+    for disk in disks {
+        if let Some(before) = parent.disk(&disk.name) {
+            check_change(before, disk, allow).map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_change(before: &DiskRecord, now: &DiskDescription, allow: Allow) -> Result<()> {
+    if is_reinterpreted(before, now) && !allow.format_change {
+        return Err(Error::usage(format!("it is read as {} and was {} in the parent", now.format, before.format))
+            .hint(
+                "say ?format= behind its address if that is wrong; if the image was converted, allow it once with \
+             --allow-format-change",
+            ));
+    }
+    if now.size < before.size && !allow.shrink {
+        return Err(Error::usage(format!("it has {} bytes and had {} in the parent", now.size, before.size))
+            .hint("see whether this is the right disk; if it was made smaller, allow it once with --allow-shrink"));
+    }
+    Ok(())
+}
+
+/// Whether the bytes of the disk's file mean something else than in the parent. What a server serves is always the disk
+/// itself.
+pub(super) fn is_reinterpreted(before: &DiskRecord, now: &DiskDescription) -> bool {
+    before.format != now.format && before.format != NBD && now.format != NBD
+}
+
+/// How sources call what a server serves.
+const NBD: &str = "nbd";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +95,7 @@ mod tests {
             attachments: vec![file("nvram", "vars"), file("nvram", "other"), file("tpm", "vars")],
             rate: None,
             audit: crate::Audit::default(),
+            allow: Allow::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::Job;
 use super::audit::{AuditReport, Begun};
+use super::check::is_reinterpreted;
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
     Pacer, Page, PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of,
@@ -165,6 +166,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     /// Why a bitmap cannot be one of changes since the parent, without any blame: a disk may grow.
     fn unfit(&self) -> Option<String> {
         let Some(before) = self.before else { return Some("the bitmap has no parent".into()) };
+        if is_reinterpreted(before, self.description) {
+            return Some(format!("the disk was read as {} in the parent", before.format));
+        }
         let size = self.description.size;
         let same = before.size == size && before.root.level == level_of(size);
         (!same).then(|| format!("the disk had {} bytes in the parent", before.size))

@@ -1,7 +1,7 @@
 //! Carrying a job out.
 
 use super::config::Config;
-use crate::{NamedSource, SnapshotSession, SourceOptions, has_checkpoint};
+use crate::{NamedSource, PastOf, SnapshotSession, SourceOptions};
 use mover::wire::control::Job;
 use mover::wire::{Endpoint, Peer, Remote};
 use mover::{BackupReport, Error, Name, Pool, Progress, Repository as _, Result, Stop, Stoppable, World, backup};
@@ -74,9 +74,8 @@ impl Host {
             image_roots: self.image_roots.clone(),
             world: self.world.clone(),
         };
-        let opened =
-            SnapshotSession::open(machine.disks.clone(), &of, |checkpoint| has_checkpoint(&repository, checkpoint));
-        let made = match opened.await {
+        let past = PastOf { repository: &repository, options: &options };
+        let made = match SnapshotSession::open(machine.disks.clone(), &of, &past).await {
             Ok(source) => {
                 let source = Stoppable { inner: source, stop };
                 backup(&repository, source, &options, &self.pool, &self.world, &progress).await

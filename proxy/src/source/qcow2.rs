@@ -13,6 +13,7 @@ use super::chain::{Chain, Place};
 use super::evidence::Evidence;
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
+use super::past::Past;
 use super::raw::read_extents;
 use super::settle::settle;
 use super::{Described, SourceOptions};
@@ -29,7 +30,6 @@ use mover::{
 };
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -87,16 +87,12 @@ impl Qcow2Disk {
     ///
     /// # Errors
     /// `Busy` when a running machine has it, `Usage` when it needs a secret, `Source`.
-    pub async fn open<F, Fut>(
+    pub async fn open(
         image: ImageFile,
         bitmap: Option<String>,
         options: &SourceOptions,
-        is_committed: &F,
-    ) -> Result<(Self, Described)>
-    where
-        F: Fn(CheckpointId) -> Fut + Sync,
-        Fut: Future<Output = Result<bool>> + Send,
-    {
+        past: &impl Past,
+    ) -> Result<(Self, Described)> {
         let (walked, roots) = (image.clone(), options.image_roots.clone());
         let chain = blocking(move || Chain::walk(&walked, &roots)).await?;
         let (path, image_warning) = (image.path.clone(), image.warning.clone());
@@ -110,7 +106,7 @@ impl Qcow2Disk {
         let mut unusable = chain
             .data_file()
             .map(|file| format!("its data is in {}, which changes without the bitmap", file.display()));
-        let settled = settle(&path, &alone, top.bitmaps(), options.repository, is_committed).await?;
+        let settled = settle(&path, &alone, top.bitmaps(), options.repository, past).await?;
         unusable = unusable.or(settled.unusable);
         let mut candidates = candidates(top.bitmaps(), &settled.own, options);
         if let Some(only) = bitmap {

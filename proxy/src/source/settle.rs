@@ -1,8 +1,8 @@
 //! Bitmaps that earlier runs left in an image: which count, which go.
 
+use super::past::Past;
 use crate::qemu::{Bitmap, Graph, TrackingName, TwinName, remove_bitmap};
-use mover::{CheckpointId, RepositoryId, Result};
-use std::future::Future;
+use mover::{RepositoryId, Result};
 use std::path::Path;
 
 /// What is left after settling.
@@ -19,21 +19,17 @@ pub struct Settled {
 /// bitmap went on recording all the time, so removing the new one is all there is to abandoning it.
 ///
 /// # Errors
-/// Those of `is_committed`.
-pub async fn settle<F, Fut>(
+/// Those of `past`.
+pub async fn settle(
     path: &Path,
     image: &Graph,
     bitmaps: &[Bitmap],
     repository: RepositoryId,
-    is_committed: &F,
-) -> Result<Settled>
-where
-    F: Fn(CheckpointId) -> Fut + Sync,
-    Fut: Future<Output = Result<bool>> + Send,
-{
+    past: &impl Past,
+) -> Result<Settled> {
     let own = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TrackingName>().ok());
     let own: Vec<TrackingName> = own.filter(|name| name.is_of(repository)).collect();
-    let (keep, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, is_committed).await? };
+    let (keep, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, past).await? };
     let twins = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TwinName>().ok());
     let lonely = twins.filter(|twin| twin.is_of(repository) && !keep.iter().any(|name| name.twin() == *twin));
     for name in gone.iter().map(ToString::to_string).chain(lonely.map(|twin| twin.to_string())) {
@@ -47,14 +43,10 @@ where
 }
 
 /// Which of several count, and which go.
-async fn told_apart<F, Fut>(own: Vec<TrackingName>, is_committed: &F) -> Result<(Vec<TrackingName>, Vec<TrackingName>)>
-where
-    F: Fn(CheckpointId) -> Fut + Sync,
-    Fut: Future<Output = Result<bool>> + Send,
-{
+async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
     let mut committed = Vec::new();
     for name in &own {
-        if is_committed(name.checkpoint).await? {
+        if past.is_committed(name.checkpoint).await? {
             committed.push(*name);
         }
     }

@@ -127,7 +127,9 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     let wish = TrackingWish::Auto;
     let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
     let named = |name: &str, source: &str| format!("{name}={source}").parse::<NamedSource>().unwrap();
-    let open = |sources| SnapshotSession::open(sources, &options, |_| async { Ok(true) });
+    let committed = BTreeSet::new();
+    let past = Remembered(&committed);
+    let open = |sources| SnapshotSession::open(sources, &options, &past);
     let both = open(vec![named("vda", text(&good)), named("vdb", text(&raw))]).await.unwrap();
     let names: Vec<_> = both.disks().iter().map(|disk| (disk.name.as_str().to_owned(), disk.size)).collect();
     assert_eq!(names, [("vda".to_owned(), 4 * MIB), ("vdb".to_owned(), MIB)]);
@@ -136,9 +138,14 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     assert!(error.message().contains("vdb"), "{error}");
     assert!(bitmaps(&good).is_empty());
     qemu_io(&good, "qcow2", &["write 0 4k"]);
-    for sources in [vec![], vec![named("a", text(&good)), named("a", text(&raw))]] {
+    // The same file by another name is the same file.
+    let link = place.path("link.qcow2");
+    std::os::unix::fs::symlink(&good, &link).unwrap();
+    let twice = vec![named("a", text(&good)), named("b", text(&link))];
+    for sources in [vec![], vec![named("a", text(&good)), named("a", text(&raw))], twice] {
         assert_eq!(open(sources).await.unwrap_err().kind(), ErrorKind::Usage);
     }
+    assert!(bitmaps(&good).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,10 @@
 
 use chunker::{Extent, ExtentSet};
 use mover::{
-    ChangeTracking, Changed, CheckpointId, DiskId, DiskRecord, MapRoot, Outcome, ParentDisk, RepositoryId, Result,
-    Source, TrackingRecord, TrackingWish, World, level_of,
+    ChangeTracking, Changed, CheckpointId, DiskId, DiskRecord, MapRoot, Name, Outcome, ParentDisk, RepositoryId,
+    Result, Source, TrackingRecord, TrackingWish, World, level_of,
 };
-use proxy::{NamedSource, SnapshotSession, SourceOptions};
+use proxy::{NamedSource, Past, SnapshotSession, SourceOptions};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -159,12 +159,20 @@ pub struct Report {
 pub async fn open(source: &str, wish: TrackingWish, committed: &BTreeSet<CheckpointId>) -> Result<SnapshotSession> {
     let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
     let source = NamedSource::only(source.parse()?);
-    let committed = committed.clone();
-    SnapshotSession::open(vec![source], &options, move |checkpoint| {
-        let known = committed.contains(&checkpoint);
-        async move { Ok(known) }
-    })
-    .await
+    SnapshotSession::open(vec![source], &options, &Remembered(committed)).await
+}
+
+/// The checkpoints that were committed; no formats.
+pub struct Remembered<'a>(pub &'a BTreeSet<CheckpointId>);
+
+impl Past for Remembered<'_> {
+    async fn is_committed(&self, checkpoint: CheckpointId) -> Result<bool> {
+        Ok(self.0.contains(&checkpoint))
+    }
+
+    async fn format(&self, _: &Name) -> Result<Option<String>> {
+        Ok(None)
+    }
 }
 
 impl Store {

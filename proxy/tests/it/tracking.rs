@@ -1,8 +1,7 @@
 //! Bitmaps that lie (T3), pairs left by broken runs (T2), and the command that shows them (T9).
 
 use crate::tools::*;
-use chunker::Extent;
-use mover::{ChangeTracking, ErrorKind, Outcome, Source, TrackingWish};
+use mover::{ChangeTracking, ErrorKind, Source, TrackingWish};
 use proxy::{NamedSource, SourceAddress, TrackedKind, list_tracking, remove_tracking};
 use std::path::Path;
 

@@ -6,7 +6,7 @@ use mover::{
     Audit, BackupOptions, BackupReport, ChangeTracking, Consistency, Mem, Pool, Progress, ReadSession, Repository,
     TrackingWish, Verification, World, backup, restore,
 };
-use proxy::{DiskTarget, Existing, NamedSource, SnapshotSession, SourceOptions};
+use proxy::{DiskTarget, Existing, NamedSource, PastOf, SnapshotSession, SourceOptions};
 use std::path::Path;
 
 struct Walk {
@@ -23,14 +23,13 @@ impl Walk {
 
     async fn backup(&self, image: &Path) -> BackupReport {
         let wish = TrackingWish::Auto;
-        let options = SourceOptions {
+        let of = SourceOptions {
             repository: self.repository.config().id,
             wish,
             image_roots: Vec::new(),
             world: self.world.clone(),
         };
         let source = NamedSource::only(text(image).parse().unwrap());
-        let source = SnapshotSession::open(vec![source], &options, |_| async { Ok(true) }).await.unwrap();
         let options = BackupOptions {
             machine_name: "m".parse().unwrap(),
             machine: None,
@@ -43,7 +42,10 @@ impl Walk {
             attachments: Vec::new(),
             rate: None,
             audit: Audit::Percent(0),
+            allow: mover::Allow::default(),
         };
+        let past = PastOf { repository: &self.repository, options: &options };
+        let source = SnapshotSession::open(vec![source], &of, &past).await.unwrap();
         backup(&self.repository, source, &options, &self.pool, &self.world, &Progress::default()).await.unwrap()
     }
 

@@ -156,7 +156,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deny");
         let list = DenyList::new(path.clone());
-        let holder = |name: &str| Holder { role: mover::identity::Role::Proxy, name: name.parse().unwrap() };
+        let holder = |name: &str| Holder::new(mover::identity::Role::Proxy, name.parse().unwrap());
         let at = std::time::SystemTime::UNIX_EPOCH;
         for (text, denied, allowed) in [("proxy a\n", "a", "b"), ("proxy b\n", "b", "a")] {
             std::fs::write(&path, text).unwrap();
@@ -170,7 +170,7 @@ mod tests {
     fn only_a_regular_file_is_a_list() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("deny"), folder.path().join("other"));
-        let holder = Holder { role: mover::identity::Role::Proxy, name: "a".parse().unwrap() };
+        let holder = Holder::new(mover::identity::Role::Proxy, "a".parse().unwrap());
         std::fs::write(&other, "").unwrap();
         std::os::unix::fs::symlink(&other, &path).unwrap();
         assert!(DenyList::new(path.clone()).denies(&holder), "through a link");

@@ -265,6 +265,7 @@ pub fn options(name: &str) -> BackupOptions {
         attachments: Vec::new(),
         rate: None,
         audit: Audit::Percent(0),
+        allow: mover::Allow { shrink: true, format_change: false },
     }
 }
 

@@ -5,8 +5,8 @@ use crate::fake::{Image, Machine, noise};
 use chunker::Extent;
 use futures::StreamExt;
 use mover::{
-    ChangeTracking, ErrorKind, MapReader, NewAttachment, Outcome, PointId, ReadSession, Repository, TrackingWish,
-    with_opener,
+    Allow, BackupOptions, ChangeTracking, ErrorKind, MapReader, NewAttachment, Outcome, PointFilter, PointId,
+    ReadSession, Repository, TrackingWish, with_opener,
 };
 
 pub async fn full_and_increments<F: Fixture>(lab: Lab<F>) {
@@ -100,6 +100,34 @@ pub async fn all_zero_disk<F: Fixture>(lab: Lab<F>) {
     image.write(LEAF, b"x");
     lab.assert_restores(something.point.id, &[image]).await;
     lab.assert_restores(again.point.id, &machine.images()).await;
+}
+
+/// A disk that shrank, or is read as something else, is mostly another one by mistake: nothing is made of it unasked.
+pub async fn changes_need_a_word<F: Fixture>(lab: Lab<F>) {
+    let machine = Machine::new(&lab.world, &[4 * BLOCK]);
+    machine.write(0, 0, &noise(1, BLOCK));
+    let first = lab.backup("steady", &machine).await.point.id;
+    let strict = BackupOptions { allow: Allow::default(), ..options("steady") };
+    let format =
+        |allowed| BackupOptions { allow: Allow { shrink: false, format_change: allowed }, ..options("steady") };
+    machine.resize(0, 4 * BLOCK - 1);
+    let refused = lab.backup_with(&lab.repository, &strict, machine.snapshot()).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Usage && refused.remedy().unwrap().contains("--allow-shrink"), "{refused}");
+    machine.resize(0, 5 * BLOCK);
+    machine.call_format(0, "qcow2");
+    let refused = lab.backup_with(&lab.repository, &format(false), machine.snapshot()).await.unwrap_err();
+    assert!(refused.remedy().unwrap().contains("--allow-format-change"), "{refused}");
+    assert_eq!(lab.repository.list(&PointFilter::default()).await.unwrap().len(), 1);
+    // What a server serves is the disk itself, whatever stores it.
+    machine.call_format(0, "nbd");
+    let served = lab.backup_with(&lab.repository, &strict, machine.snapshot()).await.unwrap();
+    machine.call_format(0, "qcow2");
+    lab.backup_with(&lab.repository, &strict, machine.snapshot()).await.unwrap();
+    machine.call_format(0, "raw");
+    let changed = lab.backup_with(&lab.repository, &format(true), machine.snapshot()).await.unwrap();
+    assert_ne!(changed.disks[0].tracking.mode, ChangeTracking::Bitmap, "its bytes mean something else");
+    assert_ne!(served.point.id, first);
+    lab.assert_restores(changed.point.id, &machine.images()).await;
 }
 
 pub async fn growing_and_shrinking<F: Fixture>(lab: Lab<F>) {

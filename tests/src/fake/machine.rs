@@ -27,6 +27,7 @@ struct State {
 #[derive(Clone)]
 struct Disk {
     name: Name,
+    format: String,
     image: Image,
     allocated: ExtentSet,
     /// Oldest first: what changed since each.
@@ -79,8 +80,8 @@ impl Machine {
         let mut state = self.state();
         let letter = char::from(b'a' + u8::try_from(state.disks.len()).expect("few disks"));
         let name = format!("sd{letter}").parse().expect("a name");
-        let (allocated, checkpoints) = (ExtentSet::new(), Vec::new());
-        state.disks.push(Disk { name, image: Image::new(size), allocated, checkpoints });
+        let (allocated, checkpoints, format) = (ExtentSet::new(), Vec::new(), "raw".to_owned());
+        state.disks.push(Disk { name, format, image: Image::new(size), allocated, checkpoints });
     }
 
     /// The same disks in another machine, without their history.
@@ -131,6 +132,11 @@ impl Machine {
         for (_, dirty) in &mut disk.checkpoints {
             *dirty = dirty.intersect(&ExtentSet::whole(size));
         }
+    }
+
+    /// Says that a disk's file is to be read in this format.
+    pub fn call_format(&self, disk: usize, format: &str) {
+        format.clone_into(&mut self.state().disks[disk].format);
     }
 
     /// Loses all checkpoints, as a killed hypervisor does.
@@ -281,7 +287,7 @@ fn describe(disk: &Disk) -> DiskDescription {
         logical_sector_bytes: 512,
         physical_sector_bytes: 4096,
         discard_bytes: 4096,
-        format: "raw".into(),
+        format: disk.format.clone(),
         format_options: String::new(),
         chain: Vec::new(),
         warning: None,

@@ -217,6 +217,7 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
             tags: Vec::new(),
             rate: Some(40 << 20),
             audit: None,
+            allow: mover::Allow::default(),
         },
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -208,6 +208,7 @@ fn job(id: PointId) -> Job {
         tags: Vec::new(),
         rate: None,
         audit: None,
+        allow: mover::Allow::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::text::{count, escaped, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
 use hooks::{Frozen, Hooks};
 use mover::{
-    Audit, BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result,
+    Allow, Audit, BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result,
     Source as _, TrackingWish, Verification, backup, blocking,
 };
 use proxy::NamedSource;
@@ -124,6 +124,7 @@ async fn options(arguments: &Backup) -> Result<BackupOptions> {
         attachments,
         rate: arguments.rate,
         audit: arguments.audit.map_or(Audit::Usual, Audit::Percent),
+        allow: Allow { shrink: arguments.allow_shrink, format_change: arguments.allow_format_change },
     })
 }
 
@@ -166,7 +167,7 @@ async fn with_hooks(
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
     let disks = disks(arguments);
-    match hooks.around(context, open::source(context, &repository, &disks, &arguments.image_root, options.wish)).await {
+    match hooks.around(context, open::source(context, &repository, &disks, &arguments.image_root, options)).await {
         Ok((source, frozen)) => carry_out(context, options, repository, source, frozen).await,
         Err(error) => {
             close_after_failure(repository).await;
@@ -178,8 +179,7 @@ async fn with_hooks(
 /// One try: everything that was opened is closed again, whatever happens.
 async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
     let (address, disks) = (&arguments.place.repository, disks(arguments));
-    let (machine, roots) = (&arguments.machine, &arguments.image_root);
-    let opened = open::repository_and_source(context, address, machine, &disks, roots, options.wish).await;
+    let opened = open::repository_and_source(context, address, &disks, &arguments.image_root, options).await;
     match opened {
         (Ok(repository), Ok(source)) => carry_out(context, options, repository, source, Frozen::default()).await,
         (Ok(repository), Err(error)) => {

@@ -2,7 +2,8 @@
 
 use super::super::message::Failed;
 use crate::{
-    Audit, BackupOptions, BackupReport, Consistency, Counters, Error, Name, PointId, Result, TrackingWish, Verification,
+    Allow, Audit, BackupOptions, BackupReport, Consistency, Counters, Error, Name, PointId, Result, TrackingWish,
+    Verification,
 };
 use chunker::Compression;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub struct Job {
     pub rate: Option<u64>,
     /// Percent of each disk to audit; none: the usual.
     pub audit: Option<u8>,
+    /// What may differ from the parent.
+    pub allow: Allow,
 }
 
 impl Job {
@@ -61,6 +64,7 @@ impl Job {
                 Audit::Usual => None,
                 Audit::Percent(percent) => Some(percent),
             },
+            allow: options.allow,
         })
     }
 
@@ -89,6 +93,7 @@ impl Job {
             attachments: Vec::new(),
             rate: self.rate,
             audit: self.audit.map_or(Audit::Usual, Audit::Percent),
+            allow: self.allow,
         })
     }
 }

@@ -22,6 +22,7 @@ fn run(id: u8) -> Run {
         tags: Vec::new(),
         rate: None,
         audit: None,
+        allow: crate::Allow::default(),
     };
     Run { proxy: name("host7"), job }
 }

@@ -1,0 +1,43 @@
+//! What sources ask of the repository that they are backed up into: what it knows of the machine's past.
+
+use mover::{BackupOptions, CheckpointId, Name, PointFilter, ReadSession as _, Repository, Result, parent_of};
+use std::future::Future;
+
+/// What was backed up before, as far as it may be believed.
+pub trait Past: Sync {
+    /// True when some point that this owner made here was begun at this checkpoint: others may name any.
+    fn is_committed(&self, checkpoint: CheckpointId) -> impl Future<Output = Result<bool>> + Send;
+
+    /// The format of a disk in the point that a backup would continue; none when there is none.
+    fn format(&self, disk: &Name) -> impl Future<Output = Result<Option<String>>> + Send;
+}
+
+/// What a repository knows of the machine that `options` name.
+#[derive(Debug, Clone, Copy)]
+pub struct PastOf<'a, R> {
+    /// Where its points are.
+    pub repository: &'a R,
+    /// What the backup is to be.
+    pub options: &'a BackupOptions,
+}
+
+impl<R: Repository> Past for PastOf<'_, R> {
+    /// Asked only after a broken run, so that reading every manifest, the newest first, does not matter.
+    async fn is_committed(&self, checkpoint: CheckpointId) -> Result<bool> {
+        let points = self.repository.list(&PointFilter::default()).await?;
+        let (here, owner) = (self.repository.config().id, self.repository.owner());
+        for point in points.iter().rev().filter(|point| point.is_base_for(owner, here)) {
+            let manifest = self.repository.read(&[point.id]).await?.manifest(point.id).await?;
+            if manifest.disks.iter().any(|disk| disk.tracking.checkpoint == Some(checkpoint)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn format(&self, disk: &Name) -> Result<Option<String>> {
+        let Some(parent) = parent_of(self.repository, self.options).await? else { return Ok(None) };
+        let manifest = self.repository.read(&[parent.id]).await?.manifest(parent.id).await?;
+        Ok(manifest.disk(disk).map(|disk| disk.format.clone()))
+    }
+}
