@@ -263,6 +263,9 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let base = before.map(|record| ParentDisk { repository, record });
             let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
             check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
+            if let Some(lie) = &changed.lie {
+                warnings.push(format!("disk {}: its change tracking is not believed: {lie}", description.name));
+            }
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };

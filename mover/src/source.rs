@@ -111,6 +111,8 @@ pub struct Changed {
     pub zeroes: ExtentSet,
     /// The checkpoint begun with this session and its granularity, when one was.
     pub checkpoint: Option<(CheckpointId, u32)>,
+    /// What shows that the tracking did not tell the truth, where that was found out before it was believed.
+    pub lie: Option<String>,
 }
 
 /// How a snapshot session ended.

@@ -178,7 +178,7 @@ impl OpenDisk {
         let NamedSource { name, address } = source;
         let (path, bitmap, format) = match address {
             SourceAddress::Nbd(uri) => {
-                let (disk, described) = NbdExport::open(uri).await?;
+                let (disk, described) = NbdExport::open(uri, &name, past).await?;
                 return Ok((Self::Nbd(disk), described));
             }
             SourceAddress::File { path, bitmap, format } => (path, bitmap, format),
@@ -186,8 +186,8 @@ impl OpenDisk {
         let image = match blocking(move || ImageFile::look(&path, format)).await? {
             Looked::Known(image) => image,
             Looked::Silent(silent) => {
-                let then = past.format(&name).await?;
-                silent.resolve(then.as_deref().and_then(ImageFormat::called))?
+                let then = past.disk(&name).await?;
+                silent.resolve(then.and_then(|disk| ImageFormat::called(&disk.format)))?
             }
         };
         let (disk, described) = match image.format {
@@ -256,5 +256,5 @@ fn untracked(parent: Option<ParentDisk<'_>>, wish: TrackingWish, why_not: &str) 
         (TrackingWish::Auto, Some(_)) => (ChangeTracking::Fingerprint, why_not.to_owned()),
         (_, None) => (ChangeTracking::Full, "the first backup of this disk".to_owned()),
     };
-    Ok(Changed { mode, reason, dirty: ExtentSet::new(), zeroes: ExtentSet::new(), checkpoint: None })
+    Ok(Changed { mode, reason, dirty: ExtentSet::new(), zeroes: ExtentSet::new(), checkpoint: None, lie: None })
 }

@@ -177,9 +177,9 @@ impl Past for Awaited<'_> {
         PastOf { repository, options: self.options }.is_committed(checkpoint).await
     }
 
-    async fn format(&self, disk: &Name) -> Result<Option<String>> {
+    async fn disk(&self, name: &Name) -> Result<Option<DiskRecord>> {
         let repository = &self.opened().await?;
-        PastOf { repository, options: self.options }.format(disk).await
+        PastOf { repository, options: self.options }.disk(name).await
     }
 }
 

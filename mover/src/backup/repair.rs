@@ -87,6 +87,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         let (suspects, begun) = (BTreeSet::new(), Begun { position: 0, since: Instant::now() });
         let mut pass = DiskPass { job: self, index, description, before: None, reader: &reader, suspects, begun };
         let everything = Changed {
+            lie: None,
             mode: ChangeTracking::Full,
             reason: "a part of the map was lost".into(),
             dirty: ExtentSet::new(),

@@ -2,7 +2,10 @@
 //! believed (T11). It stands before the options of the format, as text.
 
 use super::chain::Chain;
-use crate::qemu::{ImageLayer, WitnessName};
+use super::untracked;
+use crate::qemu::{ImageLayer, TrackingName, WitnessName};
+use chunker::{ExtentSet, GRID_BYTES};
+use mover::{Changed, ParentDisk, TrackingWish};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -78,6 +81,70 @@ impl fmt::Display for Evidence {
     }
 }
 
+/// Whether what a bitmap marks may be believed: neither it nor the disk was treated so that it missed something.
+///
+/// # Errors
+/// What shows that it was.
+pub fn believable(
+    name: &TrackingName,
+    dirty: &ExtentSet,
+    twin: &ExtentSet,
+    witness: &WitnessName,
+    marked: &ExtentSet,
+) -> Result<(), Doubt> {
+    let mark = witness.mark(GRID_BYTES);
+    if *marked != mark {
+        return Err(Doubt::Lie(RESIZED.into()));
+    }
+    if !mark.subtract(dirty).is_empty() {
+        let lie = format!("bitmap {name} lacks the mark that it was made with: it was cleared or made anew");
+        return Err(Doubt::Lie(lie));
+    }
+    if dirty != twin {
+        let lie = format!("bitmap {name} and its twin tell different things: one did not record all the time");
+        return Err(Doubt::Lie(lie));
+    }
+    Ok(())
+}
+
+/// Why a bitmap does not count.
+#[derive(Debug)]
+pub enum Doubt {
+    /// There is none that could.
+    Absent(String),
+    /// It says something that is not so.
+    Lie(String),
+}
+
+impl Doubt {
+    /// What is left without it.
+    ///
+    /// # Errors
+    /// `Tracking` when a bitmap was demanded.
+    pub fn changed(self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> mover::Result<Changed> {
+        match self {
+            Self::Absent(why_not) => untracked(parent, wish, &why_not),
+            Self::Lie(lie) => Ok(Changed { lie: Some(lie.clone()), ..untracked(parent, wish, &lie)? }),
+        }
+    }
+}
+
+impl From<String> for Doubt {
+    fn from(why_not: String) -> Self {
+        Self::Absent(why_not)
+    }
+}
+
+impl From<&str> for Doubt {
+    fn from(why_not: &str) -> Self {
+        Self::Absent(why_not.into())
+    }
+}
+
+/// What a witness says that has lost its mark.
+pub const RESIZED: &str = "the image was made smaller and larger again, as its witness shows";
+/// What is said where the parent has none.
+pub const NO_WITNESS: &str = "the parent recorded no witness of the image's size";
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";
 const WITNESS: &str = "witness";

@@ -1,12 +1,14 @@
 //! An NBD export as source: somebody else's server, perhaps on another host.
 
 use super::Described;
+use super::evidence::{Doubt, Evidence, NO_WITNESS, believable};
 use super::identity::untold_identity;
+use super::past::Past;
 use crate::nbd::{Extents, NbdDisk, NbdError, NbdUri, Refusal};
 use crate::qemu::TrackingName;
 use bytes::Bytes;
 use chunker::Extent;
-use mover::{ChangeTracking, Changed, Error, ErrorKind, ParentDisk, Result, TrackingWish};
+use mover::{ChangeTracking, Changed, Error, ErrorKind, Name, ParentDisk, Result, TrackingWish};
 
 /// An open export.
 #[derive(Debug)]
@@ -20,8 +22,14 @@ impl NbdExport {
     ///
     /// # Errors
     /// `Transport` when the server cannot be reached or talks nonsense, `Usage` when it has no such export.
-    pub async fn open(uri: NbdUri) -> Result<(Self, Described)> {
-        let bitmaps: Vec<String> = uri.bitmap.iter().cloned().collect();
+    pub async fn open(uri: NbdUri, name: &Name, past: &impl Past) -> Result<(Self, Described)> {
+        let mut bitmaps: Vec<String> = uri.bitmap.iter().cloned().collect();
+        if let Some(tracking) = uri.bitmap.as_ref().and_then(|bitmap| bitmap.parse::<TrackingName>().ok()) {
+            // What stands beside it tells whether it may be believed.
+            let then = past.disk(name).await?.and_then(|disk| Evidence::read(&disk.format_options).ok());
+            let witness = then.and_then(|then| then.witness).map(|witness| witness.to_string());
+            bitmaps.extend([Some(tracking.twin().to_string()), witness].into_iter().flatten());
+        }
         let disk = NbdDisk::open(&uri.server, &uri.export, &bitmaps, uri.patience()).await;
         let disk = disk.map_err(|error| nbd_error(error, ErrorKind::Source).context(&uri))?;
         let described = Described {
@@ -41,31 +49,39 @@ impl NbdExport {
         let extents = self.disk.extents().await.map_err(|error| self.failed(error))?;
         let mut changed = match self.proven(parent, wish, &extents) {
             Ok(changed) => changed,
-            Err(why_not) => super::untracked(parent, wish, &why_not)?,
+            Err(doubt) => doubt.changed(parent, wish)?,
         };
         changed.zeroes = extents.zeroes;
         Ok(changed)
     }
 
-    fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, String> {
+    fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
             return Err("asked for".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;
         if let Some(error) = &extents.failed {
-            return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}"));
+            return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}").into());
         }
         let name: TrackingName = bitmap.parse().map_err(|_| format!("the name of bitmap {bitmap} proves nothing"))?;
         let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
         if parent.tracking.checkpoint != Some(name.checkpoint) {
-            return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint"));
+            return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint").into());
         }
         let size = self.disk.export().size;
         if parent.size != size {
-            return Err(format!("the disk has {size} bytes and had {} in the parent", parent.size));
+            return Err(format!("the disk has {size} bytes and had {} in the parent", parent.size).into());
         }
+        let then = Evidence::read(&parent.format_options)?;
+        let marks = |what: &str, name: String| {
+            extents.bitmap(&name).ok_or_else(|| format!("the server does not export bitmap {name}, {what}"))
+        };
+        let twin = marks("the twin", name.twin().to_string())?;
+        let witness = then.witness.ok_or(NO_WITNESS)?;
+        believable(&name, dirty, twin, &witness, marks("the witness", witness.to_string())?)?;
         Ok(Changed {
+            lie: None,
             mode: ChangeTracking::Bitmap,
             reason: format!("bitmap {bitmap} was begun at the parent's checkpoint"),
             dirty: dirty.clone(),

@@ -1,6 +1,8 @@
 //! What sources ask of the repository that they are backed up into: what it knows of the machine's past.
 
-use mover::{BackupOptions, CheckpointId, Name, PointFilter, ReadSession as _, Repository, Result, parent_of};
+use mover::{
+    BackupOptions, CheckpointId, DiskRecord, Name, PointFilter, ReadSession as _, Repository, Result, parent_of,
+};
 use std::future::Future;
 
 /// What was backed up before, as far as it may be believed.
@@ -8,8 +10,8 @@ pub trait Past: Sync {
     /// True when some point that this owner made here was begun at this checkpoint: others may name any.
     fn is_committed(&self, checkpoint: CheckpointId) -> impl Future<Output = Result<bool>> + Send;
 
-    /// The format of a disk in the point that a backup would continue; none when there is none.
-    fn format(&self, disk: &Name) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// A disk in the point that a backup would continue; none when there is none.
+    fn disk(&self, name: &Name) -> impl Future<Output = Result<Option<DiskRecord>>> + Send;
 }
 
 /// What a repository knows of the machine that `options` name.
@@ -35,9 +37,9 @@ impl<R: Repository> Past for PastOf<'_, R> {
         Ok(false)
     }
 
-    async fn format(&self, disk: &Name) -> Result<Option<String>> {
+    async fn disk(&self, name: &Name) -> Result<Option<DiskRecord>> {
         let Some(parent) = parent_of(self.repository, self.options).await? else { return Ok(None) };
         let manifest = self.repository.read(&[parent.id]).await?.manifest(parent.id).await?;
-        Ok(manifest.disk(disk).map(|disk| disk.format.clone()))
+        Ok(manifest.disk(name).cloned())
     }
 }

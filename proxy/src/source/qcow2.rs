@@ -10,7 +10,7 @@
 //! backing file, a map too long) comes through `qemu-nbd`, and so does what cannot be read directly.
 
 use super::chain::{Chain, Place};
-use super::evidence::Evidence;
+use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable};
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
 use super::past::Past;
@@ -51,6 +51,8 @@ pub struct Qcow2Disk {
     evidence: Evidence,
     /// The bitmap that this session added, or why there is none.
     next: Result<TrackingName, String>,
+    /// What goes when nothing comes of it.
+    added: Vec<String>,
     /// The repository's bitmaps that a committed point makes useless: the one the next is based on, the proven one.
     superseded: std::sync::Mutex<BTreeSet<TrackingName>>,
     /// Twins that are there, of bitmaps of the repository.
@@ -125,6 +127,13 @@ impl Qcow2Disk {
             },
         };
         let witness = witnesses.iter().find(|name| name.is_of(options.repository)).copied();
+        let mut added: Vec<String> = next.iter().flat_map(|name| [name.to_string(), name.twin().to_string()]).collect();
+        // Where there was none before, none is left when nothing comes of this.
+        added.extend(
+            witness
+                .filter(|it| settled.own.is_empty() && top.bitmap(&it.to_string()).is_none())
+                .map(|it| it.to_string()),
+        );
         witnesses.truncate(CANDIDATES_MAX);
         let evidence = Evidence::of(&chain, &top, witness);
         let mut twins: BTreeSet<TwinName> = top.bitmaps().iter().filter_map(|it| it.name.parse().ok()).collect();
@@ -145,7 +154,7 @@ impl Qcow2Disk {
         let (server, disk, file, chain, stamps) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
-                abandon_next(&path, &alone, &next).await;
+                abandon(&path, &alone, &added).await;
                 return Err(error);
             }
         };
@@ -174,6 +183,7 @@ impl Qcow2Disk {
             stamps,
             evidence,
             next,
+            added,
             superseded,
             twins,
             candidates,
@@ -200,9 +210,15 @@ impl Qcow2Disk {
                     dirty,
                     zeroes: ExtentSet::new(),
                     checkpoint: None,
+                    lie: None,
                 }
             }
-            Err(why_not) => super::untracked(parent, wish, &why_not)?,
+            Err(doubt) => {
+                if let Doubt::Lie(lie) = &doubt {
+                    tracing::warn!(path = %self.path.display(), lie, "change tracking cannot be trusted");
+                }
+                doubt.changed(parent, wish)?
+            }
         };
         changed.zeroes.clone_from(&survey.extents.zeroes);
         changed.checkpoint = self.begun(&survey).map(|name| (name.checkpoint, GRID_BYTES));
@@ -258,13 +274,12 @@ impl Qcow2Disk {
         };
         drop(self.disk);
         let stopped = self.server.stop().await;
-        let mut gone = match (&self.next, outcome) {
-            (Ok(next), Outcome::Abandoned) => BTreeSet::from([*next]),
-            // Without a next one the old one goes on recording, and may prove a base again after an abandoned point.
-            (Err(_), Outcome::Abandoned | Outcome::Committed) => BTreeSet::new(),
-            (Ok(_), Outcome::Committed) => self.superseded.into_inner().expect("no panic while held"),
+        let (mut gone, mut names) = match (&self.next, outcome) {
+            (_, Outcome::Abandoned) => (BTreeSet::new(), self.added),
+            // Without a next one the old one goes on recording.
+            (Err(_), Outcome::Committed) => (BTreeSet::new(), Vec::new()),
+            (Ok(_), Outcome::Committed) => (self.superseded.into_inner().expect("no panic while held"), Vec::new()),
         };
-        let mut names = Vec::new();
         if let (Some(witness), Ok(next)) = (spoilt, &self.next) {
             gone.insert(*next);
             names.push(witness.to_string());
@@ -273,7 +288,7 @@ impl Qcow2Disk {
             names.push(name.to_string());
             names.extend(self.twins.get(&name.twin()).map(TwinName::to_string));
         }
-        for name in names {
+        for name in names.into_iter().collect::<BTreeSet<String>>() {
             let removed = remove_bitmap(&self.image, &name).await;
             removed.map_err(|error| error.about(&self.path, ErrorKind::Source))?;
         }
@@ -311,13 +326,13 @@ impl Qcow2Disk {
         parent: Option<ParentDisk<'_>>,
         wish: TrackingWish,
         survey: &Surveyed,
-    ) -> Result<(TrackingName, ExtentSet), String> {
+    ) -> Result<(TrackingName, ExtentSet), Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
             return Err("asked for".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         if let Some(why_not) = &self.unusable {
-            return Err(why_not.clone());
+            return Err(why_not.clone().into());
         }
         let checkpoint = parent.tracking.checkpoint.ok_or("the parent began no checkpoint")?;
         let name = self.candidates.iter().find(|name| name.checkpoint == checkpoint);
@@ -329,15 +344,11 @@ impl Qcow2Disk {
         self.same_disk(parent)?;
         let then = Evidence::read(&parent.format_options)?;
         self.evidence.continues(&then)?;
-        let witness = then.witness.ok_or("the parent recorded no witness of the image's size")?;
-        let mark = witness_holds(survey, &witness)?;
+        let witness = then.witness.ok_or(NO_WITNESS)?;
+        let marked = marked(survey, &witness)?;
         let dirty = survey.extents.bitmap(&text).ok_or_else(|| format!("bitmap {text} is not exported"))?;
-        if !mark.subtract(dirty).is_empty() {
-            return Err(format!("bitmap {text} lacks the mark that it was made with: it was cleared or made anew"));
-        }
-        if twin_marks(survey, &name, parent.tracking.granularity)? != *dirty {
-            return Err(format!("bitmap {text} and its twin tell different things: one did not record all the time"));
-        }
+        let twin = twin_marks(survey, &name, parent.tracking.granularity)?;
+        believable(&name, dirty, &twin, &witness, &marked)?;
         Ok((name, dirty.clone()))
     }
 
@@ -433,16 +444,17 @@ async fn witnessed(
     }
 }
 
-/// The mark of a witness, when it and no other is seen under the image's lock.
-fn witness_holds(survey: &Surveyed, name: &WitnessName) -> Result<ExtentSet, String> {
+/// Whether a witness shows its mark and no other.
+fn witness_holds(survey: &Surveyed, name: &WitnessName) -> Result<(), String> {
+    if marked(survey, name)? == name.mark(GRID_BYTES) { Ok(()) } else { Err(RESIZED.into()) }
+}
+
+/// What a witness marks, as it is seen under the image's lock.
+fn marked(survey: &Surveyed, name: &WitnessName) -> Result<ExtentSet, String> {
     let text = name.to_string();
     let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("witness {text} is gone"))?;
     let marked = survey.extents.bitmap(&text).filter(|_| is_still(bitmap));
-    let marked = marked.ok_or_else(|| format!("witness {text} is not sound"))?;
-    if *marked != name.mark(GRID_BYTES) {
-        return Err("the image was made smaller and larger again, as its witness shows".to_owned());
-    }
-    Ok(marked.clone())
+    marked.cloned().ok_or_else(|| format!("witness {text} is not sound"))
 }
 
 /// Whether a bitmap's twin is there, and records.
@@ -479,10 +491,9 @@ async fn add_next(
     Ok(name)
 }
 
-async fn abandon_next(path: &Path, image: &Graph, next: &Result<TrackingName, String>) {
-    let Ok(name) = next else { return };
-    for bitmap in [name.to_string(), name.twin().to_string()] {
-        if let Err(error) = remove_bitmap(image, &bitmap).await {
+async fn abandon(path: &Path, image: &Graph, added: &[String]) {
+    for bitmap in added {
+        if let Err(error) = remove_bitmap(image, bitmap).await {
             tracing::warn!(path = %path.display(), %error, "a bitmap stays until the next backup");
         }
     }

@@ -79,7 +79,7 @@ fn take_over(store: &mut Store, image: &Path, output: &str) {
 async fn right(store: &mut Store, image: &Path, what: &str) -> ChangeTracking {
     let made = store.backup(text(image), TrackingWish::Auto).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     assert!(store.bytes == content(image, "qcow2"), "{what}: wrong bytes by {:?}", made.changed.mode);
-    assert_eq!(bitmaps(image).len(), 1, "{what}: bitmaps pile up");
+    assert_eq!(bitmaps(image).len(), SET, "{what}: bitmaps pile up");
     made.changed.mode
 }
 

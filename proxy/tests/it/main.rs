@@ -3,6 +3,7 @@
 
 mod tools;
 
+mod histories;
 mod kill;
 mod nbd;
 mod silence;

@@ -78,9 +78,23 @@ async fn a_bitmap_by_address_counts_when_its_name_proves_it() {
     let mut store = Store::default();
     store.backup(text(&image), TrackingWish::Auto).await.unwrap();
     qemu_io(&image, "qcow2", &["write -P 1 1M 64k"]);
-    let name = bitmaps(&image)[0].clone();
-    let arguments = ["-r", "-f", "qcow2", "-e", "8", "-x", "d", "-B", &name, text(&image)];
-    let (_server, uri) = qemu_nbd(&place, "q", &arguments);
+    let (name, all) = (changes(&image), bitmaps(&image));
+    let serve = |socket: &str, bitmaps: &[String]| {
+        let exported = bitmaps.iter().flat_map(|it| ["-B", it.as_str()]);
+        let arguments = ["-r", "-f", "qcow2", "-e", "8", "-x", "d"].into_iter().chain(exported).chain([text(&image)]);
+        qemu_nbd(&place, socket, &arguments.collect::<Vec<_>>())
+    };
+    // What would show that it looked away must be there.
+    for missing in all.iter().filter(|it| **it != name) {
+        let some: Vec<String> = all.iter().filter(|it| *it != missing).cloned().collect();
+        let (_server, uri) = serve("some", &some);
+        let past = Remembered { committed: &store.committed, parent: store.parent.as_ref() };
+        let session = open_after(&format!("{uri}&bitmap={name}"), TrackingWish::Auto, &past).await.unwrap();
+        let (made, _, _) = store.read(&session, TrackingWish::Auto).await.unwrap();
+        assert_eq!(made.changed.mode, ChangeTracking::Fingerprint);
+        assert!(made.changed.reason.contains(missing), "{}", made.changed.reason);
+    }
+    let (_server, uri) = serve("q", &all);
     let made = store.backup(&format!("{uri}&bitmap={name}"), TrackingWish::Auto).await.unwrap();
     assert_eq!((made.changed.mode, made.bytes_read), (ChangeTracking::Bitmap, GRID), "{}", made.changed.reason);
     assert!(store.bytes == content(&image, "qcow2"));

@@ -128,7 +128,7 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
     let named = |name: &str, source: &str| format!("{name}={source}").parse::<NamedSource>().unwrap();
     let committed = BTreeSet::new();
-    let past = Remembered(&committed);
+    let past = Remembered { committed: &committed, parent: None };
     let open = |sources| SnapshotSession::open(sources, &options, &past);
     let both = open(vec![named("vda", text(&good)), named("vdb", text(&raw))]).await.unwrap();
     let names: Vec<_> = both.disks().iter().map(|disk| (disk.name.as_str().to_owned(), disk.size)).collect();

@@ -157,28 +157,37 @@ pub struct Report {
 
 /// Opens a session on one disk.
 pub async fn open(source: &str, wish: TrackingWish, committed: &BTreeSet<CheckpointId>) -> Result<SnapshotSession> {
-    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
-    let source = NamedSource::only(source.parse()?);
-    SnapshotSession::open(vec![source], &options, &Remembered(committed)).await
+    open_after(source, wish, &Remembered { committed, parent: None }).await
 }
 
-/// The checkpoints that were committed; no formats.
-pub struct Remembered<'a>(pub &'a BTreeSet<CheckpointId>);
+/// Opens a session on one disk that was backed up before.
+pub async fn open_after(source: &str, wish: TrackingWish, past: &Remembered<'_>) -> Result<SnapshotSession> {
+    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
+    let source = NamedSource::only(source.parse()?);
+    SnapshotSession::open(vec![source], &options, past).await
+}
+
+/// The checkpoints that were committed, and the newest point.
+pub struct Remembered<'a> {
+    pub committed: &'a BTreeSet<CheckpointId>,
+    pub parent: Option<&'a DiskRecord>,
+}
 
 impl Past for Remembered<'_> {
     async fn is_committed(&self, checkpoint: CheckpointId) -> Result<bool> {
-        Ok(self.0.contains(&checkpoint))
+        Ok(self.committed.contains(&checkpoint))
     }
 
-    async fn format(&self, _: &Name) -> Result<Option<String>> {
-        Ok(None)
+    async fn disk(&self, _: &Name) -> Result<Option<DiskRecord>> {
+        Ok(self.parent.cloned())
     }
 }
 
 impl Store {
     /// One backup: reads what may have changed and patches it in.
     pub async fn backup(&mut self, source: &str, wish: TrackingWish) -> Result<Report> {
-        let session = open(source, wish, &self.committed).await?;
+        let past = Remembered { committed: &self.committed, parent: self.parent.as_ref() };
+        let session = open_after(source, wish, &past).await?;
         let made = self.read(&session, wish).await;
         let (outcome, made) = match made {
             Ok(made) => (Outcome::Committed, made),

@@ -211,6 +211,7 @@ impl Source for Snapshot {
         let zeroes = disk.allocated.complement(disk.image.size());
         let checkpoint = Some((id, GRANULARITY_BYTES));
         let mut made = Changed {
+            lie: None,
             mode: ChangeTracking::Full,
             reason: "no parent".into(),
             dirty: ExtentSet::new(),
