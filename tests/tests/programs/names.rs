@@ -56,7 +56,7 @@ fn machines_of_one_name_are_told_apart() {
         assert_eq!(choices.len(), 3, "{refused}");
         let shown: BTreeSet<String> = choices
             .iter()
-            .map(|choice| told(&place, &["show", choice, "-r", "REPO"])["point"]["point"].to_string())
+            .map(|choice| told(&place, &["show", choice, "-r", "REPO"])["point"].to_string())
             .collect();
         assert_eq!(shown.len(), 3, "each choice means another point: {choices:?}");
     }
