@@ -247,11 +247,11 @@ impl ReadSession for MemSession {
 }
 
 impl WriteSession for MemSession {
-    async fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
+    async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
         let answer = self.shared().operation("missing").await?;
         let mut state = self.shared().state();
         state.live(self.lease.id)?;
-        let made: Vec<Presence> = ids.iter().map(|id| state.presence(kind, id)).collect();
+        let made: Vec<Presence> = ids.iter().map(|id| state.presence(id)).collect();
         state.live(self.lease.id)?.shares_open |= made.contains(&Presence::Pending);
         answer.given(made)
     }

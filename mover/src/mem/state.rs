@@ -231,14 +231,10 @@ impl State {
         Some(Shape::of(held.blob.header()))
     }
 
-    pub fn is_sound(&self, kind: ChunkKind, id: &ChunkId) -> bool {
-        self.shape(id).is_some_and(|shape| shape.kind == kind)
-    }
-
-    pub fn presence(&self, kind: ChunkKind, id: &ChunkId) -> Presence {
-        if self.is_sound(kind, id) {
+    pub fn presence(&self, id: &ChunkId) -> Presence {
+        if self.shape(id).is_some() {
             Presence::Have
-        } else if self.open.get(id).is_some_and(|blob| blob.header().kind == kind) {
+        } else if self.open.contains_key(id) {
             Presence::Pending
         } else {
             Presence::Missing
@@ -269,7 +265,7 @@ impl State {
     /// Takes a verified chunk into the open pack.
     pub fn put(&mut self, session: SessionId, id: ChunkId, blob: Blob) {
         let header = *blob.header();
-        let before = self.presence(header.kind, &id);
+        let before = self.presence(&id);
         let Some(lease) = self.sessions.get_mut(&session) else { return };
         lease.shares_open |= before != Presence::Have;
         if before != Presence::Missing {

@@ -54,10 +54,8 @@ fn machines_of_one_name_are_told_apart() {
         let hint = refused.split("write ").nth(1).unwrap();
         let choices: BTreeSet<&str> = hint.split(" or ").map(|it| it.split('"').next().unwrap().trim()).collect();
         assert_eq!(choices.len(), 3, "{refused}");
-        let shown: BTreeSet<String> = choices
-            .iter()
-            .map(|choice| told(&place, &["show", choice, "-r", "REPO"])["point"].to_string())
-            .collect();
+        let shown: BTreeSet<String> =
+            choices.iter().map(|choice| told(&place, &["show", choice, "-r", "REPO"])["point"].to_string()).collect();
         assert_eq!(shown.len(), 3, "each choice means another point: {choices:?}");
     }
     let origin = all.iter().find(|it| it["origin_repository"] != first["origin_repository"]).unwrap();
