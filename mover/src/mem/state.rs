@@ -264,7 +264,6 @@ impl State {
 
     /// Takes a verified chunk into the open pack.
     pub fn put(&mut self, session: SessionId, id: ChunkId, blob: Blob) {
-        let header = *blob.header();
         let before = self.presence(&id);
         let Some(lease) = self.sessions.get_mut(&session) else { return };
         lease.shares_open |= before != Presence::Have;
