@@ -153,6 +153,7 @@ mod tests {
             protected_until: Timestamp(0),
             bytes_logical: 0,
             bytes_new: 0,
+            bytes_stored: 0,
             pinned: false,
             forgotten: false,
             labels: Default::default(),

@@ -459,6 +459,8 @@ pub struct RecoveryPoint {
     pub bytes_logical: u64,
     /// Plain bytes it brought.
     pub bytes_new: u64,
+    /// Bytes that its session had added to the packs, as the node measured them; 0 where no node did.
+    pub bytes_stored: u64,
     /// Kept whatever retention says.
     pub pinned: bool,
     /// Forgotten, but not final yet.

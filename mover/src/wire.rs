@@ -55,7 +55,7 @@ pub use quic::{
 };
 pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
-pub use serve::Node;
+pub use serve::{Node, Quota, Quotas};
 
 /// Version of the protocol that this program speaks.
 pub const VERSION: u16 = 1;

@@ -66,7 +66,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
     for repository in &config.repository {
         let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;
         let local = local.map_err(|error| error.context(&repository.name))?;
-        node = node.with(repository.name.as_str(), local.clone());
+        node = node.with_quotas(repository.name.as_str(), local.clone(), repository.quotas());
         open.push((repository, local));
     }
     let scrub = ScrubOptions { rate: config.scrub_rate.0, every: Duration::from_secs(config.scrub_seconds) };

@@ -275,6 +275,7 @@ impl State {
             protected_until: it.protected_until,
             bytes_logical: it.bytes_logical,
             bytes_new: it.bytes_new,
+            bytes_stored: it.made_by().map_or(0, |(_, bytes)| bytes),
             pinned: point.pinned,
             forgotten: point.forgotten.is_some(),
             labels: point.labels.clone(),

@@ -323,6 +323,9 @@ impl State {
         let new = drafts.iter().zip(manifests).filter(|(draft, _)| !there.contains(&draft.manifest.point));
         for (draft, (id, blob)) in new {
             let manifest = &draft.manifest;
+            // As a node would have measured it.
+            let stored = self.sessions.get(&session).map_or(0, |lease| lease.flushed.bytes_stored);
+            let bytes_stored = begin.holder.as_ref().map_or(0, |_| stored);
             self.points.push(RecoveryPoint {
                 id: manifest.point,
                 manifest: *id,
@@ -340,6 +343,7 @@ impl State {
                 protected_until: Timestamp::default(),
                 bytes_logical: manifest.bytes_logical(),
                 bytes_new: manifest.bytes_new,
+                bytes_stored,
                 pinned: false,
                 forgotten: false,
                 labels: draft.labels.clone(),

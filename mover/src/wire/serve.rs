@@ -3,6 +3,7 @@
 mod arrival;
 mod joining;
 mod places;
+mod quota;
 mod reply;
 
 use super::control::desk::Desk;
@@ -27,6 +28,8 @@ use bytes::Bytes;
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
 use places::{Place, Places};
+pub use quota::{Quota, Quotas};
+use quota::Share;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
@@ -67,6 +70,7 @@ struct Served<R: Repository> {
     prints: Fingerprinter,
     leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
     places: Places,
+    quotas: Quotas,
 }
 
 /// A session of a client. It ends when it is closed, or was not used for long.
@@ -77,6 +81,8 @@ struct Lease<R: Repository> {
     session: Either<R::Session, R::Reader>,
     /// Points whose manifests it may read.
     pins: Vec<PointId>,
+    /// What it may write.
+    share: Option<Share>,
     used: Mutex<Instant>,
 }
 
@@ -180,9 +186,15 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Serves `repository` under `name`.
     #[must_use]
-    pub fn with(mut self, name: &str, repository: R) -> Self {
+    pub fn with(self, name: &str, repository: R) -> Self {
+        self.with_quotas(name, repository, Quotas::default())
+    }
+
+    /// Serves `repository` under `name`, of which nobody may have more than `quotas` say.
+    #[must_use]
+    pub fn with_quotas(mut self, name: &str, repository: R, quotas: Quotas) -> Self {
         let prints = Fingerprinter::new(&repository.config().domain);
-        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default() };
+        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default(), quotas };
         self.repositories.insert(name.to_owned(), Arc::new(served));
         self
     }
@@ -416,14 +428,15 @@ impl<R: Repository + 'static> Node<R> {
             Request::Log(it) => say(to, Reply::Records(self.of(it.repository)?.repository.log(it.after).await?)).await,
             Request::Begin(it) => {
                 let served = self.of(it.repository)?;
-                let place = served.places.take(holder)?;
+                let place = served.places.take(holder, served.quotas.of(holder).sessions)?;
+                let share = served.quotas.begin(holder, &served.of_owner(holder).await?)?;
                 // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
                 let (verification, by) = (Verification::Decode, Some(holder.clone()));
                 let begin = Begin { verification, holder: by, ..it.begin };
                 let parents = begin.parents.clone();
                 let (session, begun) = served.repository.begin(begin).await?;
                 let session =
-                    served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents);
+                    served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents, Some(share));
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
@@ -433,11 +446,11 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Read(it) => {
                 let served = self.of(it.repository)?;
-                let place = served.places.take(holder)?;
+                let place = served.places.take(holder, served.quotas.of(holder).sessions)?;
                 served.shows(holder, &it.points).await?;
                 let reader = served.repository.read(&it.points).await?;
                 let session =
-                    served.lend(SessionId::random(&self.world), holder, place, Either::Right(reader), it.points);
+                    served.lend(SessionId::random(&self.world), holder, place, Either::Right(reader), it.points, None);
                 say(to, Reply::Session(Of { session })).await
             }
             Request::Missing(Ask { session, kind }) => {
@@ -449,7 +462,8 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Put(put) => {
                 let (served, lease) = self.served(put.session, holder)?;
-                let session = lease.write()?;
+                let (session, share) = (lease.write()?, lease.share()?);
+                served.quotas.check(share, holder)?;
                 match arrival::take(&to.caller.allowance, session, &put.lengths, beside).await {
                     // Who gives something else than it says, by a lie or by bad memory, gets no further with it.
                     Err(error) if error.kind() == ErrorKind::Integrity => {
@@ -460,7 +474,9 @@ impl<R: Repository + 'static> Node<R> {
                     Ok(false) => Err(Refused::no_room()),
                     taken => {
                         taken?;
-                        say(to, Reply::Stored(session.stored().await?)).await
+                        let stored = session.stored().await?;
+                        served.quotas.count(share, stored.bytes_stored);
+                        say(to, Reply::Stored(stored)).await
                     }
                 }
             }
@@ -507,7 +523,10 @@ impl<R: Repository + 'static> Node<R> {
             Request::Sweep(it) => {
                 let _turn = self.maintenance()?;
                 tracing::info!(%holder, dry_run = it.options.dry_run, "sweep");
-                sweep(&self.of(it.repository)?.repository, it.options, to).await
+                let served = self.of(it.repository)?;
+                sweep(&served.repository, it.options, to).await?;
+                served.swept(it.options.dry_run);
+                Ok(())
             }
             Request::RebuildIndex(it) => {
                 let _turn = self.maintenance()?;
@@ -576,10 +595,14 @@ impl<R: Repository + 'static> Node<R> {
         if !beside.is_empty() {
             return Err(Error::transport("a message whose lengths do not fit").into());
         }
-        let session = lease.write()?;
+        let (session, share) = (lease.write()?, lease.share()?);
+        let there = served.of_owner(holder).await?;
+        let is_new = |draft: &&PointDraft| there.iter().all(|point| point.id != draft.manifest.point);
+        served.quotas.check_points(holder, &there, drafts.iter().filter(is_new).count() as u64)?;
         match session.commit(&drafts).await? {
             Commit::Committed(points) => {
                 let stored = session.stored().await?;
+                served.quotas.committed(share);
                 self.let_go(served.end(commit.session));
                 say(to, Reply::Committed(Committed { points, stored })).await
             }
@@ -649,6 +672,27 @@ impl<R: Repository + 'static> Served<R> {
         Ok(points)
     }
 
+    /// All points that count for the owner of `holder`; none where nobody counts.
+    async fn of_owner(&self, holder: &Holder) -> Result<Vec<RecoveryPoint>> {
+        if self.quotas.of(holder) == Quota::NONE {
+            return Ok(Vec::new());
+        }
+        let (mut points, owner) = (Vec::new(), holder.owner_id());
+        for forgotten in [false, true] {
+            let listed = self.repository.list(&PointFilter { machine: None, forgotten }).await?;
+            points.extend(listed.into_iter().filter(|point| point.owner == owner));
+        }
+        Ok(points)
+    }
+
+    /// What came to nothing was swept away.
+    fn swept(&self, dry_run: bool) {
+        if !dry_run {
+            let leases = self.leases.lock().expect("no holder panics");
+            self.quotas.swept(leases.values().filter_map(|lease| lease.share.as_ref()));
+        }
+    }
+
     /// Refuses points that `holder` may not see, as if they were not there.
     async fn shows(&self, holder: &Holder, points: &[PointId]) -> Result<()> {
         if holder.owner_name().is_none() || points.is_empty() {
@@ -673,8 +717,10 @@ impl<R: Repository + 'static> Served<R> {
         place: Place,
         session: Either<R::Session, R::Reader>,
         pins: Vec<PointId>,
+        share: Option<Share>,
     ) -> SessionId {
-        let lease = Lease { holder: holder.clone(), _place: place, session, pins, used: Mutex::new(Instant::now()) };
+        let used = Mutex::new(Instant::now());
+        let lease = Lease { holder: holder.clone(), _place: place, session, pins, share, used };
         self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
         id
     }
@@ -691,6 +737,10 @@ impl<R: Repository> Lease<R> {
             Either::Left(session) => Ok(session),
             Either::Right(_) => Err(Error::usage("this session only reads")),
         }
+    }
+
+    fn share(&self) -> Result<&Share> {
+        self.share.as_ref().ok_or_else(|| Error::usage("this session only reads"))
     }
 }
 

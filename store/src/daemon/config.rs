@@ -2,9 +2,10 @@
 
 use mover::identity::LIFE;
 use mover::service::{configured, twice};
-use mover::wire::Congestion;
+use mover::wire::{Congestion, Quota, Quotas};
 use mover::{Error, Name, Result};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub struct Config {
     pub repository: Vec<Repository>,
 }
 
-/// Bytes a second.
+/// Bytes, or bytes a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Rate(pub u64);
@@ -69,6 +70,37 @@ pub struct Repository {
     pub name: Name,
     /// Its directory.
     pub path: PathBuf,
+    /// How much owners may have in it; as much as there is where none is named.
+    #[serde(default)]
+    pub quota: Vec<OwnerQuota>,
+}
+
+/// How much an owner may have in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnerQuota {
+    /// The owner; without it, each that has no quota of its own.
+    pub owner: Option<Name>,
+    /// Bytes that its sessions may have added: `500GiB`.
+    pub bytes: Option<Rate>,
+    /// Points that are not forgotten.
+    pub points: Option<u64>,
+    /// Sessions at a time.
+    pub sessions: Option<usize>,
+}
+
+impl Repository {
+    /// Its quotas.
+    pub fn quotas(&self) -> Quotas {
+        let of = |it: &OwnerQuota| Quota {
+            bytes: it.bytes.map_or(Quota::NONE.bytes, |bytes| bytes.0),
+            points: it.points.unwrap_or(Quota::NONE.points),
+            sessions: it.sessions.unwrap_or(Quota::NONE.sessions),
+        };
+        let named = self.quota.iter().filter_map(|it| Some((it.owner.clone()?, of(it))));
+        let others = self.quota.iter().find(|it| it.owner.is_none()).map_or(Quota::NONE, of);
+        Quotas::new(named.collect(), others)
+    }
 }
 
 impl Config {
@@ -93,6 +125,13 @@ impl Config {
         }
         if let Some(name) = twice(config.repository.iter().map(|it| &it.name)) {
             return Err(Error::usage(format!("two repositories are called {name}")));
+        }
+        for repository in &config.repository {
+            let mut seen = BTreeSet::new();
+            if let Some(again) = repository.quota.iter().find(|it| !seen.insert(&it.owner)) {
+                let whose = again.owner.as_ref().map_or("all others", |owner| owner.as_str());
+                return Err(Error::usage(format!("two quotas of repository {} are for {whose}", repository.name)));
+            }
         }
         Ok(config)
     }
@@ -125,6 +164,12 @@ mod tests {
         assert_eq!(config.congestion, Congestion::Bbr);
         assert_eq!(config.repository[0].path, Path::new("/backup/main"));
         assert_eq!((config.scrub_seconds, config.scrub_rate), (2_592_000, Rate(20 << 20)));
+        let quotas = "[[repository.quota]]\nbytes = \"1GiB\"\n[[repository.quota]]\nowner = \"host7\"\npoints = 9\n";
+        let limited = Config::parse(&format!("{text}{quotas}")).unwrap();
+        let holder = |name: &str| mover::identity::Holder::new(mover::identity::Role::Proxy, name.parse().unwrap());
+        let of = limited.repository[0].quotas();
+        assert_eq!(of.of(&holder("host7")), Quota { points: 9, ..Quota::NONE });
+        assert_eq!(of.of(&holder("other")), Quota { bytes: 1 << 30, ..Quota::NONE });
         let other = Config::parse(&format!("scrub_seconds = 0\nscrub_rate = \"1MiB\"\n{text}")).unwrap();
         assert_eq!((other.scrub_seconds, other.scrub_rate), (0, Rate(1 << 20)));
     }
@@ -138,6 +183,10 @@ mod tests {
             ("listen = \"nowhere\"\nidentity = \"node\"\n".into(), "line 1, column 10"),
             (format!("{good}[[repository]]\nname = \"../x\"\npath = \"/a\"\n"), "line 4, column 8"),
             (format!("{good}{one}{one}"), "two repositories are called main"),
+            (
+                format!("{good}{one}[[repository.quota]]\nowner = \"a\"\n[[repository.quota]]\nowner = \"a\"\n"),
+                "two quotas of repository main are for a",
+            ),
             (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
             (good.replace("identity", "identify"), "identify"),
             (format!("{good}certificate_seconds = 9\n"), "certificate_seconds is 10 to 31536000"),

@@ -1,11 +1,12 @@
 //! Who may do what with whose machines: each request, over the wire, with real certificates.
 
+use chunker::{ChunkKind, Compression, Fingerprinter};
 use mover::identity::{Holder, Identity, Role};
 use mover::wire::message::*;
-use mover::wire::{Congestion, Remote, client_config};
+use mover::wire::{Congestion, Node, Quota, Quotas, Remote, client_config};
 use mover::{
-    BackupOptions, BackupReport, Error, ErrorKind, Keep, Name, OwnerId, PointChange, PointFilter, PointId, Pool,
-    Progress, ReadSession, RecoveryPoint, Repository, World, backup, retain,
+    Begin, BackupOptions, BackupReport, Error, ErrorKind, Keep, Name, OwnerId, PointChange, PointFilter, PointId, Pool,
+    Progress, ReadSession, RecoveryPoint, Repository, SweepOptions, Verification, World, WriteSession, backup, retain, with_sealer,
 };
 use store::Local;
 use windlass_bench::attacker::Raw;
@@ -25,10 +26,15 @@ struct Field {
 
 impl Field {
     async fn new() -> Self {
+        Self::with(Quotas::default()).await
+    }
+
+    async fn with(quotas: Quotas) -> Self {
         let folder = InDirectory::fresh().await;
         let (world, repository) = (folder.world(), folder.open().await.unwrap());
         let site = Site::new(&world);
-        let running = Running::start(&site, "repo", repository.clone(), &world);
+        let node = Node::new(world.clone()).with_quotas("repo", repository.clone(), quotas);
+        let running = Running::serve(&site, node, &world);
         Self { world, site, pool: Pool::new(1).unwrap(), _folder: folder, repository, running }
     }
 
@@ -203,6 +209,47 @@ async fn a_stolen_proxy_spoils_nothing_of_others() {
         assert_eq!(refused.kind(), ErrorKind::NotAuthorised, "{who:?}: {refused}");
     }
     assert!(field.points().await.iter().all(|point| point.id != good[2].id), "it stays forgotten");
+}
+
+/// Bytes, points and sessions: for whoever has a quota, and for nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_has_no_more_than_its_quota() {
+    let quota = |bytes| Quota { bytes, points: 2, sessions: 2 };
+    let named = [("cluster1", quota(5 << 19))].map(|(name, quota)| (name.parse().unwrap(), quota));
+    let field = Field::with(Quotas::new(named.into(), Quota::NONE)).await;
+    let fails = async |machine: &Machine, what: &str| {
+        let refused = field.backup(HOST_2, &options("web"), machine).await.unwrap_err();
+        assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains(what), "{refused}");
+        assert!(refused.remedy().unwrap().contains("quota"), "{refused}");
+    };
+    let web = field.machine(1);
+    field.backup(HOST_1, &options("web"), &web).await.unwrap();
+    field.backup(HOST_1, &options("web"), &web).await.unwrap();
+    fails(&web, "2 points").await;
+    let oldest = field.points().await[0].id;
+    field.repository.change_points(&[oldest], PointChange::Forget).await.unwrap();
+    // Those of a cluster share its quota. What came to nothing counts too.
+    let remote = field.remote(HOST_2).await;
+    let begin = |point| Begin { point, parents: Vec::new(), holder: None, verification: Verification::Decode };
+    let (session, _) = remote.begin(begin(PointId([1; 16]))).await.unwrap();
+    let prints = Fingerprinter::new(&field.repository.config().domain);
+    let chunk = |seed| {
+        let plain = noise(seed, 65_536);
+        (prints.id(ChunkKind::Data, &plain), with_sealer(Compression::None, |it| it.seal(ChunkKind::Data, &plain)))
+    };
+    let put = async |seeds: std::ops::Range<u64>| session.put(seeds.map(chunk).collect()).await;
+    put(100..130).await.unwrap();
+    assert_eq!(put(130..131).await.unwrap_err().kind(), ErrorKind::StoreFull);
+    drop(session);
+    fails(&web, "bytes").await;
+    let admin = field.remote(ADMIN).await;
+    field.backup(ADMIN, &options("other"), &field.machine(3)).await.unwrap();
+    field.backup(THIEF, &options("other"), &field.machine(4)).await.unwrap();
+    admin.sweep(SweepOptions::default(), std::sync::Arc::default()).await.unwrap();
+    field.backup(HOST_2, &options("web"), &web).await.unwrap();
+    let _two = [remote.read(&[]).await.unwrap(), remote.read(&[]).await.unwrap()];
+    let refused = field.backup(HOST_1, &options("web"), &web).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("2 sessions"), "{refused}");
 }
 
 /// An administrator hands a machine from one owner to another.
