@@ -243,6 +243,7 @@ fn point() -> RecoveryPoint {
         protected_until: Timestamp(10),
         bytes_logical: 11,
         bytes_new: 12,
+        bytes_stored: 0,
         pinned: true,
         forgotten: false,
         number: 13,

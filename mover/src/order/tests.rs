@@ -23,6 +23,7 @@ fn point(number: u64, time: i64) -> RecoveryPoint {
         protected_until: Timestamp(0),
         bytes_logical: 0,
         bytes_new: 0,
+        bytes_stored: 0,
         pinned: false,
         forgotten: false,
         labels: Default::default(),

@@ -24,6 +24,7 @@ fn point(number: u8, machine: u8, time: i64) -> RecoveryPoint {
         protected_until: Timestamp(0),
         bytes_logical: 0,
         bytes_new: 0,
+        bytes_stored: 0,
         pinned: false,
         forgotten: false,
         labels: Default::default(),
@@ -66,15 +67,15 @@ fn pins_protection_and_groups_keep() {
     points[0].pinned = true;
     points[1].protected_until = Timestamp(NOON + 1);
     points[2].protected_until = Timestamp(NOON);
-    points.push(point(9, 2, NOON - 9 * HOUR_NS));
-    points.push(point(8, 2, NOON - 8 * HOUR_NS));
+    points.push(point(8, 2, NOON - 9 * HOUR_NS));
+    points.push(point(9, 2, NOON - 8 * HOUR_NS));
     let keep = Keep { last: 1, ..Keep::default() };
-    assert_eq!(kept(&points, keep), [0, 1, 4, 8], "each machine by itself");
+    assert_eq!(kept(&points, keep), [0, 1, 4, 9], "each machine by itself");
     // The application's point of a group is the newest of its machine, so the machine's stays as well.
     for at in [3, 6] {
         points[at].group = Some(GroupId([7; 16]));
     }
-    assert_eq!(kept(&points, keep), [0, 1, 3, 4, 8]);
+    assert_eq!(kept(&points, keep), [0, 1, 3, 4, 9]);
     assert_eq!(retain(&points, &keep, Timestamp(NOON))[3].reasons, BTreeSet::from([Reason::Group]));
 }
 

@@ -28,9 +28,9 @@ use bytes::Bytes;
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
 use places::{Place, Places};
-pub use quota::{Quota, Quotas};
-use quota::Share;
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
+use quota::Share;
+pub use quota::{Quota, Quotas};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
 use std::collections::{HashMap, HashSet};
@@ -435,8 +435,14 @@ impl<R: Repository + 'static> Node<R> {
                 let begin = Begin { verification, holder: by, ..it.begin };
                 let parents = begin.parents.clone();
                 let (session, begun) = served.repository.begin(begin).await?;
-                let session =
-                    served.lend(SessionId::random(&self.world), holder, place, Either::Left(session), parents, Some(share));
+                let session = served.lend(
+                    SessionId::random(&self.world),
+                    holder,
+                    place,
+                    Either::Left(session),
+                    parents,
+                    Some(share),
+                );
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
                 send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {

@@ -122,6 +122,7 @@ async fn a_list_without_end_is_not_taken() {
         protected_until: Timestamp(10),
         bytes_logical: 11,
         bytes_new: 12,
+        bytes_stored: 0,
         pinned: false,
         forgotten: false,
     };

@@ -56,6 +56,7 @@ fn done(id: u8) -> Event {
         protected_until: crate::Timestamp(0),
         bytes_logical: 0,
         bytes_new: 0,
+        bytes_stored: 0,
         pinned: false,
         forgotten: false,
         labels: Default::default(),
