@@ -54,8 +54,8 @@ impl Inner {
             let entries = match known(&pack.added) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
-                None => reader::records(&self.directory, &pack.added)
-                    .or_else(|_| reader::records(&self.directory, &pack.added))
+                None => reader::records(&self.directory, &self.prints, &pack.added)
+                    .or_else(|_| reader::records(&self.directory, &self.prints, &pack.added))
                     .map(Arc::new),
             };
             match entries {
@@ -150,7 +150,7 @@ impl Inner {
     fn places_in_footers(&self, ids: &[ChunkId], first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
         for (number, pack) in self.state().packs().range(first..) {
-            match reader::records(&self.directory, &pack.added) {
+            match reader::records(&self.directory, &self.prints, &pack.added) {
                 Ok(entries) => {
                     for entry in &entries {
                         if let Some(places) = found.get_mut(&entry.id) {

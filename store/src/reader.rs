@@ -397,12 +397,11 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
     PackHeader::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("pack {name}")))
 }
 
-/// The records of a pack, from its footer; where that is damaged those that are left, and what they say of themselves is not
-/// certain then.
+/// The records of a pack, from its footer; where that is damaged those that are left, with the ids that their content has.
 ///
 /// # Errors
 /// `Integrity` when nothing is left, or of the storage.
-pub fn records(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>> {
+pub fn records(directory: &Directory, prints: &Fingerprinter, pack: &AddedPack) -> Result<Vec<PackEntry>> {
     let damaged = match footer(directory, pack) {
         Err(error) if error.kind() == ErrorKind::Integrity => error,
         read => return read,
@@ -413,8 +412,26 @@ pub fn records(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>
     let length = directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
     tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
     let bytes = directory.io().read_at(&file, 0, usize::try_from(length).expect("a pack fits memory")).map_err(fail)?;
-    let salvaged = salvage_records(&bytes);
+    let salvaged = salvaged(prints, &bytes.into());
     if salvaged.is_empty() { Err(damaged) } else { Ok(salvaged) }
+}
+
+/// The records that are left of a pack whose footer is damaged.
+pub fn salvaged(prints: &Fingerprinter, pack: &Bytes) -> Vec<PackEntry> {
+    salvage_records(pack).into_iter().map(|entry| by_content(prints, pack, entry)).collect()
+}
+
+/// The entry with the id that its content has, whatever stands beside it: without the footer one damaged byte there would
+/// cost the chunk.
+fn by_content(prints: &Fingerprinter, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
+    let at = entry.offset as usize + RECORD_HEADER_BYTES;
+    let mut plain = Vec::new();
+    let opened = Blob::parse(pack.slice(at..at + entry.blob_bytes as usize))
+        .is_ok_and(|blob| with_opener(|opener| opener.open(&blob, &mut plain)).is_ok());
+    if opened {
+        entry.id = prints.id(entry.kind, &plain);
+    }
+    entry
 }
 
 /// The records of a pack, all of them, from its footer.

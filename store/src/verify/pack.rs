@@ -5,9 +5,10 @@ use crate::error::reading;
 use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, blob_hash,
-    decode_footer, footer_bytes, read_record_header, salvage_records,
+    decode_footer, footer_bytes, read_record_header,
 };
 use crate::local::Inner;
+use crate::reader::salvaged;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use mover::{Depth, Error, ErrorKind, Pacer, Result, blocking, with_opener};
@@ -64,7 +65,8 @@ async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer,
         Err(what) => {
             checked.errors.push(what);
             let (inner, file, pack) = (inner.clone(), file.clone(), pack.clone());
-            let scan = move || Ok::<_, Error>(salvage_records(&read(&inner, &file, &pack, 0..pack.bytes)?));
+            let scan =
+                move || Ok::<_, Error>(salvaged(&inner.prints, &read(&inner, &file, &pack, 0..pack.bytes)?.into()));
             blocking(scan).await?.into()
         }
     };

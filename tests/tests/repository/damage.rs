@@ -447,6 +447,27 @@ async fn a_chunk_damaged_beside_a_damaged_footer_is_the_only_one() {
     }
 }
 
+/// What stands beside a chunk is damaged, and the footer, and there is no index: its content tells which chunk it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_whose_id_is_damaged_beside_a_damaged_footer_is_found() {
+    let two = Two::new().await;
+    let (pack, victim) = (two.data_pack(), two.block(7).await);
+    let (_, entries) = footers(two.kept.path()).into_iter().find(|(_, entries)| entries.len() == 20).unwrap();
+    let record = entries.iter().find(|entry| entry.id == victim).unwrap().offset;
+    let two = two
+        .reopened_after(|root| {
+            // In the magic, the nonce and the id.
+            [0, 9, 30].map(|at| flip(&pack, u64::from(record) + at, 4));
+            flip(&pack, fs::metadata(&pack).unwrap().len() - 1, 2);
+            fs::remove_dir_all(root.join("index")).unwrap();
+        })
+        .await;
+    two.restore(0).await.unwrap();
+    let report = two.bench.verify(&two.local, Depth::Decode).await;
+    assert!(!report.errors.is_empty(), "the pack is not what it was");
+    assert!(report.errors.iter().all(|error| error.point.is_none()), "no point lacks anything: {:?}", report.errors);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_disk_is_not_taken_for_damage() {
     let two = Two::new().await;
