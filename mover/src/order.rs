@@ -14,7 +14,7 @@ pub(crate) fn sort_in_order<'a, T>(items: &mut [T], point: impl Fn(&T) -> &'a Re
     if items.iter().all(|item| point(item).number > 0) {
         items.sort_by_key(|item| point(item).number);
     } else {
-        items.sort_by_key(|item| point(item).origin.1);
+        items.sort_by_key(|item| (point(item).origin.1, point(item).id));
     }
 }
 
