@@ -15,6 +15,7 @@ mod map;
 mod process;
 mod server;
 mod tool;
+mod whole;
 mod witness;
 
 pub use bitmap::{TrackingName, TwinName, add_bitmap, remove_bitmap};
@@ -24,4 +25,5 @@ pub use image::{Bitmap, ImageLayer, image_info};
 pub use map::{ClusterMap, cluster_map};
 pub use server::{Access, NbdServerProcess, ServeError, ServeOptions};
 pub use tool::{ToolError, busy, create_qcow2};
+pub use whole::cut_short_at;
 pub use witness::{WitnessName, add_witness};

@@ -3,7 +3,7 @@
 
 use super::identity::{ImageFile, Seen, see};
 use crate::address::ImageFormat;
-use crate::qemu::{DataFile, FileKind, Graph, HeaderError, Qcow2Header};
+use crate::qemu::{DataFile, FileKind, Graph, HeaderError, Qcow2Header, cut_short_at};
 use mover::{Error, Result};
 use rustix::fs::OFlags;
 use std::collections::BTreeSet;
@@ -69,6 +69,7 @@ impl Chain {
                 break;
             }
             let header = header(&file, &place.path)?;
+            refuse_cut_short(&file, &place)?;
             let data = match &header.data_file {
                 DataFile::Inside => None,
                 DataFile::Named(name) => Some(allowed.named(&place.path, name, "data file")?.0),
@@ -235,6 +236,21 @@ pub fn header(file: &File, path: &Path) -> Result<Qcow2Header> {
             Error::source(error.to_string()).hint("see `qemu-img check`").context(path.display())
         }
     })
+}
+
+/// A file that lost its end would be read as zeros from there on.
+fn refuse_cut_short(file: &File, place: &Place) -> Result<()> {
+    // A device is as long as it is.
+    if place.kind == FileKind::Device {
+        return Ok(());
+    }
+    let failed =
+        |error: io::Error| Error::source("its tables cannot be read").because(error).context(place.path.display());
+    let Some(at) = cut_short_at(file).map_err(failed)? else { return Ok(()) };
+    let length = file.metadata().map_err(failed)?.len();
+    let what =
+        format!("{} was cut short: it has {length} bytes, and refers to what should be at {at}", place.path.display());
+    Err(Error::source(what).hint("bring the whole file back; `qemu-img check` tells more"))
 }
 
 fn real(path: impl AsRef<Path>) -> Option<PathBuf> {

@@ -3,6 +3,7 @@
 
 mod tools;
 
+mod formats;
 mod histories;
 mod kill;
 mod nbd;
