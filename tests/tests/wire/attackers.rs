@@ -521,6 +521,68 @@ async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
     assert_eq!(other.flush().await.unwrap().chunks, 4, "another session goes on");
 }
 
+/// A few bytes that would decode to very many: refused before they are, or decoded one after another while others work.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_blobs_of_much_hold_nobody_up() {
+    let field = Field::new().await;
+    let prints = Fingerprinter::new(&field.repository.config().domain);
+    let zeros = |kind: ChunkKind, mebibytes: usize, seed: u8| {
+        let mut plain = vec![0; mebibytes << 20];
+        plain[0] = seed;
+        let blob = Sealer::new(Compression::default()).seal(kind, &plain);
+        assert!(blob.bytes().len() < 16 << 10, "it is a bomb");
+        (prints.id(kind, &plain), blob)
+    };
+    let bulk = |blobs: &[(ChunkId, chunker::Blob)]| {
+        let ids = blobs.iter().flat_map(|(id, _)| id.0.to_vec());
+        let lengths: Vec<u32> = blobs.iter().map(|(_, blob)| blob.bytes().len() as u32).collect();
+        (lengths, ids.chain(blobs.iter().flat_map(|(_, blob)| blob.bytes().to_vec())).collect::<Vec<u8>>())
+    };
+    let bomber = field.raw(Role::Proxy, "bomber").await;
+    let many: Vec<_> = (0..40).map(|seed| zeros(ChunkKind::Manifest, 4, seed)).collect();
+    // A block of a disk is 64 KiB, and a put is 32 MiB, whatever it is packed into.
+    for blobs in [vec![zeros(ChunkKind::Data, 16, 0)], vec![zeros(ChunkKind::Attachment, 1, 0)], many.clone()] {
+        let session = bomber.begin(field.repository(), &field.world).await.unwrap();
+        let (lengths, bulk) = bulk(&blobs);
+        let began = Instant::now();
+        let put = Request::Put(Put { session, lengths });
+        assert_eq!(code(bomber.ask(&put, &bulk).await.unwrap()), Some(INTEGRITY));
+        assert!(began.elapsed() < SOON, "nothing was decoded");
+    }
+    // What is allowed takes its time, and no more than its turn.
+    let session = bomber.begin(field.repository(), &field.world).await.unwrap();
+    let puts = futures::future::join_all((0..32).map(|_| {
+        let (lengths, bulk) = bulk(&many[..7]);
+        let (bomber, session) = (&bomber, session);
+        async move { bomber.ask(&Request::Put(Put { session, lengths }), &bulk).await }
+    }));
+    let (_, ()) = tokio::join!(puts, field.somebody_works());
+}
+
+/// As long as the documents allow: everything between is made for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_manifest_passes() {
+    let field = Field::new().await;
+    let good = field.site.identity(Role::Proxy, "good", &field.world);
+    let remote = field.running.connect_as(&good, &field.site.trust(), "repo").await.unwrap();
+    let machine = windlass_tests::fake::Machine::new(&field.world, &[4096]);
+    let attachment = |number: usize| mover::NewAttachment {
+        kind: "domain".parse().unwrap(),
+        name: format!("{number:060000}"),
+        bytes: "short".into(),
+    };
+    let options = mover::BackupOptions {
+        attachments: (0..65).map(attachment).collect(),
+        ..windlass_tests::conformance::options("wordy")
+    };
+    let pool = mover::Pool::new(1).unwrap();
+    let made = mover::backup(&remote, machine.snapshot(), &options, &pool, &field.world, &mover::Progress::default());
+    let point = made.await.unwrap().point;
+    let reader = remote.read(&[point.id]).await.unwrap();
+    let manifest = mover::ReadSession::manifest(&reader, point.id).await.unwrap();
+    assert!(manifest.attachments.len() == 65 && manifest.encode().len() > 3_900_000);
+}
+
 /// Words that mean nothing inside a connection that does.
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_streams() {
