@@ -18,6 +18,9 @@ pub struct Signals {
     hangup: Option<Signal>,
 }
 
+/// SIGXFSZ, as Linux numbers it.
+const FILE_TOO_LARGE: i32 = 25;
+
 impl Signals {
     /// Listens from now on; needs a runtime.
     ///
@@ -26,6 +29,8 @@ impl Signals {
     pub fn listen() -> Result<Self> {
         let failed = |error| Error::internal("cannot listen for signals").because(error);
         let listen = |kind| signal(kind).map_err(failed);
+        // A file that may not grow further is an error of the write then, which says which; not the end without a word.
+        listen(SignalKind::from_raw(FILE_TOO_LARGE))?;
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

@@ -14,6 +14,7 @@ use mover::identity::Role;
 use mover::service::{self, Signals};
 use mover::wire::{Keeper, Peer, Signer, client, client_config_of};
 use mover::{Error, Pool, Result, StopReason, World};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,9 @@ pub fn windlass_proxy() -> ExitCode {
     crate::tune_allocator();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A log file is no terminal.
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let Command::Serve(arguments) = cli.command;
     service::ended(serve(&arguments))
 }

@@ -14,6 +14,7 @@ use mover::identity::Registry;
 use mover::service::{self, Signals};
 use mover::wire::{Keeper, Node, Signer, client, client_config_of, server_of};
 use mover::{Error, Pool, Result, World};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,9 @@ use tracing_subscriber::EnvFilter;
 pub fn windlass_store() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A log file is no terminal.
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     let world = World::system();
     let made = match cli.command {
         Command::Init(arguments) => site::init(&arguments, &world),

@@ -61,10 +61,26 @@ impl FromStr for Kept {
         let bad = |why: &str| {
             Error::usage(format!("{why}; give a directory, /path or file:///path, or a node, quic://host[:port]/name"))
         };
-        let at = match text.split_once("://") {
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
+            None => (None, text),
+        };
+        let at = match scheme.as_deref().map(|scheme| (scheme, rest)) {
             None if text.is_empty() => return Err(bad("the address is empty")),
-            // A relative path has a directory in it, so that a copy's name in a plan is never taken for one.
-            None if !text.contains('/') && text != "." => {
+            // As ssh and rsync have it.
+            None if text.find([':', '/']).is_some_and(|at| text[at..].starts_with(':'))
+                && !Path::new(text).exists() =>
+            {
+                let (host, path) = text.split_once(':').unwrap_or((text, ""));
+                let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or("NAME");
+                return Err(Error::usage(format!("{text:?} names a place on another computer")).hint(format!(
+                    "serve it there with windlass-store and write quic://{host}/{name}, or mount it here and give the path; \
+                     a directory of this name is written ./{text}"
+                )));
+            }
+            // A relative path has a directory in it, so that a copy's name in a plan is never taken for one; what is there
+            // is meant.
+            None if !text.contains('/') && text != "." && !Path::new(text).is_dir() => {
                 let why =
                     "(a relative path begins with ./; names of copies need a plan, which this version does not have)";
                 return Err(bad(&format!("{text:?} is no address {why}")));
@@ -74,7 +90,7 @@ impl FromStr for Kept {
                 At::Directory(PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?))
             }
             Some(("file", _)) => return Err(bad("a file URI has three slashes")),
-            Some(("quic", _)) => match NodeAddress::parse(text) {
+            Some(("quic", rest)) => match NodeAddress::parse(&format!("quic://{}", rest.trim_end_matches('/'))) {
                 Some((NodeAddress { at: Address { host, port }, congestion }, Some(name))) => {
                     At::Node { host, port, name, congestion }
                 }
@@ -134,5 +150,43 @@ impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;
         self.name.as_ref().map_or(Ok(()), |name| write!(f, "/{name}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> At {
+        text.parse::<Kept>().unwrap_or_else(|error| panic!("{text}: {error}")).at
+    }
+
+    #[test]
+    fn what_is_meant_is_understood_or_told() {
+        let directory = |path: &str| At::Directory(path.into());
+        for (text, meant) in [
+            ("/srv/repo", directory("/srv/repo")),
+            ("./repo", directory("./repo")),
+            // It is there: this crate's own folder.
+            ("src", directory("src")),
+            ("/with:colon", directory("/with:colon")),
+            ("file:///srv/a%20b", directory("/srv/a b")),
+        ] {
+            assert_eq!(at(text), meant);
+        }
+        for text in ["quic://host/repo", "QUIC://host/repo", "quic://host/repo/"] {
+            assert!(
+                matches!(at(text), At::Node { host, name, .. } if host == "host" && name.as_str() == "repo"),
+                "{text}"
+            );
+        }
+        let refused = |text: &str| text.parse::<Kept>().unwrap_err();
+        let elsewhere = refused("nas:/srv/repo/");
+        let remedy = elsewhere.remedy().unwrap();
+        assert!(elsewhere.to_string().contains("another computer") && remedy.contains("quic://nas/repo"), "{remedy}");
+        assert!(refused("nowhere").to_string().contains("begins with ./"));
+        for text in ["", "s3://bucket", "ftp://x/y", "file://relative", "quic://host"] {
+            refused(text);
+        }
     }
 }

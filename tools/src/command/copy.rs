@@ -33,6 +33,14 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         open::patiently(context, &arguments.to, Access::Write, patience)
     );
     let (made, closed) = match (from, to) {
+        (Ok(from), Ok(to)) if from.config().id == to.config().id => {
+            let closed = open::close(to).await;
+            let same = Error::usage("both addresses are the same repository").hint(
+                "name another one; a directory that was copied file by file is the same one too: make a copy with \
+                 `windlass init --like`",
+            );
+            (Err(same), open::close(from).await.and(closed))
+        }
         (Ok(from), Ok(to)) => {
             let made = match (arguments.place.repository.at(), &to) {
                 (At::Node { host, port, name, congestion }, Opened::Right(node)) if !arguments.through_here => {

@@ -38,7 +38,8 @@ struct Decision {
 
 pub async fn run(context: &Context, arguments: &Forget) -> Result<Exit> {
     let place = &arguments.place;
-    let repository = open::patiently(context, &place.repository, Access::Write, &place.patience).await?;
+    let access = if arguments.dry_run { Access::Read } else { Access::Write };
+    let repository = open::patiently(context, &place.repository, access, &place.patience).await?;
     let made = forget(context, arguments, &repository).await;
     let closed = open::close(repository).await;
     let verdicts = made?;

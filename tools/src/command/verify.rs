@@ -81,8 +81,13 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
         context.out.failure(&failed, false);
         return Ok(Exit::Failed);
     }
-    let found = Error::integrity(format!("{} has {errors} errors", arguments.place.repository))
-        .hint("repair it from another copy with --repair --also-from, or back the machine up again; restore meanwhile with --also-from");
+    let all_whole = arguments.point.is_empty() && report.errors.iter().all(|error| error.point.is_none());
+    let hint = if all_whole {
+        "every point is whole: what is damaged was replaced, or is needed by none; `windlass sweep` takes it away"
+    } else {
+        "repair it from another copy with --repair --also-from, or back the machine up again; restore meanwhile with --also-from"
+    };
+    let found = Error::integrity(format!("{} has {errors} errors", arguments.place.repository)).hint(hint);
     context.out.failure(&found, false);
     Ok(Exit::Corrupt)
 }
