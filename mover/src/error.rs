@@ -213,6 +213,11 @@ impl Error {
         text
     }
 
+    /// What is behind it.
+    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
+    }
+
     /// What to do about it.
     pub fn remedy(&self) -> Option<&str> {
         self.0.hint.as_deref()

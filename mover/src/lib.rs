@@ -34,6 +34,7 @@ mod repair;
 mod repository;
 mod restore;
 mod retention;
+mod scratch;
 mod select;
 pub mod service;
 mod source;
@@ -84,6 +85,7 @@ pub use repository::{
 };
 pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};
+pub use scratch::{private_folder, scratch_places};
 pub use select::{Selector, select};
 pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
 pub use spot::{Demand, Shape, Spot};

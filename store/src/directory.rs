@@ -3,19 +3,23 @@
 //! | object | name | made |
 //! |---|---|---|
 //! | configuration | `config` | once |
-//! | pack | `packs/<2 digits>/<64 digits>` | linked from `incoming/` when complete |
+//! | pack | `packs/<2 digits>/<64 digits>` | named when complete |
 //! | log record | `log/<sequence / 10000>/<sequence>` | create-only |
 //! | state digest | `state/<sequence>` | create-only |
 //! | what does not belong to the log any more | `quarantine/<name>-<16 digits>` | moved there |
 //!
 //! Decimal numbers have 20 digits, so that names sort as numbers.
 
+mod naming;
+
 use crate::error::{reading, storage};
 use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
+use naming::Naming;
 use mover::{Error, Result, World};
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,12 +38,13 @@ pub struct Directory {
     root: PathBuf,
     io: Arc<dyn Io>,
     world: World,
+    naming: Arc<Naming>,
 }
 
 impl Directory {
     /// The directory at `root`, which need not exist.
     pub fn new(root: &Path, io: Arc<dyn Io>, world: World) -> Self {
-        Self { root: root.to_owned(), io, world }
+        Self { root: root.to_owned(), io, world, naming: Arc::default() }
     }
 
     /// Its path.
@@ -62,8 +67,7 @@ impl Directory {
     /// # Errors
     /// Of the storage.
     pub fn make_folders(&self) -> Result<()> {
-        let shards = (0..=255u8).map(|byte| format!("{PACKS}/{byte:02x}"));
-        for name in shards.chain([LOG, STATE, INCOMING].map(str::to_owned)) {
+        for name in folders() {
             let path = self.root.join(name);
             self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
         }
@@ -73,7 +77,95 @@ impl Directory {
         Ok(())
     }
 
-    /// Creates `name` with `bytes`, durable on return, unless the name is taken by other bytes. Bytes that can be told
+    /// Removes those of them that are empty.
+    pub fn remove_folders(&self) {
+        let all: Vec<String> = folders().collect();
+        for name in all.iter().rev().map(String::as_str).chain([PACKS]) {
+            if let Err(error) = self.io.remove_dir(&self.root.join(name)) {
+                tracing::debug!(name, %error, "a folder stays");
+            }
+        }
+    }
+
+    /// The folders of a repository that are not there, though the others are: whoever copied it left empty ones out.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn missing_folders(&self) -> Result<Vec<String>> {
+        let there = |folder: &str| Ok::<_, Error>(self.list_or_none(folder)?.unwrap_or_default());
+        let (root, packs) = (there("")?, there(PACKS)?);
+        let is_there = |name: &String| match name.strip_prefix(PACKS).and_then(|shard| shard.strip_prefix('/')) {
+            Some(shard) => packs.iter().any(|it| it == shard),
+            None => root.contains(name),
+        };
+        Ok(folders().filter(|name| !is_there(name)).collect())
+    }
+
+    /// Makes a folder of a repository.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn make_folder(&self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
+        self.sync_dir(path.parent().unwrap_or(&self.root))
+    }
+
+    /// Makes the directory its owner's alone.
+    ///
+    /// # Errors
+    /// Of the storage, where it matters.
+    pub fn make_private(&self) -> Result<()> {
+        let others = |path: &Path| std::fs::metadata(path).is_ok_and(|it| it.permissions().mode() & 0o077 != 0);
+        let private = std::fs::Permissions::from_mode(0o700);
+        if others(&self.root)
+            && let Err(error) = std::fs::set_permissions(&self.root, private)
+        {
+            tracing::warn!(path = %self.root.display(), %error, "others may read the repository, and its file system does not let that be changed");
+        } else if others(&self.root) {
+            tracing::warn!(
+                path = %self.root.display(),
+                "others may read the repository: its file system has no rights of its own; mount it with umask=077"
+            );
+        }
+        Ok(())
+    }
+
+    /// Warns when everybody may read or change what only its owner should: who has the key in `config` restores all disks.
+    pub fn tell_who_may_read(&self) {
+        let mode = |path: &Path| std::fs::metadata(path).map_or(0, |it| it.permissions().mode());
+        let (root, config) = (mode(&self.root), mode(&self.root.join(CONFIG)));
+        let path = self.root.display();
+        if root & 0o022 != 0 {
+            tracing::warn!("others may write in {path}, and so change or delete every backup: `chmod -R go-w {path}`");
+        } else if root & 0o001 != 0 && config & 0o004 != 0 {
+            tracing::warn!("everybody may read {path}, and so restore every disk: `chmod -R go= {path}`");
+        }
+    }
+
+    /// Refuses symbolic links where a repository has folders: what is behind them is somebody else's.
+    ///
+    /// # Errors
+    /// `Integrity`; of the storage.
+    pub fn check_folders(&self) -> Result<()> {
+        for folder in ["", PACKS, LOG] {
+            let path = self.root.join(folder);
+            let entries = match std::fs::read_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound && !folder.is_empty() => continue,
+                entries => entries.map_err(|error| storage("cannot list", &path, error))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(|error| storage("cannot list", &path, error))?;
+                if entry.file_type().is_ok_and(|it| it.is_symlink()) {
+                    return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display()))
+                        .hint("a repository has none: bring the real folder or file to its place, and look who put it there"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates `name` with `bytes`, durable and whole on return, unless the name is taken by other bytes. Bytes that can be told
     /// apart (a nonce) make it safe to ask again: finding the own bytes is success, whatever the first answer was (R2).
     /// An error from the last sync leaves the object visible and its durability unknown: stop writing then.
     ///
@@ -85,22 +177,49 @@ impl Directory {
         let fail = |error| storage("cannot create", &target, error);
         let file = self.io.create(&temporary).map_err(fail)?;
         let written = self.io.append(&file, &mut [IoSlice::new(bytes)]).and_then(|()| self.io.sync(&file));
-        let linked = written.map_err(fail).and_then(|()| match self.io.link(&temporary, &target) {
-            Ok(()) => Ok(Created::New),
+        let named = written.map_err(fail).and_then(|()| match self.name(&temporary, &target) {
+            Ok(moved) => Ok((Created::New, moved)),
             // Taken, or an unclear answer: what is there now decides.
-            Err(error) => match self.read(name, bytes.len().max(READ_BACK_MIN) as u64)? {
-                Some(have) if have == bytes => Ok(Created::New),
-                Some(_) => Ok(Created::Exists),
+            Err(error) => match self.has(&target, bytes)? {
+                Some(true) => Ok((Created::New, !self.is_there(&temporary))),
+                Some(false) => Ok((Created::Exists, false)),
                 None => Err(fail(error)),
             },
         });
         // What is left under incoming/ is removed when the repository is opened next.
-        self.remove_incoming(&temporary);
-        if linked? == Created::New {
-            self.sync_dir(target.parent().unwrap_or(&self.root))?;
-            return Ok(Created::New);
+        if !named.as_ref().is_ok_and(|(_, moved)| *moved) {
+            self.remove_incoming(&temporary);
         }
-        Ok(Created::Exists)
+        let (created, moved) = named?;
+        if created == Created::New {
+            self.sync_name(&target, moved)?;
+        }
+        Ok(created)
+    }
+
+    /// Whether an object has these bytes; none when it is not there. Nothing is read of one that is longer.
+    fn has(&self, path: &Path, bytes: &[u8]) -> Result<Option<bool>> {
+        let fail = |error| storage("cannot read", path, error);
+        let file = match self.io.open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        };
+        let same_length = self.io.length(&file).map_err(fail)? == bytes.len() as u64;
+        Ok(Some(same_length && self.io.read_at(&file, 0, bytes.len()).map_err(fail)? == bytes))
+    }
+
+    fn is_there(&self, path: &Path) -> bool {
+        !matches!(self.io.open(path), Err(error) if error.kind() == ErrorKind::NotFound)
+    }
+
+    /// Makes a new name durable. One that was moved leaves its old folder first: a file system without a journal may have it
+    /// in neither after a power cut, and must not have it in both.
+    fn sync_name(&self, target: &Path, moved: bool) -> Result<()> {
+        if moved {
+            self.sync_dir(&self.root.join(INCOMING))?;
+        }
+        self.sync_dir(target.parent().unwrap_or(&self.root))
     }
 
     /// Writes `bytes` as all of `name`, whatever that was. For caches: a power cut may leave anything.
@@ -236,15 +355,19 @@ impl Directory {
     /// # Errors
     /// Of the storage.
     pub fn publish_pack(&self, incoming: &Path, name: &PackName) -> Result<()> {
-        let target = self.root.join(pack_object(name));
-        match self.io.link(incoming, &target) {
-            // Names are unique (R4), so an existing one was linked by a try whose answer was lost.
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(storage("cannot create", &target, error));
-            }
-            _ => {}
-        }
-        self.sync_dir(target.parent().unwrap_or(&self.root))
+        let target = self.pack_path(name);
+        let moved = match self.name(incoming, &target) {
+            Ok(moved) => moved,
+            // Names are unique (R4), so an existing one was given by a try whose answer was lost.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(storage("cannot create", &target, error)),
+        };
+        self.sync_name(&target, moved)
+    }
+
+    /// Where a pack is, or will be.
+    pub fn pack_path(&self, name: &PackName) -> PathBuf {
+        self.root.join(pack_object(name))
     }
 
     /// Names in a folder, sorted.
@@ -254,6 +377,18 @@ impl Directory {
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.root.join(folder);
         self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
+    }
+
+    /// Names in a folder, sorted; none when it is not there. Whoever asks must know what that means.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn list_or_none(&self, folder: &str) -> Result<Option<Vec<String>>> {
+        let path = self.root.join(folder);
+        match self.io.list(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            names => names.map(Some).map_err(|error| storage("cannot list", &path, error)),
+        }
     }
 
     /// Makes the folder that a log record goes into.
@@ -269,6 +404,12 @@ impl Directory {
     fn sync_dir(&self, path: &Path) -> Result<()> {
         self.io.sync_dir(path).map_err(|error| storage("cannot sync", path, error))
     }
+}
+
+/// The folders of a new repository, each after the one it is in.
+fn folders() -> impl Iterator<Item = String> {
+    let shards = (0..=255u8).map(|byte| format!("{PACKS}/{byte:02x}"));
+    shards.chain([LOG, STATE, INCOMING].map(str::to_owned))
 }
 
 /// Name of a pack.
@@ -312,7 +453,7 @@ pub const REFERENCES: &str = "references";
 pub const VERIFIED: &str = "verified";
 /// File that the one writer holds locked.
 pub const LOCK: &str = "lock";
-/// A name that is taken may be taken by a longer object.
-const READ_BACK_MIN: usize = 1 << 30;
+/// Folder of room that is kept for when the storage is full.
+pub const RESERVE: &str = "reserve";
 /// Records in one folder of the log.
 pub const LOG_FOLDER: u64 = 10_000;

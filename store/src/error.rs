@@ -1,4 +1,4 @@
-//! Errors of files become errors of the store, and nothing else.
+//! Errors of files and of RocksDB become errors of the store, and nothing else.
 
 use mover::Error;
 use std::io;
@@ -22,6 +22,92 @@ pub fn storage(doing: &str, path: &Path, error: io::Error) -> Error {
             .because(error)
             .hint("free space on the repository's file system; nothing that was committed is affected"),
         io::ErrorKind::NotFound => Error::store_io(message).because(error).hint("run `windlass verify`"),
+        // What stands there is not what a repository has.
+        io::ErrorKind::InvalidData => Error::integrity(message)
+            .because(error)
+            .hint("look who put it there; then bring the file back from a copy, or run `windlass verify`"),
+        io::ErrorKind::PermissionDenied => Error::store_io(message)
+            .because(error)
+            .hint("a repository is its owner's alone: run this as the user it belongs to, or `chown -R` all of it"),
         _ => Error::store_io(message).because(error),
+    }
+}
+
+/// An error of RocksDB while doing this.
+pub fn rocks(message: &str, hint: &'static str, error: rocksdb::Error) -> Error {
+    if FULL.iter().any(|full| error.as_ref().contains(full)) {
+        return Error::store_full(message)
+            .because(error)
+            .hint("free space on the repository's file system; nothing that was committed is affected");
+    }
+    Error::store_io(message).because(error).hint(hint)
+}
+
+/// True for an error of RocksDB that says nothing of what is in its files: no room, no descriptors, a disk that did not
+/// answer. It may be gone the next time, so nothing is removed for it.
+pub fn is_passing(error: &rocksdb::Error) -> bool {
+    let text: &str = error.as_ref();
+    let mut passing = FULL.iter().chain(PASSING);
+    // What it cannot open because of one of these it calls damaged.
+    if passing.any(|passing| text.contains(passing)) {
+        return true;
+    }
+    // Files that are not there, or are something else.
+    text.starts_with("IO error") && !STRANGE.iter().any(|strange| text.contains(strange))
+}
+
+/// True when such an error, or one of a file, is behind this one.
+pub fn came_from_passing(error: &Error) -> bool {
+    let mut cause = error.cause();
+    while let Some(behind) = cause {
+        if behind.downcast_ref::<rocksdb::Error>().is_some_and(is_passing) || behind.is::<io::Error>() {
+            return true;
+        }
+        cause = behind.downcast_ref::<Error>().map_or_else(|| behind.source(), Error::cause);
+    }
+    false
+}
+
+/// As strerror(3) has them.
+const FULL: &[&str] = &["No space left on device", "Disk quota exceeded"];
+const PASSING: &[&str] = &[
+    "Input/output error",
+    "Interrupted system call",
+    "Too many open files",
+    "Cannot allocate memory",
+    "Permission denied",
+    "Operation not permitted",
+    "Read-only file system",
+    "Resource temporarily unavailable",
+    "Stale file handle",
+];
+const STRANGE: &[&str] =
+    &["No such file or directory", "Not a directory", "Is a directory", "Too many levels of symbolic links"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rocksdb::{DB, Options};
+
+    #[test]
+    fn passing_errors_are_told_from_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        let path = folder.path().join("index");
+        let opened = DB::open(&options, &path).unwrap();
+        let error = DB::open(&options, &path).unwrap_err();
+        assert!(is_passing(&error), "in use: {error}");
+        drop(opened);
+        std::fs::write(path.join("CURRENT"), "nothing\n").unwrap();
+        let error = DB::open(&options, &path).unwrap_err();
+        assert!(!is_passing(&error), "damaged: {error}");
+        std::fs::write(path.join("CURRENT"), "MANIFEST-000099\n").unwrap();
+        let error = DB::open(&options, &path).unwrap_err();
+        assert!(!is_passing(&error), "a file is missing: {error}");
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "a file").unwrap();
+        let error = DB::open(&options, &path).unwrap_err();
+        assert!(!is_passing(&error), "no folder: {error}");
     }
 }

@@ -1,6 +1,7 @@
 //! The index: chunk id → places in packs. A view of the log in RocksDB, tagged with the record it has applied; nothing
 //! is lost with it. What is not in RocksDB yet (or cannot be, because another process owns it) stands in memory.
 
+use crate::error::{came_from_passing, rocks};
 use crate::format::pack::PackEntry;
 use chunker::{ChunkId, ChunkKind};
 use mover::{Error, Incarnation, RepositoryId, Result, Shape, codec};
@@ -40,6 +41,7 @@ pub enum IndexAccess {
 pub struct Index {
     database: Option<DB>,
     access: IndexAccess,
+    is_makeshift: bool,
     /// Places of packs that are not in the database.
     overlay: HashMap<ChunkId, Vec<Place>>,
     /// Packs with a lower number are in the index.
@@ -81,18 +83,23 @@ impl Tag {
 }
 
 impl Index {
-    /// Opens the index under `folder`. One that cannot be used, or is of another repository, is dropped and begins
-    /// empty: [`Self::next_pack`] tells what is to be added.
+    /// Opens the index under `folder`. One that is damaged, or of another repository, is dropped and begins empty:
+    /// [`Self::next_pack`] tells what is to be added. One that cannot be opened now, because there is no room or the disk
+    /// does not answer, stays, and is only read: then [`Self::is_makeshift`].
     ///
     /// # Errors
-    /// Of the storage, when not even an empty one can be made.
+    /// When the folder cannot be looked at or removed.
     pub fn open(folder: &Path, access: IndexAccess, repository: RepositoryId) -> Result<Self> {
         let fresh = |database| Self { database, access, ..Self::in_memory() };
-        let opened = match access {
-            IndexAccess::Owner => DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder),
-            IndexAccess::Guest => open_as_guest(folder),
-        };
-        let tag = opened.map_err(|error| Error::store_io("index").because(error)).and_then(|database| {
+        // RocksDB would wait for a pipe for ever.
+        let opened = only_files(folder).and_then(|()| {
+            let opened = match access {
+                IndexAccess::Owner => DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder),
+                IndexAccess::Guest => open_as_guest(folder),
+            };
+            opened.map_err(|error| Error::store_io("index").because(error))
+        });
+        let tag = opened.and_then(|database| {
             let tag = database.get(TAG_KEY).map_err(|error| Error::store_io("index").because(error))?;
             let tag = tag.map(|bytes| codec::decode::<Tag, TAG_BYTES_MAX>(&bytes)).transpose()?;
             let skipped = database.get(SKIPPED_KEY).map_err(|error| Error::store_io("index").because(error))?;
@@ -109,6 +116,9 @@ impl Index {
             }
             (Ok((database, None)), IndexAccess::Owner) => Ok(fresh(Some(database))),
             (_, IndexAccess::Guest) => Ok(fresh(None)),
+            (Err(error), IndexAccess::Owner) if came_from_passing(&error) => {
+                Self::makeshift(folder, repository, &error)
+            }
             (unusable, IndexAccess::Owner) => {
                 // What it remembers of the log holds in every version.
                 let applied = match &unusable {
@@ -119,12 +129,27 @@ impl Index {
                     unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
                 tracing::warn!(why, "the index cannot be used and is built again");
                 Self::remove(folder)?;
-                let fail =
-                    |error| Error::store_io(format!("cannot make an index in {}", folder.display())).because(error);
-                let database = DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder).map_err(fail)?;
-                Ok(Self { applied, ..fresh(Some(database)) })
+                match DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder) {
+                    Ok(database) => Ok(Self { applied, ..fresh(Some(database)) }),
+                    Err(error) => Self::makeshift(folder, repository, &Error::store_io("index").because(error)),
+                }
             }
         }
+    }
+
+    /// What can be read of an index that cannot be opened for writing now; the rest stands in memory.
+    fn makeshift(folder: &Path, repository: RepositoryId, why: &Error) -> Result<Self> {
+        tracing::warn!(
+            error = %why,
+            "the index cannot be opened for writing now, and stays as it is: what it does not tell is read from the packs"
+        );
+        let guest = Self::open(folder, IndexAccess::Guest, repository)?;
+        Ok(Self { is_makeshift: true, ..guest })
+    }
+
+    /// True when this stands in for an index that could not be opened for writing.
+    pub const fn is_makeshift(&self) -> bool {
+        self.is_makeshift
     }
 
     /// An empty one that has no database.
@@ -134,6 +159,7 @@ impl Index {
             instance: INSTANCES.fetch_add(1, Relaxed),
             database: None,
             access: IndexAccess::Guest,
+            is_makeshift: false,
             overlay: HashMap::new(),
             next_pack: 0,
             applied: Incarnation::default(),
@@ -411,7 +437,9 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     // A secondary instance reads beside the owner; its own log goes to a folder that is gone with the process's end.
     static GUESTS: AtomicU64 = AtomicU64::new(0);
     let guest = GUESTS.fetch_add(1, Relaxed);
-    let scratch = std::env::temp_dir().join(format!("windlass-index-{}-{guest}", std::process::id()));
+    // Nobody else may put anything there.
+    let made = mover::private_folder(&format!("windlass-index-{}-{guest}", std::process::id()));
+    let Ok(scratch) = made else { return DB::open_for_read_only(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder, false) };
     let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.create_if_missing(false);
     options.set_max_open_files(-1);
@@ -441,6 +469,8 @@ pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Op
     options.set_memtable_whole_key_filtering(true);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(1);
+    // Setting 4 MiB aside for each would fail where so much is not left.
+    options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_max_background_jobs(2);
     options.set_compression_type(rocksdb::DBCompressionType::None);
     options.set_skip_stats_update_on_db_open(true);
@@ -470,12 +500,26 @@ fn decode_places(bytes: &[u8]) -> Result<Vec<Place>> {
 }
 
 fn failed(error: rocksdb::Error) -> Error {
-    unusable().because(error)
+    rocks(FAILED, REBUILD, error)
 }
 
 fn unusable() -> Error {
-    Error::store_io("the index failed").hint("run `windlass rebuild-index`; nothing is lost with it")
+    Error::store_io(FAILED).hint(REBUILD)
 }
+
+/// Refuses a folder in which anything but files is.
+///
+/// # Errors
+/// `StoreIo`.
+pub(crate) fn only_files(folder: &Path) -> Result<()> {
+    // One that is not there, or cannot be looked at, RocksDB tells about.
+    let Ok(mut entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    let strange = entries.find_map(|it| it.ok().filter(|it| it.file_type().is_ok_and(|it| !it.is_file())));
+    strange.map_or(Ok(()), |it| Err(Error::store_io(format!("{} is no file", it.path().display()))))
+}
+
+const FAILED: &str = "the index failed";
+const REBUILD: &str = "run `windlass rebuild-index`; nothing is lost with it";
 
 const INDEX_VERSION: u16 = 2;
 /// Not a chunk id: those have 32 bytes.
@@ -491,6 +535,7 @@ const PLACES_MAX: usize = 64;
 const PLACES_BYTES_MAX: usize = 8 + PLACES_MAX * 16;
 /// Rows that are written together.
 const ROWS_TOGETHER: usize = 4096;
+const MANIFEST_BYTES: usize = 16 << 10;
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Packs whose records may have to be added again after a crash: reading so many footers takes well under a second.

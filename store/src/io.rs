@@ -6,13 +6,15 @@ mod fault;
 pub use fault::{Fault, FaultIo, Release};
 
 use mover::direct_prefix;
-use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
-use std::fs::{self, File, OpenOptions};
+use rustix::fs::{
+    Advice, CWD, FallocateFlags, OFlags, RenameFlags, fadvise, fallocate, fcntl_getfl, fcntl_setfl, renameat_with,
+};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// File operations, blocking. Each method is one operation that can fail.
+/// File operations, blocking. Each method is one operation that can fail. What is made is for its owner alone.
 pub trait Io: Send + Sync {
     /// Creates a file that must not exist, for writing and reading back.
     fn create(&self, path: &Path) -> io::Result<File>;
@@ -30,14 +32,23 @@ pub trait Io: Send + Sync {
     /// Gives a file a second name. Fails with `AlreadyExists` when there is one: of many that race, one wins.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives a file another name. Fails with `AlreadyExists` when something has it: of many that race, one wins.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Gives a file another name, in place of what has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a name.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes a directory, and its parents; an existing one is fine.
+    /// Makes a directory for its owner alone, and its parents; an existing one is fine.
     fn make_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory that is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Sets so many bytes aside for a file. Fails with `Unsupported` where the file system cannot.
+    fn set_aside(&self, file: &File, bytes: u64) -> io::Result<()>;
 
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
@@ -45,7 +56,7 @@ pub trait Io: Send + Sync {
     /// The names in a directory, sorted. A directory that is not there is an error, never an empty list.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
-    /// Opens a file for reading.
+    /// Opens a file for reading. What is a symbolic link, or no regular file, is `InvalidData`, and nobody waits for it.
     fn open(&self, path: &Path) -> io::Result<File>;
 
     /// Length of an open file.
@@ -58,13 +69,27 @@ pub trait Io: Send + Sync {
     fn space(&self, path: &Path) -> io::Result<Space>;
 }
 
-/// Bytes of a file system.
+/// Room on a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// For new files.
+    /// Bytes for new files.
     pub free: u64,
-    /// Altogether.
+    /// Bytes altogether.
     pub total: u64,
+    /// How many new files it can have; `u64::MAX` where that is not limited.
+    pub files: u64,
+}
+
+/// How a file system lets a complete file come to a name that nothing has.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Names {
+    /// By a second name, link(2).
+    #[default]
+    Links,
+    /// By another name, renameat2(2) with `RENAME_NOREPLACE`.
+    Renames,
+    /// In no such way: what has the name is replaced.
+    Replaces,
 }
 
 /// The real file system.
@@ -72,12 +97,13 @@ pub struct DiskIo;
 
 impl Io for DiskIo {
     fn create(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+        // A name that is taken, also by a symbolic link, is never written to.
+        OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)
     }
 
     fn create_large(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).custom_flags(OFlags::DIRECT.bits().cast_signed());
+        options.read(true).write(true).create_new(true).mode(FILE_MODE).custom_flags(OFlags::DIRECT.bits().cast_signed());
         match options.open(path) {
             // The file may be there all the same: the flag is looked at last.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -122,6 +148,10 @@ impl Io for DiskIo {
         fs::hard_link(from, to)
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -131,7 +161,15 @@ impl Io for DiskIo {
     }
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn set_aside(&self, file: &File, bytes: u64) -> io::Result<()> {
+        Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -149,7 +187,7 @@ impl Io for DiskIo {
     }
 
     fn open(&self, path: &Path) -> io::Result<File> {
-        File::open(path)
+        open_regular(path, OpenOptions::new().read(true))
     }
 
     fn length(&self, file: &File) -> io::Result<u64> {
@@ -175,8 +213,29 @@ impl Io for DiskIo {
     fn space(&self, path: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
+        // Where files are not counted there are none altogether.
+        let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks), files })
     }
+}
+
+/// Opens a regular file. A symbolic link is not followed, and a pipe is not waited for: in a repository they are somebody's
+/// trap.
+///
+/// # Errors
+/// `InvalidData` for anything else.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let strange = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = options.custom_flags(flags.bits().cast_signed()).open(path).map_err(|error| {
+        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::LOOP) => strange("it is a symbolic link, and a repository has none"),
+            // A socket, or a pipe that nobody reads.
+            Some(rustix::io::Errno::NXIO) => strange(NO_FILE),
+            _ => error,
+        }
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(strange(NO_FILE)) }
 }
 
 /// Appends what is aligned; gives how many bytes that were: less when the file system wants more than an aligned write.
@@ -194,5 +253,10 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+const NO_FILE: &str = "it is no regular file";
+/// Who reads a repository's configuration can read every disk.
+const FILE_MODE: u32 = 0o600;
+/// Of folders.
+const FOLDER_MODE: u32 = 0o700;
 /// Linux takes 1,024 buffers in one call.
 const VECTORS_MAX: usize = 1024;

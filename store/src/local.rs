@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     term_begun: AtomicBool,
     /// What reads found damaged in which packs, and the log need not know yet; at most [`DAMAGED_MAX`].
     pub damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
+    /// The room that is kept for a full storage was given up, and is to be kept again.
+    pub reserve_given_up: AtomicBool,
     /// A reader that could not write its session does not try again.
     unwritable: AtomicBool,
     /// Chunks of which write sessions remember what they were told, all of them together.
@@ -115,6 +117,7 @@ impl Inner {
             term_begun: AtomicBool::new(false),
             damaged: Mutex::default(),
             told: AtomicUsize::new(0),
+            reserve_given_up: AtomicBool::new(false),
             unwritable: AtomicBool::new(false),
             verified: OnceLock::new(),
             scrubbed: Mutex::default(),
@@ -180,6 +183,7 @@ impl Inner {
     pub fn append(&self, mut make: impl FnMut(&State) -> Result<Vec<Event>>) -> Result<Arc<State>> {
         let mut log = self.log.lock().expect("no holder panics");
         lock(&self.pending).check()?;
+        let mut no_room = false;
         let begins_term = self.author.term > 0 && !self.term_begun.load(SeqCst);
         let sealed = lock(&self.pending).sealed();
         let appended = log.append(self.author, |state| {
@@ -190,6 +194,10 @@ impl Inner {
             }
             // Nothing is written for a term alone, nor for damage: that goes with what comes next.
             let wanted = !made.is_empty() || !sealed.is_empty();
+            if wanted {
+                // Before anything is written: what fails in the middle stops all writing.
+                self.make_room_for_record().inspect_err(|_| no_room = true)?;
+            }
             events.extend(made);
             events.extend(self.suspect_events(state));
             Ok(if wanted { events } else { Vec::new() })
@@ -197,7 +205,7 @@ impl Inner {
         let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
-                let storage = matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull);
+                let storage = !no_room && matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull);
                 if storage && self.author.term > 0 {
                     lock(&self.pending).fail(&error);
                 } else if storage {
@@ -221,6 +229,7 @@ impl Inner {
             }
         }
         if self.author.term > 0
+            && self.has_room_to_spare()
             && let Err(error) = log.digest_when_due()
         {
             // The record is durable all the same; the next one is refused.
@@ -363,6 +372,7 @@ impl Local {
                 inner.append(|_| Ok(Vec::new()))?;
                 inner.set_packer(None);
             }
+            inner.keep_reserve_again();
             if let Err(error) = inner.index.read().expect("no holder panics").flush() {
                 tracing::warn!(%error, "the next opening adds to the index what this one could not");
             }
@@ -422,7 +432,7 @@ impl Repository for Local {
 
     async fn begin(&self, begin: Begin) -> Result<(Session, Begun)> {
         let packer = self.inner.packer()?;
-        self.with(Inner::check_room).await?;
+        self.with(|inner| inner.check_room().inspect(|()| inner.reopen_index())).await?;
         let session = SessionId::random(&self.inner.world);
         let opened = SessionOpened {
             session,
@@ -494,7 +504,12 @@ impl Repository for Local {
 
     async fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
         let points = points.to_vec();
-        self.with(move |inner| inner.change_points(&points, change)).await
+        self.with(move |inner| {
+            let changed = inner.change_points(&points, change);
+            inner.keep_reserve_again();
+            changed
+        })
+        .await
     }
 
     async fn annotate(&self, point: PointId, labels: &[(String, String)]) -> Result<()> {
@@ -536,6 +551,7 @@ impl Repository for Local {
 
 impl Inner {
     fn open_session(&self, opened: &SessionOpened) -> Result<()> {
+        self.check_room_for_record()?;
         self.append(|state| {
             if let Some(error) = gone(state, opened) {
                 return Err(error);

@@ -1,8 +1,9 @@
 //! Where chunks are: what the index says; and while it fails, what the packs say themselves.
 
+use crate::directory::INDEX;
 use crate::format::event::AddedPack;
 use crate::format::pack::PackEntry;
-use crate::index::{Index, Place};
+use crate::index::{Index, IndexAccess, Place};
 use crate::local::Inner;
 use crate::reader;
 use crate::state::State;
@@ -186,6 +187,21 @@ impl Inner {
         };
         if let Err(error) = std::thread::Builder::new().name("index".into()).spawn(make) {
             tracing::error!(%error, "no thread can be started; `windlass rebuild-index` makes the index again");
+        }
+    }
+
+    /// Opens the index again that could not be opened for writing, if there is one. Blocking.
+    pub fn reopen_index(&self) {
+        if self.author.term == 0 || !self.index.read().expect("no holder panics").is_makeshift() {
+            return;
+        }
+        let _one = self.rebuilding.lock().expect("no holder panics");
+        let opened = Index::open(&self.directory.root().join(INDEX), IndexAccess::Owner, self.config.config.id);
+        let Ok(opened) = opened.map(RwLock::new) else { return };
+        let log = self.log.lock().expect("no holder panics");
+        let is_made = !opened.read().expect("no holder panics").is_makeshift();
+        if is_made && self.index_packs(&opened, log.state(), |_| None).is_ok() {
+            *self.index.write().expect("no holder panics") = opened.into_inner().expect("no holder panics");
         }
     }
 

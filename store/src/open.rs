@@ -2,7 +2,7 @@
 
 use crate::directory::{
     CONFIG, Created, Directory, INCOMING, INCOMING_OBJECT, INCOMING_PACK, INDEX, INDEX_NEW, LOCK, LOG, PACKS,
-    REFERENCES, STATE, pack_object,
+    REFERENCES, RESERVE, STATE, pack_object,
 };
 use crate::error::storage;
 use crate::format::config::ConfigFile;
@@ -12,10 +12,12 @@ use crate::format::pack::{
     scan_records,
 };
 use crate::index::{Index, IndexAccess};
-use crate::io::{DiskIo, Io};
+use crate::io::{DiskIo, Io, open_regular};
 use crate::local::{Access, Inner, Local};
 use crate::log::{Author, CommitLog};
 use crate::packer::{Arrival, PackMaker, Packer};
+use crate::room::{reserve_bytes, space_on};
+use crate::state::{Pack, State};
 use chunker::{Blob, DomainKey};
 use mover::{
     Error, Incarnation, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId,
@@ -23,6 +25,7 @@ use mover::{
 };
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,8 +50,9 @@ impl Local {
         io: Arc<dyn Io>,
     ) -> Result<RepositoryConfig> {
         let directory = Directory::new(path, io, world.clone());
+        let is_new = !path.exists();
         directory.io().make_dir(path).map_err(|error| storage("cannot create", path, error))?;
-        let ours = [PACKS, LOG, STATE, INCOMING];
+        let ours = [PACKS, LOG, STATE, INCOMING, RESERVE, LOCK];
         let taken = |why: &str| {
             Error::usage(format!("{} {why}", path.display())).hint("name a new or empty directory for the repository")
         };
@@ -56,17 +60,39 @@ impl Local {
             match name.as_str() {
                 CONFIG => return Err(taken("holds a repository already")),
                 name if ours.contains(&name) => {}
+                // What a file system of the ext family has from the start.
+                LOST_AND_FOUND if path.join(LOST_AND_FOUND).is_dir() => {}
                 _ => return Err(taken("is not empty")),
             }
         }
+        directory.check_folders()?;
+        directory.make_private()?;
+        let lock = take_lock(&directory)?;
+        directory.hold_alone();
+        directory.drop_claims();
+        let made = Self::fill(&directory, like, world);
+        let config = made.inspect_err(|_| clean_up(&directory, is_new))?.ok_or_else(|| taken("holds a repository already"))?;
+        if let Ok(space) = space_on(&directory) {
+            directory.make_reserve(reserve_bytes(space));
+        }
+        drop(lock);
+        Ok(config)
+    }
+
+    /// Makes what a new repository has; none when somebody else made one.
+    fn fill(
+        directory: &Directory,
+        like: Option<&RepositoryConfig>,
+        world: &World,
+    ) -> Result<Option<RepositoryConfig>> {
         directory.make_folders()?;
         let domain = like.map_or_else(|| DomainKey(world.random_bytes()), |like| like.domain.clone());
         let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
         let file = ConfigFile::new(config.clone(), WriterId::random(world));
-        match directory.create(CONFIG, &file.bytes)? {
-            Created::New => Ok(config),
-            Created::Exists => Err(taken("holds a repository already")),
-        }
+        Ok(match directory.create(CONFIG, &file.bytes)? {
+            Created::New => Some(config),
+            Created::Exists => None,
+        })
     }
 
     /// Opens a repository.
@@ -102,7 +128,11 @@ impl Local {
     pub async fn accept_rollback(path: &Path, pool: Pool, world: World) -> Result<Incarnation> {
         let directory = Directory::new(path, Arc::new(DiskIo), world.clone());
         let accepted = blocking(move || {
+            directory.check_folders()?;
             let (config, _lock) = (read_config(&directory)?, take_lock(&directory)?);
+            directory.hold_alone();
+            directory.drop_claims();
+            make_missing_folders(&directory, None)?;
             let (mut log, damage) = CommitLog::open_sound(directory.clone(), config.config.id, config.bytes.clone())?;
             let folder = directory.root().join(INDEX);
             let mut index = Index::open(&folder, IndexAccess::Owner, config.config.id)?;
@@ -194,11 +224,15 @@ impl Local {
 
 fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Result<Arc<Inner>> {
     let config = read_config(&directory)?;
+    directory.check_folders()?;
     let lock = match access {
         Access::Write => Some(take_lock(&directory)?),
         Access::Read => None,
     };
     if lock.is_some() {
+        directory.hold_alone();
+        directory.drop_claims();
+        directory.tell_who_may_read();
         Index::remove(&directory.root().join(INDEX_NEW))?;
     }
     let id = config.config.id;
@@ -219,6 +253,9 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
         Index::remove(&index_folder)?;
         index = Index::open(&index_folder, index_access, id)?;
     }
+    if access == Access::Write {
+        make_missing_folders(&directory, Some(log.state()))?;
+    }
     if access == Access::Write && log.state().end().sequence > 0 {
         // The process that created it may have died before its name was durable, and the index must not know more than
         // a power cut leaves.
@@ -233,7 +270,44 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
     let inner = Arc::new(inner);
     let _ = inner.me.set(Arc::downgrade(&inner));
     inner.index_new_packs(&state);
+    inner.keep_reserve();
     Ok(inner)
+}
+
+/// Makes the folders again that a copy of a repository lacks, because whoever made it left empty ones out. One that held
+/// packs is made too, and what was in it is told as lost.
+fn make_missing_folders(directory: &Directory, state: Option<&State>) -> Result<()> {
+    for name in directory.missing_folders()? {
+        let held = |pack: &&Pack| pack_object(&pack.added.name).starts_with(&format!("{name}/"));
+        let lost = state.map_or(0, |state| state.packs().values().filter(held).count());
+        if lost > 0 {
+            tracing::error!(
+                folder = name, packs = lost,
+                "a folder of the repository is missing, with all packs that were in it: bring it back from a copy of the \
+                 repository's directory; `windlass verify` tells what is lost without it"
+            );
+        }
+        directory.make_folder(&name)?;
+    }
+    Ok(())
+}
+
+/// Takes away again what an init made that came to nothing.
+fn clean_up(directory: &Directory, is_new: bool) {
+    // Unless the last step took effect and only its answer was lost.
+    if !matches!(directory.read(CONFIG, CONFIG_BYTES_MAX), Ok(None)) {
+        return;
+    }
+    for name in directory.list_or_none(INCOMING).ok().flatten().unwrap_or_default() {
+        if name.starts_with(INCOMING_OBJECT) {
+            directory.remove_incoming(&directory.root().join(INCOMING).join(name));
+        }
+    }
+    directory.remove_folders();
+    let _ = directory.remove(LOCK);
+    if is_new {
+        let _ = directory.io().remove_dir(directory.root());
+    }
 }
 
 /// Packs that are there and sound, and that this log does not know.
@@ -273,8 +347,9 @@ fn read_config(directory: &Directory) -> Result<ConfigFile> {
 fn take_lock(directory: &Directory) -> Result<File> {
     let path = directory.root().join(LOCK);
     let fail = |error| storage("cannot open", &path, error);
-    let mut file =
-        std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(fail)?;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = open_regular(&path, &mut options).map_err(fail)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -405,6 +480,7 @@ fn sound_records(inner: &Inner, path: &Path) -> Result<Vec<(PackKind, Arrival)>>
     Ok(sound)
 }
 
+const LOST_AND_FOUND: &str = "lost+found";
 /// Packs in one record.
 const PACKS_TOGETHER: usize = 4096;
 const CONFIG_BYTES_MAX: u64 = 64 << 10;

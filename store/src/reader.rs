@@ -119,7 +119,7 @@ enum Run {
     /// Neighbours in one pack, in order.
     Pack { pack: PackName, chunks: Vec<(ChunkId, u64, u32)> },
     /// One chunk that the log does not know yet.
-    Pending { chunk: ChunkId, path: PathBuf, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
+    Pending { chunk: ChunkId, paths: Vec<PathBuf>, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
     /// One chunk that is known to be damaged wherever it is.
     LastResort { chunk: ChunkId, places: Vec<Place> },
     /// Chunks that cannot be had.
@@ -223,7 +223,8 @@ fn pending_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
     let pending = lock(&inner.pending);
     let (pack, offset, blob_bytes) = pending.chunk(&chunk)?.place?;
     let pack = pending.pack(pack)?;
-    Some(Run::Pending { chunk, path: pack.path.clone(), nonce: pack.nonce, offset, blob_bytes })
+    let paths = [Some(pack.path.clone()), pack.target.clone()].into_iter().flatten().collect();
+    Some(Run::Pending { chunk, paths, nonce: pack.nonce, offset, blob_bytes })
 }
 
 fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
@@ -240,12 +241,15 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
             };
             vec![(chunk, blob)]
         }
-        Run::Pending { chunk, path, nonce, offset, blob_bytes } => {
-            let read = inner.directory.open(&path).and_then(|file| {
+        Run::Pending { chunk, paths, nonce, offset, blob_bytes } => {
+            let read = |path: &PathBuf| {
+                let file = inner.directory.open(path)?;
                 let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
                 let read = inner.directory.io().read_at(&file, offset.into(), length);
-                read.map_err(|error| storage("cannot read", &path, error))
-            });
+                read.map_err(|error| storage("cannot read", path, error))
+            };
+            // It may get its name, and lose the other, at this moment.
+            let read = read(&paths[0]).or_else(|error| paths.get(1).map_or(Err(error), read));
             let blob = match read {
                 Ok(bytes) => record(&bytes.into(), 0, blob_bytes, chunk, &nonce, "incoming"),
                 // Its pack may have come into the log in the meantime, and lost that name.

@@ -6,7 +6,8 @@ use crate::format::event::AddedPack;
 use crate::format::pack::ENTRY_BYTES;
 use crate::index::{Index, IndexAccess};
 use crate::local::Inner;
-use mover::{IndexTotals, Phase, Progress, Result};
+use mover::{Error, IndexTotals, Phase, Progress, Result};
+use std::path::Path;
 use std::sync::RwLock;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -19,10 +20,23 @@ impl Inner {
     pub fn rebuild_index(&self, progress: &Progress) -> Result<IndexTotals> {
         self.packer()?;
         let _one = self.rebuilding.lock().expect("no holder panics");
-        let (folder, beside) = (self.directory.root().join(INDEX), self.directory.root().join(INDEX_NEW));
+        let beside = self.directory.root().join(INDEX_NEW);
+        self.rebuilt(&beside, progress).inspect_err(|_| {
+            // There may be no room, and what was made of it is of no use.
+            let _ = Index::remove(&beside);
+        })
+    }
+
+    fn rebuilt(&self, beside: &Path, progress: &Progress) -> Result<IndexTotals> {
+        let folder = self.directory.root().join(INDEX);
         let id = self.config.config.id;
-        Index::remove(&beside)?;
-        let made = RwLock::new(Index::open(&beside, IndexAccess::Owner, id)?);
+        Index::remove(beside)?;
+        let made = Index::open(beside, IndexAccess::Owner, id)?;
+        if made.is_makeshift() {
+            return Err(Error::store_io(format!("cannot make an index in {}", beside.display()))
+                .hint("when its file system can be written again, run `windlass rebuild-index`"));
+        }
+        let made = RwLock::new(made);
         let state = self.catch_up()?;
         let footer_bytes = |pack: &AddedPack| u64::from(pack.chunks) * ENTRY_BYTES as u64;
         progress.expect(state.packs().values().map(|pack| footer_bytes(&pack.added)).sum());
@@ -43,7 +57,7 @@ impl Inner {
             let mut index = self.index.write().expect("no holder panics");
             index.close();
             Index::remove(&folder)?;
-            std::fs::rename(&beside, &folder).map_err(|error| storage("cannot rename", &beside, error))?;
+            std::fs::rename(beside, &folder).map_err(|error| storage("cannot rename", beside, error))?;
             *index = Index::open(&folder, IndexAccess::Owner, id)?;
             self.index_failed.store(false, SeqCst);
         }

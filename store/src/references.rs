@@ -12,7 +12,8 @@ mod row;
 
 pub use row::head;
 
-use crate::index::{Index, options};
+use crate::error::{came_from_passing, rocks};
+use crate::index::{Index, only_files, options};
 use chunker::ChunkId;
 use mover::{Error, PointId, RepositoryId, Result, codec};
 use rocksdb::{DB, Direction, FlushOptions, IteratorMode, MergeOperands, WriteBatch, WriteOptions};
@@ -38,16 +39,21 @@ impl References {
     /// # Errors
     /// Of the storage.
     pub fn open(folder: &Path, repository: RepositoryId) -> Result<Self> {
-        let mut opened =
-            DB::open(&merging(), folder).map_err(failed).and_then(|database| Self::of(database, folder, repository));
-        if !opened.as_ref().is_ok_and(|it| it.is_whole().unwrap_or(false)) {
-            drop(opened);
-            Index::remove(folder)?;
-            let database = DB::open(&merging(), folder).map_err(failed)?;
-            database.put_opt(TAG, tag(repository)?, &without_log()).map_err(failed)?;
-            opened = Self::of(database, folder, repository).map(|it| Self { is_new: true, ..it });
+        only_files(folder)?;
+        let opened = DB::open(&merging(), folder).map_err(failed).and_then(|database| {
+            let opened = Self::of(database, folder, repository)?;
+            Ok(if opened.is_whole()? { Some(opened) } else { None })
+        });
+        match opened {
+            Ok(Some(opened)) => return Ok(opened),
+            // Counting again takes long, and they may be read the next time.
+            Err(error) if came_from_passing(&error) => return Err(error),
+            _ => {}
         }
-        opened
+        Index::remove(folder)?;
+        let database = DB::open(&merging(), folder).map_err(failed)?;
+        database.put_opt(TAG, tag(repository)?, &without_log()).map_err(failed)?;
+        Self::of(database, folder, repository).map(|it| Self { is_new: true, ..it })
     }
 
     fn of(database: DB, folder: &Path, repository: RepositoryId) -> Result<Self> {
@@ -522,13 +528,15 @@ fn without_log() -> WriteOptions {
 }
 
 fn failed(error: rocksdb::Error) -> Error {
-    unusable().because(error)
+    rocks(FAILED, AGAIN, error)
 }
 
 fn unusable() -> Error {
-    Error::store_io("the counts of references failed")
-        .hint("sweep again; they are made again where they cannot be read")
+    Error::store_io(FAILED).hint(AGAIN)
 }
+
+const FAILED: &str = "the counts of references failed";
+const AGAIN: &str = "sweep again; they are made again where they cannot be read";
 
 const VERSION: u16 = 2;
 const TAG: &[u8] = b"t";

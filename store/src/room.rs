@@ -1,9 +1,13 @@
-//! Room on the storage: new chunks stop before it is full, so that commits and sweeps still have some.
+//! Room on the storage: new chunks stop before it is full, so that commits and sweeps still have some; commits stop later;
+//! and when somebody else has filled it to the last byte, a reserve is given up so that points can be forgotten and swept.
 
+use crate::directory::{Directory, RESERVE};
 use crate::error::storage;
 use crate::io::Space;
 use crate::local::Inner;
 use mover::{Error, Result};
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering::SeqCst;
 
 impl Inner {
     /// Refuses new chunks while too little is left; when there is more again they are taken. Blocking, a microsecond.
@@ -11,16 +15,42 @@ impl Inner {
     /// # Errors
     /// `StoreFull`.
     pub fn check_room(&self) -> Result<()> {
-        let (root, space) = (self.directory.root(), self.space()?);
-        if space.total == 0 || space.free >= reserved(space) {
+        let space = self.space()?;
+        self.is_left(space, reserved(space))?;
+        self.keep_reserve_again();
+        Ok(())
+    }
+
+    /// Refuses commits while less is left than forgetting and sweeping may need: chunks that were taken still have room to be
+    /// committed when no more of them are taken.
+    ///
+    /// # Errors
+    /// `StoreFull`.
+    pub fn check_room_to_commit(&self) -> Result<()> {
+        let space = self.space()?;
+        self.is_left(space, reserved(space) / 2)
+    }
+
+    /// Refuses a record that can be done without while there is not even room for it.
+    ///
+    /// # Errors
+    /// `StoreFull`.
+    pub fn check_room_for_record(&self) -> Result<()> {
+        let space = self.space()?;
+        if is_full(space) { self.is_left(space, for_record(space)) } else { Ok(()) }
+    }
+
+    fn is_left(&self, space: Space, kept: u64) -> Result<()> {
+        if space.total == 0 || (space.free >= kept && space.files >= FILES_KEPT) {
             return Ok(());
         }
-        let (free, kept) = (space.free >> 20, reserved(space) >> 20);
-        Err(Error::store_full(format!(
-            "{} has {free} MiB left, and {kept} MiB are kept for commits and sweeps",
-            root.display()
-        ))
-        .hint("forget points and run `windlass sweep`, or free space; nothing that was committed is affected"))
+        let root = self.directory.root().display();
+        let left = match space.free >= kept {
+            true => format!("{} files left, and {FILES_KEPT}", space.files),
+            false => format!("{} MiB left, and {}", space.free >> 20, MiB(kept)),
+        };
+        Err(Error::store_full(format!("{root} has {left} are kept for commits and sweeps"))
+            .hint("forget points and run `windlass sweep`, or free space; nothing that was committed is affected"))
     }
 
     /// How much a sweep may pack again before it deletes: the rest is for the log and the index.
@@ -29,13 +59,139 @@ impl Inner {
     /// Of the storage.
     pub fn room_for_sweeps(&self) -> Result<u64> {
         let space = self.space()?;
-        Ok(if space.total == 0 { u64::MAX } else { space.free.saturating_sub(reserved(space) / 4) })
+        let kept = match self.reserve_given_up.load(SeqCst) {
+            // Most of the reserve is for just that.
+            true => reserve_bytes(space) / 8,
+            false => reserved(space) / 4,
+        };
+        Ok(if space.total == 0 { u64::MAX } else { space.free.saturating_sub(kept) })
+    }
+
+    /// True when there is room for something large that can be done later.
+    pub fn has_room_to_spare(&self) -> bool {
+        self.space().is_ok_and(|space| space.total == 0 || space.free >= reserved(space) / 2)
+    }
+
+    /// Makes room for a record that must be written, should the storage be full. What it does not bring is told by who
+    /// writes. Blocking.
+    ///
+    /// # Errors
+    /// `StoreFull` before anything was written, so that work goes on when there is room again.
+    pub fn make_room_for_record(&self) -> Result<()> {
+        let space = self.space()?;
+        if !is_full(space) {
+            return Ok(());
+        }
+        self.give_up_reserve();
+        let space = self.space()?;
+        // The longest record is 1 MiB, and most have a few kilobytes.
+        if space.free >= RECORD_BYTES_LEAST && space.files > 0 { Ok(()) } else { self.is_left(space, for_record(space)) }
+    }
+
+    /// Gives the reserve up when less than it is left, and takes the index up again that could not be opened without it.
+    pub fn use_reserve(&self) {
+        let Ok(space) = self.space() else { return };
+        if space.total > 0 && (space.free < reserve_bytes(space) || space.files < FILES_KEPT) {
+            self.give_up_reserve();
+        }
+        self.reopen_index();
+    }
+
+    fn give_up_reserve(&self) {
+        // Only the holder of the lock.
+        if self.author.term == 0 {
+            return;
+        }
+        self.reserve_given_up.store(true, SeqCst);
+        if self.directory.remove_reserve() {
+            tracing::info!("the storage is full: the room that was kept for this is used");
+        }
+    }
+
+    /// Makes what is missing of the reserve, where there is room, and what was given up in any case.
+    pub fn keep_reserve(&self) {
+        let Ok(space) = self.space() else { return };
+        let bytes = reserve_bytes(space);
+        let given_up = self.reserve_given_up.swap(false, SeqCst);
+        if self.author.term > 0
+            && (given_up || space.free >= reserved(space) + bytes)
+            && !self.directory.make_reserve(bytes)
+            && given_up
+        {
+            // Later, when something was deleted.
+            self.reserve_given_up.store(true, SeqCst);
+        }
+    }
+
+    /// Keeps what was given up.
+    pub fn keep_reserve_again(&self) {
+        if self.reserve_given_up.load(SeqCst) {
+            self.keep_reserve();
+        }
     }
 
     fn space(&self) -> Result<Space> {
-        let root = self.directory.root();
-        self.directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))
+        space_on(&self.directory)
     }
+}
+
+/// So many bytes in words.
+struct MiB(u64);
+
+impl std::fmt::Display for MiB {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} MiB", self.0 >> 20)
+    }
+}
+
+impl Directory {
+    /// Makes the files of the reserve that are not there, with as much as there is room for. False when it is not whole.
+    pub fn make_reserve(&self, bytes: u64) -> bool {
+        let folder = self.root().join(RESERVE);
+        let there = self.list_or_none(RESERVE).ok().flatten();
+        let have = there.as_ref().map_or(0, Vec::len);
+        if have >= RESERVE_FILES || bytes == 0 {
+            return true;
+        }
+        let made = (|| {
+            if there.is_none() {
+                self.io().make_dir(&folder)?;
+            }
+            for number in 0..RESERVE_FILES {
+                let path = folder.join(format!("{number:02}"));
+                let file = match self.io().create(&path) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                    file => file?,
+                };
+                if let Err(error) = self.io().set_aside(&file, bytes / RESERVE_FILES as u64) {
+                    let _ = self.io().remove(&path);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })();
+        if let Err(error) = &made {
+            tracing::debug!(%error, "the reserve is not whole");
+        }
+        // Where nothing can be set aside there is no use in trying again.
+        made.is_ok() || made.is_err_and(|error| error.kind() == ErrorKind::Unsupported)
+    }
+
+    /// Gives the reserve up. True when there was something.
+    pub fn remove_reserve(&self) -> bool {
+        let names = self.list_or_none(RESERVE).ok().flatten().unwrap_or_default();
+        let gone = names.iter().map(|name| self.io().remove(&self.root().join(RESERVE).join(name)));
+        gone.filter(std::result::Result::is_ok).count() > 0
+    }
+}
+
+/// What the file system of a directory has left.
+///
+/// # Errors
+/// Of the storage.
+pub fn space_on(directory: &Directory) -> Result<Space> {
+    let root = directory.root();
+    directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))
 }
 
 /// What new chunks may not take: packs that are on their way, the log, the index's compaction, and what a sweep packs again
@@ -44,4 +200,27 @@ pub fn reserved(space: Space) -> u64 {
     (space.total / 20).min(RESERVED_BYTES_MAX)
 }
 
+/// What the reserve has: enough to pack one pack again, and for the log, the index and the counts meanwhile.
+pub fn reserve_bytes(space: Space) -> u64 {
+    (space.total / 40).min(RESERVE_BYTES_MAX)
+}
+
+/// When there is less, a record may not be written whole.
+fn for_record(space: Space) -> u64 {
+    (space.total / 64).min(RECORD_ROOM_BYTES)
+}
+
+fn is_full(space: Space) -> bool {
+    space.total > 0 && (space.free < for_record(space) || space.files < RECORD_FILES)
+}
+
 const RESERVED_BYTES_MAX: u64 = 512 << 20;
+const RESERVE_BYTES_MAX: u64 = 128 << 20;
+/// A file system may run out of files too: so many take the records of a sweep, its counts, and packs that are packed again.
+const RESERVE_FILES: usize = 32;
+/// Files without which nothing new is taken: what one job makes.
+const FILES_KEPT: u64 = 32;
+/// For the longest record, the folder's growth, and the same for whoever writes at this moment.
+const RECORD_ROOM_BYTES: u64 = 4 << 20;
+const RECORD_FILES: u64 = 4;
+const RECORD_BYTES_LEAST: u64 = 64 << 10;

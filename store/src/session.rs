@@ -360,6 +360,7 @@ impl WriteSession for Session {
         }
         // Its parents may be gone with it, which would be told instead.
         still_open(&state, self.id)?;
+        self.local.with(Inner::check_room_to_commit).await?;
         let mut events = Vec::new();
         for draft in points {
             let manifest = self.put_manifest(&draft.manifest).await?;

@@ -11,6 +11,7 @@ mod marking;
 
 use crate::damage::get_verified;
 use crate::directory::REFERENCES;
+use crate::error::came_from_passing;
 use crate::format::event::{Doomed, Event};
 use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
 use crate::index::Index;
@@ -41,20 +42,26 @@ impl Local {
         }
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
+        self.quietly(Inner::use_reserve).await;
         let swept = if options.dry_run {
             self.quietly(move |inner| inner.look_only(options)).await
         } else {
             self.swept(token, options, &progress).await
         };
         let stopped = lock(&self.inner.pending).stopped().is_some();
-        if !stopped && swept.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreIo) {
+        let is_damage = |error: &Error| error.kind() == ErrorKind::StoreIo && !came_from_passing(error);
+        if !stopped && swept.as_ref().is_err_and(is_damage) {
             // Perhaps it was the counts: they are a cache, and the next sweep begins with new ones.
             let _ = self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await;
         }
-        let mut report = swept?;
-        self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await.inspect(|_| {
-            progress.enter(Phase::Done);
-        })
+        let told = match swept {
+            Ok(mut report) => {
+                self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await
+            }
+            Err(error) => Err(error),
+        };
+        self.quietly(Inner::keep_reserve).await;
+        told.inspect(|_| progress.enter(Phase::Done))
     }
 
     async fn swept(&self, token: [u8; 16], options: SweepOptions, progress: &Progress) -> Result<SweepReport> {

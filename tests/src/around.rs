@@ -98,6 +98,10 @@ impl<B: Before> Io for Around<B> {
         self.unless_pretended(Operation::Change, |files| files.link(from, to))
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.unless_pretended(Operation::Change, |files| files.rename_new(from, to))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.unless_pretended(Operation::Change, |files| files.rename(from, to))
     }
@@ -108,6 +112,14 @@ impl<B: Before> Io for Around<B> {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.unless_pretended(Operation::Change, |files| files.make_dir(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.unless_pretended(Operation::Change, |files| files.remove_dir(path))
+    }
+
+    fn set_aside(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.unless_pretended(Operation::Change, |files| files.set_aside(file, bytes))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Faults at the n-th file operation, and an n-th operation that waits.
 
-use super::{Io, Space};
+use super::{Io, Names, Space};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -34,6 +34,7 @@ struct Plan {
     dead: bool,
     hold: Hold,
     space: Option<Space>,
+    names: Names,
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +100,15 @@ impl<I: Io> FaultIo<I> {
     /// Claims that the file system has so much left; none for what it has.
     pub fn claim_space(&self, space: Option<Space>) {
         self.plan.lock().expect("not poisoned").space = space;
+    }
+
+    /// Refuses, as some file systems do, every way of giving a name but this one and what comes after it.
+    pub fn name_by(&self, names: Names) {
+        self.plan.lock().expect("not poisoned").names = names;
+    }
+
+    fn names(&self) -> Names {
+        self.plan.lock().expect("not poisoned").names
     }
 
     /// Operations so far.
@@ -169,7 +179,17 @@ impl<I: Io> Io for FaultIo<I> {
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.run(|| self.inner.link(from, to))
+        match self.names() {
+            Names::Links => self.run(|| self.inner.link(from, to)),
+            _ => Err(rustix::io::Errno::PERM.into()),
+        }
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match self.names() {
+            Names::Replaces => Err(rustix::io::Errno::INVAL.into()),
+            _ => self.run(|| self.inner.rename_new(from, to)),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -182,6 +202,14 @@ impl<I: Io> Io for FaultIo<I> {
 
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         self.run(|| self.inner.make_dir(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.run(|| self.inner.remove_dir(path))
+    }
+
+    fn set_aside(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.run(|| self.inner.set_aside(file, bytes))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

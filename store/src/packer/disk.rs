@@ -88,6 +88,7 @@ fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<b
     lock(pending).check()?;
     let synced = directory.io().sync(&file);
     synced.map_err(|error| storage("cannot sync", &path, error))?;
+    lock(pending).name(pack, directory.pack_path(&name));
     directory.publish_pack(&path, &name).map_err(|error| if_taken_over(directory, &path, error))?;
     let chunks = u32::try_from(entries.len()).expect("a pack is bounded");
     let sealed = SealedPack { added: AddedPack { name, kind, bytes, chunks }, entries: Arc::new(entries) };

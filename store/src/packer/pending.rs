@@ -56,6 +56,8 @@ pub struct PendingChunk {
 pub struct PendingPack {
     /// Where its bytes are, under a temporary name.
     pub path: PathBuf,
+    /// Where they are when they are not there any more.
+    pub target: Option<PathBuf>,
     /// Its nonce.
     pub nonce: [u8; 16],
     /// What to log, once it is durable under its own name.
@@ -119,7 +121,7 @@ impl Pending {
     pub(super) fn begin_pack(&mut self, path: PathBuf, nonce: [u8; 16]) -> u64 {
         let number = self.next_pack;
         self.next_pack += 1;
-        self.packs.insert(number, PendingPack { path, nonce, sealed: None });
+        self.packs.insert(number, PendingPack { path, target: None, nonce, sealed: None });
         number
     }
 
@@ -129,6 +131,13 @@ impl Pending {
             if let Some(chunk) = self.chunks.get_mut(&entry.id) {
                 chunk.place.get_or_insert((pack, entry.offset, entry.blob_bytes));
             }
+        }
+    }
+
+    /// Enters which name a pack is about to get.
+    pub(super) fn name(&mut self, pack: u64, target: PathBuf) {
+        if let Some(waiting) = self.packs.get_mut(&pack) {
+            waiting.target = Some(target);
         }
     }
 

@@ -281,7 +281,7 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
         verification: Verification::Decode,
     };
     let (session, _) = local.begin(begin).await.unwrap();
-    io.claim_space(Some(Space { free: 500 << 20, total: 10 << 40 }));
+    io.claim_space(Some(Space { free: 500 << 20, total: 10 << 40, files: u64::MAX }));
     let refused = bench.backup(&local, &machine).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("500 MiB left"), "{refused}");
     let plain = noise(7, 1 << 16);
@@ -297,7 +297,7 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
     local.sweep(SweepOptions::default(), Arc::default()).await.unwrap();
     local.change_points(&[history[0].0], PointChange::Unforget).await.unwrap_err();
     // A small one keeps a twentieth.
-    io.claim_space(Some(Space { free: 51 << 20, total: 1000 << 20 }));
+    io.claim_space(Some(Space { free: 51 << 20, total: 1000 << 20, files: u64::MAX }));
     session.put(vec![(id, blob)]).await.unwrap();
     io.claim_space(None);
     drop(session);
@@ -335,7 +335,7 @@ async fn a_full_disk_keeps_nobody_from_opening() {
     drop(session);
     local.close().await.unwrap();
     let io = Arc::new(FaultIo::new(DiskIo));
-    io.claim_space(Some(Space { free: 0, total: 10 << 40 }));
+    io.claim_space(Some(Space { free: 0, total: 10 << 40, files: u64::MAX }));
     let local = bench.open_with(work.path(), Access::Write, io.clone()).await.unwrap();
     assert!(incoming().is_empty());
     bench.assert_holds(&local, &history).await;

@@ -345,7 +345,7 @@ async fn a_sweep_takes_no_more_room_than_there_is() {
     let planned = sweep(&local, SweepOptions { dry_run: true, ..options }).await.unwrap();
 
     // A quarter of what is kept is for the log.
-    let room = |bytes: u64| io.claim_space(Some(Space { free: (128 << 20) + bytes, total: 10 << 40 }));
+    let room = |bytes: u64| io.claim_space(Some(Space { free: (128 << 20) + bytes, total: 10 << 40, files: u64::MAX }));
     room(0);
     let refused = sweep(&local, options).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("1 MiB of room"), "{refused}");

@@ -1,0 +1,95 @@
+//! Giving a complete file a name that nothing has. A name has all of a file or is not there, and of many that race for one,
+//! one wins: by link(2); where the file system has no hard links by renameat2(2), which replaces nothing; and where it
+//! cannot do that either by looking first, which only the holder of the repository's lock may do.
+
+use super::{Directory, INCOMING, INCOMING_OBJECT};
+use crate::io::Names;
+use rustix::io::Errno;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+
+/// How names are given in one directory, as its file system turned out.
+#[derive(Default)]
+pub(super) struct Naming {
+    way: AtomicU8,
+    /// This process holds the lock.
+    alone: AtomicBool,
+}
+
+const WAYS: [Names; 3] = [Names::Links, Names::Renames, Names::Replaces];
+
+impl Directory {
+    /// Notes that this process holds the repository's lock.
+    pub fn hold_alone(&self) {
+        self.naming.alone.store(true, Relaxed);
+    }
+
+    /// Gives a complete, synced file under `incoming/` the name `to`, which nothing has; not durable yet. Tells whether the
+    /// file has lost the name `from` with it.
+    pub(super) fn name(&self, from: &Path, to: &Path) -> io::Result<bool> {
+        for way in &WAYS[usize::from(self.naming.way.load(Relaxed))..] {
+            let named = match way {
+                Names::Links => self.io().link(from, to),
+                Names::Renames => self.io().rename_new(from, to),
+                Names::Replaces => self.replace_nothing(from, to),
+            };
+            match named {
+                Err(error) if is_refused(*way, &error) => {}
+                named => {
+                    if named.is_ok() {
+                        self.naming.way.store(*way as u8, Relaxed);
+                    }
+                    return named.map(|()| *way != Names::Links);
+                }
+            }
+        }
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// The lock keeps other processes of this computer out, and the claim those of others that do not see the lock.
+    fn replace_nothing(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if !self.naming.alone.load(Relaxed) {
+            return Err(io::Error::other(
+                "this file system has no hard links, so only the process that has the repository open for writing adds to it",
+            ));
+        }
+        let name = to.file_name().unwrap_or_default().to_string_lossy();
+        let claim = self.root().join(INCOMING).join(format!("{INCOMING_CLAIM}{name}"));
+        if let Err(error) = self.io().create(&claim) {
+            return Err(match error.kind() {
+                ErrorKind::AlreadyExists => io::Error::other("another computer is writing here"),
+                _ => error,
+            });
+        }
+        let named = match self.io().open(to) {
+            Ok(_) => Err(ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.io().rename(from, to),
+            Err(error) => Err(error),
+        };
+        self.remove_incoming(&claim);
+        named
+    }
+
+    /// Removes claims of a process that died. For the holder of the lock, before it creates anything.
+    pub fn drop_claims(&self) {
+        let names = self.io().list(&self.root().join(INCOMING)).unwrap_or_default();
+        let claims = names.iter().filter(|name| name.starts_with(INCOMING_CLAIM));
+        claims.for_each(|name| self.remove_incoming(&self.root().join(INCOMING).join(name)));
+    }
+}
+
+/// True when a file system says that it has no such operation.
+fn is_refused(way: Names, error: &io::Error) -> bool {
+    let Some(errno) = error.raw_os_error().map(Errno::from_raw_os_error) else { return false };
+    match way {
+        Names::Links => matches!(errno, Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::MLINK),
+        Names::Renames => matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP),
+        Names::Replaces => false,
+    }
+}
+
+/// Prefix of what stands for a name that is being given. To older programs it is an object that is being written.
+const INCOMING_CLAIM: &str = "object-claim-";
+
+const _: () = assert!(INCOMING_OBJECT.len() < INCOMING_CLAIM.len());
