@@ -45,8 +45,10 @@ async fn every_flipped_byte_is_found() {
         drop(local.read(&[history[0].0]).await.unwrap());
     }
     local.close().await.unwrap();
-    // The index is a cache, and the lock is empty of meaning.
-    fs::remove_dir_all(kept.path().join("index")).unwrap();
+    // The index is a cache, and the lock and the reserve are empty of meaning.
+    for folder in ["index", "reserve"] {
+        fs::remove_dir_all(kept.path().join(folder)).unwrap();
+    }
     let durable: Vec<PathBuf> = files(kept.path()).into_iter().filter(|file| *file != Path::new("lock")).collect();
     let sizes: Vec<u64> = durable.iter().map(|file| fs::metadata(kept.path().join(file)).unwrap().len()).collect();
     let total: u64 = sizes.iter().sum();
