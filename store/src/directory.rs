@@ -15,8 +15,8 @@ mod naming;
 use crate::error::{reading, storage};
 use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
-use naming::Naming;
 use mover::{Error, Result, World};
+use naming::Naming;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice};
 use std::os::unix::fs::PermissionsExt;
@@ -157,8 +157,9 @@ impl Directory {
             for entry in entries {
                 let entry = entry.map_err(|error| storage("cannot list", &path, error))?;
                 if entry.file_type().is_ok_and(|it| it.is_symlink()) {
-                    return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display()))
-                        .hint("a repository has none: bring the real folder or file to its place, and look who put it there"));
+                    return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display())).hint(
+                        "a repository has none: bring the real folder or file to its place, and look who put it there",
+                    ));
                 }
             }
         }

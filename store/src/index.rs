@@ -439,7 +439,9 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     let guest = GUESTS.fetch_add(1, Relaxed);
     // Nobody else may put anything there.
     let made = mover::private_folder(&format!("windlass-index-{}-{guest}", std::process::id()));
-    let Ok(scratch) = made else { return DB::open_for_read_only(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder, false) };
+    let Ok(scratch) = made else {
+        return DB::open_for_read_only(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder, false);
+    };
     let mut options = options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES);
     options.create_if_missing(false);
     options.set_max_open_files(-1);

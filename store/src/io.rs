@@ -103,7 +103,12 @@ impl Io for DiskIo {
 
     fn create_large(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(FILE_MODE).custom_flags(OFlags::DIRECT.bits().cast_signed());
+        options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .custom_flags(OFlags::DIRECT.bits().cast_signed());
         match options.open(path) {
             // The file may be there all the same: the flag is looked at last.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {

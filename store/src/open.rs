@@ -71,7 +71,8 @@ impl Local {
         directory.hold_alone();
         directory.drop_claims();
         let made = Self::fill(&directory, like, world);
-        let config = made.inspect_err(|_| clean_up(&directory, is_new))?.ok_or_else(|| taken("holds a repository already"))?;
+        let config =
+            made.inspect_err(|_| clean_up(&directory, is_new))?.ok_or_else(|| taken("holds a repository already"))?;
         if let Ok(space) = space_on(&directory) {
             directory.make_reserve(reserve_bytes(space));
         }
@@ -80,11 +81,7 @@ impl Local {
     }
 
     /// Makes what a new repository has; none when somebody else made one.
-    fn fill(
-        directory: &Directory,
-        like: Option<&RepositoryConfig>,
-        world: &World,
-    ) -> Result<Option<RepositoryConfig>> {
+    fn fill(directory: &Directory, like: Option<&RepositoryConfig>, world: &World) -> Result<Option<RepositoryConfig>> {
         directory.make_folders()?;
         let domain = like.map_or_else(|| DomainKey(world.random_bytes()), |like| like.domain.clone());
         let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
@@ -282,7 +279,8 @@ fn make_missing_folders(directory: &Directory, state: Option<&State>) -> Result<
         let lost = state.map_or(0, |state| state.packs().values().filter(held).count());
         if lost > 0 {
             tracing::error!(
-                folder = name, packs = lost,
+                folder = name,
+                packs = lost,
                 "a folder of the repository is missing, with all packs that were in it: bring it back from a copy of the \
                  repository's directory; `windlass verify` tells what is lost without it"
             );

@@ -85,7 +85,11 @@ impl Inner {
         self.give_up_reserve();
         let space = self.space()?;
         // The longest record is 1 MiB, and most have a few kilobytes.
-        if space.free >= RECORD_BYTES_LEAST && space.files > 0 { Ok(()) } else { self.is_left(space, for_record(space)) }
+        if space.free >= RECORD_BYTES_LEAST && space.files > 0 {
+            Ok(())
+        } else {
+            self.is_left(space, for_record(space))
+        }
     }
 
     /// Gives the reserve up when less than it is left, and takes the index up again that could not be opened without it.

@@ -55,9 +55,7 @@ impl Local {
             let _ = self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await;
         }
         let told = match swept {
-            Ok(mut report) => {
-                self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await
-            }
+            Ok(mut report) => self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await,
             Err(error) => Err(error),
         };
         self.quietly(Inner::keep_reserve).await;

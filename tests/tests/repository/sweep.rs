@@ -185,10 +185,8 @@ async fn what_cannot_be_told_stays() {
         .map(|entry| entry.id)
         .collect();
     let work = story.copy();
-    fs::remove_dir_all(work.path().join("packs/77")).unwrap();
-    let refused = story.sweep(work.path(), eager()).await.unwrap_err();
-    assert!(refused.kind() == ErrorKind::StoreIo && refused.to_string().contains("packs/77"), "{refused}");
-    fs::create_dir(work.path().join("packs/77")).unwrap();
+    // A copy leaves empty folders out; they are made again.
+    fs::remove_dir(work.path().join("packs/77")).unwrap();
     story.sweep(work.path(), eager()).await.unwrap();
     story.settled(work.path(), "listed").await;
     let (mut refused, mut swept) = (0, 0);
