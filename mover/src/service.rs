@@ -30,7 +30,7 @@ impl Signals {
         let failed = |error| Error::internal("cannot listen for signals").because(error);
         let listen = |kind| signal(kind).map_err(failed);
         // A file that may not grow further is an error of the write then, which says which; not the end without a word.
-        listen(SignalKind::from_raw(FILE_TOO_LARGE))?;
+        drop(listen(SignalKind::from_raw(FILE_TOO_LARGE))?);
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

@@ -459,7 +459,7 @@ async fn a_chunk_whose_id_is_damaged_beside_a_damaged_footer_is_found() {
     let two = two
         .reopened_after(|root| {
             // In the magic, the nonce and the id.
-            [0, 9, 30].map(|at| flip(&pack, u64::from(record) + at, 4));
+            [0, 9, 30].iter().for_each(|at| flip(&pack, u64::from(record) + at, 4));
             flip(&pack, fs::metadata(&pack).unwrap().len() - 1, 2);
             fs::remove_dir_all(root.join("index")).unwrap();
         })

@@ -576,7 +576,8 @@ async fn the_longest_manifest_passes() {
         ..windlass_tests::conformance::options("wordy")
     };
     let pool = mover::Pool::new(1).unwrap();
-    let made = mover::backup(&remote, machine.snapshot(), &options, &pool, &field.world, &mover::Progress::default());
+    let progress = mover::Progress::default();
+    let made = mover::backup(&remote, machine.snapshot(), &options, &pool, &field.world, &progress);
     let point = made.await.unwrap().point;
     let reader = remote.read(&[point.id]).await.unwrap();
     let manifest = mover::ReadSession::manifest(&reader, point.id).await.unwrap();
