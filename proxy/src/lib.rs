@@ -8,6 +8,7 @@ pub mod daemon;
 mod lock;
 pub mod nbd;
 pub mod qemu;
+mod scratch;
 mod source;
 mod target;
 mod tracking;

@@ -4,13 +4,13 @@ use super::graph::Graph;
 use super::process::{Death, Process};
 use super::tool::{ToolError, last_words, memory_file};
 use crate::nbd::{CONNECTIONS_MAX, NbdDisk, NbdError, Patience};
+use crate::scratch::scratch_folder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -174,12 +174,8 @@ fn command(options: &ServeOptions<'_>, listener: UnixListener, words: File) -> C
 
 /// A listening socket and connections to it that wait for being accepted; its name exists only in between.
 fn private_socket() -> io::Result<(UnixListener, Vec<UnixStream>)> {
-    let mut place = std::env::temp_dir();
-    if place.as_os_str().len() > SOCKET_FOLDER_BYTES_MAX {
-        place = PathBuf::from("/tmp");
-    }
-    // Made with mode 0700: nobody else can connect.
-    let folder = tempfile::Builder::new().prefix("windlass-").tempdir_in(place)?;
+    // Nobody else can connect.
+    let folder = scratch_folder()?;
     let path = folder.path().join("nbd");
     let listener = UnixListener::bind(&path)?;
     let sockets = (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&path)).collect::<io::Result<Vec<_>>>()?;
@@ -192,5 +188,3 @@ const EXPORT: &str = "disk";
 const END_TIMEOUT: Duration = Duration::from_secs(300);
 /// What `sh` ends with when there is no such program.
 const SHELL_NOT_FOUND: i32 = 127;
-/// A socket's path has at most 107 bytes; ours adds 16 or so to the folder's.
-const SOCKET_FOLDER_BYTES_MAX: usize = 80;

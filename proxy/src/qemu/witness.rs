@@ -12,6 +12,7 @@
 use super::bitmap::{PREFIX, bitmap, prefix};
 use super::graph::Graph;
 use super::tool::{Fate, ToolError, create_qcow2, run};
+use crate::scratch::scratch_folder;
 use chunker::{Extent, ExtentSet};
 use mover::{RepositoryId, World};
 use std::ffi::OsStr;
@@ -85,8 +86,7 @@ impl FromStr for WitnessName {
 /// Those of the tools.
 pub async fn add_witness(image: &Graph, name: &WitnessName, granularity: u32) -> Result<(), ToolError> {
     let start = |error: io::Error| ToolError::Start { program: QEMU_IO, error };
-    // Made with mode 0700.
-    let folder = tempfile::Builder::new().prefix("windlass-").tempdir().map_err(start)?;
+    let folder = scratch_folder().map_err(start)?;
     let path = folder.path().join("marks.qcow2");
     create_qcow2(&path, name.size).await?;
     let grain = granularity.to_string();

@@ -9,6 +9,7 @@ mod decoders;
 mod delta;
 mod faults_directory;
 mod faults_mem;
+mod files;
 mod format_script;
 mod golden;
 mod holds;
