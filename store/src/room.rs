@@ -117,11 +117,11 @@ impl Inner {
         let Ok(space) = self.space() else { return };
         let bytes = reserve_bytes(space);
         let given_up = self.reserve_given_up.swap(false, SeqCst);
-        if self.author.term > 0
-            && (given_up || space.free >= reserved(space) + bytes)
-            && !self.directory.make_reserve(bytes)
-            && given_up
-        {
+        if self.author.term == 0 || !(given_up || space.free >= reserved(space) + bytes) {
+            return;
+        }
+        let whole = self.directory.make_reserve(bytes);
+        if given_up && !whole {
             // Later, when something was deleted.
             self.reserve_given_up.store(true, SeqCst);
         }

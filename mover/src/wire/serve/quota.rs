@@ -161,7 +161,6 @@ mod tests {
         // The first is a point now, and counts as such to whoever begins later.
         quotas.committed(&first);
         quotas.check(&second, &a).unwrap();
-        drop(second);
         let third = quotas.begin(&a, &[]).unwrap();
         quotas.count(&third, 60);
         quotas.check(&third, &a).unwrap_err();
