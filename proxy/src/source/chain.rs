@@ -155,7 +155,7 @@ impl Allowed {
             // Everything lies under the root folder: that would allow all.
             own.extend(folders.into_iter().flatten().filter(|folder| folder.parent().is_some()));
         }
-        let roots = roots.iter().filter_map(|root| real(root)).collect();
+        let roots = roots.iter().filter_map(real).collect();
         Self { own: own.into_iter().collect(), roots }
     }
 

@@ -193,6 +193,7 @@ impl Stamp {
     }
 
     /// What is left of the tick of the file's clock in which it was written.
+    #[expect(clippy::disallowed_methods, reason = "it is compared with the times that the kernel gives to files")]
     fn tick(&self) -> Option<Duration> {
         let tick = if self.ctime.0 % 1_000_000_000 == 0 { COARSE_TICK } else { TICK };
         let written = UNIX_EPOCH + Duration::from_nanos(u64::try_from(self.ctime.0).ok()?);
