@@ -71,7 +71,7 @@ fn tags_are_shown_found_and_changed_and_times_put_right() {
         listed.iter().map(|point| point["point"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(with(&["nightly"]), [first.clone(), second.clone()]);
-    assert_eq!(with(&["nightly", "before-upgrade"]), [first.clone()]);
+    assert_eq!(with(&["nightly", "before-upgrade"]), std::slice::from_ref(&first));
     place.done(&["annotate", "web@latest", "--tag", "golden", "--remove-tag", "nightly", "-r", "REPO"]);
     assert_eq!((with(&["nightly"]), with(&["golden"])), (vec![first.clone()], vec![second.clone()]));
     let point = told(&place, &["show", "web@latest", "-r", "REPO"]);

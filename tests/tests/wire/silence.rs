@@ -31,6 +31,9 @@ fn begin() -> Begin {
     Begin { point: PointId([7; 16]), parents: Vec::new(), holder: None, verification: Verification::Decode }
 }
 
+/// What a node does in some place.
+type Acting = fn() -> Act;
+
 /// Before it opens a repository: no greeting, none of the answer, half a header, a header alone, or always another word
 /// that it is at work.
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +46,7 @@ async fn a_node_that_goes_silent_while_it_is_connected_to_is_given_up() {
             owner: OwnerId::default(),
         }))
     };
-    let places: [(&str, fn() -> Act); 3] = [
+    let places: [(&str, Acting); 3] = [
         ("nothing is read", || Act::Nothing),
         ("nothing is said", || Act::Say(Vec::new())),
         ("half a header", || Act::Say(say(&Reply::Done(()))[..7].to_vec())),
