@@ -72,7 +72,6 @@ async fn pending_is_shared_and_fails_together() {
     let (id, blob) = lab.data(1);
     one.put(vec![(id, blob)]).await.unwrap();
     assert_eq!(two.missing(ChunkKind::Data, &[id]).await.unwrap(), [Presence::Pending]);
-    assert_eq!(two.missing(ChunkKind::Page, &[id]).await.unwrap(), [Presence::Missing]);
     lab.mem.plan(Fault { after: 0, effect: FaultEffect::Fails(ErrorKind::StoreFull) });
     assert_eq!(one.flush().await.unwrap_err().kind(), ErrorKind::StoreFull);
     assert_eq!(two.flush().await.unwrap_err().kind(), ErrorKind::StoreFull);

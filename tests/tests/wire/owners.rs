@@ -240,6 +240,7 @@ async fn an_owner_has_no_more_than_its_quota() {
     };
     let put = async |seeds: std::ops::Range<u64>| session.put(seeds.map(chunk).collect()).await;
     put(100..130).await.unwrap();
+    session.flush().await.unwrap();
     let refused = match put(130..131).await {
         Err(refused) => refused,
         // What a put brings is told by the next call.
