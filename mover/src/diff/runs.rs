@@ -31,7 +31,7 @@ pub enum RunKind {
 /// other (R23): cost follows what is stored and what is told, not the size of the disk.
 ///
 /// # Errors
-/// When a page cannot be read; `Usage` with more than [`RUNS_MAX`] runs, or [`PAIRS_MAX`] pages that differ.
+/// When a page cannot be read; `Usage` with more than `RUNS_MAX` runs, or `PAIRS_MAX` pages that differ.
 pub async fn changed_runs<R: ReadSession>(
     old: MapRoot,
     new: MapRoot,
