@@ -4,6 +4,7 @@
 restore.py REPOSITORY POINT DISK OUTPUT    POINT: digits of an id, or a machine's name for its newest
 Of the rules of replay it knows those that decide which points there are; ids prove whatever it reads.
 """
+import re
 import sys
 from pathlib import Path
 try:
@@ -43,10 +44,11 @@ class Fields:
     def list(self, read):
         return [read() for _ in range(self.number(4))]
     def extensions(self):
-        inside = Fields(self.take(self.number(4)))
+        inside, found = Fields(self.take(self.number(4))), {}
         while inside.at < len(inside.data):
-            tag, critical, _ = inside.take(2), inside.number(2) & 1, inside.take(inside.number(4))
+            tag, critical, found[tag] = inside.number(2), inside.number(2) & 1, inside.take(inside.number(4))
             need(not critical, f"the extension {tag} is newer than this script")
+        return found
     def end(self):
         need(self.at == len(self.data), "bytes are left over")
 
@@ -60,9 +62,19 @@ def opened(f):
 def committed(f):
     """What events and digests say of a point: its session, itself, the rest."""
     session, point, manifest, _, name, _ = *map(f.take, (16, 16, 32, 32)), f.text(), f.option(16)
-    it = {"manifest": manifest, "name": name, "time": f.number(8, True), "there": True}
-    f.option(24), f.take(24), f.extensions()
+    it, _, _, _ = {"manifest": manifest, "name": name, "there": True}, f.take(8), f.option(24), f.take(24)
+    it["number"] = int.from_bytes(f.extensions().get(4, b""), "little")
     return session, point, it
+def decoded(data):
+    """Kind, plain bytes and length of the blob at the beginning of `data`; whether they are right their id tells."""
+    f = Fields(data)
+    version, kind, codec, reserved, length = f.number(1), f.number(1), f.number(1), f.take(13), f.number(4)
+    need((version, reserved) == (1, bytes(13)) and kind < len(KINDS), "a blob newer than this script, or none")
+    plain = f.take((f.number(4), f.take(4))[0])
+    if codec == 1:
+        need(zstandard.frame_content_size(plain) in (-1, length) and length <= 1 << 24, "too long")
+        plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=length)
+    return kind, plain, f.at
 
 class Repository:
     def __init__(self, path):
@@ -85,7 +97,8 @@ class Repository:
         self.sessions = {key: (writer, term, writes) for key, writes, writer, term, _ in sessions}
         self.packs, _ = f.list(lambda: (f.take(4), f.take(32), f.take(21), f.option(8))[1]), f.list(lambda: f.take(32))
         for _ in range(f.number(4)):
-            (_, point, self.points[point]), _, forgotten = committed(f), f.take(25), f.option(8)
+            (_, point, it), number, _, forgotten = committed(f), f.number(), f.take(17), f.option(8)
+            self.points[point] = it | {"number": it["number"] or number}
             self.points[point]["there"], _ = not forgotten, f.list(lambda: (f.text(), f.text()))
     def record(self, data):
         f = hashed(data, b"WLLOGREC", (2, 1), (2, 0))
@@ -114,7 +127,7 @@ class Repository:
         elif code == 6:
             session, point, it = committed(f)
             if self.sessions.get(session) == (writer, term, 1):
-                self.points.setdefault(point, it)
+                self.points.setdefault(point, it | {"number": it["number"] or self.end[0]})
         elif code in (7, 8):
             for point in f.list(lambda: f.take(16)):
                 self.points.get(point, {})["there"] = code == 8
@@ -125,26 +138,26 @@ class Repository:
         if pack[-8:] == b"WLPACKED" and pack[start:start + 8] == b"WLFOOTER":
             f = Fields(pack[start:-16], b"WLFOOTER")
             found = f.list(lambda: (f.take(32), f.number(4), f.take(28)))
-        while not found and pack[at:at + 4] == b"WLRC" and pack[at + 8:at + 24] == pack[88:104]:
-            self.places.setdefault(pack[at + 24:at + 56], []).append((path, at, pack[88:104]))
-            at += RECORD_HEADER + BLOB_HEADER + int.from_bytes(pack[at + 76:at + 80], "little")
+        nonces = b"|".join(map(re.escape, (pack[88:104], pack[at + 8:at + 24])))
+        while not found and at >= 0 and at < len(pack):
+            try:
+                kind, plain, length = decoded(pack[at + RECORD_HEADER:])
+                self.places.setdefault(blake3(plain, key=self.keys[kind]).digest(), []).append((path, at))
+                at += RECORD_HEADER + length
+            except (Damaged, zstandard.ZstdError):
+                behind = re.compile(b"WLRC.{4}(?:" + nonces + b")", re.S).search(pack, at + 1)
+                at = behind.start() if behind else -1
         for chunk, at, _ in found:
-            self.places.setdefault(chunk, []).append((path, at, pack[88:104]))
+            self.places.setdefault(chunk, []).append((path, at))
     def chunk(self, chunk, kind):
         """The plain bytes of a chunk, proven by its id, from the first place where they are sound."""
-        for path, at, nonce in self.places.get(chunk, ()):
+        for path, at in self.places.get(chunk, ()):
             try:
                 with path.open("rb") as file:
-                    file.seek(at)
-                    f = Fields(file.read(RECORD_HEADER + BLOB_HEADER), b"WLRC")
-                    need(f.take(52)[4:] == nonce + chunk, "another record is in its place")
-                    version, code, codec, reserved = f.number(1), f.number(1), f.number(1), f.take(13)
-                    need((version, code, reserved) == (1, kind, bytes(13)), "a blob newer than this script")
-                    length, plain = f.number(4), file.read(f.number(4))
-                if codec == 1:
-                    need(zstandard.frame_content_size(plain) in (-1, length) and length <= 1 << 24, "too long")
-                    plain = zstandard.ZstdDecompressor().decompress(plain, max_output_size=length)
-                need(blake3(plain, key=self.keys[kind]).digest() == chunk, "the id does not match")
+                    file.seek(at + RECORD_HEADER)
+                    head = file.read(BLOB_HEADER)
+                    code, plain, _ = decoded(head + file.read(int.from_bytes(head[20:24], "little")))
+                need(code == kind and blake3(plain, key=self.keys[kind]).digest() == chunk, "the id does not match")
                 return plain
             except (OSError, Damaged, zstandard.ZstdError) as error:
                 warn(f"chunk {chunk.hex()} in {path}: {error}")
@@ -179,7 +192,7 @@ class Repository:
 
 def main(path, wanted, disk, target):
     repository = Repository(Path(path))
-    there = sorted((it["time"], point) for point, it in repository.points.items() if it["there"])
+    there = sorted((it["number"], point) for point, it in repository.points.items() if it["there"])
     fits = [key for _, key in there if repository.points[key]["name"] == wanted][-1:]
     fits = fits or [key for _, key in there if key.hex().startswith(wanted)]
     need(len(fits) == 1, f"{wanted} is none or several of the points {[key.hex() for _, key in there]}")
