@@ -1,13 +1,15 @@
 //! What a point records of an image beside its chain, so that the next backup can tell whether its bitmaps may be
 //! believed (T11). It stands before the options of the format, as text.
 
-use super::chain::Chain;
 use super::untracked;
 use crate::qemu::{ImageLayer, TrackingName, WitnessName};
 use chunker::{ExtentSet, GRID_BYTES};
 use mover::{Changed, ParentDisk, TrackingWish};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::time::UNIX_EPOCH;
 
 /// Facts about an image at the moment of its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,16 +18,18 @@ pub struct Evidence {
     layers: String,
     /// When the snapshots inside it were made; none when there are too many of them.
     snapshots: Option<BTreeSet<String>>,
+    /// Which file it is, as [`file_identity`] says it.
+    file: String,
     /// The witness that is in it.
     pub witness: Option<WitnessName>,
 }
 
 impl Evidence {
-    /// What is seen now.
-    pub fn of(chain: &Chain, top: &ImageLayer, witness: Option<WitnessName>) -> Self {
+    /// What is seen now; `layers` as [`Chain::formats`](super::chain::Chain::formats) says them.
+    pub fn of(layers: String, top: &ImageLayer, file: String, witness: Option<WitnessName>) -> Self {
         let snapshots: BTreeSet<String> = top.snapshots().collect();
         let snapshots = (snapshots.len() <= SNAPSHOTS_MAX).then_some(snapshots);
-        Self { layers: chain.formats(), snapshots, witness }
+        Self { layers, snapshots, file, witness }
     }
 
     /// Reads what a point recorded.
@@ -34,11 +38,12 @@ impl Evidence {
     /// Why it proves nothing.
     pub fn read(options: &str) -> Result<Self, String> {
         let earlier =
-            || "the parent was made by an earlier version, which did not notice when an image was resized".to_owned();
-        let mut parts = options.splitn(4, ',');
+            || "the parent was made by an earlier version, which recorded less of the image".to_owned();
+        let mut parts = options.splitn(5, ',');
         let mut next = |key: &str| parts.next()?.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
         let layers = next(LAYERS).ok_or_else(earlier)?;
         let snapshots = next(SNAPSHOTS).ok_or_else(earlier)?;
+        let file = next(FILE).ok_or_else(earlier)?;
         let witness = next(WITNESS).ok_or_else(earlier)?;
         Ok(Self {
             layers,
@@ -46,6 +51,7 @@ impl Evidence {
                 MANY => None,
                 list => Some(list.split_terminator('+').map(str::to_owned).collect()),
             },
+            file,
             witness: witness.parse().ok(),
         })
     }
@@ -57,6 +63,11 @@ impl Evidence {
     pub fn continues(&self, then: &Self) -> Result<(), String> {
         if self.layers != then.layers {
             return Err(format!("the layers of the image are {} and were {} in the parent", self.layers, then.layers));
+        }
+        // `qemu-img convert --bitmaps` takes the bitmaps of the image along, and with them what a backing file holds that
+        // came there for a moment: no bitmap knows of that.
+        if self.file != then.file {
+            return Err("the image is another file than in the parent: it was copied, converted or put back".to_owned());
         }
         // `qemu-img convert -l SNAPSHOT --bitmaps` makes an image with an old state and the bitmaps of the present one.
         // It has no snapshots, so one that was there is missing.
@@ -77,8 +88,19 @@ impl fmt::Display for Evidence {
             Some(list) => list.iter().map(String::as_str).collect::<Vec<_>>().join("+"),
         };
         let witness = self.witness.map(|it| it.to_string()).unwrap_or_default();
-        write!(f, "{LAYERS}={},{SNAPSHOTS}={snapshots},{WITNESS}={witness}", self.layers)
+        write!(f, "{LAYERS}={},{SNAPSHOTS}={snapshots},{FILE}={},{WITNESS}={witness}", self.layers, self.file)
     }
+}
+
+/// Which file an image is, so that one that was put in its place is noticed: its inode and, where the file system keeps
+/// it, when it was born, in seconds with nine decimals. Nothing for a device: there is no telling.
+pub fn file_identity(metadata: &Metadata) -> String {
+    if !metadata.is_file() {
+        return String::new();
+    }
+    let born = metadata.created().ok().and_then(|it| it.duration_since(UNIX_EPOCH).ok());
+    let born = born.map(|it| format!("{}.{:09}", it.as_secs(), it.subsec_nanos())).unwrap_or_default();
+    format!("{}@{born}", metadata.ino())
 }
 
 /// Whether what a bitmap marks may be believed: neither it nor the disk was treated so that it missed something.
@@ -147,6 +169,7 @@ pub const RESIZED: &str = "the image was made smaller and larger again, as its w
 pub const NO_WITNESS: &str = "the parent recorded no witness of the image's size";
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";
+const FILE: &str = "file";
 const WITNESS: &str = "witness";
 const MANY: &str = "many";
 /// Snapshots that a point names.
@@ -159,7 +182,7 @@ mod tests {
     fn evidence(layers: &str, snapshots: Option<&[&str]>) -> Evidence {
         let snapshots = snapshots.map(|list| list.iter().map(|it| (*it).to_owned()).collect());
         let witness = Some(WitnessName { repository: [1; 4], id: [2; 16], size: 3 });
-        Evidence { layers: layers.into(), snapshots, witness }
+        Evidence { layers: layers.into(), snapshots, file: "7@1.000000002".into(), witness }
     }
 
     #[test]
@@ -170,7 +193,7 @@ mod tests {
             let text = format!("{it},cluster_size=65536,data_file=/a,layers=raw,witness=x");
             assert_eq!(Evidence::read(&text), Ok(it));
         }
-        for text in ["", "cluster_size=65536,compat=1.1", "layers=qcow2,witness=,snapshots="] {
+        for text in ["", "cluster_size=65536,compat=1.1", "layers=qcow2,snapshots=,witness=,compat=1.1"] {
             assert!(Evidence::read(text).unwrap_err().contains("earlier version"), "{text}");
         }
     }
@@ -183,6 +206,7 @@ mod tests {
             evidence("qcow2/qcow2", Some(&["1.0", "2.0"])),
             evidence("qcow2/raw", Some(&["2.0"])),
             evidence("qcow2/raw", None),
+            Evidence { file: "7@".into(), ..evidence("qcow2/raw", Some(&["1.0", "2.0"])) },
         ] {
             now.continues(&then).unwrap_err();
         }

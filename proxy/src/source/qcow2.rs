@@ -10,7 +10,7 @@
 //! backing file, a map too long) comes through `qemu-nbd`, and so does what cannot be read directly.
 
 use super::chain::{Chain, Place};
-use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable};
+use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable, file_identity};
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
 use super::past::Past;
@@ -135,7 +135,7 @@ impl Qcow2Disk {
                 .map(|it| it.to_string()),
         );
         witnesses.truncate(CANDIDATES_MAX);
-        let evidence = Evidence::of(&chain, &top, witness);
+        let layers = chain.formats();
         let mut twins: BTreeSet<TwinName> = top.bitmaps().iter().filter_map(|it| it.name.parse().ok()).collect();
         let names = candidates
             .iter()
@@ -148,17 +148,18 @@ impl Qcow2Disk {
             let (server, disk) = NbdServerProcess::start(&serve).await.map_err(|error| serve_error(error, &path))?;
             // From here on nobody writes to it.
             let roots = options.image_roots.clone();
-            let (identities, stamps, file) = blocking(move || locked(&image, &chain, &roots)).await?;
-            Ok::<_, Error>((server, disk, Arc::new(file), identities, stamps))
+            let seen = blocking(move || Locked::look(&image, &chain, &roots)).await?;
+            Ok::<_, Error>((server, disk, seen))
         };
-        let (server, disk, file, chain, stamps) = match opened.await {
+        let (server, disk, Locked { file, which, identities: chain, stamps }) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
                 abandon(&path, &alone, &added).await;
                 return Err(error);
             }
         };
-        let disk = Arc::new(disk);
+        let (disk, file) = (Arc::new(disk), Arc::new(file));
+        let evidence = Evidence::of(layers, &top, which, witness);
         let survey = tokio::spawn(survey(disk.clone(), path.clone(), alone.clone(), data_in_image));
         let based_on = next.as_ref().map(|name| name.base).ok();
         let superseded = settled.own.iter().filter(|name| Some(name.checkpoint) == based_on).copied();
@@ -352,8 +353,7 @@ impl Qcow2Disk {
         Ok((name, dirty.clone()))
     }
 
-    /// Size, backing files and data files must be what the parent recorded. The image file itself need not be the same: a copy
-    /// carries its bitmaps along.
+    /// Size, backing files and data files must be what the parent recorded. Of the image itself the evidence tells.
     fn same_disk(&self, parent: &DiskRecord) -> Result<(), String> {
         let size = self.disk.export().size;
         if parent.size != size {
@@ -530,24 +530,38 @@ fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Looks at all files now that the image is locked: their identities and stamps, and the image open. The headers must
-/// name what they named before.
-fn locked(image: &ImageFile, chain: &Chain, roots: &[PathBuf]) -> Result<(Vec<LayerIdentity>, Vec<Stamp>, File)> {
-    if Chain::walk(image, roots)? != *chain {
-        return Err(Error::source("it changed while it was opened").context(image.path.display()));
+/// The files of an image, seen while it is locked.
+struct Locked {
+    /// The image, open.
+    file: File,
+    /// Which file that is.
+    which: String,
+    /// All of them, the image first.
+    identities: Vec<LayerIdentity>,
+    stamps: Vec<Stamp>,
+}
+
+impl Locked {
+    /// Looks at them. The headers must name what they named before.
+    fn look(image: &ImageFile, chain: &Chain, roots: &[PathBuf]) -> Result<Self> {
+        if Chain::walk(image, roots)? != *chain {
+            return Err(Error::source("it changed while it was opened").context(image.path.display()));
+        }
+        let (mut identities, mut stamps) = (Vec::new(), Vec::new());
+        for (at, Place { path, kind }) in chain.places().enumerate() {
+            let failed = |error| cannot_look(path, error);
+            stamps.push(Stamp::of(path, &std::fs::metadata(path).map_err(failed)?));
+            identities.push(match kind {
+                // Whoever writes to a device leaves no trace in what can be seen of it.
+                FileKind::Device if at > 0 => untold_identity(path.to_string_lossy().into_owned()),
+                FileKind::Device | FileKind::Regular => identity(path).map_err(failed)?,
+            });
+        }
+        let failed = |error| cannot_look(&image.path, error);
+        let file = File::open(&image.path).map_err(failed)?;
+        let which = file_identity(&file.metadata().map_err(failed)?);
+        Ok(Self { file, which, identities, stamps })
     }
-    let (mut identities, mut stamps) = (Vec::new(), Vec::new());
-    for (at, Place { path, kind }) in chain.places().enumerate() {
-        let failed = |error| cannot_look(path, error);
-        stamps.push(Stamp::of(path, &std::fs::metadata(path).map_err(failed)?));
-        identities.push(match kind {
-            // Whoever writes to a device leaves no trace in what can be seen of it.
-            FileKind::Device if at > 0 => untold_identity(path.to_string_lossy().into_owned()),
-            FileKind::Device | FileKind::Regular => identity(path).map_err(failed)?,
-        });
-    }
-    let file = File::open(&image.path).map_err(|error| cannot_look(&image.path, error))?;
-    Ok((identities, stamps, file))
 }
 
 fn cannot_look(path: &Path, error: std::io::Error) -> Error {

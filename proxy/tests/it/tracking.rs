@@ -210,6 +210,29 @@ async fn an_older_copy_put_back() {
     assert!(made.changed.reason.contains("no sound bitmap of the parent's checkpoint"), "{}", made.changed.reason);
 }
 
+/// A conversion takes the bitmaps along, and what a backing file showed that was there for a moment only. No bitmap knows
+/// of that, so another file in the image's place is another disk; one that was moved is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_file_in_its_place() {
+    let place = Place::new();
+    let image = place.qcow2("a.qcow2", 4 * MIB);
+    let other = place.raw("other.raw", 4 * MIB);
+    qemu_io(&other, "raw", &["write -P 9 0 4M"]);
+    qemu_io(&image, "qcow2", &["write -P 1 0 1M"]);
+    let mut store = Store::default();
+    auto(&mut store, &image).await;
+    run("qemu-img", &["rebase", "-u", "-F", "raw", "-b", "other.raw", text(&image)]);
+    let made = place.path("made.qcow2");
+    run("qemu-img", &["convert", "--bitmaps", "-O", "qcow2", text(&image), text(&made)]);
+    std::fs::rename(&made, &image).unwrap();
+    let made = auto(&mut store, &image).await;
+    assert_eq!(made.changed.mode, ChangeTracking::Fingerprint);
+    assert!(made.changed.reason.contains("another file"), "{}", made.changed.reason);
+    let moved = place.path("moved.qcow2");
+    std::fs::rename(&image, &moved).unwrap();
+    assert_eq!(auto(&mut store, &moved).await.changed.mode, ChangeTracking::Bitmap);
+}
+
 /// Two bitmaps of the repository in one image: what a run that broke off leaves (T2).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_is_settled_first() {
