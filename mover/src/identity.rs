@@ -8,7 +8,7 @@ mod registry;
 mod token;
 
 pub use facts::{Facts, utc};
-pub use folder::{Credentials, create_private, is_private};
+pub use folder::{Credentials, create_private, is_guarded, is_private, put_guarded};
 pub use key::{KeyClaim, NewKey};
 pub use registry::{LIFE, PENDING_MAX, Registry, TOKEN_VALID_MAX, Wanted};
 pub use token::{Address, PORT, Token};

@@ -1,9 +1,12 @@
 //! QEMU's image locks (its `block/file-posix.c`): what a process does with an image, and what it forbids others, are
 //! shared locks on single bytes of the image file. A conflict is found by asking for somebody else's lock.
 
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 
 /// What an image file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +28,8 @@ pub enum Locked {
     Unsupported,
 }
 
-/// Takes QEMU's lock on `file`, which must be open for reading. It lasts as long as the open file does.
+/// Takes QEMU's lock on `file`, which must be open for reading. It lasts as long as the open file does. A loop device
+/// takes no lock, so whoever wants to write is told of one.
 ///
 /// # Errors
 /// Those of `fcntl`.
@@ -35,6 +39,9 @@ pub fn lock_image(file: &File, purpose: Purpose) -> io::Result<Locked> {
         Purpose::Write => (&[CONSISTENT_READ, WRITE, RESIZE], &[CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE]),
     };
     let ours = used.iter().map(|bit| USED + bit).chain(forbidden.iter().map(|bit| FORBIDDEN + bit));
+    if purpose == Purpose::Write && is_behind_loop(&file.metadata()?) {
+        return Ok(Locked::Conflict);
+    }
     // First take, then look: of two that start at once at least one sees the other.
     for byte in ours {
         match fcntl(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte) {
@@ -56,6 +63,14 @@ pub fn lock_image(file: &File, purpose: Purpose) -> io::Result<Locked> {
         }
     }
     Ok(Locked::Held)
+}
+
+/// True for a file that some loop device shows as its own, as far as that can be seen.
+fn is_behind_loop(file: &Metadata) -> bool {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else { return false };
+    let shown = devices.flatten().filter_map(|device| std::fs::read(device.path().join("loop/backing_file")).ok());
+    let mut shown = shown.filter_map(|path| std::fs::metadata(OsStr::from_bytes(path.trim_ascii_end())).ok());
+    shown.any(|it| (it.dev(), it.ino()) == (file.dev(), file.ino()))
 }
 
 /// Gives the lock type that the kernel answers.

@@ -3,13 +3,15 @@
 mod cli;
 mod config;
 mod deny;
+mod hosts;
 mod site;
 
-use crate::{Access, Local, ScrubOptions};
+use crate::ScrubOptions;
 use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
 use deny::DenyList;
+use hosts::Hosts;
 use mover::identity::Registry;
 use mover::service::{self, Signals};
 use mover::wire::{Keeper, Node, Signer, client, client_config_of, server_of};
@@ -65,30 +67,23 @@ async fn run(config: Config, world: &World) -> Result<()> {
     }
     let own = current.clone();
     node = node.pulling(move |congestion| Ok((client()?, client_config_of(&own, congestion)?)));
-    let mut open = Vec::new();
-    for repository in &config.repository {
-        let local = Local::open(&repository.path, Access::Write, pool.clone(), world.clone()).await;
-        let local = local.map_err(|error| error.context(&repository.name))?;
-        node = node.with_quotas(repository.name.as_str(), local.clone(), repository.quotas());
-        open.push((repository, local));
-    }
     let scrub = ScrubOptions { rate: config.scrub_rate.0, every: Duration::from_secs(config.scrub_seconds) };
+    let node = Arc::new(node);
+    let hosts = Arc::new(Hosts::new(node.clone(), pool, world.clone(), scrub));
+    let away = hosts.open_all(&config.repository).await?;
     let endpoint = server_of(config.listen, &current, config.congestion)?;
     // They end with it.
     let mut beside = JoinSet::new();
     beside.spawn(keeper.run());
     beside.spawn(service::alive());
-    for (_, local) in open.iter().filter(|_| !scrub.every.is_zero()) {
-        let local = local.clone();
-        beside.spawn(async move { local.scrub(scrub).await });
-    }
+    beside.spawn(hosts.clone().attend(away));
     let address = endpoint.local_addr().map_err(|error| Error::internal("no address").because(error))?;
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::listen()?;
     // For who started this: from here on it answers.
     println!("listening on {address}");
     service::ready();
-    let mut serving = tokio::spawn(Arc::new(node).serve(endpoint, stopped));
+    let mut serving = tokio::spawn(node.serve(endpoint, stopped));
     tokio::select! {
         _ = signals.next() => {}
         ended = &mut serving => {
@@ -105,12 +100,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         _ = signals.next() => tracing::warn!("stopping at once"),
     }
     beside.shutdown().await;
-    let mut ended = Ok(());
-    for (repository, local) in open {
-        let closed = local.close().await.map_err(|error| error.context(&repository.name));
-        ended = ended.and(closed);
-    }
-    ended
+    hosts.close_all().await
 }
 
 /// Threads that wait for files and RocksDB: beyond this more of them only take memory.

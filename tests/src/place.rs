@@ -3,6 +3,7 @@
 use crate::program::{Ended, beside, free_port, served};
 use rustix::process::{Pid, Signal};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -33,9 +34,7 @@ impl Place {
         let init = ["init", "--site", "test", "--listen", &listen, site.to_str().unwrap()];
         assert!(Command::new(beside("windlass-store")).args(init).output().unwrap().status.success());
         assert!(place.windlass(&["init", "-r", "REPO"]).output().unwrap().status.success());
-        let mut config = fs::read_to_string(place.path("site/windlass-store.toml")).unwrap();
-        config += &format!("[[repository]]\nname = \"main\"\npath = {:?}\n", place.path("repo"));
-        fs::write(place.path("site/windlass-store.toml"), config).unwrap();
+        place.serve_also("main", "repo");
         place
     }
 
@@ -70,6 +69,12 @@ impl Place {
         let output = self.windlass(arguments).output().unwrap();
         assert!(!output.status.success(), "{arguments:?}");
         (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Writes a repository more into the node's configuration.
+    pub fn serve_also(&self, name: &str, folder: &str) {
+        let mut config = fs::OpenOptions::new().append(true).open(self.path("site/windlass-store.toml")).unwrap();
+        writeln!(config, "[[repository]]\nname = {name:?}\npath = {:?}", self.path(folder)).unwrap();
     }
 
     /// Starts the node and waits until it answers.

@@ -4,7 +4,7 @@ use super::{Address, Identity, Issued, Trust};
 use crate::{Error, Result, Timestamp, World};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// An identity with whom it believes, as a folder keeps them: `identity.pem` with certificate and key, `ca.pem`, and
@@ -18,7 +18,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Reads a folder. A key that others can read is refused.
+    /// Reads a folder. A key that others can read is refused, and whatever others can write: who puts another `ca.pem`
+    /// there, or another file in its place, says whom to believe.
     ///
     /// # Errors
     /// `Usage`.
@@ -37,7 +38,13 @@ impl Credentials {
             })
         };
         let pem = read(IDENTITY)?;
+        is_guarded(folder)?;
         is_private(&folder.join(IDENTITY))?;
+        for name in [AUTHORITY, RENEWED_AT, LASTING, PREVIOUS].map(|name| folder.join(name)) {
+            if name.exists() {
+                is_guarded(&name)?;
+            }
+        }
         let mut identity = Identity::from_pem(&pem, &pem).map_err(|error| {
             error.context(folder.join(IDENTITY).display()).hint(
                 "it should hold a certificate and its key, whole: bring it back from where it was copied, or join again",
@@ -60,10 +67,9 @@ impl Credentials {
     pub fn store(folder: &Path, issued: &Issued, authority_pem: &str, renewed_at: Option<&Address>) -> Result<()> {
         Self::prepare(folder)?;
         let path = folder.join(IDENTITY);
-        let failed = |error| Error::usage(folder.display().to_string()).because(error);
-        fs::write(folder.join(AUTHORITY), authority_pem).map_err(failed)?;
+        put_guarded(&folder.join(AUTHORITY), authority_pem)?;
         if let Some(address) = renewed_at {
-            fs::write(folder.join(RENEWED_AT), format!("{address}\n")).map_err(failed)?;
+            put_guarded(&folder.join(RENEWED_AT), &format!("{address}\n"))?;
         }
         create_private(&path, issued.pem().as_bytes())
     }
@@ -162,6 +168,16 @@ fn put_private(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::rename(new, path).and_then(|()| sync(path.parent().unwrap_or(Path::new(".")))).map_err(failed)
 }
 
+/// Writes a file that others may read and nobody else may write, whatever the umask.
+///
+/// # Errors
+/// `Usage`.
+pub fn put_guarded(path: &Path, text: &str) -> Result<()> {
+    let made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path);
+    made.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| Error::usage(path.display().to_string()).because(error))
+}
+
 /// Makes a file that must not be there, durably, for its owner's eyes only from the first moment on.
 ///
 /// # Errors
@@ -176,14 +192,35 @@ pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
     .map_err(|error| Error::usage(path.display().to_string()).because(error))
 }
 
-/// Refuses a secret that others can read.
+/// Refuses a file or folder that others can write: its mode says so, or it is theirs.
+///
+/// # Errors
+/// `Usage`.
+pub fn is_guarded(path: &Path) -> Result<()> {
+    let shown = path.display();
+    let metadata = fs::metadata(path).map_err(|error| Error::usage(shown.to_string()).because(error))?;
+    if metadata.permissions().mode() & 0o022 != 0 {
+        return Err(Error::usage(format!("{shown} can be written by others"))
+            .hint(format!("see who wrote it last; when it is as it should be: chmod go-w {shown}")));
+    }
+    // Who is root reads what is anybody's when he is told to.
+    let (own, of) = (rustix::process::geteuid().as_raw(), metadata.uid());
+    if of == own || of == 0 || own == 0 {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{shown} belongs to user {of}, who can change it"))
+        .hint(format!("when it is as it should be: chown {own} {shown}")))
+}
+
+/// Refuses a secret that others can read, or write.
 ///
 /// # Errors
 /// `Usage`.
 pub fn is_private(path: &Path) -> Result<()> {
+    is_guarded(path)?;
     let shown = path.display();
-    let mode = fs::metadata(path).map_err(|error| Error::usage(shown.to_string()).because(error))?;
-    if mode.permissions().mode() & 0o077 == 0 {
+    let metadata = fs::metadata(path).map_err(|error| Error::usage(shown.to_string()).because(error))?;
+    if metadata.permissions().mode() & 0o077 == 0 {
         return Ok(());
     }
     Err(Error::usage(format!("{shown} can be read by others"))

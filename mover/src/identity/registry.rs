@@ -1,6 +1,6 @@
 //! The site's authority at work: tokens that wait to be used, and certificates for whoever may have them.
 
-use super::folder::{create_private, make_private_folder, sync};
+use super::folder::{create_private, is_guarded, make_private_folder, sync};
 use super::token::{from_hex, hex};
 use super::{Authority, Holder, KeyClaim, Role, Token, Trust};
 use crate::{Error, ErrorKind, Result, Timestamp, World};
@@ -42,10 +42,12 @@ impl Registry {
     /// Of this authority, tokens below `folder`; certificates are given for `life`.
     ///
     /// # Errors
-    /// `Usage` when the folder of tokens cannot be made.
+    /// `Usage` when the folder of tokens cannot be made, or others can write it.
     pub fn open(authority: Authority, folder: &Path, life: Duration, world: World) -> Result<Self> {
         let tokens = folder.join(TOKENS);
         make_private_folder(&tokens)?;
+        // Whoever puts a file there joins.
+        is_guarded(&tokens)?;
         Ok(Self { authority, tokens, life, world, adding: Mutex::default() })
     }
 

@@ -52,7 +52,14 @@ impl Remote {
     pub async fn connect(endpoint: Endpoint, peer: Peer, name: &str, machine: Option<&Name>) -> Result<Self> {
         let link = Arc::new(Link::new(endpoint, peer));
         let open = Request::Open(Open { name: name.to_owned(), machine: machine.cloned() });
-        let answer = link.gather(&open, &[], bounded::opened).await?;
+        let answer = match link.gather(&open, &[], bounded::opened).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // Else the node waits for more, and who asks again and again in vain has too many connections.
+                link.close().await;
+                return Err(error.into());
+            }
+        };
         let bounded::OpenedWith { opened: Some(opened), points } = answer else { return Err(unexpected()) };
         let config =
             RepositoryConfig { id: opened.repository, domain: DomainKey(opened.domain), created: opened.created };

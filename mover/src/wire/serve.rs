@@ -1,6 +1,7 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
 mod arrival;
+mod hosted;
 mod joining;
 mod places;
 mod quota;
@@ -27,6 +28,7 @@ use crate::{
 use bytes::Bytes;
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use futures::StreamExt;
+use hosted::{Hosted, Hosting};
 use places::{Place, Places};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 use quota::Share;
@@ -41,7 +43,7 @@ use tokio::time::Instant;
 
 /// What a node serves. Dropping it ends all sessions.
 pub struct Node<R: Repository> {
-    repositories: HashMap<String, Arc<Served<R>>>,
+    repositories: Hosted<R>,
     world: World,
     denied: Arc<Denied>,
     /// Of the node that holds the site's authority.
@@ -122,13 +124,13 @@ pub(super) type Done = Result<(), Refused>;
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
-type Leased<'a, R> = (&'a Arc<Served<R>>, Arc<Lease<R>>);
+type Leased<R> = (Arc<Served<R>>, Arc<Lease<R>>);
 
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
     pub fn new(world: World) -> Self {
         Self {
-            repositories: HashMap::new(),
+            repositories: Hosted::new(),
             world,
             denied: Arc::new(|_: &Holder| false),
             registry: None,
@@ -192,11 +194,21 @@ impl<R: Repository + 'static> Node<R> {
 
     /// Serves `repository` under `name`, of which nobody may have more than `quotas` say.
     #[must_use]
-    pub fn with_quotas(mut self, name: &str, repository: R, quotas: Quotas) -> Self {
+    pub fn with_quotas(self, name: &str, repository: R, quotas: Quotas) -> Self {
+        self.host(name, repository, quotas);
+        self
+    }
+
+    /// The same while it serves: for a repository that was away.
+    pub fn host(&self, name: &str, repository: R, quotas: Quotas) {
         let prints = Fingerprinter::new(&repository.config().domain);
         let served = Served { repository, prints, leases: Mutex::default(), places: Places::default(), quotas };
-        self.repositories.insert(name.to_owned(), Arc::new(served));
-        self
+        self.repositories.put(name, Hosting::Here(Arc::new(served)));
+    }
+
+    /// Tells whoever asks for `name` that it cannot be opened now, and `why`.
+    pub fn away(&self, name: &str, why: &Error) {
+        self.repositories.put(name, Hosting::Away(why.to_string()));
     }
 
     /// Asks `denied` about everybody whose certificate the authority signed, at every request and every second.
@@ -397,8 +409,7 @@ impl<R: Repository + 'static> Node<R> {
             Request::Join(it) => say(to, self.join(it).await?).await,
             Request::Renew(it) => say(to, self.renew(holder, &to.caller, it)?).await,
             Request::Open(Open { name, machine }) => {
-                let served = self.repositories.get(&name);
-                let served = served.ok_or_else(|| Error::not_found(format!("the node has no repository {name:?}")))?;
+                let served = self.repositories.named(&name)?;
                 let config = served.repository.config();
                 let (repository, domain, created) = (config.id, config.domain.0, config.created);
                 let opened = Reply::Opened(Opened { repository, domain, created, owner: holder.owner_id() });
@@ -563,7 +574,7 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
-        let served = self.of(it.repository)?.clone();
+        let served = self.of(it.repository)?;
         let none = || Error::usage("this node does not ask other nodes");
         let puller = self.puller.clone().ok_or_else(none)?;
         let (tell, mut told) = mpsc::channel(1);
@@ -619,9 +630,8 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    fn of(&self, repository: RepositoryId) -> Result<&Arc<Served<R>>> {
-        let found = self.repositories.values().find(|served| served.repository.config().id == repository);
-        found.ok_or_else(|| Error::not_found(format!("the node has no repository {repository}")))
+    fn of(&self, repository: RepositoryId) -> Result<Arc<Served<R>>> {
+        self.repositories.of(repository)
     }
 
     fn lease(&self, session: SessionId, holder: &Holder) -> Result<Arc<Lease<R>>, Refused> {
@@ -629,12 +639,14 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     /// A session of this holder; one of somebody else is as if it were not there.
-    fn served(&self, session: SessionId, holder: &Holder) -> Result<Leased<'_, R>, Refused> {
-        for served in self.repositories.values() {
+    fn served(&self, session: SessionId, holder: &Holder) -> Result<Leased<R>, Refused> {
+        for served in self.repositories.all() {
             let leases = served.leases.lock().expect("no holder panics");
             if let Some(lease) = leases.get(&session).filter(|lease| lease.holder == *holder) {
                 *lease.used.lock().expect("no holder panics") = Instant::now();
-                return Ok((served, lease.clone()));
+                let lease = lease.clone();
+                drop(leases);
+                return Ok((served, lease));
             }
         }
         let (message, hint) = (format!("session {session} is not known"), String::new());
@@ -645,7 +657,7 @@ impl<R: Repository + 'static> Node<R> {
     fn expire(&self) {
         self.desk.forget();
         let present = self.limits.connections.holders();
-        for served in self.repositories.values() {
+        for served in self.repositories.all() {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
                 let used = lease.used.lock().expect("no holder panics").elapsed();

@@ -237,7 +237,7 @@ pub fn nothing_to_update(path: &Path) -> Error {
 /// The error for a file that somebody uses.
 pub fn in_use(path: &Path) -> Error {
     Error::busy(format!("{} is in use by another process", path.display()))
-        .hint("shut down the machine that uses it, or restore to another place")
+        .hint("shut down the machine that uses it (a loop device: `losetup -j` shows it), or restore to another place")
 }
 
 /// Nothing to be written to: `Ok` when no file is at `path`.

@@ -220,6 +220,25 @@ fn loop_device(file: &Path) -> Option<(String, Undo)> {
     output.status.success().then(|| (device.clone(), Undo("losetup", vec!["-d".into(), device])))
 }
 
+/// A mounted file is no place to restore to, and takes no lock that would tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_behind_a_loop_device_is_in_use() {
+    let place = Place::new();
+    let file = place.path("disk.raw");
+    std::fs::write(&file, vec![5; 1 << 20]).unwrap();
+    let Some((_, undo)) = loop_device(&file) else {
+        eprintln!("SKIPPED: loop devices need root");
+        return;
+    };
+    for existing in [Existing::Overwrite, Existing::Keep] {
+        let refused = open(text(&file), MIB, existing).await.unwrap_err();
+        assert!(refused.kind() == ErrorKind::Busy && refused.remedy().unwrap().contains("losetup"), "{refused}");
+    }
+    assert!(std::fs::read(&file).unwrap() == vec![5; 1 << 20], "nothing was written");
+    drop(undo);
+    open(text(&file), MIB, Existing::Overwrite).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_device_is_written_and_read() {
     let place = Place::new();

@@ -1,23 +1,27 @@
 //! A site's folder: authority, the node's identity, an administrator's.
 
 use super::cli::{Init, Issue};
-use mover::identity::{Address, Authority, Credentials, Holder, Role, create_private, is_private};
+use mover::identity::{Address, Authority, Credentials, Holder, Role, create_private, is_guarded, is_private, put_guarded};
 use mover::{Error, Name, Result, World};
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 pub fn init(arguments: &Init, world: &World) -> Result<()> {
     let folder = &arguments.folder;
-    fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+    // Everybody may read names and certificates there, whatever the umask; nobody else writes.
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
+    made.map_err(|error| failed(folder, error))?;
+    is_guarded(folder)?;
     let authority = Authority::create(&arguments.site, world)?;
     // First what must not be there yet: a second init destroys nothing.
     create_private(&folder.join(AUTHORITY_KEY), authority.key_pem().as_bytes())?;
-    write(&folder.join(AUTHORITY), authority.certificate_pem())?;
-    write(&folder.join(SITE), &format!("{}\n", arguments.site))?;
+    put_guarded(&folder.join(AUTHORITY), authority.certificate_pem())?;
+    put_guarded(&folder.join(SITE), &format!("{}\n", arguments.site))?;
     let address = address(arguments);
     if let Some(address) = &address {
-        write(&folder.join(ADDRESS), &format!("{address}\n"))?;
+        put_guarded(&folder.join(ADDRESS), &format!("{address}\n"))?;
     }
     let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
     hosts.extend(arguments.host.clone());
@@ -36,8 +40,8 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
          # path = \"/backup/main\"\n",
         arguments.listen
     );
-    write(&folder.join(DENY), "")?;
-    write(&folder.join(CONFIG), &config)?;
+    put_guarded(&folder.join(DENY), "")?;
+    put_guarded(&folder.join(CONFIG), &config)?;
     println!(
         "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
         arguments.site,
@@ -76,12 +80,9 @@ pub fn authority(folder: &Path) -> Result<Authority> {
             .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
     };
     is_private(&folder.join(AUTHORITY_KEY))?;
+    [folder, &folder.join(AUTHORITY), &folder.join(SITE)].into_iter().try_for_each(|it| is_guarded(it))?;
     let site: Name = read(SITE)?.trim().parse()?;
     Authority::from_pem(&site, &read(AUTHORITY)?, &read(AUTHORITY_KEY)?)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|error| failed(path, error))
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {

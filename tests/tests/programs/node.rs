@@ -4,9 +4,9 @@ use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
-use windlass_tests::program::SmallFileSystem;
+use windlass_tests::program::{SmallFileSystem, beside};
 
 #[test]
 fn every_command_of_a_directory_works_on_a_node() {
@@ -46,6 +46,29 @@ fn every_command_of_a_directory_works_on_a_node() {
     signal(&node.0, Signal::TERM);
     assert!(node.0.wait().unwrap().success(), "a graceful stop");
     place.done(&["verify", "--decode", "-r", "REPO"]);
+}
+
+/// A disk that is not there yet must not shut the others.
+#[test]
+fn a_repository_that_is_away_does_not_stop_the_others() {
+    let place = Place::new(8);
+    place.serve_also("second", "second");
+    let mut node = place.node();
+    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
+    let other = format!("quic://127.0.0.1:{}/second", place.port);
+    let (code, said) = place.fails(&["points", "-r", &other]);
+    assert!(code == 20 && said.contains("away") && said.contains("mount"), "{code} {said}");
+    place.done(&["init", "-r", "HERE/second"]);
+    wait_until("it is there", || place.windlass(&["points", "-r", &other]).output().unwrap().status.success());
+    place.done(&["backup", "--machine", "web", "-r", &other, "DISK"]);
+    signal(&node.0, Signal::TERM);
+    assert!(node.0.wait().unwrap().success(), "a graceful stop");
+    // Where none is there, it says so and ends.
+    fs::rename(place.path("repo"), place.path("repo.away")).unwrap();
+    fs::rename(place.path("second"), place.path("second.away")).unwrap();
+    let mut serve = Command::new(beside("windlass-store"));
+    let ended = serve.arg("serve").arg("--config").arg(place.path("site/windlass-store.toml")).output().unwrap();
+    assert_eq!(ended.status.code(), Some(10));
 }
 
 /// Somebody else takes also what a repository keeps free, until an administrator makes room.

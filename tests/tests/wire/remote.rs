@@ -1,7 +1,7 @@
 //! Across the wire: who is refused, and what survives.
 
 use chunker::{ChunkKind, Compression, Fingerprinter};
-use mover::identity::{Authority, Credentials, Holder, Role};
+use mover::identity::{Authority, Credentials, Holder, Registry, Role};
 use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
 use mover::{
     Begin, Clock, Error, ErrorKind, Mem, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
@@ -225,4 +225,19 @@ fn identities_are_kept_in_folders_and_keys_are_private() {
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
     let error = Credentials::load(&place).unwrap_err();
     assert!(error.to_string().contains("can be read by others") && error.remedy().is_some(), "{error}");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    // Whoever can write says whom to believe.
+    for (name, mode, right) in [("", 0o770, 0o700), ("ca.pem", 0o664, 0o644), ("identity.pem", 0o602, 0o600)] {
+        let path = place.join(name);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let error = Credentials::load(&place).unwrap_err();
+        assert!(error.to_string().contains("can be written by others") && error.remedy().is_some(), "{name}: {error}");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(right)).unwrap();
+    }
+    Credentials::load(&place).unwrap();
+    let tokens = folder.path().join("tokens");
+    std::fs::create_dir(&tokens).unwrap();
+    std::fs::set_permissions(&tokens, PermissionsExt::from_mode(0o777)).unwrap();
+    let opened = Registry::open(authority, folder.path(), std::time::Duration::from_secs(60), world);
+    assert!(opened.unwrap_err().to_string().contains("can be written by others"));
 }
