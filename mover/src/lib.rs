@@ -29,6 +29,7 @@ mod page;
 mod points;
 mod pool;
 mod progress;
+mod reach;
 mod record;
 mod repair;
 mod repository;
@@ -76,6 +77,7 @@ pub use page::{PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use points::Lineage;
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use progress::{Counters, Phase, Progress};
+pub use reach::{Had, Reach};
 pub use record::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use repair::{RepairReport, repair};
 pub use repository::{

@@ -41,6 +41,20 @@ pub struct Directory {
     naming: Arc<Naming>,
 }
 
+/// An open object.
+struct Object {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Object {
+    fn read(&self, io: &dyn Io, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let length = usize::try_from(length).map_err(|_| Error::internal("an object over the address space"))?;
+        io.read_at(&self.file, offset, length).map_err(|error| storage("cannot read", &self.path, error))
+    }
+}
+
 impl Directory {
     /// The directory at `root`, which need not exist.
     pub fn new(root: &Path, io: Arc<dyn Io>, world: World) -> Self {
@@ -276,6 +290,31 @@ impl Directory {
     /// # Errors
     /// Of the storage, or when it is longer than `bytes_max`.
     pub fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let Some(object) = self.open_within(name, bytes_max)? else { return Ok(None) };
+        object.read(&*self.io, 0, object.length).map(Some)
+    }
+
+    /// As [`Self::read`], for an object that ends with the hash of what comes before it. A long one is taken into memory
+    /// only after that was compared: a file of a gigabyte that holds nothing is made in a moment.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `Integrity` when the hash is another.
+    pub fn read_hashed(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let Some(object) = self.open_within(name, bytes_max)? else { return Ok(None) };
+        if object.length > UNPROVEN_BYTES_MAX {
+            let body = object.length - HASH_BYTES;
+            let mut hasher = blake3::Hasher::new();
+            for at in (0..body).step_by(HASHED_BYTES as usize) {
+                hasher.update(&object.read(&*self.io, at, HASHED_BYTES.min(body - at))?);
+            }
+            if object.read(&*self.io, body, HASH_BYTES)? != hasher.finalize().as_bytes() {
+                return Err(Error::integrity(format!("{} does not fit its hash", object.path.display())));
+            }
+        }
+        object.read(&*self.io, 0, object.length).map(Some)
+    }
+
+    fn open_within(&self, name: &str, bytes_max: u64) -> Result<Option<Object>> {
         let path = self.root.join(name);
         let fail = |error| storage("cannot read", &path, error);
         let file = match self.io.open(&path) {
@@ -287,8 +326,7 @@ impl Directory {
         if length > bytes_max {
             return Err(Error::integrity(format!("{} has {length} bytes, more than can be", path.display())));
         }
-        let length = usize::try_from(length).map_err(|_| Error::internal("an object over the address space"))?;
-        self.io.read_at(&file, 0, length).map(Some).map_err(fail)
+        Ok(Some(Object { path, file, length }))
     }
 
     /// Opens a pack.
@@ -458,3 +496,9 @@ pub const LOCK: &str = "lock";
 pub const RESERVE: &str = "reserve";
 /// Records in one folder of the log.
 pub const LOG_FOLDER: u64 = 10_000;
+/// So much is taken into memory before it is known to be what it should be.
+const UNPROVEN_BYTES_MAX: u64 = 64 << 20;
+/// Read at once where only the hash is wanted.
+const HASHED_BYTES: u64 = 1 << 20;
+/// Of the hash at the end.
+const HASH_BYTES: u64 = 32;

@@ -1,9 +1,12 @@
 //! The index: chunk id → places in packs. A view of the log in RocksDB, tagged with the record it has applied; nothing
 //! is lost with it. What is not in RocksDB yet (or cannot be, because another process owns it) stands in memory.
 
+mod had;
+
 use crate::error::{came_from_passing, rocks};
 use crate::format::pack::PackEntry;
 use chunker::{ChunkId, ChunkKind};
+use had::HadRows;
 use mover::{Error, Incarnation, RepositoryId, Result, Shape, codec};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, Env, FlushOptions, IteratorMode, Options, WriteBatch,
@@ -12,7 +15,7 @@ use rocksdb::{
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Where a chunk is.
@@ -44,6 +47,8 @@ pub struct Index {
     is_makeshift: bool,
     /// Places of packs that are not in the database.
     overlay: HashMap<ChunkId, Vec<Place>>,
+    /// What owners have had, where there is no database to write to.
+    had: Mutex<HadRows>,
     /// Packs with a lower number are in the index.
     next_pack: u32,
     /// What the database's view of the log ends with.
@@ -161,6 +166,7 @@ impl Index {
             access: IndexAccess::Guest,
             is_makeshift: false,
             overlay: HashMap::new(),
+            had: Mutex::default(),
             next_pack: 0,
             applied: Incarnation::default(),
             skipped: BTreeSet::new(),
@@ -369,7 +375,7 @@ impl Index {
         let mut found = Vec::new();
         for prefix in heads.iter().map(|head| head.to_be_bytes()) {
             rows.seek(prefix);
-            while let Some((_, places)) = rows.item().filter(|(key, _)| key.starts_with(&prefix)) {
+            while let Some((_, places)) = rows.item().filter(|(key, _)| key.len() == 32 && key.starts_with(&prefix)) {
                 found.extend(decode_places(places)?);
                 rows.next();
             }

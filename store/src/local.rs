@@ -15,8 +15,8 @@ use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, Depth, Error, ErrorKind, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Name, OwnerId,
-    PointChange, PointFilter, PointId, Pool, Progress, RecoveryPoint, Repository, RepositoryConfig, RepositoryId,
+    Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, Incarnation, IndexTotals, LogEntry, MachineId, Name, OwnerId,
+    PointChange, PointFilter, PointId, Pool, Progress, RecoveryPoint, Reach, Repository, RepositoryConfig, RepositoryId,
     Result, ScrubTotals, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
 };
 use std::collections::{BTreeSet, HashMap};
@@ -73,6 +73,8 @@ pub(crate) struct Inner {
     unwritable: AtomicBool,
     /// Chunks of which write sessions remember what they were told, all of them together.
     pub told: AtomicUsize,
+    /// Proxies are told only of what their owner has had.
+    pub owners_apart: AtomicBool,
     /// When packs were verified; read when it is first needed.
     verified: OnceLock<Mutex<Verified>>,
     /// What the scrub has done; none where there is none.
@@ -119,6 +121,7 @@ impl Inner {
             told: AtomicUsize::new(0),
             reserve_given_up: AtomicBool::new(false),
             unwritable: AtomicBool::new(false),
+            owners_apart: AtomicBool::new(false),
             verified: OnceLock::new(),
             scrubbed: Mutex::default(),
             _lock: lock,
@@ -350,11 +353,27 @@ impl Inner {
     }
 }
 
+impl Reach for Inner {
+    fn had(&self, owner: OwnerId, ids: &[ChunkId]) -> Result<Vec<Option<Had>>> {
+        self.index.read().expect("no holder panics").had(owner, ids)
+    }
+
+    fn note(&self, owner: OwnerId, ids: &[ChunkId], had: Had) -> Result<()> {
+        self.index.read().expect("no holder panics").note_had(owner, ids, had)
+    }
+}
+
 impl Local {
     /// Runs blocking work on the repository.
     pub(crate) async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
         let inner = self.inner.clone();
         blocking(move || work(&inner)).await
+    }
+
+    /// From now on a proxy is told only of chunks that its owner has had; what that is, is remembered with what this gives.
+    pub fn keep_owners_apart(&self) -> Arc<dyn Reach> {
+        self.inner.owners_apart.store(true, SeqCst);
+        self.inner.clone()
     }
 
     /// Ends all writing: what is durable but not in the log is logged, and the index made last. Without it the next

@@ -288,7 +288,7 @@ impl CommitLog {
 
     fn read_digest(&self, sequence: u64) -> Result<Digest> {
         let name = state_object(sequence);
-        let bytes = self.directory.read(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
+        let bytes = self.directory.read_hashed(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
         let digest = Digest::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
         let state = &digest.state;
         // The bytes of the file: a configuration may have extensions that this version does not know.

@@ -6,13 +6,13 @@ use crate::local::{Inner, Local, unless_damaged};
 use crate::packer::{Arrival, Packer, lock};
 use crate::reader;
 use crate::state::State;
-use chunker::{Blob, ChunkId, ChunkKind};
+use chunker::{Blob, BlobHeader, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Manifest, PointDraft, PointId, Presence, Presences, ReadSession, Result,
+    Begin, ChunkBatch, Commit, Error, Flushed, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, Reach as _, ReadSession, Result,
     SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
 };
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use tokio::sync::RwLock;
@@ -121,6 +121,40 @@ impl Session {
             .await
     }
 
+    /// The owner that is told only of what it has had; none who is told all.
+    fn apart(&self) -> Option<OwnerId> {
+        let holder = self.begin.holder.as_ref().filter(|_| self.local.inner.owners_apart.load(Ordering::SeqCst))?;
+        holder.owner_name().map(|_| holder.owner_id())
+    }
+
+    /// As [`Self::presence`], for whoever is far away: what its owner never had is missing.
+    async fn shown(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<Found>> {
+        let mut found = self.presence(ids, pending).await?;
+        if let Some(owner) = self.apart() {
+            let asked = ids.to_vec();
+            let had = self.local.with(move |inner| inner.had(owner, &asked)).await?;
+            for (found, _) in found.iter_mut().zip(had).filter(|(found, had)| found.shape.is_some() && had.is_none()) {
+                // Not that it is missing: when it is put it is looked for.
+                *found = Found { presence: Presence::Missing, told: None, shape: None };
+            }
+        }
+        Ok(found)
+    }
+
+    /// Remembers that an owner that is kept apart has had what it puts. Gives what it had not: of that it must not
+    /// see whether it was there.
+    async fn note_put(&self, arrivals: &[Arrival]) -> Result<HashSet<ChunkId>> {
+        let Some(owner) = self.apart() else { return Ok(HashSet::new()) };
+        let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
+        self.local
+            .with(move |inner| {
+                let had = inner.had(owner, &ids)?;
+                inner.note(owner, &ids, Had::Put)?;
+                Ok(ids.into_iter().zip(had).filter(|(_, had)| had.is_none()).map(|(id, _)| id).collect())
+            })
+            .await
+    }
+
     /// Checks blobs against ids.
     async fn verify(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<Vec<Arrival>> {
         let (inner, verification) = (self.local.inner.clone(), self.begin.verification);
@@ -161,21 +195,31 @@ impl Session {
 
     async fn take(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         let mut arrivals = self.verify(chunks).await?;
+        let fresh = self.note_put(&arrivals).await?;
         self.told_missing(&mut arrivals);
         let (structure, data): (Vec<_>, Vec<_>) =
             arrivals.into_iter().partition(|it| it.blob.header().kind.is_structure());
-        self.store(PackKind::Data, data).await?;
-        self.store(PackKind::Page, structure).await
+        self.store(PackKind::Data, data, &fresh).await?;
+        self.store(PackKind::Page, structure, &fresh).await
     }
 
-    /// Stores those of `arrivals` that nobody stored.
-    async fn store(&self, kind: PackKind, mut arrivals: Vec<Arrival>) -> Result<()> {
+    /// Stores those of `arrivals` that nobody stored. Those that are `fresh` count as stored in any case.
+    async fn store(&self, kind: PackKind, mut arrivals: Vec<Arrival>, fresh: &HashSet<ChunkId>) -> Result<()> {
         while !arrivals.is_empty() {
+            let mut there: HashMap<ChunkId, BlobHeader> = HashMap::new();
+            if !fresh.is_empty() {
+                let of = arrivals.iter().filter(|it| fresh.contains(&it.id));
+                there.extend(of.map(|it| (it.id, *it.blob.header())));
+            }
             let absent = self.absent(arrivals).await?;
+            for arrival in &absent {
+                there.remove(&arrival.id);
+            }
             let (taken, mut late) = self.packer.append(self.id, kind, absent).await?;
             self.tell(taken.iter().map(|taken| (taken.id, Told::Own(Shape::of(&taken.header)))));
             let mut stored = self.stored.lock().expect("no holder panics");
             taken.iter().for_each(|taken| stored.add(&taken.header));
+            there.values().for_each(|header| stored.add(header));
             late.iter_mut().for_each(|arrival| arrival.missing_at = None);
             arrivals = late;
         }
@@ -284,7 +328,7 @@ impl Presences for Session {
         };
         let asked: Vec<usize> = (0..ids.len()).filter(|at| shapes[*at].is_none()).collect();
         let unknown: Vec<ChunkId> = asked.iter().map(|at| ids[*at]).collect();
-        let found = if unknown.is_empty() { Vec::new() } else { self.presence(&unknown, Unlogged::Sealed).await? };
+        let found = if unknown.is_empty() { Vec::new() } else { self.shown(&unknown, Unlogged::Sealed).await? };
         self.tell(unknown.iter().zip(&found).filter_map(|(id, found)| Some((*id, found.told?))));
         let places =
             found.iter().filter_map(|it| if let Some(Told::Pack(number, _)) = it.told { Some(number) } else { None });
@@ -331,7 +375,7 @@ impl ReadSession for Session {
 
 impl WriteSession for Session {
     async fn missing(&self, _kind: ChunkKind, ids: &[ChunkId]) -> Result<Vec<Presence>> {
-        let found = self.presence(ids, Unlogged::Any).await?;
+        let found = self.shown(ids, Unlogged::Any).await?;
         self.tell(ids.iter().zip(&found).filter_map(|(id, found)| Some((*id, found.told?))));
         Ok(found.into_iter().map(|found| found.presence).collect())
     }

@@ -26,7 +26,7 @@ pub mod sharing;
 pub mod sweeping;
 
 pub use directory::InDirectory;
-pub use kit::{Fixture, Lab, options};
+pub use kit::{DISK_BYTES, Fixture, Lab, begin, manifest, options};
 
 /// Makes one test of each case for a [`Fixture`]. Called in a module of its own.
 #[macro_export]

@@ -6,6 +6,7 @@ mod joining;
 mod places;
 mod quota;
 mod reply;
+mod sight;
 
 use super::control::desk::Desk;
 use super::frame::{Frame, FrameError, receive};
@@ -23,7 +24,7 @@ use super::{access, bulk};
 use crate::identity::{Facts, Holder, Registry};
 use crate::{
     Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId,
-    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
+    Reach, ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use bytes::Bytes;
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
@@ -35,6 +36,7 @@ use quota::Share;
 pub use quota::{Quota, Quotas};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
+use sight::Sight;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -73,6 +75,8 @@ struct Served<R: Repository> {
     leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
     places: Places,
     quotas: Quotas,
+    /// Where owners are kept apart.
+    reach: Option<Arc<dyn Reach>>,
 }
 
 /// A session of a client. It ends when it is closed, or was not used for long.
@@ -195,14 +199,15 @@ impl<R: Repository + 'static> Node<R> {
     /// Serves `repository` under `name`, of which nobody may have more than `quotas` say.
     #[must_use]
     pub fn with_quotas(self, name: &str, repository: R, quotas: Quotas) -> Self {
-        self.host(name, repository, quotas);
+        self.host(name, repository, quotas, None);
         self
     }
 
-    /// The same while it serves: for a repository that was away.
-    pub fn host(&self, name: &str, repository: R, quotas: Quotas) {
+    /// The same while it serves: for a repository that was away. With `reach` its owners are kept apart: a proxy is not
+    /// told of chunks that its owner never had.
+    pub fn host(&self, name: &str, repository: R, quotas: Quotas, reach: Option<Arc<dyn Reach>>) {
         let prints = Fingerprinter::new(&repository.config().domain);
-        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default(), quotas };
+        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default(), quotas, reach };
         self.repositories.put(name, Hosting::Here(Arc::new(served)));
     }
 
@@ -423,7 +428,15 @@ impl<R: Repository + 'static> Node<R> {
                 let filter = PointFilter { machine: list.machine, forgotten: list.forgotten };
                 points(to, self.of(list.repository)?.list(holder, &filter).await?).await
             }
-            Request::Stats(it) => say(to, Reply::Totals(self.of(it.repository)?.repository.stats().await?)).await,
+            Request::Stats(it) => {
+                let served = self.of(it.repository)?;
+                if served.sight(holder).is_some() {
+                    // They grow with what nobody had before.
+                    let what = "totals of a repository whose owners are kept apart are told to administrators alone";
+                    return Err(Error::new(ErrorKind::NotAuthorised, what).into());
+                }
+                say(to, Reply::Totals(served.repository.stats().await?)).await
+            }
             Request::Incarnation(it) => {
                 let ends: Incarnation = self.of(it.repository)?.repository.incarnation().await?;
                 say(to, Reply::Ends(ends)).await
@@ -507,11 +520,14 @@ impl<R: Repository + 'static> Node<R> {
                 say(to, Reply::Done(())).await
             }
             Request::Manifest(it) => {
-                let lease = self.lease(it.session, holder)?;
+                let (served, lease) = self.served(it.session, holder)?;
                 if !lease.pins.contains(&it.point) {
                     return Err(Error::not_found(format!("the session does not pin point {}", it.point)).into());
                 }
                 let manifest = lease.session.manifest(it.point).await?;
+                if let Some(sight) = served.sight(holder) {
+                    sight.showing(&manifest).await?;
+                }
                 Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
             }
             Request::Pull(it) => self.pull(it, to).await,
@@ -550,16 +566,24 @@ impl<R: Repository + 'static> Node<R> {
                 rebuild_index(&self.of(it.repository)?.repository, to).await
             }
             Request::Get(Of { session }) => {
-                let lease = self.lease(session, holder)?;
-                spread(to, lease.session.get(bulk::ids(&beside)?)).await
+                let (served, lease) = self.served(session, holder)?;
+                let ids = bulk::ids(&beside)?;
+                let Some(sight) = served.sight(holder) else { return spread(to, lease.session.get(ids)).await };
+                let (seen, missing) = sight.seen(ids).await?;
+                let batches = lease.session.get(seen.keys().copied().collect());
+                spread(to, sight.shown(&seen, missing, batches)).await
             }
             Request::GetVerified(Of { session }) => {
                 let (served, lease) = self.served(session, holder)?;
                 let ids = bulk::ids(&beside)?;
                 // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
-                let batches = futures::stream::iter(ids.chunks(VERIFIED_TOGETHER))
-                    .then(|ids| lease.session.get_verified(&served.prints, ids.to_vec()));
-                blobs(to, batches).await
+                let verified = |ids: Vec<ChunkId>| {
+                    let few: Vec<Vec<ChunkId>> = ids.chunks(VERIFIED_TOGETHER).map(<[_]>::to_vec).collect();
+                    futures::stream::iter(few).then(|ids| lease.session.get_verified(&served.prints, ids))
+                };
+                let Some(sight) = served.sight(holder) else { return blobs(to, verified(ids)).await };
+                let (seen, missing) = sight.seen(ids).await?;
+                blobs(to, sight.shown(&seen, missing, verified(seen.keys().copied().collect()))).await
             }
             Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
                 self.desk.request(holder, request, to, || self.not_denied(holder)).await
@@ -683,6 +707,12 @@ impl<R: Repository + 'static> Node<R> {
 }
 
 impl<R: Repository + 'static> Served<R> {
+    /// What `holder` may see of chunks; none who may see all.
+    fn sight(&self, holder: &Holder) -> Option<Sight> {
+        let (reach, owner) = (self.reach.as_ref()?, holder.owner_name().map(|_| holder.owner_id())?);
+        Some(Sight::new(reach.clone(), owner))
+    }
+
     /// The points that `holder` may see.
     async fn list(&self, holder: &Holder, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
         let mut points = self.repository.list(filter).await?;

@@ -230,13 +230,13 @@ async fn a_file_behind_a_loop_device_is_in_use() {
         eprintln!("SKIPPED: loop devices need root");
         return;
     };
-    for existing in [Existing::Overwrite, Existing::Keep] {
+    for existing in [Existing::Replace, Existing::Keep] {
         let refused = open(text(&file), MIB, existing).await.unwrap_err();
         assert!(refused.kind() == ErrorKind::Busy && refused.remedy().unwrap().contains("losetup"), "{refused}");
     }
     assert!(std::fs::read(&file).unwrap() == vec![5; 1 << 20], "nothing was written");
     drop(undo);
-    open(text(&file), MIB, Existing::Overwrite).await.unwrap();
+    open(text(&file), MIB, Existing::Replace).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,9 +70,23 @@ pub struct Repository {
     pub name: Name,
     /// Its directory.
     pub path: PathBuf,
+    /// What proxies are told of chunks that are there: `site`, of all; `owner`, only of what their own owner has had.
+    #[serde(default)]
+    pub dedup: Dedup,
     /// How much owners may have in it; as much as there is where none is named.
     #[serde(default)]
     pub quota: Vec<OwnerQuota>,
+}
+
+/// Of whose chunks a proxy is told that they are there, and need not be sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dedup {
+    /// Of all.
+    #[default]
+    Site,
+    /// Of its owner's.
+    Owner,
 }
 
 /// How much an owner may have in a repository.

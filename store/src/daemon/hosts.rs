@@ -1,6 +1,6 @@
 //! The repositories of a node: opened at its start, or later where a disk is not there yet; scrubbed, and closed.
 
-use super::config::Repository;
+use super::config::{Dedup, Repository};
 use crate::{Access, Local, ScrubOptions};
 use futures::future::{join, join_all};
 use mover::wire::Node;
@@ -46,7 +46,8 @@ impl Hosts {
         let local = Local::open(&repository.path, Access::Write, self.pool.clone(), self.world.clone()).await;
         let local = local.map_err(|error| error.context(&repository.name))?;
         self.open.lock().expect("no holder panics").push((repository.name.clone(), local.clone()));
-        self.node.host(repository.name.as_str(), local.clone(), repository.quotas());
+        let reach = (repository.dedup == Dedup::Owner).then(|| local.keep_owners_apart());
+        self.node.host(repository.name.as_str(), local.clone(), repository.quotas(), reach);
         Ok(local)
     }
 

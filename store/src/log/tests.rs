@@ -540,3 +540,28 @@ fn a_lost_or_damaged_record_is_no_end_and_can_be_given_up() {
         assert_eq!(open(&directory).unwrap().state().end().sequence, 5);
     }
 }
+
+/// A digest of a gigabyte that holds nothing is made in a moment; it must not cost a gigabyte of memory.
+#[test]
+fn a_long_digest_is_hashed_before_it_is_believed() {
+    let (folder, directory) = folder();
+    let mut log = open(&directory).unwrap();
+    begin(&mut log, A1);
+    write_digest(&mut log);
+    let path = folder.path().join(state_object(log.state().end().sequence));
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1000 << 20).unwrap();
+    drop(log);
+    let before = peak();
+    let error = directory.read_hashed(&state_object(1), DIGEST_BYTES_MAX).unwrap_err();
+    assert!(error.kind() == ErrorKind::Integrity && error.to_string().contains("hash"), "{error}");
+    assert!(open(&directory).unwrap().state().end().sequence == 1, "it opens from its records");
+    assert!(peak() - before < 100 << 10, "{} KiB", peak() - before);
+}
+
+/// The most memory that this process had, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}

@@ -154,10 +154,10 @@ impl Inner {
         let forget = |made| self.index.read().expect("no holder panics").forget_places(made);
         let Some(early) = made()? else { return Ok(()) };
         let _one = self.log.lock().expect("no holder panics");
-        if !forget(early)?
-            && let Some(again) = made()?
-        {
-            forget(again)?;
+        let mut next = Some(early);
+        while let Some(made_now) = next {
+            // What owners have had is noted meanwhile.
+            next = if forget(made_now)? { None } else { made()? };
         }
         Ok(())
     }

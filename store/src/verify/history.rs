@@ -18,7 +18,7 @@ pub fn check_history(inner: &Inner) -> Vec<VerifyError> {
         Err(error) => return vec![VerifyError::of(&error)],
     };
     let read_digest = |sequence: u64| -> Result<Digest> {
-        let bytes = inner.directory.read(&state_object(sequence), DIGEST_BYTES_MAX)?;
+        let bytes = inner.directory.read_hashed(&state_object(sequence), DIGEST_BYTES_MAX)?;
         let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is gone"))?;
         Ok(Digest::decode(&bytes)?)
     };

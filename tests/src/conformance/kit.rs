@@ -269,7 +269,8 @@ pub fn options(name: &str) -> BackupOptions {
     }
 }
 
-fn manifest(point: PointId, root: MapRoot) -> Manifest {
+/// A manifest of one disk of [`DISK_BYTES`] with this map.
+pub fn manifest(point: PointId, root: MapRoot) -> Manifest {
     Manifest {
         point,
         machine: MachineId([7; 16]),

@@ -1,5 +1,6 @@
 //! Clients and storage nodes across QUIC: what they promise each other, over long links and under attack.
 
+mod apart;
 mod attackers;
 mod conformance_remote;
 mod far;

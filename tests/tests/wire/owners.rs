@@ -16,25 +16,27 @@ use windlass_tests::fake::{Machine, noise};
 use windlass_tests::node::{Running, Site};
 
 /// A node, and machines of a cluster, of another host, and of the site itself.
-struct Field {
-    world: World,
+pub struct Field {
+    pub world: World,
     site: Site,
-    pool: Pool,
+    pub pool: Pool,
     _folder: InDirectory,
-    repository: Local,
+    pub repository: Local,
     running: Running,
 }
 
 impl Field {
     async fn new() -> Self {
-        Self::with(Quotas::default()).await
+        Self::with(Quotas::default(), false).await
     }
 
-    async fn with(quotas: Quotas) -> Self {
+    /// With these quotas, and with owners kept apart.
+    pub async fn with(quotas: Quotas, apart: bool) -> Self {
         let folder = InDirectory::fresh().await;
         let (world, repository) = (folder.world(), folder.open().await.unwrap());
         let site = Site::new(&world);
-        let node = Node::new(world.clone()).with_quotas("repo", repository.clone(), quotas);
+        let node = Node::new(world.clone());
+        node.host("repo", repository.clone(), quotas, apart.then(|| repository.keep_owners_apart()));
         let running = Running::serve(&site, node, &world);
         Self { world, site, pool: Pool::new(1).unwrap(), _folder: folder, repository, running }
     }
@@ -47,7 +49,7 @@ impl Field {
         self.site.authority.issue(&holder, &hosts, 1, &self.world).unwrap().identity().unwrap()
     }
 
-    async fn remote(&self, who: Who) -> Remote {
+    pub async fn remote(&self, who: Who) -> Remote {
         self.running.connect_as(&self.identity(who), &self.site.trust(), "repo").await.unwrap()
     }
 
@@ -56,13 +58,13 @@ impl Field {
         Raw::greeted(self.running.port, config).await.unwrap()
     }
 
-    fn machine(&self, seed: u64) -> Machine {
+    pub fn machine(&self, seed: u64) -> Machine {
         let machine = Machine::new(&self.world, &[1 << 20]);
         machine.write(0, 0, &noise(seed, 1 << 20));
         machine
     }
 
-    async fn backup(&self, who: Who, options: &BackupOptions, machine: &Machine) -> Result<BackupReport, Error> {
+    pub async fn backup(&self, who: Who, options: &BackupOptions, machine: &Machine) -> Result<BackupReport, Error> {
         let remote = self.remote(who).await;
         let made = backup(&remote, machine.snapshot(), options, &self.pool, &self.world, &Progress::default()).await;
         remote.close().await;
@@ -74,12 +76,12 @@ impl Field {
     }
 }
 
-type Who = (Role, &'static str, Option<&'static str>);
+pub type Who = (Role, &'static str, Option<&'static str>);
 
-const HOST_1: Who = (Role::Proxy, "host1", Some("cluster1"));
-const HOST_2: Who = (Role::Proxy, "host2", Some("cluster1"));
-const THIEF: Who = (Role::Proxy, "thief", None);
-const ADMIN: Who = (Role::Admin, "admin", None);
+pub const HOST_1: Who = (Role::Proxy, "host1", Some("cluster1"));
+pub const HOST_2: Who = (Role::Proxy, "host2", Some("cluster1"));
+pub const THIEF: Who = (Role::Proxy, "thief", None);
+pub const ADMIN: Who = (Role::Admin, "admin", None);
 const NODE: Who = (Role::Node, "second", None);
 
 const NOT_FOUND: u16 = 2;
@@ -217,7 +219,7 @@ async fn a_stolen_proxy_spoils_nothing_of_others() {
 async fn an_owner_has_no_more_than_its_quota() {
     let quota = |bytes| Quota { bytes, points: 2, sessions: 2 };
     let named = [("cluster1", quota(5 << 19))].map(|(name, quota)| (name.parse().unwrap(), quota));
-    let field = Field::with(Quotas::new(named.into(), Quota::NONE)).await;
+    let field = Field::with(Quotas::new(named.into(), Quota::NONE), false).await;
     let fails = async |machine: &Machine, what: &str| {
         let refused = field.backup(HOST_2, &options("web"), machine).await.unwrap_err();
         assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains(what), "{refused}");

@@ -1,0 +1,60 @@
+//! Rows of the index that tell which chunks an owner has had, for a repository that keeps owners apart.
+
+use super::{Index, IndexAccess, failed, unusable, without_log};
+use chunker::ChunkId;
+use mover::{Had, OwnerId, Result};
+use rocksdb::WriteBatch;
+use std::collections::HashMap;
+
+/// As many bytes as no chunk id has: a mark, the owner, and the first half of the chunk's id. Nobody finds another chunk with
+/// the same 128 bits.
+type Key = [u8; 35];
+
+/// Rows in memory, of an index that has no database to write to.
+pub type HadRows = HashMap<Key, Had>;
+
+impl Index {
+    /// How `owner` came by each of these chunks.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn had(&self, owner: OwnerId, ids: &[ChunkId]) -> Result<Vec<Option<Had>>> {
+        let keys = ids.iter().map(|id| key(owner, id));
+        let had = self.had.lock().expect("no holder panics");
+        let Some(database) = &self.database else {
+            return match self.access {
+                IndexAccess::Owner => Err(unusable()),
+                IndexAccess::Guest => Ok(keys.map(|key| had.get(&key).copied()).collect()),
+            };
+        };
+        let found = keys.clone().zip(database.multi_get(keys)).map(|(key, found)| {
+            let row = found.map_err(failed)?.and_then(|row| Some(if *row.first()? == 0 { Had::Put } else { Had::Reached }));
+            Ok(row.max(had.get(&key).copied()))
+        });
+        found.collect()
+    }
+
+    /// Notes it; what is known already stays at least what it was.
+    ///
+    /// # Errors
+    /// Of the storage.
+    pub fn note_had(&self, owner: OwnerId, ids: &[ChunkId], had: Had) -> Result<()> {
+        let known = self.had(owner, ids)?;
+        let new = ids.iter().zip(known).filter(|(_, known)| *known < Some(had)).map(|(id, _)| key(owner, id));
+        let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
+            self.had.lock().expect("no holder panics").extend(new.map(|key| (key, had)));
+            return Ok(());
+        };
+        let mut batch = WriteBatch::default();
+        new.for_each(|key| batch.put(key, [had as u8]));
+        database.write_opt(batch, &without_log()).map_err(failed)
+    }
+}
+
+fn key(owner: OwnerId, id: &ChunkId) -> Key {
+    let mut key = [0; 35];
+    key[..3].copy_from_slice(b"own");
+    key[3..19].copy_from_slice(&owner.0);
+    key[19..].copy_from_slice(&id.as_bytes()[..16]);
+    key
+}
