@@ -22,6 +22,7 @@ use mover::{
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Bound;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 
@@ -57,6 +58,8 @@ pub(crate) struct Inner {
     pub me: OnceLock<Weak<Inner>>,
     /// Held while another index is made.
     pub rebuilding: Mutex<()>,
+    /// Where a sweep that only looks has its counts, in a process that may not write.
+    pub counts: OnceLock<PathBuf>,
     /// Held by a sweep.
     pub sweeping: tokio::sync::Mutex<()>,
     pub pending: Arc<Mutex<Pending>>,
@@ -112,6 +115,7 @@ impl Inner {
             index_failed: AtomicBool::new(false),
             me: OnceLock::new(),
             rebuilding: Mutex::default(),
+            counts: OnceLock::new(),
             sweeping: tokio::sync::Mutex::default(),
             pending: Arc::default(),
             packer: Mutex::default(),

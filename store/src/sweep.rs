@@ -25,8 +25,10 @@ use chunker::ChunkId;
 use dropping::{droppable, roots_since};
 use mover::{
     Error, ErrorKind, Pacer, Phase, PointId, Progress, Result, SessionId, SweepOptions, SweepReport, SweepTimes,
+    private_folder,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -34,7 +36,11 @@ use tokio::time::Instant;
 impl Local {
     /// See [`mover::Repository::sweep`].
     pub(crate) async fn sweep_through(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
-        self.inner.packer()?;
+        // Looking only, beside somebody who writes or where nobody may: then the counts are made elsewhere.
+        let is_guest = match self.inner.packer() {
+            Err(error) if !options.dry_run => return Err(error),
+            packer => packer.is_err(),
+        };
         let busy = |_| Error::busy("the repository is being swept already").hint("say --wait");
         let _one = self.inner.sweeping.try_lock().map_err(busy)?;
         if !(1..=100).contains(&options.repack_percent) {
@@ -42,6 +48,20 @@ impl Local {
         }
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
+        if is_guest {
+            if self.inner.counts.get().is_none() {
+                let folder = private_folder(&format!("windlass-references-{}", std::process::id()));
+                let folder = folder.map_err(|error| Error::store_io("no folder for counts").because(error))?;
+                let _ = self.inner.counts.set(folder);
+            }
+            let looked = self.quietly(move |inner| {
+                let mut report = inner.look_only(options)?;
+                inner.tell_what_is_left(&mut report).map(|()| report)
+            });
+            let looked = looked.await;
+            let _ = std::fs::remove_dir_all(self.inner.counts_folder());
+            return looked.inspect(|_| progress.enter(Phase::Done));
+        }
         self.quietly(Inner::use_reserve).await;
         let swept = if options.dry_run {
             self.quietly(move |inner| inner.look_only(options)).await
@@ -306,7 +326,7 @@ impl Inner {
     /// Says in the log what is dead, and that the sweep has ended.
     fn end_sweep(&self, token: [u8; 16]) -> Result<()> {
         let state = self.catch_up()?;
-        let dead = References::open(&self.directory.root().join(REFERENCES), self.config.config.id)?.dead_bytes()?;
+        let dead = References::open(&self.counts_folder(), self.config.config.id)?.dead_bytes()?;
         let dead = dead.iter().filter_map(|(number, dead)| Some(dead_in(state.packs().get(number)?, *dead)));
         let dead = Event::Configuration(DEAD_BYTES.into(), dead.sum::<u64>().to_string());
         self.append(|state| {
@@ -413,9 +433,14 @@ impl Inner {
         Ok(Checked::Found(Found { marked, finalised, choice, times }))
     }
 
+    /// Where the counts are: of whoever may not write to the repository, in a folder of its own.
+    fn counts_folder(&self) -> PathBuf {
+        self.counts.get().cloned().unwrap_or_else(|| self.directory.root().join(REFERENCES))
+    }
+
     /// The counts, as far as they go; begun again when they do not fit the log.
     fn references(&self, state: &State) -> Result<References> {
-        let folder = self.directory.root().join(REFERENCES);
+        let folder = self.counts_folder();
         let mut references = References::open(&folder, self.config.config.id)?;
         if let Some(taking) = references.taking()? {
             // A sweep was killed: what it took away is final if the log says so.
@@ -495,7 +520,7 @@ impl Inner {
     /// Fills in what a report says of the repository as it is now.
     fn tell_what_is_left(&self, report: &mut SweepReport) -> Result<()> {
         let state = self.catch_up()?;
-        let references = References::open(&self.directory.root().join(REFERENCES), self.config.config.id)?;
+        let references = References::open(&self.counts_folder(), self.config.config.id)?;
         let dead = references.dead_bytes()?;
         let newest_doom = state.packs().values().filter_map(|pack| pack.doomed).max();
         for (number, pack) in state.packs() {

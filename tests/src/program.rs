@@ -51,6 +51,15 @@ impl SmallFileSystem {
         assert!(mounted.is_ok_and(|status| status.success()), "mounting a tmpfs needs root");
         Self { path }
     }
+
+    /// From now on nobody writes there.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn freeze(&self) {
+        let frozen = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.path).status();
+        assert!(frozen.is_ok_and(|status| status.success()), "needs root");
+    }
 }
 
 impl Drop for SmallFileSystem {

@@ -1,5 +1,6 @@
 //! The program `windlass-dev`: what developers run, so that nobody has to remember how.
 
+mod dist;
 mod dump;
 mod fuzz;
 mod tidy;
@@ -30,6 +31,11 @@ enum Task {
     Tidy,
     /// Write the golden files anew; look at the difference before committing it
     Golden,
+    /// Build the programs as they are given to others: stripped, their symbols beside them
+    Dist {
+        /// Folder for them; made when it is not there
+        out: PathBuf,
+    },
     /// Print a file of a repository: pack, log record, state digest, configuration; or a plain page or manifest
     Dump {
         /// The file
@@ -179,6 +185,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => shell(&workspace()?, "./check", &[]),
         Task::Tidy => tidy::run(&workspace()?),
         Task::Golden => golden(&workspace()?),
+        Task::Dist { out } => dist::run(&workspace()?, &out),
         Task::Fuzz { target, seconds } => {
             let mut told = Vec::new();
             let ran = fuzz::run(&workspace()?, target.as_deref(), seconds, &mut told);

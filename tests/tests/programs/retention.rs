@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::fs;
 use windlass_tests::fake::noise;
 use windlass_tests::place::Place;
+use windlass_tests::program::SmallFileSystem;
 
 /// The last line that the command printed.
 fn told(place: &Place, arguments: &[&str]) -> Value {
@@ -59,6 +60,42 @@ fn works_on(place: &Place, at: &str) {
     assert!(code == 10, "{code} {gone}");
     assert_eq!(told(place, &["verify", "--decode", "-r", at])["points"], 2);
     place.assert_restores(at);
+}
+
+/// On a file system that nobody may write: everything that only looks works, also without folders that were empty.
+#[test]
+fn what_only_looks_needs_no_write_access() {
+    let place = Place::new(4);
+    let small = SmallFileSystem::at(place.path("small"), 256);
+    let at = "HERE/small/repo";
+    place.done(&["init", "-r", at]);
+    for round in 0..2u64 {
+        fs::write(place.path("disk.raw"), noise(round, 4 << 20)).unwrap();
+        place.done(&["backup", "--machine", "web", "-r", at, "DISK"]);
+    }
+    place.done(&["forget", "web@latest~1", "-r", at]);
+    for name in ["incoming", "quarantine"] {
+        let _ = fs::remove_dir(small.path.join("repo").join(name));
+    }
+    small.freeze();
+    let would = told(&place, &["sweep", "--dry-run", "-r", at]);
+    assert!(would["points_final"] == 1 && would["bytes_reclaimed"].as_u64() > Some(3 << 20), "{would}");
+    for arguments in [
+        &["points", "-r", at][..],
+        &["show", "web@latest", "-r", at],
+        &["forget", "--dry-run", "--keep-last", "1", "-r", at],
+        &["verify", "--decode", "-r", at],
+        &["stats", "-r", at],
+        &["init", "-r", "HERE/second", "--like", at],
+        &["copy", "--all", "-r", at, "--to", "HERE/second"],
+    ] {
+        place.done(arguments);
+    }
+    place.assert_restores(at);
+    for arguments in [&["sweep", "-r", at][..], &["backup", "--machine", "web", "-r", at, "DISK"]] {
+        let (code, said) = place.fails(arguments);
+        assert!(code == 1 && said.contains("Read-only file system"), "{code} {said}");
+    }
 }
 
 #[test]

@@ -38,8 +38,9 @@ pub async fn run(context: &Context, arguments: &Sweep) -> Result<Exit> {
         fence_older_s: arguments.fence_older.map(|age| age.as_secs()),
     };
     let wait = place.patience.wait();
+    let access = if arguments.dry_run { Access::Read } else { Access::Write };
     let attempt = async || {
-        let repository = open::patiently(context, &place.repository, Access::Write, &place.patience).await?;
+        let repository = open::patiently(context, &place.repository, access, &place.patience).await?;
         let progress = Arc::new(Progress::default());
         let job = context.stop.race(repository.sweep(options, progress.clone()));
         let made = watched(&context.out, &progress, job).await;
