@@ -12,4 +12,5 @@ mod retention;
 mod rollback;
 mod stopping;
 mod times;
+mod units;
 mod whole_job;
