@@ -16,8 +16,9 @@ use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
     Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, Incarnation, IndexTotals, LogEntry, MachineId, Name, OwnerId,
-    PointChange, PointFilter, PointId, Pool, Progress, RecoveryPoint, Reach, Repository, RepositoryConfig, RepositoryId,
-    Result, ScrubTotals, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World, blocking,
+    PointChange, PointFilter, PointId, Pool, Progress, Reach, RecoveryPoint, Repository, RepositoryConfig,
+    RepositoryId, Result, ScrubTotals, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World,
+    blocking,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;

@@ -9,8 +9,9 @@ use crate::state::State;
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, Reach as _, ReadSession, Result,
-    SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for, with_opener, with_sealer,
+    Begin, ChunkBatch, Commit, Error, Flushed, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
+    Reach as _, ReadSession, Result, SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for,
+    with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;

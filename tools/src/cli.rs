@@ -397,16 +397,16 @@ pub struct Forget {
     /// Keep the newest point of each of the last N hours (UTC) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_hourly: Option<u32>,
-    /// The same for days
+    /// The same for days (UTC)
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_daily: Option<u32>,
-    /// The same for weeks
+    /// The same for weeks (UTC, from Monday on)
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_weekly: Option<u32>,
-    /// The same for months
+    /// The same for months (UTC)
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_monthly: Option<u32>,
-    /// The same for years
+    /// The same for years (UTC)
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
     /// Apply the rules to this machine only

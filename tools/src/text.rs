@@ -56,12 +56,9 @@ pub fn escaped(text: &str) -> String {
     made
 }
 
-/// Reads an argument; its remedy follows the reason in the message, where clap shows nothing else.
-pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|error: Error| match error.remedy() {
-        Some(remedy) => format!("{error}; {remedy}"),
-        None => error.to_string(),
-    })
+/// Reads an argument.
+pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, Error> {
+    text.parse()
 }
 
 /// `30s`, `5m`, `1h`.

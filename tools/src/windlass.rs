@@ -7,6 +7,7 @@ use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
 use mover::{Error, ErrorKind, PointChange, Pool, Result, World};
+use std::error::Error as _;
 use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -181,10 +182,15 @@ fn refused(refusal: &clap::Error) -> ExitCode {
     let text = refusal.render().to_string();
     let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error:");
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let no_text = std::env::args_os().find(|argument| argument.to_str().is_none());
+    let message =
+        no_text.map_or(message, |it| format!("argument {it:?} is no UTF-8 text, and paths and names have to be"));
     let suggested = refusal.get(ContextKind::SuggestedSubcommand).or(refusal.get(ContextKind::SuggestedArg));
-    let hint = match suggested {
-        Some(suggested) => format!("did you mean {suggested}?"),
-        None => "`windlass --help` lists the commands, `windlass COMMAND --help` what they take".into(),
+    let said = refusal.source().and_then(|error| error.downcast_ref::<Error>()).and_then(Error::remedy);
+    let hint = match (said, suggested) {
+        (Some(said), _) => said.to_owned(),
+        (None, Some(suggested)) => format!("did you mean {suggested}?"),
+        (None, None) => "`windlass --help` lists the commands, `windlass COMMAND --help` what they take".into(),
     };
     // The arguments could not be read, so this one is looked for by hand.
     let json = std::env::args_os().any(|argument| argument == "--json");

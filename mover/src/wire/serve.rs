@@ -23,8 +23,8 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Facts, Holder, Registry};
 use crate::{
-    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId,
-    Reach, ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
+    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId, Reach,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use bytes::Bytes;
 use chunker::{ChunkId, ChunkKind, Fingerprinter};

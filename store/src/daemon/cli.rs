@@ -46,6 +46,9 @@ pub struct Init {
     /// Address and UDP port for the configuration that is written
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:7440")]
     pub listen: String,
+    /// Say nothing when all is well
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Folder for certificates and configuration; made when it is not there
     pub folder: PathBuf,
 }
@@ -78,6 +81,9 @@ pub struct Issue {
     /// Folder to be made for it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Say nothing when all is well
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Folder of the site
     pub folder: PathBuf,
 }

@@ -1,7 +1,9 @@
 //! A site's folder: authority, the node's identity, an administrator's.
 
 use super::cli::{Init, Issue};
-use mover::identity::{Address, Authority, Credentials, Holder, Role, create_private, is_guarded, is_private, put_guarded};
+use mover::identity::{
+    Address, Authority, Credentials, Holder, Role, create_private, is_guarded, is_private, put_guarded,
+};
 use mover::{Error, Name, Result, World};
 use std::fs::{self, DirBuilder};
 use std::net::SocketAddr;
@@ -42,6 +44,9 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
     );
     put_guarded(&folder.join(DENY), "")?;
     put_guarded(&folder.join(CONFIG), &config)?;
+    if arguments.quiet {
+        return Ok(());
+    }
     println!(
         "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
         arguments.site,
@@ -61,7 +66,9 @@ pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
         Err(_) => None,
     };
     Credentials::store(&arguments.out, &issued, authority.certificate_pem(), address.as_ref())?;
-    println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
+    if !arguments.quiet {
+        println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
+    }
     Ok(())
 }
 

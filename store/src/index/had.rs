@@ -28,7 +28,8 @@ impl Index {
             };
         };
         let found = keys.clone().zip(database.multi_get(keys)).map(|(key, found)| {
-            let row = found.map_err(failed)?.and_then(|row| Some(if *row.first()? == 0 { Had::Put } else { Had::Reached }));
+            let row =
+                found.map_err(failed)?.and_then(|row| Some(if *row.first()? == 0 { Had::Put } else { Had::Reached }));
             Ok(row.max(had.get(&key).copied()))
         });
         found.collect()

@@ -2,8 +2,10 @@
 //! and nothing lost. A kind without a row does not compile.
 
 use mover::ErrorKind;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
+use windlass_tests::place::Place;
 use windlass_tests::program::{Bench, Run};
 
 /// How a kind is caused here.
@@ -20,7 +22,7 @@ fn cause(kind: ErrorKind) -> Cause {
         ErrorKind::Usage => Run(|b| b.run(&["backup", "--machine", "../x", "-r", "REPO", "DISK"]), "is not a name"),
         ErrorKind::NotFound => Run(|b| b.run(&["points", "-r", "HERE/nothing"]), "is not a repository"),
         ErrorKind::Busy => Run(image_in_use, "in use"),
-        ErrorKind::NotAuthorised => NotHere("roles come with storage nodes"),
+        ErrorKind::NotAuthorised => Run(not_authorised, "may not do this"),
         ErrorKind::Integrity => Run(damaged_pack, "damaged"),
         ErrorKind::NoCopy => Run(no_copy, "no copy can serve"),
         ErrorKind::StoreFull => Run(repository_full, "space"),
@@ -86,6 +88,73 @@ fn check(kind: ErrorKind) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What is refused before any work, and the way out that is named.
+#[test]
+fn what_is_refused_names_the_way_out() {
+    let bench = Bench::new();
+    let (disk, here) = (fs::read(bench.path("disk.raw")).unwrap(), bench.path(""));
+    let qemu_img = |arguments: &[&str]| {
+        assert!(Command::new("qemu-img").args(arguments).current_dir(&here).status().unwrap().success());
+    };
+    // The first bytes of a disk, as whoever runs the machine wrote them.
+    qemu_img(&["create", "-q", "-f", "qcow2", "header", "8M"]);
+    File::options().write(true).open(bench.path("header")).unwrap().set_len(16 << 20).unwrap();
+    fs::rename(bench.path("header"), bench.path("guest")).unwrap();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname", "over.qcow2", "8M"]);
+    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "nbd://localhost/x", "-u", "remote.qcow2", "8M"]);
+    fs::write(bench.path("short.raw"), &disk[..8 << 20]).unwrap();
+    qemu_img(&["convert", "-q", "-f", "raw", "-O", "qcow2", "disk.raw", "same.qcow2"]);
+    fs::write(bench.path("image.vmdk"), b"KDMV").unwrap();
+    let file = |name: &str| bench.path(name).to_str().unwrap().to_owned();
+    let backup = |machine: &str, name: &str| {
+        ["backup", "--machine", machine, "-r", "REPO", &file(name)].map(str::to_owned).to_vec()
+    };
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let mut wrong = Vec::new();
+    for (arguments, code, way_out) in [
+        (backup("g", "guest"), 2, "?format=raw"),
+        (backup("m", "short.raw"), 2, "--allow-shrink"),
+        (backup("m", "same.qcow2"), 2, "--allow-format-change"),
+        (backup("g", "over.qcow2"), 2, "--image-root"),
+        (backup("g", "remote.qcow2"), 2, "qemu-img rebase"),
+        (backup("g", "image.vmdk"), 2, "qemu-img convert"),
+        (backup("g", "none.raw"), 1, ""),
+        (words("points --machine nobody -r REPO"), 10, "windlass points"),
+        (words("show nobody@latest -r REPO"), 10, "windlass points"),
+        (words("restore m@latest --disk sdz --to HERE/o.raw -r REPO"), 10, "disk0"),
+        (words("restore m@2031-01-01x --to HERE/o.raw -r REPO"), 2, "latest"),
+        (words("restore m@latest --attachment none --to HERE/o -r REPO"), 10, "windlass show"),
+        (words("restore m@latest --to HERE/disk.raw -r REPO"), 2, "--overwrite"),
+        (words("init -r host:/srv/repo"), 2, "quic://host/repo"),
+        (words("init -r REPO"), 2, ""),
+        (words("copy --all -r REPO --to REPO"), 2, ""),
+        (words("forget -r REPO"), 2, "--help"),
+        (words("forget m@latest~9 -r REPO"), 10, "windlass points"),
+        (words("backup --machine m --wat -r REPO DISK"), 2, "did you mean"),
+        (words("no-such-command"), 2, "--help"),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let run = bench.run(&arguments);
+        let told = run.stderr.contains("\"hint\":") || way_out.is_empty();
+        if run.code != code || !told || !run.stderr.contains(way_out) {
+            wrong.push(format!("{arguments:?}: {} {}", run.code, run.stderr));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(bench.run(&["verify", "--decode", "-r", "REPO"]).code == 0);
+    assert!(fs::read(bench.path("disk.raw")).unwrap() == disk, "nothing was written");
+}
+
+fn not_authorised(_: &Bench) -> Run {
+    let place = Place::new(1);
+    let _node = place.node();
+    place.issue("proxy", "thief", &[]);
+    let refused = place.windlass(&["sweep", "-r", "NODE"]).env("WINDLASS_IDENTITY", place.path("thief")).output();
+    let refused = refused.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: refused.status.code().unwrap(), stdout: text(refused.stdout), stderr: text(refused.stderr) }
 }
 
 fn image_in_use(bench: &Bench) -> Run {

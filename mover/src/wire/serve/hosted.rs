@@ -32,8 +32,10 @@ impl<R: Repository> Hosted<R> {
     pub fn named(&self, name: &str) -> Result<Arc<Served<R>>> {
         match self.read().get(name) {
             Some(Hosting::Here(served)) => Ok(served.clone()),
-            Some(Hosting::Away(why)) => Err(Error::transport(format!("repository {name:?} of the node is away: {why}"))
-                .hint("the node goes on trying to open it; mount its disk, or see the node's log")),
+            Some(Hosting::Away(why)) => {
+                Err(Error::transport(format!("repository {name:?} of the node is away: {why}"))
+                    .hint("the node goes on trying to open it; mount its disk, or see the node's log"))
+            }
             None => Err(Error::not_found(format!("the node has no repository {name:?}"))),
         }
     }

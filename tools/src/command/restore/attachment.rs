@@ -82,7 +82,8 @@ fn choose<'a>(manifest: &'a Manifest, wanted: &Wanted) -> Result<&'a Attachment>
     let mut found = manifest.attachments.iter().filter(has);
     match (found.next(), found.next()) {
         (Some(only), None) => Ok(only),
-        (None, _) if manifest.attachments.is_empty() => Err(Error::not_found("nothing is attached to the point")),
+        (None, _) if manifest.attachments.is_empty() => Err(Error::not_found("nothing is attached to the point")
+            .hint("`windlass show POINT` lists its disks and what is attached")),
         (None, _) => {
             Err(Error::not_found(format!("the point has no attachment {wanted}")).hint(format!("it has {}", names())))
         }
