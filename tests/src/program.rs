@@ -33,6 +33,32 @@ impl Drop for Ended {
     }
 }
 
+/// A loop device that the kernel takes away with the last descriptor of it, however this process ends.
+pub struct LoopDevice {
+    /// Its node.
+    pub path: String,
+    _open: File,
+}
+
+impl LoopDevice {
+    /// None where the sandbox has no loop devices.
+    ///
+    /// # Panics
+    /// When one that was made cannot be let go.
+    pub fn new(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        if !made.status.success() {
+            return None;
+        }
+        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        let open = File::open(&path);
+        // In use by us, so it only marks it to go when nobody has it any more.
+        let marked = Command::new("losetup").args(["--detach", &path]).status().unwrap();
+        assert!(marked.success(), "{path} stays behind");
+        Some(Self { path, _open: open.unwrap() })
+    }
+}
+
 /// A small file system in memory that is unmounted with the test.
 pub struct SmallFileSystem {
     /// Where it is mounted.

@@ -406,10 +406,12 @@ async fn a_file_system_without_links_is_restored_to() {
     let tool = |program: &str, arguments: &[&str]| {
         Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
     };
-    if !tool("mkfs.exfat", &[text(&disk)]) || !tool("mount.exfat-fuse", &[text(&disk), text(&folder)]) {
-        println!("SKIPPED: exfat-fuse and exfatprogs are not here, or FUSE is not");
+    let made = tool("mkfs.exfat", &[text(&disk)]);
+    let device = loop_device(&disk).filter(|(device, _)| made && tool("mount.exfat-fuse", &[device, text(&folder)]));
+    let Some((_, _device)) = device else {
+        println!("SKIPPED: exfat-fuse and exfatprogs are not here, or loop devices and FUSE are not");
         return;
-    }
+    };
     let _mounted = Undo("umount", vec!["--lazy".into(), text(&folder).to_owned()]);
     assert!(std::fs::hard_link(place.path("exfat"), folder.join("link")).is_err());
     for (name, format) in [("a.raw", "raw"), ("a.qcow2", "qcow2")] {

@@ -1,6 +1,7 @@
 //! The programs as they ship, as real processes.
 
 mod errors;
+mod file_systems;
 mod giving_back;
 mod joining;
 mod names;

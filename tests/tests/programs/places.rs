@@ -1,13 +1,12 @@
 //! Block devices and NBD exports through the real program, as sources and as targets.
 
 use serde_json::Value;
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use windlass_tests::program::{Bench, Run};
+use windlass_tests::program::{Bench, LoopDevice, Run};
 
 fn disk(run: &Run) -> Value {
     assert_eq!(run.code, 0, "{}", run.stderr);
@@ -15,28 +14,6 @@ fn disk(run: &Run) -> Value {
     let mut disk = summary["disks"][0].clone();
     disk["chunks_new"] = summary["chunks_new"].clone();
     disk
-}
-
-/// A loop device that the kernel takes away with the last descriptor of it, however this process ends.
-struct LoopDevice {
-    path: String,
-    _open: File,
-}
-
-impl LoopDevice {
-    /// None where the sandbox has no loop devices.
-    fn new(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
-        if !made.status.success() {
-            return None;
-        }
-        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-        let open = File::open(&path);
-        // In use by us, so it only marks it to go when nobody has it any more.
-        let marked = Command::new("losetup").args(["--detach", &path]).status().unwrap();
-        assert!(marked.success(), "{path} stays behind");
-        Some(Self { path, _open: open.unwrap() })
-    }
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! Every wait on a node ends, wherever it stops; certificates end on open connections too.
 
 use crate::hostile::{Act, Hostile, more, say};
-use chunker::{ChunkId, ChunkKind};
+use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter};
 use futures::StreamExt;
 use mover::identity::{Holder, Issued, NewKey, Role};
 use mover::wire::message::*;
 use mover::wire::{Congestion, Node, Peer, Remote, client, client_config, encode};
 use mover::{
-    Begin, ErrorKind, Mem, OwnerId, PointFilter, PointId, ReadSession, RecoveryPoint, Repository, RepositoryId,
-    Timestamp, Verification, World, WriteSession,
+    Begin, Depth, ErrorKind, MapRoot, Mem, OwnerId, PointChange, PointDraft, PointFilter, PointId, Progress,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, SweepOptions, Timestamp, Verification, VerifyOptions, World,
+    WriteSession, with_sealer,
 };
 use std::time::{Duration, Instant};
 use windlass_bench::attacker::Raw;
+use windlass_tests::conformance::manifest;
 use windlass_tests::node::{Running, Site};
 
 /// For a node that answers others at once.
@@ -102,6 +104,46 @@ async fn a_node_that_goes_silent_in_a_session_is_given_up() {
         let came = tokio::time::timeout(SOON * 2, asked).await.unwrap_or_else(|_| panic!("{place}: for ever"));
         assert!(came.concat().iter().all(|(_, blob)| blob.is_err()), "{place}, after {:?}", began.elapsed());
     }
+}
+
+/// In what takes long on a sound node, and in what writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_goes_silent_in_a_job_is_given_up() {
+    let node = Hostile::start(|request| match request {
+        Request::Hello(_) | Request::Open(_) | Request::Begin(_) | Request::Read(_) => Act::Honest,
+        _ => Act::Say(Vec::new()),
+    });
+    let remote = node.connect(SILENCE).await.unwrap();
+    let (point, none) = (PointId([1; 16]), std::sync::Arc::<Progress>::default);
+    told_soon("Sweep", remote.sweep(SweepOptions::default(), none())).await;
+    told_soon("RebuildIndex", remote.rebuild_index(none())).await;
+    told_soon("Verify", remote.verify(VerifyOptions::new(Depth::Decode), none())).await;
+    told_soon("ChangePoints", remote.change_points(&[point], PointChange::Forget)).await;
+    told_soon("Annotate", remote.annotate(point, &[("note".into(), "x".into())])).await;
+    told_soon("Log", remote.log(0)).await;
+    told_soon("WantedChunks", remote.wanted(None)).await;
+    told_soon("GivenUp", remote.given_up()).await;
+    let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
+    told_soon("Pull", remote.pull(&from, &[point], Verification::Decode, &none(), |_, _| Ok(()))).await;
+    let reader = remote.read(&[point]).await.unwrap();
+    told_soon("Manifest", reader.manifest(point)).await;
+    let (session, _) = remote.begin(begin()).await.unwrap();
+    let plain = [7; 4096];
+    let id = Fingerprinter::new(&remote.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    // What a put brings is told by the next call.
+    let put = async {
+        session.put(vec![(id, blob)]).await?;
+        session.flush().await
+    };
+    told_soon("Put", put).await;
+    let (session, _) = remote.begin(begin()).await.unwrap();
+    let draft = PointDraft {
+        manifest: manifest(point, MapRoot { id: None, level: 1 }),
+        origin: None,
+        labels: Default::default(),
+    };
+    told_soon("Commit", session.commit(&[draft])).await;
 }
 
 /// A list without end is taken to a million points, and no further.
