@@ -5,7 +5,7 @@ use crate::directory::{
     REFERENCES, RESERVE, STATE, pack_object,
 };
 use crate::error::storage;
-use crate::format::config::ConfigFile;
+use crate::format::config::{CONFIG_MAGIC, ConfigFile};
 use crate::format::event::{AddedPack, Event};
 use crate::format::pack::{
     PACK_BYTES_MAX, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, blob_hash, decode_footer,
@@ -23,13 +23,29 @@ use mover::{
     Error, Incarnation, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId,
     blocking, digest, with_opener,
 };
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl Local {
+    /// The directory of the repository in which `path` lies, or would lie, when it is in one: nothing but a repository writes
+    /// there.
+    pub fn around(path: &Path) -> Option<PathBuf> {
+        let real = std::fs::canonicalize(path).or_else(|_| {
+            let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            std::fs::canonicalize(folder).map(|folder| folder.join(path.file_name().unwrap_or_default()))
+        });
+        let real = real.ok()?;
+        let is_repository = |folder: &&Path| {
+            let mut head = [0; CONFIG_MAGIC.len()];
+            let config = open_regular(&folder.join(CONFIG), OpenOptions::new().read(true));
+            config.is_ok_and(|mut config| config.read_exact(&mut head).is_ok()) && head == *CONFIG_MAGIC
+        };
+        real.ancestors().skip(1).find(is_repository).map(Path::to_owned)
+    }
+
     /// Makes a repository in a new or empty directory. `like`: in the same dedup domain, so that blobs copy verbatim.
     /// A directory in which an earlier try was broken off is completed.
     ///

@@ -6,6 +6,7 @@ mod joining;
 mod places;
 mod quota;
 mod reply;
+mod served;
 mod sight;
 
 use super::control::desk::Desk;
@@ -23,22 +24,19 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Facts, Holder, Registry};
 use crate::{
-    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, PointId, Reach,
-    ReadSession, RecoveryPoint, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
+    Begin, Commit, Either, Error, ErrorKind, Incarnation, Manifest, Pacer, PointDraft, PointFilter, Reach, ReadSession,
+    Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use bytes::Bytes;
-use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use chunker::{ChunkId, ChunkKind};
 use futures::StreamExt;
 use hosted::{Hosted, Hosting};
-use places::{Place, Places};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
-use quota::Share;
 pub use quota::{Quota, Quotas};
 pub(super) use reply::{Answer, send};
 use reply::{blobs, points, say, spread};
-use sight::Sight;
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use served::{Lease, Served};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
@@ -67,29 +65,6 @@ struct Caller {
     shown: Option<Facts>,
     /// Whether it has said hello.
     greeted: watch::Sender<bool>,
-}
-
-struct Served<R: Repository> {
-    repository: R,
-    prints: Fingerprinter,
-    leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
-    places: Places,
-    quotas: Quotas,
-    /// Where owners are kept apart.
-    reach: Option<Arc<dyn Reach>>,
-}
-
-/// A session of a client. It ends when it is closed, or was not used for long.
-struct Lease<R: Repository> {
-    holder: Holder,
-    /// Given back when the session has ended.
-    _place: Place,
-    session: Either<R::Session, R::Reader>,
-    /// Points whose manifests it may read.
-    pins: Vec<PointId>,
-    /// What it may write.
-    share: Option<Share>,
-    used: Mutex<Instant>,
 }
 
 /// Why a request was not done.
@@ -206,9 +181,7 @@ impl<R: Repository + 'static> Node<R> {
     /// The same while it serves: for a repository that was away. With `reach` its owners are kept apart: a proxy is not
     /// told of chunks that its owner never had.
     pub fn host(&self, name: &str, repository: R, quotas: Quotas, reach: Option<Arc<dyn Reach>>) {
-        let prints = Fingerprinter::new(&repository.config().domain);
-        let served = Served { repository, prints, leases: Mutex::default(), places: Places::default(), quotas, reach };
-        self.repositories.put(name, Hosting::Here(Arc::new(served)));
+        self.repositories.put(name, Hosting::Here(Arc::new(Served::new(repository, quotas, reach))));
     }
 
     /// Tells whoever asks for `name` that it cannot be opened now, and `why`.
@@ -703,92 +676,6 @@ impl<R: Repository + 'static> Node<R> {
         } else if let Some(lease) = lease {
             tokio::task::spawn_blocking(move || drop(lease));
         }
-    }
-}
-
-impl<R: Repository + 'static> Served<R> {
-    /// What `holder` may see of chunks; none who may see all.
-    fn sight(&self, holder: &Holder) -> Option<Sight> {
-        let (reach, owner) = (self.reach.as_ref()?, holder.owner_name().map(|_| holder.owner_id())?);
-        Some(Sight::new(reach.clone(), owner))
-    }
-
-    /// The points that `holder` may see.
-    async fn list(&self, holder: &Holder, filter: &PointFilter) -> Result<Vec<RecoveryPoint>> {
-        let mut points = self.repository.list(filter).await?;
-        points.retain(|point| access::sees(holder, point));
-        Ok(points)
-    }
-
-    /// All points that count for the owner of `holder`; none where nobody counts.
-    async fn of_owner(&self, holder: &Holder) -> Result<Vec<RecoveryPoint>> {
-        if self.quotas.of(holder) == Quota::NONE {
-            return Ok(Vec::new());
-        }
-        let (mut points, owner) = (Vec::new(), holder.owner_id());
-        for forgotten in [false, true] {
-            let listed = self.repository.list(&PointFilter { machine: None, forgotten }).await?;
-            points.extend(listed.into_iter().filter(|point| point.owner == owner));
-        }
-        Ok(points)
-    }
-
-    /// What came to nothing was swept away.
-    fn swept(&self, dry_run: bool) {
-        if !dry_run {
-            let leases = self.leases.lock().expect("no holder panics");
-            self.quotas.swept(leases.values().filter_map(|lease| lease.share.as_ref()));
-        }
-    }
-
-    /// Refuses points that `holder` may not see, as if they were not there.
-    async fn shows(&self, holder: &Holder, points: &[PointId]) -> Result<()> {
-        if holder.owner_name().is_none() || points.is_empty() {
-            return Ok(());
-        }
-        let mut seen = HashSet::new();
-        for forgotten in [false, true] {
-            let listed = self.list(holder, &PointFilter { machine: None, forgotten }).await?;
-            seen.extend(listed.into_iter().map(|point| point.id));
-        }
-        match points.iter().find(|point| !seen.contains(point)) {
-            Some(hidden) => Err(Error::not_found(format!("there is no point {hidden}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Under an `id` for the wire, which it gives back.
-    fn lend(
-        &self,
-        id: SessionId,
-        holder: &Holder,
-        place: Place,
-        session: Either<R::Session, R::Reader>,
-        pins: Vec<PointId>,
-        share: Option<Share>,
-    ) -> SessionId {
-        let used = Mutex::new(Instant::now());
-        let lease = Lease { holder: holder.clone(), _place: place, session, pins, share, used };
-        self.leases.lock().expect("no holder panics").insert(id, Arc::new(lease));
-        id
-    }
-
-    /// Takes a session out, to be let go.
-    fn end(&self, session: SessionId) -> Option<Arc<Lease<R>>> {
-        self.leases.lock().expect("no holder panics").remove(&session)
-    }
-}
-
-impl<R: Repository> Lease<R> {
-    fn write(&self) -> Result<&R::Session> {
-        match &self.session {
-            Either::Left(session) => Ok(session),
-            Either::Right(_) => Err(Error::usage("this session only reads")),
-        }
-    }
-
-    fn share(&self) -> Result<&Share> {
-        self.share.as_ref().ok_or_else(|| Error::usage("this session only reads"))
     }
 }
 

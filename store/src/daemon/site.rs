@@ -87,7 +87,7 @@ pub fn authority(folder: &Path) -> Result<Authority> {
             .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
     };
     is_private(&folder.join(AUTHORITY_KEY))?;
-    [folder, &folder.join(AUTHORITY), &folder.join(SITE)].into_iter().try_for_each(|it| is_guarded(it))?;
+    [folder, &folder.join(AUTHORITY), &folder.join(SITE)].into_iter().try_for_each(is_guarded)?;
     let site: Name = read(SITE)?.trim().parse()?;
     Authority::from_pem(&site, &read(AUTHORITY)?, &read(AUTHORITY_KEY)?)
 }

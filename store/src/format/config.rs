@@ -66,7 +66,8 @@ impl ConfigFile {
 
 /// Grid of 64 KiB for disks, FastCDC 2020 of 16/64/256 KiB for streams.
 pub const CUT_FORMAT: u16 = 1;
-const CONFIG_MAGIC: &[u8; 8] = b"WINDLASS";
+/// How the file begins.
+pub const CONFIG_MAGIC: &[u8; 8] = b"WINDLASS";
 const CONFIG_VERSION: u16 = 1;
 
 #[cfg(test)]

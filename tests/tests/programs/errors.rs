@@ -127,6 +127,8 @@ fn what_is_refused_names_the_way_out() {
         (words("restore m@2031-01-01x --to HERE/o.raw -r REPO"), 2, "latest"),
         (words("restore m@latest --attachment none --to HERE/o -r REPO"), 10, "windlass show"),
         (words("restore m@latest --to HERE/disk.raw -r REPO"), 2, "--overwrite"),
+        (words("restore m@latest --to HERE/repo/packs/x.raw -r REPO"), 2, "outside"),
+        (words("restore m@latest --to HERE/repo/config?format=raw --overwrite -r REPO"), 2, "outside"),
         (words("init -r host:/srv/repo"), 2, "quic://host/repo"),
         (words("init -r REPO"), 2, ""),
         (words("copy --all -r REPO --to REPO"), 2, ""),

@@ -6,7 +6,7 @@ mod stdout;
 use crate::address::Kept;
 use crate::cli::Restore;
 use crate::job::watched;
-use crate::open::{self, Access, Existing, Opened};
+use crate::open::{self, Access, Existing, Local, Opened};
 use crate::stop::Stoppable;
 use crate::text::{escaped, milliseconds, seconds, size};
 use crate::windlass::{Context, Exit};
@@ -18,6 +18,7 @@ use mover::{
 use proxy::TargetAddress;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 /// Field names are a contract.
@@ -97,7 +98,11 @@ enum Place {
 impl Place {
     fn of(arguments: &Restore) -> Result<Self> {
         if arguments.to != "-" {
-            return arguments.to.parse().map(Self::Target);
+            let target: TargetAddress = arguments.to.parse()?;
+            if let TargetAddress::File { path, .. } = &target {
+                not_in_a_repository(path)?;
+            }
+            return Ok(Self::Target(target));
         }
         if arguments.delta || arguments.overwrite {
             return Err(Error::usage("--delta and --overwrite have no meaning for stdout"));
@@ -105,6 +110,13 @@ impl Place {
         stdout::check()?;
         Ok(Self::Stdout)
     }
+}
+
+/// A pack or record that is written over is lost, and a file that is left there is in the way.
+fn not_in_a_repository(target: &Path) -> Result<()> {
+    let Some(repository) = Local::around(target) else { return Ok(()) };
+    Err(Error::usage(format!("{} lies in the repository {}", target.display(), repository.display()))
+        .hint("name a place outside of it"))
 }
 
 /// Repositories that can be read and have the point.

@@ -1,6 +1,6 @@
 //! The repositories of a node: those that are open, and those that could not be opened so far.
 
-use super::Served;
+use super::served::Served;
 use crate::{Error, Repository, RepositoryId, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock, RwLockReadGuard};

@@ -1,7 +1,7 @@
 //! `windlass restore --attachment`
 
 use super::stdout::Stdout;
-use super::{Copies, open_copies};
+use super::{Copies, not_in_a_repository, open_copies};
 use crate::address::Attachment as Wanted;
 use crate::cli::Restore;
 use crate::open;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Field names are a contract.
 #[derive(Serialize)]
@@ -29,6 +29,9 @@ struct Summary {
 }
 
 pub async fn run(context: &Context, arguments: &Restore, wanted: &Wanted) -> Result<Exit> {
+    if arguments.to != "-" {
+        not_in_a_repository(Path::new(&arguments.to))?;
+    }
     let copies = open_copies(context, arguments).await?;
     let made = context.stop.race(from_copies(arguments, wanted, &copies)).await;
     for (_, repository) in copies.repositories {
