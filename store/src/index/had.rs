@@ -1,6 +1,6 @@
 //! Rows of the index that tell which chunks an owner has had, for a repository that keeps owners apart.
 
-use super::{Index, IndexAccess, failed, unusable, without_log};
+use super::{Index, IndexAccess, failed, unusable};
 use chunker::ChunkId;
 use mover::{Had, OwnerId, Result};
 use rocksdb::WriteBatch;
@@ -48,7 +48,9 @@ impl Index {
         };
         let mut batch = WriteBatch::default();
         new.for_each(|key| batch.put(key, [had as u8]));
-        database.write_opt(batch, &without_log()).map_err(failed)
+        // With RocksDB's log, unlike everything else here: a restore goes on after the node was killed, and asks for what is
+        // below pages that it was given before.
+        database.write(batch).map_err(failed)
     }
 }
 

@@ -4,6 +4,7 @@ use rustix::process::Signal;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::{SmallFileSystem, beside};
@@ -205,9 +206,27 @@ fn a_node_killed_and_started_again_costs_no_backup() {
 #[test]
 fn a_node_killed_and_started_again_costs_no_restore() {
     let place = Place::new(256);
+    restored_by(&place, &place.path("site/admin"));
+    // A proxy whose owner is kept apart, and of which the node had forgotten what it may see.
+    let place = Place::new(256);
+    let config = place.path("site/windlass-store.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{text}dedup = \"owner\"\n")).unwrap();
+    place.issue("proxy", "host7", &[]);
+    restored_by(&place, &place.path("host7"));
+}
+
+fn restored_by(place: &Place, identity: &Path) {
     let mut node = place.node();
-    place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
-    let mut command = place.windlass(&["restore", "web@latest", "--to", "HERE/restored.raw", "-r", "NODE"]);
+    let as_who = |arguments: &[&str]| {
+        let mut command = place.windlass(arguments);
+        command.env("WINDLASS_IDENTITY", identity);
+        command
+    };
+    let made = as_who(&["backup", "--machine", "web", "-r", "NODE", "DISK"]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    place.done(&["rebuild-index", "-r", "NODE"]);
+    let mut command = as_who(&["restore", "web@latest", "--to", "HERE/restored.raw", "-r", "NODE"]);
     let mut restore = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = String::new();
     BufReader::new(restore.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
