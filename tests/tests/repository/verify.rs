@@ -48,8 +48,17 @@ impl Story {
         self.folder.path()
     }
 
+    /// A job that was broken off holds the lock until its thread has ended.
     async fn open(&self) -> Local {
-        self.bench.open(self.path(), Access::Write).await.unwrap()
+        for _ in 0..500 {
+            match self.bench.open(self.path(), Access::Write).await {
+                Err(error) if error.kind() == mover::ErrorKind::Busy => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("the lock is held for ten seconds");
     }
 
     /// Numbers of the packs that the log has.
