@@ -60,7 +60,7 @@ pub(crate) struct Inner {
     /// Held while another index is made.
     pub rebuilding: Mutex<()>,
     /// Where a sweep that only looks has its counts, in a process that may not write.
-    pub counts: OnceLock<PathBuf>,
+    pub counts: Mutex<Option<PathBuf>>,
     /// Held by a sweep.
     pub sweeping: tokio::sync::Mutex<()>,
     pub pending: Arc<Mutex<Pending>>,
@@ -116,7 +116,7 @@ impl Inner {
             index_failed: AtomicBool::new(false),
             me: OnceLock::new(),
             rebuilding: Mutex::default(),
-            counts: OnceLock::new(),
+            counts: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
             pending: Arc::default(),
             packer: Mutex::default(),

@@ -125,7 +125,7 @@ impl Session {
     /// The owner that is told only of what it has had; none who is told all.
     fn apart(&self) -> Option<OwnerId> {
         let holder = self.begin.holder.as_ref().filter(|_| self.local.inner.owners_apart.load(Ordering::SeqCst))?;
-        holder.owner_name().map(|_| holder.owner_id())
+        holder.owner_name().map(OwnerId::of)
     }
 
     /// As [`Self::presence`], for whoever is far away: what its owner never had is missing.

@@ -49,17 +49,18 @@ impl Local {
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
         if is_guest {
-            if self.inner.counts.get().is_none() {
-                let folder = private_folder(&format!("windlass-references-{}", std::process::id()));
-                let folder = folder.map_err(|error| Error::store_io("no folder for counts").because(error))?;
-                let _ = self.inner.counts.set(folder);
-            }
+            let folder = private_folder(&format!("windlass-references-{}", std::process::id()));
+            let folder = folder.map_err(|error| Error::store_io("no folder for counts").because(error))?;
+            *self.inner.counts.lock().expect("no holder panics") = Some(folder);
             let looked = self.quietly(move |inner| {
                 let mut report = inner.look_only(options)?;
                 inner.tell_what_is_left(&mut report).map(|()| report)
             });
             let looked = looked.await;
-            let _ = std::fs::remove_dir_all(self.inner.counts_folder());
+            // Its name is nobody's any more: the next look makes another one.
+            if let Some(folder) = self.inner.counts.lock().expect("no holder panics").take() {
+                let _ = std::fs::remove_dir_all(folder);
+            }
             return looked.inspect(|_| progress.enter(Phase::Done));
         }
         self.quietly(Inner::use_reserve).await;
@@ -435,7 +436,7 @@ impl Inner {
 
     /// Where the counts are: of whoever may not write to the repository, in a folder of its own.
     fn counts_folder(&self) -> PathBuf {
-        self.counts.get().cloned().unwrap_or_else(|| self.directory.root().join(REFERENCES))
+        self.counts.lock().expect("no holder panics").clone().unwrap_or_else(|| self.directory.root().join(REFERENCES))
     }
 
     /// The counts, as far as they go; begun again when they do not fit the log.

@@ -637,17 +637,14 @@ impl<R: Repository + 'static> Node<R> {
 
     /// A session of this holder; one of somebody else is as if it were not there.
     fn served(&self, session: SessionId, holder: &Holder) -> Result<Leased<R>, Refused> {
-        for served in self.repositories.all() {
+        let found = self.repositories.find(|served| {
             let leases = served.leases.lock().expect("no holder panics");
-            if let Some(lease) = leases.get(&session).filter(|lease| lease.holder == *holder) {
-                *lease.used.lock().expect("no holder panics") = Instant::now();
-                let lease = lease.clone();
-                drop(leases);
-                return Ok((served, lease));
-            }
-        }
+            let lease = leases.get(&session).filter(|lease| lease.holder == *holder)?;
+            *lease.used.lock().expect("no holder panics") = Instant::now();
+            Some((served.clone(), lease.clone()))
+        });
         let (message, hint) = (format!("session {session} is not known"), String::new());
-        Err(Refused::Told(Failed { code: NO_SESSION, message, hint }))
+        found.ok_or(Refused::Told(Failed { code: NO_SESSION, message, hint }))
     }
 
     /// Ends sessions whose holder is gone and has not used them for long.

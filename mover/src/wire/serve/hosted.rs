@@ -16,6 +16,15 @@ pub(super) enum Hosting<R: Repository> {
     Away(String),
 }
 
+impl<R: Repository> Hosting<R> {
+    const fn here(&self) -> Option<&Arc<Served<R>>> {
+        match self {
+            Self::Here(served) => Some(served),
+            Self::Away(_) => None,
+        }
+    }
+}
+
 impl<R: Repository> Hosted<R> {
     pub fn new() -> Self {
         Self(RwLock::default())
@@ -45,17 +54,18 @@ impl<R: Repository> Hosted<R> {
     /// # Errors
     /// `NotFound`.
     pub fn of(&self, repository: RepositoryId) -> Result<Arc<Served<R>>> {
-        let found = self.all().into_iter().find(|served| served.repository.config().id == repository);
+        let found = self.find(|served| (served.repository.config().id == repository).then(|| served.clone()));
         found.ok_or_else(|| Error::not_found(format!("the node has no repository {repository}")))
+    }
+
+    /// What `wanted` makes of the first open one of which it makes anything. Asked at every request.
+    pub fn find<T>(&self, wanted: impl FnMut(&Arc<Served<R>>) -> Option<T>) -> Option<T> {
+        self.read().values().filter_map(Hosting::here).find_map(wanted)
     }
 
     /// All that are open.
     pub fn all(&self) -> Vec<Arc<Served<R>>> {
-        let here = |it: &Hosting<R>| match it {
-            Hosting::Here(served) => Some(served.clone()),
-            Hosting::Away(_) => None,
-        };
-        self.read().values().filter_map(here).collect()
+        self.read().values().filter_map(Hosting::here).cloned().collect()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<String, Hosting<R>>> {

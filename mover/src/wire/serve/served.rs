@@ -5,7 +5,7 @@ use super::quota::{Quota, Quotas, Share};
 use super::sight::Sight;
 use crate::identity::Holder;
 use crate::wire::access;
-use crate::{Either, Error, PointFilter, PointId, Reach, RecoveryPoint, Repository, Result, SessionId};
+use crate::{Either, Error, OwnerId, PointFilter, PointId, Reach, RecoveryPoint, Repository, Result, SessionId};
 use chunker::Fingerprinter;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -38,8 +38,7 @@ pub(super) struct Lease<R: Repository> {
 impl<R: Repository + 'static> Served<R> {
     /// What `holder` may see of chunks; none who may see all.
     pub fn sight(&self, holder: &Holder) -> Option<Sight> {
-        let (reach, owner) = (self.reach.as_ref()?, holder.owner_name().map(|_| holder.owner_id())?);
-        Some(Sight::new(reach.clone(), owner))
+        Some(Sight::new(self.reach.clone()?, OwnerId::of(holder.owner_name()?)))
     }
 
     /// Serves `repository`.
