@@ -2,9 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use chunker::{ChunkId, ChunkKind, Compression, Sealer};
-use mover::identity::Credentials;
-use mover::wire::message::{BeginIn, Hello, Of, Open, Put, Reply, Request};
-use mover::wire::{Congestion, client, client_config, decode, encode};
 use mover::{Begin, PointId, RepositoryId, SessionId, Verification, World};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use std::net::{SocketAddr, UdpSocket};
@@ -12,6 +9,9 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
+use wire::identity::Credentials;
+use wire::message::{BeginIn, Hello, Of, Open, Put, Reply, Request};
+use wire::{Congestion, client, client_config, decode, encode};
 
 /// A connection without manners.
 #[derive(Debug)]

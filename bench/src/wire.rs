@@ -4,14 +4,14 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
 use futures::{StreamExt, TryStreamExt, stream};
-use mover::identity::{Authority, Holder, Role};
-use mover::wire::{Congestion, Node, Peer, Remote, WINDOW_BYTES, client, client_config, server};
-use mover::{Begin, Mem, PointId, ReadSession, Repository, Verification, World, WriteSession};
+use mover::{Begin, Holder, Mem, PointId, ReadSession, Repository, Role, Verification, World, WriteSession};
 use quinn::{ClientConfig, Connection, Endpoint, VarInt};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use wire::identity::Authority;
+use wire::{Congestion, Node, Peer, Remote, WINDOW_BYTES, client, client_config, server};
 
 /// Prints GB/s and seconds of CPU for a GB, of both ends together.
 ///

@@ -1,9 +1,8 @@
 //! Which points belong together, whether they may be committed, forgotten or pinned: the same for every repository.
 
-use crate::identity::Holder;
 use crate::{
-    Begin, Error, ErrorKind, MachineId, OwnerId, PointChange, PointDraft, PointId, RecoveryPoint, RepositoryId, Result,
-    Timestamp, clock_doubt,
+    Begin, Error, ErrorKind, Holder, MachineId, OwnerId, PointChange, PointDraft, PointId, RecoveryPoint, RepositoryId,
+    Result, Timestamp, clock_doubt,
 };
 use std::collections::BTreeSet;
 

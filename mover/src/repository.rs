@@ -1,9 +1,8 @@
 //! Where recovery points are kept.
 
-use crate::identity::Holder;
 use crate::{
-    DiskId, Error, ErrorKind, GroupId, LogEntry, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId,
-    Result, SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
+    DiskId, Error, ErrorKind, GroupId, Holder, LogEntry, MachineId, Manifest, Name, OwnerId, PointId, Progress,
+    RepositoryId, Result, SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};

@@ -4,7 +4,6 @@
 
 mod address;
 mod allocator;
-pub mod daemon;
 mod lock;
 pub mod nbd;
 pub mod qemu;

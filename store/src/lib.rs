@@ -36,7 +36,6 @@
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
-pub mod daemon;
 mod damage;
 mod directory;
 mod error;

@@ -1,11 +1,11 @@
 //! Storage nodes inside the test's own process, and a site that gives everybody a certificate.
 
-use mover::identity::{Authority, Holder, Identity, Role, Trust};
-use mover::wire::{Congestion, Node, Peer, Remote, client, client_config, server};
-use mover::{Repository, Result, World};
+use mover::{Holder, Repository, Result, Role, World};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use wire::identity::{Authority, Identity, Trust};
+use wire::{Congestion, Node, Peer, Remote, client, client_config, server};
 
 /// A site: its authority.
 #[derive(Debug)]

@@ -1,11 +1,11 @@
 //! Arguments that name places.
 
-use mover::identity::Address;
-use mover::wire::{Congestion, NodeAddress};
 use mover::{Error, Name};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use wire::identity::Address;
+use wire::{Congestion, NodeAddress};
 
 /// The address of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,13 +6,11 @@ use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use mover::identity::Role;
-use mover::parse_bytes;
-use mover::wire::NodeAddress;
-use mover::{Keep, Machine, Name, Selector};
+use mover::{Keep, Machine, Name, Role, Selector, parse_bytes};
 use proxy::{NamedSource, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
+use wire::NodeAddress;
 
 /// Backs up disks of virtual machines into deduplicating repositories, and gives them back.
 #[derive(Debug, Parser)]

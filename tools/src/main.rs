@@ -1,7 +1,21 @@
-//! `windlass`: the administrator's program.
+//! `windlass`, the administrator's program: arguments in, calls of the other crates, text out.
+//!
+//! Architecture Invariant: no logic of its own worth a unit test. The command line is a contract; its end-to-end tests
+//! run the programs.
+
+mod address;
+mod cli;
+mod command;
+mod job;
+mod open;
+mod output;
+mod stop;
+mod text;
+mod wait;
+mod windlass;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tools::windlass()
+    windlass::windlass()
 }

@@ -3,8 +3,6 @@
 use crate::address::{At, Kept};
 use crate::cli::Patience;
 use crate::windlass::Context;
-use mover::identity::Credentials;
-use mover::wire::{Congestion, Current, Peer, Remote, client, client_config_of, renewed_when_used};
 use mover::{
     BackupOptions, CheckpointId, DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, blocking,
 };
@@ -12,6 +10,8 @@ use proxy::{NamedSource, Past, PastOf, SourceOptions, TargetAddress};
 use std::path::PathBuf;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
+use wire::identity::Credentials;
+use wire::{Congestion, Current, Peer, Remote, client, client_config_of, renewed_when_used};
 
 pub use proxy::{DiskTarget, Existing, SnapshotSession};
 pub use store::{Access, Local};

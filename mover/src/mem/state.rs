@@ -1,11 +1,10 @@
 //! What a repository in memory holds. Nothing here waits.
 
-use crate::identity::Holder;
 use crate::{
-    Begin, Begun, ChunkError, Demand, Error, ErrorKind, Flushed, GroupId, Incarnation, MachineId, Manifest, MapRoot,
-    Name, OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig,
-    RepositoryId, Result, SessionId, Shape, Spot, Stats, Suspect, Timestamp, VerifyError, VerifyReport, digest,
-    with_opener,
+    Begin, Begun, ChunkError, Demand, Error, ErrorKind, Flushed, GroupId, Holder, Incarnation, MachineId, Manifest,
+    MapRoot, Name, OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint,
+    RepositoryConfig, RepositoryId, Result, SessionId, Shape, Spot, Stats, Suspect, Timestamp, VerifyError,
+    VerifyReport, digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -1,8 +1,8 @@
 //! What comes on the wire: whatever is understood says the same when it is said again.
 
-use mover::wire::message::{Message, Reply, Request};
-use mover::wire::{decode, encode};
 use std::fmt::Debug;
+use wire::message::{Message, Reply, Request};
+use wire::{decode, encode};
 
 pub fn check(bytes: &[u8]) {
     understood::<Request>(bytes);

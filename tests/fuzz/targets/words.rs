@@ -1,8 +1,8 @@
 //! Words that people and peers write: names, addresses, tokens, selectors, sizes.
 
-use mover::identity::Token;
-use mover::wire::NodeAddress;
 use mover::{Name, Selector, parse_bytes};
+use wire::NodeAddress;
+use wire::identity::Token;
 
 pub fn check(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };

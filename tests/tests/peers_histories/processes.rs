@@ -7,8 +7,6 @@
 //! on.
 
 use crate::case::sweep;
-use mover::identity::Credentials;
-use mover::wire::{Congestion, Node, server};
 use mover::{PointChange, Pool, Repository, World};
 use rustix::process::Signal;
 use std::fs;
@@ -22,6 +20,8 @@ use windlass_tests::fake::noise;
 use windlass_tests::kept::replay;
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::Ended;
+use wire::identity::Credentials;
+use wire::{Congestion, Node, server};
 
 const MEBIBYTE: u64 = 1 << 20;
 

@@ -1,8 +1,5 @@
 //! Proxies as they ship: backups that an administrator asks for, and everybody killed and started again in the middle.
 
-use mover::identity::Credentials;
-use mover::wire::control::{Attend, Event, Job, Jobs, Report, Run};
-use mover::wire::{Congestion, Peer, client, client_config};
 use mover::{ErrorKind, PointId, Progress, TrackingWish, Verification, World};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -12,6 +9,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::beside;
+use wire::control::{Attend, Event, Job, Jobs, Report, Run};
+use wire::identity::Credentials;
+use wire::{Congestion, Peer, client, client_config};
 
 const WEB: &str = "[[machine]]\nname = \"web\"\n[[machine.disk]]\nname = \"vda\"\nsource = \"disk.raw\"\n";
 const BACKUP: [&str; 7] = ["backup", "--machine", "web", "--proxy", "host7", "-r", "NODE"];

@@ -3,7 +3,6 @@
 use crate::journal::Journal;
 use crate::lab::{DISK_BYTES, Lab, Storage};
 use chunker::{Extent, Fingerprinter};
-use mover::wire::Remote;
 use mover::{
     BackupOptions, Depth, Error, PointChange, PointFilter, PointId, Progress, ReadSession, RecoveryPoint, Repository,
     RepositoryId, Result, SweepOptions, Verification, VerifyOptions, backup, copy, restore,
@@ -13,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use windlass_tests::conformance::options;
 use windlass_tests::fake::{Target, noise};
+use wire::Remote;
 
 /// A proxy, from its start to its end or crash: backs the machine up again and again. What it had begun it forgets with a
 /// crash, as a program does; whoever runs it may give the next try the same point id.

@@ -5,9 +5,7 @@ use crate::chance::{self, Dice};
 use crate::journal::Journal;
 use crate::network::{Air, Ids, Socket};
 use crate::site::Site;
-use mover::identity::{Identity, Role, Trust};
-use mover::wire::{Congestion, Node, Peer, Remote, client_config, endpoint_config, server_config};
-use mover::{Error, ErrorKind, Mem, Pool, Repository, Result, World};
+use mover::{Error, ErrorKind, Mem, Pool, Repository, Result, Role, World};
 use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use std::cell::{Cell, RefCell, RefMut};
 use std::net::IpAddr;
@@ -16,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use windlass_tests::fake::Machine;
+use wire::identity::{Identity, Trust};
+use wire::{Congestion, Node, Peer, Remote, client_config, endpoint_config, server_config};
 
 pub struct Lab {
     pub air: Arc<Air>,

@@ -55,7 +55,7 @@ struct Counting;
 
 impl<S: Subscriber> Layer<S> for Counting {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target().starts_with("mover::wire") {
+        if event.metadata().target().starts_with("wire") {
             event.record(&mut Message);
         }
     }

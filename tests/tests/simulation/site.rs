@@ -1,11 +1,12 @@
 //! A site whose certificates are the same each time: made with keys that follow from names, and with signatures that
 //! always have the same length, because lengths of packets are part of what is replayed.
 
-use mover::identity::{Holder, Identity, Role, Trust};
+use mover::{Holder, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, SerialNumber,
     date_time_ymd,
 };
+use wire::identity::{Identity, Trust};
 
 pub struct Site {
     authority_pem: String,

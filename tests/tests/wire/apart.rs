@@ -4,7 +4,6 @@
 use crate::owners::{ADMIN, Field, HOST_1, HOST_2, THIEF};
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
 use futures::StreamExt;
-use mover::wire::Quotas;
 use mover::{
     Commit, ErrorKind, MapBuilder, MapReader, MapRoot, PageRef, PointDraft, PointId, Presence, Progress, ReadSession,
     Repository, Verification, WriteSession, restore, with_sealer,
@@ -12,6 +11,7 @@ use mover::{
 use std::sync::Arc;
 use windlass_tests::conformance::{DISK_BYTES, begin, manifest, options};
 use windlass_tests::fake::{Target, noise};
+use wire::Quotas;
 
 /// One chunk of a block of the cluster's machine, and what a thief does who knows what is in it.
 struct Guess {

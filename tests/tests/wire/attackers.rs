@@ -2,12 +2,9 @@
 //! they may take is bounded, and others work meanwhile.
 
 use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
-use mover::identity::{Holder, KeyClaim, Role, Wanted};
-use mover::wire::message::*;
-use mover::wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 use mover::{
-    Begin, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, SessionId, SweepOptions,
-    Timestamp, TrackingWish, Verification, World, WriteSession,
+    Begin, Holder, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, Role, SessionId,
+    SweepOptions, Timestamp, TrackingWish, Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
 use std::collections::BTreeSet;
@@ -18,6 +15,9 @@ use std::time::{Duration, Instant};
 use store::Local;
 use windlass_bench::attacker::{Raw, STREAMS_MAX, first_packets, first_reply, garbage, huge_lengths, lie};
 use windlass_tests::conformance::{Fixture, InDirectory};
+use wire::identity::{KeyClaim, Wanted};
+use wire::message::*;
+use wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
 
 use windlass_tests::node::{Running, Site};
 

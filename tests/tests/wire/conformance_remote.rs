@@ -1,10 +1,11 @@
 //! The conformance suite across the wire: a client, QUIC, and a node that serves a repository in a directory.
 
-use mover::{Result, World, wire::Remote};
+use mover::{Result, World};
 use store::Local;
 use tokio::sync::Mutex;
 use windlass_tests::conformance::{Fixture, InDirectory};
 use windlass_tests::node::{Running, Site};
+use wire::Remote;
 
 struct OnNode {
     directory: InDirectory,

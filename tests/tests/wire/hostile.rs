@@ -1,14 +1,13 @@
 //! A node that speaks the protocol as far as it likes, and then does something else.
 
-use mover::identity::Role;
-use mover::wire::message::{Of, Opened, Reply, Request, Welcome};
-use mover::wire::{Congestion, Peer, Remote, client, client_config, decode, encode, server};
-use mover::{OwnerId, RepositoryId, Result, SessionId, Timestamp, World};
+use mover::{OwnerId, RepositoryId, Result, Role, SessionId, Timestamp, World};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use windlass_tests::node::Site;
+use wire::message::{Of, Opened, Reply, Request, Welcome};
+use wire::{Congestion, Peer, Remote, client, client_config, decode, encode, server};
 
 /// What it does with a request.
 pub enum Act {

@@ -1,6 +1,5 @@
 //! Jobs across links that do what links do: real programs with a relay between them.
 
-use mover::wire::WINDOW_BYTES;
 use rustix::process::Signal;
 use std::fs;
 use std::net::SocketAddr;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use windlass_bench::relay::{Relay, Shape};
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::{Ended, free_port};
+use wire::WINDOW_BYTES;
 
 /// 400 Mbit/s, 10 ms there and back.
 const SHAPE: Shape = Shape {

@@ -1,9 +1,6 @@
 //! The memory of a storage node as it ships, while several holders have it hold everything that they can.
 
 use bytes::Bytes;
-use mover::identity::Credentials;
-use mover::wire::message::{Ask, Of, Put, ReadIn, Reply, Request};
-use mover::wire::{Congestion, client_config, encode};
 use mover::{RepositoryId, SessionId, World};
 use quinn::{ClientConfig, Connection, TransportConfig, VarInt};
 use std::path::Path;
@@ -13,6 +10,9 @@ use windlass_bench::attacker::{Raw, STREAMS_MAX};
 use windlass_bench::node::Node;
 use windlass_bench::tools::Places;
 use windlass_tests::program::beside;
+use wire::identity::Credentials;
+use wire::message::{Ask, Of, Put, ReadIn, Reply, Request};
+use wire::{Congestion, client_config, encode};
 
 /// What a node may take, with one repository.
 const NODE_BYTES_MAX: u64 = 512 << 20;

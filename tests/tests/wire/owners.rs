@@ -1,19 +1,19 @@
 //! Who may do what with whose machines: each request, over the wire, with real certificates.
 
 use chunker::{ChunkKind, Compression, Fingerprinter};
-use mover::identity::{Holder, Identity, Role};
-use mover::wire::message::*;
-use mover::wire::{Congestion, Node, Quota, Quotas, Remote, client_config};
 use mover::{
-    BackupOptions, BackupReport, Begin, Error, ErrorKind, Keep, Name, OwnerId, PointChange, PointFilter, PointId, Pool,
-    Progress, ReadSession, RecoveryPoint, Repository, SweepOptions, Verification, World, WriteSession, backup, retain,
-    with_sealer,
+    BackupOptions, BackupReport, Begin, Error, ErrorKind, Holder, Keep, Name, OwnerId, PointChange, PointFilter,
+    PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Role, SweepOptions, Verification, World,
+    WriteSession, backup, retain, with_sealer,
 };
 use store::Local;
 use windlass_bench::attacker::Raw;
 use windlass_tests::conformance::{Fixture, InDirectory, options};
 use windlass_tests::fake::{Machine, noise};
 use windlass_tests::node::{Running, Site};
+use wire::identity::Identity;
+use wire::message::*;
+use wire::{Congestion, Node, Quota, Quotas, Remote, client_config};
 
 /// A node, and machines of a cluster, of another host, and of the site itself.
 pub struct Field {

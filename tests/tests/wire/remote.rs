@@ -1,16 +1,16 @@
 //! Across the wire: who is refused, and what survives.
 
 use chunker::{ChunkKind, Compression, Fingerprinter};
-use mover::identity::{Authority, Credentials, Holder, Registry, Role};
-use mover::wire::{Congestion, Node, Peer, Remote, client, client_config};
 use mover::{
-    Begin, Clock, Error, ErrorKind, Mem, PointFilter, PointId, Presence, Repository, SystemRandom, Timestamp,
-    Verification, World, WriteSession, with_sealer,
+    Begin, Clock, Error, ErrorKind, Holder, Mem, PointFilter, PointId, Presence, Repository, Role, SystemRandom,
+    Timestamp, Verification, World, WriteSession, with_sealer,
 };
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 use windlass_tests::node::{Running, Site};
+use wire::identity::{Authority, Credentials, Registry};
+use wire::{Congestion, Node, Peer, Remote, client, client_config};
 
 fn begin(point: PointId) -> Begin {
     Begin { point, parents: Vec::new(), holder: None, verification: Verification::Decode }

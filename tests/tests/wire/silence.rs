@@ -3,18 +3,18 @@
 use crate::hostile::{Act, Hostile, more, say};
 use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter};
 use futures::StreamExt;
-use mover::identity::{Holder, Issued, NewKey, Role};
-use mover::wire::message::*;
-use mover::wire::{Congestion, Node, Peer, Remote, client, client_config, encode};
 use mover::{
-    Begin, Depth, ErrorKind, MapRoot, Mem, OwnerId, PointChange, PointDraft, PointFilter, PointId, Progress,
-    ReadSession, RecoveryPoint, Repository, RepositoryId, SweepOptions, Timestamp, Verification, VerifyOptions, World,
-    WriteSession, with_sealer,
+    Begin, Depth, ErrorKind, Holder, MapRoot, Mem, OwnerId, PointChange, PointDraft, PointFilter, PointId, Progress,
+    ReadSession, RecoveryPoint, Repository, RepositoryId, Role, SweepOptions, Timestamp, Verification, VerifyOptions,
+    World, WriteSession, with_sealer,
 };
 use std::time::{Duration, Instant};
 use windlass_bench::attacker::Raw;
 use windlass_tests::conformance::manifest;
 use windlass_tests::node::{Running, Site};
+use wire::identity::{Issued, NewKey};
+use wire::message::*;
+use wire::{Congestion, Node, Peer, Remote, client, client_config, encode};
 
 /// For a node that answers others at once.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -184,7 +184,7 @@ async fn a_list_without_end_is_not_taken() {
 }
 
 /// Somebody whose certificate lives so long.
-fn short_lived(site: &Site, life: Duration, world: &World) -> mover::identity::Identity {
+fn short_lived(site: &Site, life: Duration, world: &World) -> wire::identity::Identity {
     let (key, holder) = (NewKey::generate().unwrap(), Holder::new(Role::Proxy, "short".parse().unwrap()));
     let claim = key.claim(b"short").unwrap();
     let certificate_pem = site.authority.certify(&holder, &[], &claim.check(b"short").unwrap(), life, world).unwrap();

@@ -6,13 +6,14 @@ use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::text::{count, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
-use mover::wire::{Remote, message as wire};
 use mover::{
     CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
     Verification, copy, select, still_wanted,
 };
 use serde::Serialize;
 use std::time::Instant;
+use wire::Remote;
+use wire::message::Place;
 
 /// Field names are a contract.
 #[derive(Serialize)]
@@ -44,7 +45,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(from), Ok(to)) => {
             let made = match (arguments.place.repository.at(), &to) {
                 (At::Node { host, port, name, congestion }, Opened::Right(node)) if !arguments.through_here => {
-                    let place = wire::Place {
+                    let place = Place {
                         host: host.clone(),
                         port: *port,
                         name: name.to_string(),
@@ -140,7 +141,7 @@ async fn pull_all(
     arguments: &Copy,
     from: &Opened,
     target: (&Opened, &Remote),
-    place: &wire::Place,
+    place: &Place,
 ) -> Result<Tally> {
     let (to, node) = target;
     let points = chosen(context, arguments, from, to).await?;

@@ -4,12 +4,12 @@ use crate::cli::TokenAction;
 use crate::open;
 use crate::text::{local_time, utc_time};
 use crate::windlass::{Context, Exit};
-use mover::identity::{Credentials, Holder, Token, Wanted, create_private};
-use mover::wire;
-use mover::{Error, Result};
+use mover::{Error, Holder, Result};
 use serde::Serialize;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use wire;
+use wire::identity::{Credentials, Token, Wanted, create_private};
 
 #[derive(Serialize)]
 struct Made {
@@ -49,7 +49,7 @@ pub async fn run(context: &Context, action: &TokenAction) -> Result<Exit> {
 async fn create(
     context: &Context,
     us: &Credentials,
-    node: mover::identity::Address,
+    node: wire::identity::Address,
     wanted: Wanted,
     valid: std::time::Duration,
     out: Option<&Path>,

@@ -2,10 +2,9 @@
 
 use crate::format::pack::{PackKind, PackName};
 use chunker::ChunkId;
-use mover::identity::{Holder, Role};
 use mover::{
-    GroupId, Incarnation, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId,
-    SessionId, Timestamp, WriterId,
+    GroupId, Holder, Incarnation, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter,
+    RepositoryId, Role, SessionId, Timestamp, WriterId,
 };
 
 /// A lease.

@@ -5,11 +5,11 @@ use crate::cli::Backup;
 use crate::job::watched;
 use crate::open;
 use crate::windlass::Context;
-use mover::wire::client;
-use mover::wire::control::{Job, Jobs, Run};
 use mover::{BackupOptions, BackupReport, Error, ErrorKind, Name, PointId, Progress, Result};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
+use wire::client;
+use wire::control::{Job, Jobs, Run};
 
 pub async fn attempt(
     context: &Context,

@@ -2,7 +2,6 @@
 //! one after is run when the backup says so, when its deadline is over, and when the pipe to the backup closes: also after
 //! SIGKILL, which nobody can listen for.
 
-use mover::service::Signals;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -12,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 use tokio::time::timeout;
+use wire::service::Signals;
 
 /// What it is told first.
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,0 +1,72 @@
+//! The wire: the same repository across QUIC. `PROTOCOL.md` is complete enough for another implementation.
+//!
+//! | file | half | what it is about |
+//! |---|---|---|
+//! | `message` | both | what is said: type codes, fields, limits |
+//! | `bulk` | both | ids and blobs beside messages |
+//! | `frame` | both | how a message stands on a stream |
+//! | `quic` | both | certificates, windows, congestion |
+//! | `answer` | client | answers, on one stream or many |
+//! | `bounded` | client | how much of an answer is taken |
+//! | `link` | client | connections that are made again when they are lost |
+//! | `questions` | client | which chunks are there, asked together |
+//! | `pull` | both | copies from node to node |
+//! | `remote` | client | [`Remote`]: sessions that survive |
+//! | `enrol` | client | making and using tokens, renewing certificates |
+//! | `keeper` | both | [`Keeper`]: an identity that renews itself |
+//! | `access` | node | who may ask what |
+//! | `limits` | node | how much of the node anybody gets |
+//! | `serve` | node | [`Node`]: takes requests, one on each stream |
+//! | `control` | all | jobs of proxies |
+//! | `address` | client | addresses of nodes |
+//! | `waits` | client | how long a node is waited for, for what |
+//! | `validity` | both | certificates and time |
+
+pub mod access;
+mod address;
+mod answer;
+mod bounded;
+mod bulk;
+pub mod control;
+mod enrol;
+mod frame;
+pub mod identity;
+mod keeper;
+mod limits;
+mod link;
+mod maintenance;
+pub mod message;
+mod pull;
+mod questions;
+mod quic;
+mod remote;
+mod serve;
+pub mod service;
+mod socket;
+mod validity;
+mod waits;
+
+pub use address::NodeAddress;
+pub use enrol::{create_token, join};
+pub use frame::{decode, encode};
+pub use keeper::{Keeper, Signer, renewed_when_used};
+pub use link::Peer;
+pub use quic::{
+    ALPN, Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, endpoint_config, server,
+    server_config, server_of,
+};
+pub use quinn::Endpoint;
+pub use remote::{Remote, RemoteReader, RemoteSession};
+pub use serve::{Node, Quota, Quotas};
+
+/// Version of the protocol that this program speaks.
+pub const VERSION: u16 = 1;
+/// Why a node closes a connection: it does not accept the client.
+const CLOSED_REFUSED: u32 = 1;
+/// Why a node closes a connection: it stops.
+const CLOSED_STOPPING: u32 = 2;
+/// Why either side closes a connection: the certificate that was shown on it is not valid any more. Who has another connects
+/// again.
+const CLOSED_EXPIRED: u32 = 3;
+/// Features that this program knows.
+const FEATURES: u64 = 0;

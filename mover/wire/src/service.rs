@@ -1,0 +1,146 @@
+//! What the programs that serve have in common: how they fail, the signals that stop them, and what systemd is told.
+
+use mover::{Error, Result, StopReason};
+use std::collections::BTreeSet;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM, SIGINT, SIGQUIT, and SIGHUP where it is not ignored (`nohup`).
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Option<Signal>,
+}
+
+/// SIGXFSZ, as Linux numbers it.
+const FILE_TOO_LARGE: i32 = 25;
+
+impl Signals {
+    /// Listens from now on; needs a runtime.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn listen() -> Result<Self> {
+        let failed = |error| Error::internal("cannot listen for signals").because(error);
+        let listen = |kind| signal(kind).map_err(failed);
+        // A file that may not grow further is an error of the write then, which says which; not the end without a word.
+        drop(listen(SignalKind::from_raw(FILE_TOO_LARGE))?);
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            hangup: if hangup_is_ignored() { None } else { Some(listen(SignalKind::hangup())?) },
+        })
+    }
+
+    /// Waits for the next of them, and says why to stop.
+    pub async fn next(&mut self) -> StopReason {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => StopReason::Terminate,
+            _ = self.interrupt.recv() => StopReason::Interrupt,
+            _ = self.quit.recv() => StopReason::Quit,
+            _ = hangup => StopReason::Hangup,
+        }
+    }
+}
+
+/// Whether whoever started us wants us to go on when the terminal goes.
+fn hangup_is_ignored() -> bool {
+    let ignored = |line: &str| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Bit 0 is signal 1.
+    status.lines().find_map(ignored).is_some_and(|signals| signals & 1 == 1)
+}
+
+/// Tells on stderr why a program failed; its exit code.
+pub fn ended(made: Result<()>) -> ExitCode {
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.remedy().into_iter().for_each(|remedy| eprintln!("hint: {remedy}"));
+            error.kind().exit_code().into()
+        }
+    }
+}
+
+/// Reads a configuration with `parse`, beside the folder at which its relative paths begin.
+///
+/// # Errors
+/// `Usage` when it cannot be read, and those of `parse`; both name the file.
+pub fn configured<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Result<(T, PathBuf)> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| Error::usage(path.display().to_string()).because(error))?;
+    let config = parse(&text).map_err(|error| error.context(path.display()))?;
+    Ok((config, path.parent().unwrap_or(Path::new(".")).to_owned()))
+}
+
+/// The first that is there more than once, of what a configuration names.
+pub fn twice<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
+    let mut seen = BTreeSet::new();
+    let mut again = None;
+    for item in items {
+        if let Some(known) = seen.replace(item) {
+            again = again.or(Some(known));
+        }
+    }
+    again
+}
+
+/// Tells systemd that everything is open and answers.
+pub fn ready() {
+    tell("READY=1");
+}
+
+/// Tells systemd that nothing new is taken.
+pub fn stopping() {
+    tell("STOPPING=1");
+}
+
+/// Tells systemd again and again that our tasks go on, where it wants to know (`WatchdogSec=`): what says nothing is started
+/// again. To be spawned where the work is done.
+pub async fn alive() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    // Not for us but for who started us.
+    if number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(std::process::id())) {
+        return;
+    }
+    let Some(within) = number("WATCHDOG_USEC").filter(|within| *within > 1) else { return };
+    let half = Duration::from_micros(within / 2);
+    let mut every = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
+    loop {
+        every.tick().await;
+        tell("WATCHDOG=1");
+    }
+}
+
+/// sd_notify(3): a datagram to a socket that the environment names. Without systemd there is nobody to be told.
+fn tell(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = (|| {
+        let name = path.as_encoded_bytes();
+        let address = match name.strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        // Whoever should read it may hang; we do not.
+        socket.set_write_timeout(Some(Duration::from_secs(1)))?;
+        socket.send_to_addr(state.as_bytes(), &address)
+    })();
+    if let Err(error) = told {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}

@@ -1,0 +1,244 @@
+//! Attending one node: jobs come, and are told about.
+
+use super::work::Host;
+use mover::{BackupReport, Counters, Error, ErrorKind, Name, PointId, Progress, Result, Stop, StopReason, Stopper};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep};
+use wire::Peer;
+use wire::control::{Attend, Event, Job, Jobs, Order, Report};
+
+/// A node, and its jobs.
+pub struct Attendance {
+    host: Arc<Host>,
+    /// Our own name.
+    name: Name,
+    node: String,
+    peer: Peer,
+    jobs: Jobs,
+    held: Mutex<Held>,
+}
+
+/// Jobs that the node gave.
+#[derive(Default)]
+struct Held {
+    jobs: BTreeMap<PointId, Holding>,
+    tasks: JoinSet<()>,
+    /// Set when no more are taken.
+    stopping: Option<StopReason>,
+}
+
+/// A job, for as long as it can be asked for again.
+struct Holding {
+    stopper: Stopper,
+    /// Its end, and when that was.
+    end: Option<(Event, Instant)>,
+    /// Whether the node was told of the end.
+    told: bool,
+}
+
+impl Attendance {
+    pub fn new(host: Arc<Host>, name: Name, node: String, peer: Peer) -> Self {
+        let jobs = Jobs::new(host.endpoint.clone(), peer.clone());
+        Self { host, name, node, peer, jobs, held: Mutex::default() }
+    }
+
+    /// Attends for ever, over lost connections. Ends when somebody else attends under the same name.
+    pub async fn run(self: Arc<Self>) -> Result<()> {
+        let mut attended = false;
+        loop {
+            let error = match self.attend(&mut attended).await {
+                Ok(()) => {
+                    sleep(PAUSE_SHORT).await;
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Busy => return Err(error.context(&self.node)),
+                Err(error) => error,
+            };
+            tracing::warn!(node = self.node, %error, hint = error.remedy(), "not attended, trying again");
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// One attendance, until its connection is lost.
+    async fn attend(self: &Arc<Self>, attended: &mut bool) -> Result<()> {
+        let mut orders = self.jobs.attend(Attend { instance: self.host.instance, jobs: self.untold() }).await?;
+        tracing::info!(node = self.node, "attending");
+        if !*attended {
+            // For who started this, if anybody reads it: from here on it can be asked.
+            let _ = writeln!(std::io::stdout(), "attending {}", self.node);
+            *attended = true;
+        }
+        while let Some(order) = orders.next().await? {
+            match order {
+                Order::Job(job) => self.take(job),
+                Order::Cancel(id) => {
+                    let held = self.held.lock().expect("no holder panics");
+                    if let Some(holding) = held.jobs.get(&id) {
+                        holding.stopper.stop(StopReason::Cancel);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Jobs whose end the node does not know.
+    fn untold(&self) -> Vec<PointId> {
+        let held = self.held.lock().expect("no holder panics");
+        held.jobs.iter().filter(|(_, holding)| !holding.told).map(|(id, _)| *id).collect()
+    }
+
+    /// Begins a job; one that was begun before is told about again.
+    fn take(self: &Arc<Self>, job: Job) {
+        let mut held = self.held.lock().expect("no holder panics");
+        let held = &mut *held;
+        while held.tasks.try_join_next().is_some() {}
+        held.make_room();
+        let (id, full) = (job.id, held.jobs.len() >= HELD_MAX);
+        match held.jobs.get_mut(&id) {
+            Some(Holding { end: Some((end, _)), told: told @ true, .. }) => {
+                *told = false;
+                held.tasks.spawn(self.clone().tell_end(id, end.clone()));
+            }
+            Some(_) => {}
+            None if full => {
+                let full = Error::busy(format!("it holds {HELD_MAX} jobs of this node"));
+                held.tasks.spawn(self.clone().tell_end(id, Event::of(Err(full.context(self.of_us())))));
+            }
+            None => {
+                let (stopper, stop) = Stopper::new();
+                if let Some(reason) = held.stopping {
+                    stopper.stop(reason);
+                }
+                held.jobs.insert(id, Holding { stopper, end: None, told: false });
+                held.tasks.spawn(self.clone().job(job, stop));
+            }
+        }
+    }
+
+    /// A job from its beginning until the node knows its end.
+    async fn job(self: Arc<Self>, job: Job, stop: Stop) {
+        let (id, progress, runtime) = (job.id, Arc::new(Progress::default()), Handle::current());
+        tracing::info!(job = %id, machine = %job.machine, repository = %job.repository, "begun");
+        // On a thread of its own: the compiler cannot see that a backup may go from one thread to another.
+        let work = spawn_blocking({
+            let (attendance, progress, host) = (self.clone(), progress.clone(), self.host.clone());
+            let say = move |what: String| {
+                let event = Event::Warning(format!("{}: it {what}", attendance.of_us()));
+                let attendance = attendance.clone();
+                Handle::current().spawn(async move { attendance.jobs.report(Report { job: id, event }).await });
+            };
+            let peer = self.peer.clone();
+            move || runtime.block_on(host.carry_out(job, peer, stop, progress, say))
+        });
+        let made = tokio::select! {
+            made = work => made.unwrap_or_else(|broken| Err(Error::internal("it broke down").because(broken))),
+            never = self.tell_progress(id, &progress) => match never {},
+        };
+        self.ended(id, made).await;
+    }
+
+    async fn ended(self: Arc<Self>, id: PointId, made: Result<BackupReport>) {
+        match &made {
+            Ok(_) => tracing::info!(job = %id, "done"),
+            Err(error) => tracing::warn!(job = %id, %error, "failed"),
+        }
+        let end = Event::of(made.map_err(|error| error.context(self.of_us())));
+        if let Some(holding) = self.held.lock().expect("no holder panics").jobs.get_mut(&id) {
+            holding.end = Some((end.clone(), Instant::now()));
+        }
+        self.tell_end(id, end).await;
+    }
+
+    /// Tells for as long as somebody may ask for it.
+    async fn tell_end(self: Arc<Self>, id: PointId, event: Event) {
+        let until = Instant::now() + END_KEPT;
+        loop {
+            match self.jobs.report(Report { job: id, event: event.clone() }).await {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::Transport && Instant::now() < until => sleep(PAUSE).await,
+                Err(error) => {
+                    tracing::warn!(job = %id, node = self.node, %error, "its end could not be told");
+                    break;
+                }
+            }
+        }
+        if let Some(holding) = self.held.lock().expect("no holder panics").jobs.get_mut(&id) {
+            holding.told = true;
+        }
+    }
+
+    /// Tells how far it is. What is not told before the next turn is left out.
+    async fn tell_progress(&self, id: PointId, progress: &Progress) -> Infallible {
+        let mut told: Option<Counters> = None;
+        loop {
+            let counters = progress.counters();
+            if told != Some(counters) {
+                match self.jobs.report(Report { job: id, event: Event::Progress(counters) }).await {
+                    Ok(()) => told = Some(counters),
+                    Err(error) => tracing::debug!(job = %id, %error, "its progress could not be told"),
+                }
+            }
+            sleep(PROGRESS).await;
+        }
+    }
+
+    /// Ends all jobs; those that still come end at once.
+    pub fn stop(&self, reason: StopReason) {
+        let mut held = self.held.lock().expect("no holder panics");
+        held.stopping = Some(reason);
+        for holding in held.jobs.values() {
+            holding.stopper.stop(reason);
+        }
+    }
+
+    /// Waits until no job is left of which the node does not know the end.
+    pub async fn finished(&self) {
+        loop {
+            let mut tasks = std::mem::take(&mut self.held.lock().expect("no holder panics").tasks);
+            if tasks.is_empty() {
+                return;
+            }
+            while tasks.join_next().await.is_some() {}
+        }
+    }
+
+    /// Tells the node that nothing more comes.
+    pub async fn close(&self) {
+        self.jobs.close().await;
+    }
+
+    fn of_us(&self) -> String {
+        format!("proxy {}", self.name)
+    }
+}
+
+impl Held {
+    /// Forgets ends that are known, or nobody asks for any more.
+    fn make_room(&mut self) {
+        self.jobs
+            .retain(|_, holding| !holding.told || holding.end.as_ref().is_none_or(|(_, at)| at.elapsed() < END_KEPT));
+        let told = self.jobs.iter().filter(|(_, holding)| holding.told);
+        let oldest = told.min_by_key(|(_, holding)| holding.end.as_ref().map(|(_, at)| *at)).map(|(id, _)| *id);
+        if let Some(oldest) = oldest.filter(|_| self.jobs.len() >= HELD_MAX) {
+            self.jobs.remove(&oldest);
+        }
+    }
+}
+
+/// Jobs of one node that are held, with those that have ended.
+const HELD_MAX: usize = 64;
+/// How long the end of a job is told, and known.
+const END_KEPT: Duration = Duration::from_secs(600);
+/// Between two reports of progress.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// Before a node is attended again whose connection was lost.
+const PAUSE_SHORT: Duration = Duration::from_millis(100);
+/// Before a node that could not be asked is asked again.
+const PAUSE: Duration = Duration::from_secs(2);

@@ -1,0 +1,137 @@
+//! The configuration of a proxy. Unknown keys are refused, with line and column.
+
+use mover::{Error, Name, Result};
+use proxy::{NamedSource, SourceAddress};
+use serde::Deserialize;
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
+use wire::NodeAddress;
+use wire::control::DISKS_MAX;
+use wire::service::{configured, twice};
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Folder with certificate and key; a relative one begins at the configuration's folder.
+    pub identity: PathBuf,
+    /// Nodes to attend.
+    pub nodes: Vec<NodeAddress>,
+    /// Jobs that are carried out at once.
+    #[serde(default = "jobs")]
+    pub jobs: NonZeroU8,
+    /// Folders whose images may be backing and data files of other images; relative ones begin at the configuration's
+    /// folder. An image's own folder need not be named.
+    #[serde(default)]
+    pub image_roots: Vec<PathBuf>,
+    /// What may be backed up.
+    #[serde(default)]
+    pub machine: Vec<Machine>,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Its name.
+    pub name: Name,
+    /// Its disks.
+    pub disk: Vec<Disk>,
+}
+
+/// A disk of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Its name.
+    pub name: Name,
+    /// Where it is; a relative path begins at the configuration's folder.
+    pub source: SourceAddress,
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// `Usage`, with line and column of what is wrong.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (mut config, folder) = configured(path, Self::parse)?;
+        config.identity = folder.join(&config.identity);
+        config.image_roots.iter_mut().for_each(|root| *root = folder.join(&root));
+        for disk in config.machine.iter_mut().flat_map(|machine| &mut machine.disk) {
+            if let SourceAddress::File { path, .. } = &mut disk.source {
+                *path = folder.join(&path);
+            }
+        }
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
+        let wrong = |what: String| Err(Error::usage(what));
+        if config.nodes.is_empty() {
+            return wrong("`nodes` names none".into());
+        }
+        if let Some(node) = twice(config.nodes.iter().map(ToString::to_string)) {
+            return wrong(format!("node {node} is named twice"));
+        }
+        if let Some(name) = twice(config.machine.iter().map(|machine| &machine.name)) {
+            return wrong(format!("two machines are called {name}"));
+        }
+        for Machine { name, disk } in &config.machine {
+            if disk.is_empty() || disk.len() > DISKS_MAX {
+                return wrong(format!("machine {name} has {} disks, not 1 to {DISKS_MAX}", disk.len()));
+            }
+            if let Some(disk) = twice(disk.iter().map(|disk| &disk.name)) {
+                return wrong(format!("two disks of machine {name} are called {disk}"));
+            }
+        }
+        Ok(config)
+    }
+}
+
+impl From<Disk> for NamedSource {
+    fn from(disk: Disk) -> Self {
+        Self { name: disk.name, address: disk.source }
+    }
+}
+
+fn jobs() -> NonZeroU8 {
+    NonZeroU8::new(2).expect("not zero")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "identity = \"host7\"\nnodes = [\"quic://store1\"]\n";
+    const WEB: &str = "[[machine]]\nname = \"web\"\n[[machine.disk]]\nname = \"a\"\nsource = \"web.qcow2\"\n";
+
+    #[test]
+    fn all_of_it() {
+        let config = Config::parse(&format!("{GOOD}jobs = 3\nimage_roots = [\"/images\"]\n{WEB}")).unwrap();
+        assert_eq!((config.nodes[0].to_string().as_str(), config.jobs.get()), ("quic://store1:7440", 3));
+        assert_eq!(config.image_roots, [PathBuf::from("/images")]);
+        assert_eq!(config.machine[0].disk[0].source, "web.qcow2".parse().unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        let disk = "[[machine.disk]]\nname = \"a\"\nsource = \"/b\"\n";
+        for (text, told) in [
+            (format!("{GOOD}colour = 1\n"), "line 3, column 1"),
+            (GOOD.replace("quic", "http"), "line 2, column 9"),
+            (format!("{GOOD}jobs = 0\n"), "line 3, column 8"),
+            (format!("{GOOD}{}", WEB.replace("web.qcow2", "http://x")), "line 7, column 10"),
+            (format!("{GOOD}{}", WEB.replace("\"web\"", "\"../web\"")), "line 4, column 8"),
+            (GOOD.replace("\"quic://store1\"", ""), "`nodes` names none"),
+            (GOOD.replace("\"quic://store1\"", "\"quic://a\", \"quic://a:7440\""), "named twice"),
+            (format!("{GOOD}{WEB}{WEB}"), "two machines are called web"),
+            (format!("{GOOD}{WEB}{disk}"), "two disks of machine web are called a"),
+            (format!("{GOOD}[[machine]]\nname = \"web\"\ndisk = []\n"), "machine web has 0 disks"),
+        ] {
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.to_string().contains(told), "{text}\n{error}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The program `windlass-proxy`: attends storage nodes, and backs up the machines of its configuration when it is told
+//! to.
+
+mod attend;
+mod cli;
+mod config;
+mod work;
+
+use attend::Attendance;
+use clap::Parser;
+use cli::{Cli, Command, Serve};
+use config::Config;
+use mover::{Error, Pool, Result, Role, StopReason, World};
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
+use wire::service::{self, Signals};
+use wire::{Keeper, Peer, Signer, client, client_config_of};
+use work::Host;
+
+fn main() -> ExitCode {
+    proxy::tune_allocator();
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // A log file is no terminal.
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    let Command::Serve(arguments) = cli.command;
+    service::ended(serve(&arguments))
+}
+
+fn serve(arguments: &Serve) -> Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::internal("cannot start threads").because(error))?;
+    let made = runtime.block_on(run(config));
+    // A job that did not end in time is not waited for.
+    runtime.shutdown_background();
+    made
+}
+
+async fn run(config: Config) -> Result<()> {
+    let world = World::system();
+    let keeper = Keeper::open(&config.identity, Signer::There, &world)?;
+    let current = keeper.current();
+    let holder = current.get().identity.holder().clone();
+    if holder.role != Role::Proxy {
+        return Err(Error::usage(format!("{}: this is the identity of {holder}", config.identity.display()))
+            .hint("`windlass token create --role proxy --name NAME` and `windlass token join` make one of a proxy"));
+    }
+    let endpoint = client()?;
+    let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, world));
+    let mut signals = Signals::listen()?;
+    let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
+    let (mut attending, mut attendances) = (JoinSet::new(), Vec::new());
+    for node in &config.nodes {
+        let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?)
+            .known_as(current.clone());
+        let attendance = Arc::new(Attendance::new(host.clone(), holder.name.clone(), node.to_string(), peer));
+        attending.spawn(attendance.clone().run());
+        attendances.push(attendance);
+    }
+    // A node that is away is tried for as long as this runs: it keeps neither the others nor the start of a host waiting.
+    service::ready();
+    let made = tokio::select! {
+        _ = signals.next() => Ok(()),
+        Some(ended) = attending.join_next() => {
+            ended.unwrap_or_else(|error| Err(Error::internal("a node is not attended any more").because(error)))
+        }
+    };
+    tracing::info!("stopping: jobs are cancelled, and told so");
+    service::stopping();
+    let stopped = async {
+        for attendance in &attendances {
+            attendance.stop(StopReason::Shutdown);
+        }
+        for attendance in &attendances {
+            attendance.finished().await;
+        }
+    };
+    // A second signal does not wait.
+    tokio::select! {
+        told = timeout(STOP_TIMEOUT, stopped) => {
+            if told.is_err() {
+                tracing::warn!("a job could not be ended, or a node not be told in time");
+            }
+        }
+        _ = signals.next() => tracing::warn!("stopping at once"),
+    }
+    keeping.abort();
+    alive.abort();
+    attending.shutdown().await;
+    for attendance in &attendances {
+        attendance.close().await;
+    }
+    made
+}
+
+/// For jobs to end and nodes to be told so.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);

@@ -1,0 +1,95 @@
+//! Carrying a job out.
+
+use super::config::Config;
+use mover::{BackupReport, Error, Name, Pool, Progress, Repository as _, Result, Stop, Stoppable, World, backup};
+use proxy::{NamedSource, PastOf, SnapshotSession, SourceOptions};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore};
+use wire::control::Job;
+use wire::{Endpoint, Peer, Remote};
+
+/// What jobs of all nodes share.
+pub struct Host {
+    machines: BTreeMap<Name, Machine>,
+    /// Jobs that may be carried out at once.
+    room: Semaphore,
+    pub endpoint: Endpoint,
+    pool: Pool,
+    image_roots: Vec<PathBuf>,
+    pub world: World,
+    /// This process, and no later one.
+    pub instance: [u8; 16],
+}
+
+struct Machine {
+    disks: Vec<NamedSource>,
+    /// One job after another: two would only find its images busy.
+    turn: Mutex<()>,
+}
+
+impl Host {
+    pub fn new(config: &Config, endpoint: Endpoint, pool: Pool, world: World) -> Self {
+        let machine = |it: &super::config::Machine| {
+            let disks = it.disk.iter().cloned().map(NamedSource::from).collect();
+            (it.name.clone(), Machine { disks, turn: Mutex::default() })
+        };
+        let machines = config.machine.iter().map(machine).collect();
+        let room = Semaphore::new(config.jobs.get().into());
+        let instance = world.random_bytes();
+        Self { machines, room, endpoint, pool, image_roots: config.image_roots.clone(), world, instance }
+    }
+
+    /// Backs a machine up into a repository of the node that asks for it. Says so when it has to wait.
+    pub async fn carry_out(
+        self: Arc<Self>,
+        job: Job,
+        node: Peer,
+        stop: Stop,
+        progress: Arc<Progress>,
+        say: impl Fn(String),
+    ) -> Result<BackupReport> {
+        let options = job.options()?;
+        let machine = self.machines.get(&job.machine).ok_or_else(|| self.unknown(&job.machine))?;
+        let _turn = match machine.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                say(format!("waits until another backup of {} has ended", job.machine));
+                stop.race(async { Ok(machine.turn.lock().await) }).await?
+            }
+        };
+        let _room = match self.room.try_acquire() {
+            Ok(room) => room,
+            Err(_) => {
+                say("waits until another job has ended".into());
+                stop.race(async { Ok(self.room.acquire().await.expect("never closed")) }).await?
+            }
+        };
+        let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str(), Some(&job.machine));
+        let repository = stop.race(connecting).await?;
+        let of = SourceOptions {
+            repository: repository.config().id,
+            wish: options.wish,
+            image_roots: self.image_roots.clone(),
+            world: self.world.clone(),
+        };
+        let past = PastOf { repository: &repository, options: &options };
+        let made = match SnapshotSession::open(machine.disks.clone(), &of, &past).await {
+            Ok(source) => {
+                let source = Stoppable { inner: source, stop };
+                backup(&repository, source, &options, &self.pool, &self.world, &progress).await
+            }
+            Err(error) => Err(error),
+        };
+        repository.close().await;
+        made
+    }
+
+    fn unknown(&self, machine: &Name) -> Error {
+        let known: Vec<&str> = self.machines.keys().map(Name::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        Error::not_found(format!("its configuration has no machine {machine}, but {known}"))
+            .hint("add it to windlass-proxy.toml there, and start the proxy again")
+    }
+}

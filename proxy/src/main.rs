@@ -1,7 +1,0 @@
-//! `windlass-proxy`: backs up where the disks are.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    proxy::daemon::windlass_proxy()
-}

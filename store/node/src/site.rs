@@ -1,0 +1,103 @@
+//! A site's folder: authority, the node's identity, an administrator's.
+
+use super::cli::{Init, Issue};
+use mover::{Error, Holder, Name, Result, Role, World};
+use std::fs::{self, DirBuilder};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use wire::identity::{Address, Authority, Credentials, create_private, is_guarded, is_private, put_guarded};
+
+pub fn init(arguments: &Init, world: &World) -> Result<()> {
+    let folder = &arguments.folder;
+    // Everybody may read names and certificates there, whatever the umask; nobody else writes.
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
+    made.map_err(|error| failed(folder, error))?;
+    is_guarded(folder)?;
+    let authority = Authority::create(&arguments.site, world)?;
+    // First what must not be there yet: a second init destroys nothing.
+    create_private(&folder.join(AUTHORITY_KEY), authority.key_pem().as_bytes())?;
+    put_guarded(&folder.join(AUTHORITY), authority.certificate_pem())?;
+    put_guarded(&folder.join(SITE), &format!("{}\n", arguments.site))?;
+    let address = address(arguments);
+    if let Some(address) = &address {
+        put_guarded(&folder.join(ADDRESS), &format!("{address}\n"))?;
+    }
+    let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(Into::into).into();
+    hosts.extend(arguments.host.clone());
+    let named = |role, name: &str| Ok::<_, Error>(Holder::new(role, name.parse()?));
+    for (holder, hosts, folder_name) in
+        [(named(Role::Node, "node")?, hosts, "node"), (named(Role::Admin, "admin")?, Vec::new(), "admin")]
+    {
+        let issued = authority.issue(&holder, &hosts, NODE_DAYS, world)?;
+        Credentials::store(&folder.join(folder_name), &issued, authority.certificate_pem(), address.as_ref())?;
+    }
+    let config = format!(
+        "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\
+         # Makes tokens and gives certificates out, with what is in this folder.\nauthority = \".\"\n# Who is shut out, a line for each: proxy host7\n\
+         deny = \"deny\"\n\
+         # Each pack is read again, chunk by chunk, after 30 days; 0: never.\n# scrub_seconds = 2592000\n# scrub_rate = \"20MiB\"\n\n# [[repository]]\n# name = \"main\"\n\
+         # path = \"/backup/main\"\n",
+        arguments.listen
+    );
+    put_guarded(&folder.join(DENY), "")?;
+    put_guarded(&folder.join(CONFIG), &config)?;
+    if arguments.quiet {
+        return Ok(());
+    }
+    println!(
+        "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
+        arguments.site,
+        folder.display()
+    );
+    println!("administrators: bring {} to their machine", folder.join("admin").display());
+    println!("others join: see `windlass token create --help`");
+    Ok(())
+}
+
+pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
+    let authority = authority(&arguments.folder)?;
+    let holder = Holder { role: arguments.role, name: arguments.name.clone(), owner: arguments.owner.clone() };
+    let issued = authority.issue(&holder, &arguments.host, arguments.days, world)?;
+    let address = match fs::read_to_string(arguments.folder.join(ADDRESS)) {
+        Ok(text) => Some(text.trim().parse::<Address>()?),
+        Err(_) => None,
+    };
+    Credentials::store(&arguments.out, &issued, authority.certificate_pem(), address.as_ref())?;
+    if !arguments.quiet {
+        println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
+    }
+    Ok(())
+}
+
+/// Where the identities that are made here are renewed; none where nobody can know the port.
+fn address(arguments: &Init) -> Option<Address> {
+    let port = arguments.listen.parse::<SocketAddr>().map(|listen| listen.port()).unwrap_or_default();
+    let host = arguments.host.first().map_or("localhost", String::as_str);
+    (port != 0).then(|| Address { host: host.to_owned(), port })
+}
+
+/// The authority in a site's folder.
+pub fn authority(folder: &Path) -> Result<Authority> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        fs::read_to_string(&path)
+            .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
+    };
+    is_private(&folder.join(AUTHORITY_KEY))?;
+    [folder, &folder.join(AUTHORITY), &folder.join(SITE)].into_iter().try_for_each(is_guarded)?;
+    let site: Name = read(SITE)?.trim().parse()?;
+    Authority::from_pem(&site, &read(AUTHORITY)?, &read(AUTHORITY_KEY)?)
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::usage(path.display().to_string()).because(error)
+}
+
+const AUTHORITY: &str = "ca.pem";
+const AUTHORITY_KEY: &str = "ca-key.pem";
+const ADDRESS: &str = "address";
+const SITE: &str = "site";
+const DENY: &str = "deny";
+const CONFIG: &str = "windlass-store.toml";
+const NODE_DAYS: u32 = 365;
