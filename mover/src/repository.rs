@@ -1,8 +1,38 @@
 //! Where recovery points are kept.
 
+mod either;
+mod failover;
+mod history;
+mod holder;
+mod machine;
+mod mem;
+mod moment;
+pub(crate) mod order;
+mod points;
+mod reach;
+mod retention;
+mod select;
+mod sweep;
+mod verify;
+
+pub use either::Either;
+pub use failover::Failover;
+pub use history::LogEntry;
+pub use holder::{Holder, Role};
+pub use machine::{Machine, qualifiers};
+pub use mem::{Fault, FaultEffect, Mem, MemReader, MemSession};
+pub use moment::Moment;
+pub use order::{in_order, suspect_times};
+pub use points::Lineage;
+pub use reach::{Had, Reach};
+pub use retention::{Keep, Reason, Verdict, clock_doubt, retain, retention_time};
+pub use select::{Selector, select};
+pub use sweep::{SweepOptions, SweepReport, SweepTimes};
+pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};
+
 use crate::{
-    DiskId, Error, ErrorKind, GroupId, Holder, LogEntry, MachineId, Manifest, Name, OwnerId, PointId, Progress,
-    RepositoryId, Result, SweepOptions, SweepReport, Timestamp, VerifyOptions, VerifyReport, with_opener,
+    DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
+    Timestamp, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};

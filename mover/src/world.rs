@@ -1,5 +1,17 @@
 //! The seams to clock and randomness, so that tests choose both.
 
+mod aligned;
+pub(crate) mod pool;
+mod scratch;
+mod source;
+mod target;
+
+pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
+pub use pool::{Pool, blocking, with_opener, with_sealer};
+pub use scratch::{private_folder, scratch_places};
+pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
+pub use target::Target;
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;

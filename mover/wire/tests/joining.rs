@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use wire::identity::{
     Address, Authority, Credentials, Facts, Identity, Issued, NewKey, PENDING_MAX, Registry, Token, Trust, Wanted,
+    holder_of,
 };
 use wire::message::{Certified, Failed, JoinIn, RenewIn, Reply, Request, error_code};
 use wire::{

@@ -4,7 +4,7 @@ mod control;
 mod state;
 mod sweep;
 
-use crate::closure::{Presences, missing_for};
+use crate::record::closure::{Presences, missing_for};
 use crate::{
     Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
     MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,

@@ -5,8 +5,8 @@ mod check;
 mod disk;
 mod repair;
 
-use crate::closure::Repairs;
-use crate::map::stream_map;
+use crate::record::closure::Repairs;
+use crate::record::map::stream_map;
 use crate::{
     Attachment, Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest,
     MapReader, Name, NewPage, Origin, Outcome, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence,

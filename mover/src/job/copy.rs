@@ -1,10 +1,10 @@
 //! A recovery point is brought from one repository to another; only what is missing moves, blobs verbatim.
 
-use crate::closure::Repairs;
+use crate::record::closure::Repairs;
 use crate::{
     Begin, ChunkBatch, Commit, Error, ErrorKind, Manifest, MapReader, MapRoot, Origin, PageFlavour, Phase, PointDraft,
-    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Verification, Visited,
-    WriteSession, diff::TreeDiff,
+    PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, TreeDiff, Verification,
+    Visited, WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, TryStreamExt, stream};

@@ -61,7 +61,10 @@ fn as_few_as_possible_are_suspect() {
     assert_eq!(suspects(&at_minutes(&[100, 40, 101]), 1000).len(), 1);
     assert_eq!(suspects(&at_minutes(&[10, 9, 11]), 1000), [0_u64; 0], "less than clocks differ by");
     let mut mended = at_minutes(&[1, 2, 900, 3, 4]);
-    mended[2].labels.insert(crate::labels::TIME_KEY.into(), crate::labels::time_value(Timestamp(2 * MINUTE_NS + 5)));
+    mended[2].labels.insert(
+        crate::record::labels::TIME_KEY.into(),
+        crate::record::labels::time_value(Timestamp(2 * MINUTE_NS + 5)),
+    );
     assert_eq!(suspects(&mended, 10), [0_u64; 0], "until it is put right");
     assert_eq!(mended[2].time(), Timestamp(2 * MINUTE_NS + 5));
 }

@@ -46,7 +46,7 @@ impl Lab {
         let (root, pages) = builder.finish();
         let pages = pages.into_iter().map(|page| self.chunk(ChunkKind::Page, &page.plain)).collect();
         session.put(pages).await.unwrap();
-        let mut manifest = crate::manifest::tests::sample();
+        let mut manifest = crate::record::manifest::tests::sample();
         manifest.attachments.clear();
         manifest.point = PointId([point; 16]);
         // The clock here begins in 1970.

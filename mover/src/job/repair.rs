@@ -1,6 +1,6 @@
 //! What is damaged in a repository is brought from another copy.
 
-use crate::copy::same_domain;
+use crate::job::copy::same_domain;
 use crate::{
     Begin, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, World, WriteSession,
 };

@@ -5,7 +5,7 @@ mod attachment;
 mod delta;
 mod in_order;
 
-use crate::map::LEAF_BYTES;
+use crate::record::map::LEAF_BYTES;
 use crate::{
     AlignedBuffer, ChunkBatch, ChunkError, Demand, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page,
     PageRef, Phase, Pool, Progress, ReadSession, Result, Shape, Spot, Target, with_opener,

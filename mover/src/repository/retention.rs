@@ -1,6 +1,6 @@
 //! Which points rules keep: a pure function over the times that storage nodes have stamped.
 
-use crate::order::sort_in_order;
+use crate::repository::order::sort_in_order;
 use crate::{GroupId, Lineage, RecoveryPoint, Timestamp};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;

@@ -108,7 +108,10 @@ fn the_newest_is_the_one_made_last() {
     let points = before_noon(&[5, -24 * 365 * 5, 2, 3]);
     assert_eq!(kept(&points, Keep { last: 1, ..Keep::default() }), [3]);
     let mut mended = points.clone();
-    mended[1].labels.insert(crate::labels::TIME_KEY.into(), crate::labels::time_value(Timestamp(NOON - 4 * HOUR_NS)));
+    mended[1].labels.insert(
+        crate::record::labels::TIME_KEY.into(),
+        crate::record::labels::time_value(Timestamp(NOON - 4 * HOUR_NS)),
+    );
     assert_eq!(retention_time(&mended[1]), Timestamp(NOON - 4 * HOUR_NS));
     let newest = Some(Timestamp(NOON - 2 * HOUR_NS));
     assert!(clock_doubt(&points, newest, Timestamp(NOON)).is_some());

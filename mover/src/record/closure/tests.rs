@@ -43,7 +43,7 @@ fn ended(size: u64, model: &mut Model) -> Option<(ChunkId, u64)> {
 }
 
 fn manifest(size: u64, root: MapRoot) -> Manifest {
-    let mut made = crate::manifest::tests::sample();
+    let mut made = crate::record::manifest::tests::sample();
     made.attachments.clear();
     made.disks[0].size = size;
     made.disks[0].root = root;

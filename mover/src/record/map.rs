@@ -2,7 +2,7 @@
 
 mod leaves;
 
-use crate::pool::with_opener;
+use crate::world::pool::with_opener;
 use crate::{Error, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result};
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use futures::{StreamExt, pin_mut};

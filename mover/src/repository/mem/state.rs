@@ -362,7 +362,7 @@ impl State {
     pub fn annotate(&mut self, point: PointId, labels: &[(String, String)]) -> Result<()> {
         let gone = || Error::not_found(format!("there is no point {point}"));
         let found = self.points.iter().position(|it| it.id == point).ok_or_else(gone)?;
-        let changed = crate::labels::with(&self.points[found].labels, labels)?;
+        let changed = crate::record::labels::with(&self.points[found].labels, labels)?;
         self.append();
         self.points[found].labels = changed;
         Ok(())

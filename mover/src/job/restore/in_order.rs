@@ -1,7 +1,7 @@
 //! A disk as a stream of bytes, in order.
 
 use super::{Job, RestoreReport};
-use crate::map::LEAF_BYTES;
+use crate::record::map::LEAF_BYTES;
 use crate::{DiskRecord, MapReader, Phase, Pool, Progress, ReadSession, Result, Target};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, Fingerprinter};

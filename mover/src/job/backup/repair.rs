@@ -5,7 +5,7 @@ use super::audit::Begun;
 use super::disk::DiskPass;
 use crate::{
     ChangeTracking, Changed, ChunkBatch, DiskRecord, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession,
-    Repository, Result, Source, Visited, WriteSession, diff::TreeDiff, with_opener, with_sealer,
+    Repository, Result, Source, TreeDiff, Visited, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
