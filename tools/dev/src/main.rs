@@ -27,7 +27,7 @@ struct Arguments {
 enum Task {
     /// Run every test and check, as continuous integration does
     Ci,
-    /// Run the quick checks: format, lints, file sizes, words and paths that do not belong here
+    /// Run the quick checks: format, lints, file sizes, words and paths that do not belong here, rules and their tests
     Tidy,
     /// Write the golden files anew; look at the difference before committing it
     Golden,

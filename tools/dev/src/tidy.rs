@@ -2,6 +2,7 @@
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -16,15 +17,22 @@ pub fn run(root: &Path) -> Result<()> {
         }
     }
     let format = std::fs::read_to_string(root.join("FORMAT.md")).unwrap_or_default();
+    let rules = std::fs::read_to_string(root.join("RULES.md")).unwrap_or_default();
+    let (rules, mut all_functions) = (entries(&rules), BTreeSet::new());
     for name in files(root)? {
         let Ok(text) = std::fs::read_to_string(root.join(&name)) else { continue };
         if name.ends_with(".rs") {
             rust_file(&name, &text, &format, &mut faults);
+            all_functions.extend(functions(&text).map(str::to_owned));
+        }
+        if name.ends_with(".rs") || name.ends_with(".md") {
+            cited(&name, &text, &rules, &mut faults);
         }
         if !name.ends_with("Cargo.lock") && !name.starts_with("LICENSE") {
             lines(root, &name, &text, &mut faults);
         }
     }
+    tests_of(&rules, &all_functions, &mut faults);
     for fault in &faults {
         eprintln!("{fault}");
     }
@@ -79,6 +87,63 @@ fn lines(root: &Path, name: &str, text: &str, faults: &mut Vec<String>) {
     }
 }
 
+/// An entry of RULES.md: `### CODE Title`, text, and a paragraph that begins with `Tests: `, in which each word between
+/// backticks is the name of a test.
+struct Entry<'a> {
+    code: &'a str,
+    /// None where that paragraph is missing.
+    tests: Option<Vec<&'a str>>,
+}
+
+fn entries(rules: &str) -> Vec<Entry<'_>> {
+    let sections = rules.split("\n### ").skip(1);
+    let entries = sections.filter_map(|section| {
+        let code = words(section).next().filter(|word| is_code(word))?;
+        let paragraph = section.split("\n\n").find_map(|it| it.strip_prefix("Tests: "));
+        Some(Entry { code, tests: paragraph.map(|it| it.split('`').skip(1).step_by(2).collect()) })
+    });
+    entries.collect()
+}
+
+/// Refuses codes in comments and documents that have no entry.
+fn cited(name: &str, text: &str, rules: &[Entry<'_>], faults: &mut Vec<String>) {
+    for (number, line) in text.lines().enumerate() {
+        let said = if name.ends_with(".rs") { line.split_once("//").map_or("", |(_, rest)| rest) } else { line };
+        for code in words(said).filter(|word| is_code(word)) {
+            if rules.iter().all(|entry| entry.code != code) {
+                faults.push(format!("{name}:{}: RULES.md has no entry {code}", number + 1));
+            }
+        }
+    }
+}
+
+/// Refuses entries without tests, and tests that are no functions.
+fn tests_of(rules: &[Entry<'_>], all_functions: &BTreeSet<String>, faults: &mut Vec<String>) {
+    for Entry { code, tests } in rules {
+        if tests.is_none() {
+            faults.push(format!("RULES.md: {code} has no paragraph `Tests: `"));
+        }
+        for test in tests.iter().flatten().filter(|test| !all_functions.contains(**test)) {
+            faults.push(format!("RULES.md: {code} names {test}, and there is no such function"));
+        }
+    }
+}
+
+/// Whether this is the code of a rule.
+fn is_code(word: &str) -> bool {
+    let number = word.strip_prefix(['R', 'T', 'B', 'G', 'F']).unwrap_or_default();
+    matches!(number.len(), 1 | 2) && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|it: char| !it.is_alphanumeric() && it != '_')
+}
+
+/// The names of all functions in a file.
+fn functions(text: &str) -> impl Iterator<Item = &str> {
+    text.split("fn ").skip(1).filter_map(|rest| words(rest).next())
+}
+
 const CODE_LINES_MAX: usize = 800;
 
 /// In halves, so that this file passes.
@@ -86,3 +151,30 @@ const UNFINISHED: [(&str, &str); 5] = [("TO", "DO"), ("FIX", "ME"), ("XX", "X:")
 
 /// Folders in which developers have their files; in halves as well.
 const MACHINE_FOLDERS: [(&str, &str); 3] = [("ho", "me"), ("ro", "ot"), ("wo", "rk")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_have_entries_and_entries_have_tests() {
+        let text = "# Rules\n\n### R1 One\n\nSee `x`.\n\nTests: `there` (store),\n`gone`.\n\n### T12 Two\n\nTests: none.\n\n\
+                    ## Others\n\n### F3 Three\n\nSee `y`.\n";
+        let rules = entries(text);
+        let seen: Vec<_> = rules.iter().map(|entry| (entry.code, entry.tests.clone())).collect();
+        assert_eq!(seen, [("R1", Some(vec!["there", "gone"])), ("T12", Some(vec![])), ("F3", None)]);
+
+        let mut faults = Vec::new();
+        let known: BTreeSet<String> = functions("async fn there() {}\nfn other<T>() {}").map(str::to_owned).collect();
+        tests_of(&rules, &known, &mut faults);
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].contains("gone") && faults[1].contains("F3"), "{faults:?}");
+
+        faults.clear();
+        // In halves, so that this file passes.
+        let source = format!("let R7 = 1; // R1, XR1, R123, R1x, {}{}\n// T12\n", 'R', 98);
+        cited("a.rs", &source, &rules, &mut faults);
+        cited("a.md", "R1 and F3\n02T03 and B9", &rules, &mut faults);
+        assert_eq!(faults, ["a.rs:1: RULES.md has no entry R98", "a.md:2: RULES.md has no entry B9"]);
+    }
+}
