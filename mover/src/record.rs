@@ -10,6 +10,7 @@ pub(crate) mod manifest;
 pub(crate) mod map;
 mod name;
 mod page;
+mod root;
 mod spot;
 mod visited;
 
@@ -21,8 +22,9 @@ pub use manifest::{
     Attachment, ChangeTracking, Consistency, DISK_BYTES_MAX, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest,
     TrackingRecord,
 };
-pub use map::{MapBuilder, MapReader, MapRoot, NewPage, level_of, stream_map};
+pub use map::{MapBuilder, MapReader, NewPage, stream_map};
 pub use name::Name;
+pub use root::{MapRoot, level_of};
 pub use page::{PAGE_BYTES_MAX, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
 pub use spot::{Demand, Shape, Spot};
 pub use visited::Visited;

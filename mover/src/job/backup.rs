@@ -267,7 +267,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                 warnings.push(format!("disk {}: its change tracking is not believed: {lie}", description.name));
             }
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
-            let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
+            let begun = disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
             let (root, tracking, audit) =
                 self.until_stopped(pass.run(changed, &mut warnings)).await.map_err(of_disk)?;

@@ -3,7 +3,7 @@
 mod leaves;
 
 use crate::world::pool::with_opener;
-use crate::{Error, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result};
+use crate::{Error, MapRoot, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result, level_of};
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
@@ -12,26 +12,6 @@ use tokio::sync::OnceCell;
 use tokio::task::coop::consume_budget;
 
 pub(crate) use leaves::LEAF_BYTES;
-
-/// The root of a disk map or stream map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MapRoot {
-    /// Height: a root of level 0 refers to chunks.
-    pub level: u8,
-    /// The root page; none when everything is zero (or the stream is empty).
-    pub id: Option<ChunkId>,
-}
-
-/// The height of the map of a disk of `size` bytes.
-pub const fn level_of(size: u64) -> u8 {
-    let mut covered = PAGE_ENTRIES * GRID_BYTES as u64;
-    let mut level = 0;
-    while covered < size {
-        covered = covered.saturating_mul(PAGE_ENTRIES);
-        level += 1;
-    }
-    level
-}
 
 /// Reads and verifies pages through a session, and keeps the last few.
 pub struct MapReader<'a, R> {

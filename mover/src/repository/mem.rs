@@ -1,8 +1,11 @@
 //! A repository in memory, for tests and simulation: it keeps every promise of [`Repository`] and can be hurt.
 
 mod control;
+mod fault;
 mod state;
 mod sweep;
+
+pub use fault::{Fault, FaultEffect};
 
 use crate::record::closure::{Presences, missing_for};
 use crate::{
@@ -33,24 +36,6 @@ struct Shared {
     state: Mutex<State>,
     /// One operation comes in at a time, and they queue in order: whoever stops polling one holds up all behind it.
     door: Semaphore,
-}
-
-/// A planned failure of one operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
-    /// How many operations go well before it.
-    pub after: u64,
-    /// What happens then.
-    pub effect: FaultEffect,
-}
-
-/// What a fault does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultEffect {
-    /// The operation does nothing and fails with this kind.
-    Fails(ErrorKind),
-    /// The operation is done, but its answer is lost: `Transport`.
-    AnswerLost,
 }
 
 /// A write session on [`Mem`].

@@ -80,5 +80,61 @@ fn longest_row(all: &[usize], time: impl Fn(usize) -> Timestamp) -> Vec<usize> {
 /// Clocks of proxies and nodes differ a little.
 const TOLERANCE_NS: i64 = 60 * 1_000_000_000;
 
+pub(super) fn civil(time: Timestamp) -> DateTime {
+    let time = jiff::Timestamp::from_nanosecond(time.0.into()).unwrap_or_default();
+    TimeZone::UTC.to_datetime(time)
+}
+
+/// Why rules should not be applied: the clock and what is stamped do not go together. `points` stand in the order in which
+/// they were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
+///
+/// What is forgotten is not looked at: rules do not, and to forget what is stamped wrongly ends the doubt; so does setting its
+/// time right. A clock that still
+/// runs ahead since before the last commit is not noticed: the order of points is right, and rules go by it.
+pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
+    let late = points
+        .iter()
+        .filter(|point| !point.forgotten && point.set_time().is_none())
+        .filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
+    if let Some(point) = late.max_by_key(|point| point.commit_time) {
+        let (id, at) = (point.id, civil(point.commit_time));
+        return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));
+    }
+    let mut before: Option<&RecoveryPoint> = None;
+    for point in points.iter().filter(|point| !point.forgotten && point.set_time().is_none()) {
+        match before {
+            Some(first) if first.commit_time.0.saturating_sub(point.commit_time.0) > BACK_MAX_NS => {
+                let (at, then) = (civil(point.commit_time), civil(first.commit_time));
+                return Some(format!(
+                    "point {} was committed at {at} UTC, after point {} at {then} UTC: the clock went back meanwhile, and \
+                     rules would take one for older than it is",
+                    point.id, first.id
+                ));
+            }
+            Some(first) if first.commit_time >= point.commit_time => {}
+            _ => before = Some(point),
+        }
+    }
+    let newest = newest?;
+    let gap = now.0.saturating_sub(newest.0);
+    let at = civil(newest);
+    match gap {
+        ..NEGATIVE_BACK_MAX_NS => {
+            Some(format!("the log was written until {at} UTC, which has not come: the clock went back"))
+        }
+        AHEAD_MIN_NS.. => Some(format!(
+            "nothing was written here for {} days, since {at} UTC: perhaps the clock jumped ahead",
+            gap / DAY_NS
+        )),
+        _ => None,
+    }
+}
+
+const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// Clocks that are put right by less than this are not doubted.
+const BACK_MAX_NS: i64 = 3600 * 1_000_000_000;
+const NEGATIVE_BACK_MAX_NS: i64 = -BACK_MAX_NS;
+const AHEAD_MIN_NS: i64 = DAY_NS;
+
 #[cfg(test)]
 mod tests;

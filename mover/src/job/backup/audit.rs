@@ -35,15 +35,6 @@ pub struct AuditReport {
     pub cut_short: bool,
 }
 
-/// Where and when the audit of a disk begins.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Begun {
-    /// Offset at which that of the parent stopped.
-    pub position: u64,
-    /// The beginning of the increment's work on this disk.
-    pub since: Instant,
-}
-
 /// What an audit came to.
 enum Found {
     Nothing,
@@ -53,8 +44,29 @@ enum Found {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
+    /// Reads, stores and maps the disk. Damage in the parent's map makes it a full pass: pages that are written anew
+    /// heal it, and a machine whose last point is damaged can still be backed up.
+    pub async fn run(
+        mut self,
+        changed: Changed,
+        warnings: &mut Vec<String>,
+    ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
+        match self.audited(changed.clone(), warnings).await {
+            Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
+                let name = &self.description.name;
+                tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
+                warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
+                let reason = "the parent's map is damaged".into();
+                let (root, tracking) =
+                    self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }, warnings).await?;
+                Ok((root, tracking, None))
+            }
+            made => made,
+        }
+    }
+
     /// One pass over the disk, audited. A bitmap that lied is not believed any more: everything is read and compared.
-    pub(super) async fn audited(
+    async fn audited(
         &mut self,
         changed: Changed,
         warnings: &mut Vec<String>,
@@ -82,15 +94,6 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         tracking.bytes_read += read_before;
         tracking.bytes_audited = bytes;
         Ok((root, tracking, None))
-    }
-
-    /// Since when it is so, nobody knows: this is news about points that are there, not only about this one.
-    pub(super) fn tell_lie(&self, lie: &str, warnings: &mut Vec<String>) {
-        let name = &self.description.name;
-        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
-        warnings.push(format!(
-            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
-        ));
     }
 
     async fn audit(&self, changed: &Changed) -> Result<Found> {

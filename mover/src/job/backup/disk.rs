@@ -1,7 +1,6 @@
 //! One disk of a backup: what may have changed is read, cut, compared and stored; the map follows.
 
 use super::Job;
-use super::audit::{AuditReport, Begun};
 use super::check::is_reinterpreted;
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
@@ -21,6 +20,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
+
+/// Where and when the audit of a disk begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    /// Offset at which that of the parent stopped.
+    pub position: u64,
+    /// The beginning of the increment's work on this disk.
+    pub since: Instant,
+}
 
 pub(super) struct DiskPass<'a, R: Repository, S> {
     pub job: &'a Job<'a, R, S>,
@@ -43,25 +51,13 @@ struct Piece {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
-    /// Reads, stores and maps the disk. Damage in the parent's map makes it a full pass: pages that are written anew
-    /// heal it, and a machine whose last point is damaged can still be backed up.
-    pub async fn run(
-        mut self,
-        changed: Changed,
-        warnings: &mut Vec<String>,
-    ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
-        match self.audited(changed.clone(), warnings).await {
-            Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
-                let name = &self.description.name;
-                tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
-                warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
-                let reason = "the parent's map is damaged".into();
-                let (root, tracking) =
-                    self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }, warnings).await?;
-                Ok((root, tracking, None))
-            }
-            made => made,
-        }
+    /// Since when it is so, nobody knows: this is news about points that are there, not only about this one.
+    pub(super) fn tell_lie(&self, lie: &str, warnings: &mut Vec<String>) {
+        let name = &self.description.name;
+        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
+        warnings.push(format!(
+            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
+        ));
     }
 
     /// One pass over the disk. A bitmap that turns out to lie is told as a warning: whoever made it lie may do so again.

@@ -1,7 +1,7 @@
 //! Repair of a refused commit (R8): chunks that the repository lost since it said "have" are found again and put.
 
 use super::Job;
-use super::audit::Begun;
+use super::disk::Begun;
 use super::disk::DiskPass;
 use crate::{
     ChangeTracking, Changed, ChunkBatch, DiskRecord, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession,

@@ -33,7 +33,7 @@ pub(super) struct State {
     /// Counts what takes chunks away, so that a commit notices when its check is out of date (R1).
     pub losses: u64,
     pub operations: BTreeMap<&'static str, u64>,
-    pub faults: Vec<super::Fault>,
+    pub faults: Vec<super::fault::Fault>,
 }
 
 pub(super) struct Held {
