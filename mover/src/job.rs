@@ -2,8 +2,8 @@
 
 mod backup;
 pub(crate) mod copy;
-mod pace;
 mod progress;
+mod rate;
 mod repair;
 mod restore;
 mod stop;
@@ -12,8 +12,8 @@ pub use backup::{
     Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup, parent_of,
 };
 pub use copy::{CopyReport, copy, still_wanted};
-pub use pace::{Pacer, parse_bytes};
 pub use progress::{Counters, Phase, Progress};
+pub use rate::{RateLimiter, parse_bytes};
 pub use repair::{RepairReport, repair};
 pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};

@@ -24,7 +24,7 @@ pub use manifest::{
 };
 pub use map::{MapBuilder, MapReader, NewPage, stream_map};
 pub use name::Name;
-pub use root::{MapRoot, level_of};
 pub use page::{PAGE_BYTES_MAX, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageFlavour, PageRef};
+pub use root::{MapRoot, level_of};
 pub use spot::{Demand, Shape, Spot};
 pub use visited::Visited;

@@ -73,14 +73,14 @@ pub trait Repository: Send + Sync {
     fn stats(&self) -> impl Future<Output = Result<Stats>> + Send;
 
     /// The last commit as (sequence, hash): what a copy remembers to notice a rollback.
-    fn incarnation(&self) -> impl Future<Output = Result<Incarnation>> + Send;
+    fn log_head(&self) -> impl Future<Output = Result<LogHead>> + Send;
 
     /// Whether the log once ended like that: false when it was rolled back or replaced since, and nobody accepted it. A
     /// record that was pruned is believed.
-    fn has_been(&self, seen: Incarnation) -> impl Future<Output = Result<bool>> + Send;
+    fn has_been(&self, seen: LogHead) -> impl Future<Output = Result<bool>> + Send;
 
     /// How the log of `repository` ended when a point was last copied from there; none before the first.
-    fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<Incarnation>>> + Send;
+    fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<LogHead>>> + Send;
 
     /// Forgets, pins, or takes that back: all of these points or none. What is so already stays so.
     ///
@@ -305,10 +305,10 @@ pub trait WriteSession: ReadSession {
 
     /// Write barrier: on return every chunk put before is verified, durable and in the log. After a commit it only
     /// gives the totals.
-    fn flush(&self) -> impl Future<Output = Result<Flushed>> + Send;
+    fn flush(&self) -> impl Future<Output = Result<StoredTotals>> + Send;
 
     /// What this session has stored of all that was put before, durable or not.
-    fn stored(&self) -> impl Future<Output = Result<Flushed>> + Send;
+    fn stored(&self) -> impl Future<Output = Result<StoredTotals>> + Send;
 
     /// Flushes, makes the points visible, all of them or none, and closes the session. [`Commit::Missing`] names
     /// chunks that the repository lacks; put them and commit again. Committing a point id that is committed already
@@ -394,7 +394,7 @@ pub enum Presence {
 
 /// What a session has stored so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flushed {
+pub struct StoredTotals {
     /// Chunks of disks and attachments.
     pub chunks: u64,
     /// Their plain bytes.
@@ -405,7 +405,7 @@ pub struct Flushed {
     pub bytes_stored: u64,
 }
 
-impl Flushed {
+impl StoredTotals {
     /// Counts one more blob; pages and manifests only among all that was stored.
     pub fn add(&mut self, blob: &BlobHeader) {
         let bytes = u64::from(blob.blob_bytes());
@@ -439,7 +439,7 @@ pub struct Origin {
     /// Number of the record of the first commit there; 0 where that is not known.
     pub number: u64,
     /// The repository that was read, and what its log ended with: a later copy refuses one that was rolled back.
-    pub seen: Option<(RepositoryId, Incarnation)>,
+    pub seen: Option<(RepositoryId, LogHead)>,
 }
 
 /// Result of a commit.
@@ -553,7 +553,7 @@ pub struct ScrubTotals {
 
 /// The end of a commit log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-pub struct Incarnation {
+pub struct LogHead {
     /// Number of the last record.
     pub sequence: u64,
     /// Its hash.

@@ -4,14 +4,14 @@ use crate::directory::{LOG, LOG_FOLDER, log_object};
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::local::Inner;
-use mover::{Error, Incarnation, LogEntry, Result};
+use mover::{Error, LogEntry, LogHead, Result};
 
 impl Inner {
     /// See [`mover::Repository::log`]. Blocking.
     pub fn log_after(&self, after: u64) -> Result<Vec<LogEntry>> {
         let end = self.catch_up()?.end().sequence;
         let mut entries = Vec::new();
-        let mut previous: Option<Incarnation> = None;
+        let mut previous: Option<LogHead> = None;
         for sequence in self.first_record(after + 1)?..=end {
             let name = log_object(sequence);
             let bytes = self.directory.read(&name, RECORD_BYTES_MAX as u64)?;

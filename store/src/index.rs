@@ -7,7 +7,7 @@ use crate::error::{came_from_passing, rocks};
 use crate::format::pack::PackEntry;
 use chunker::{ChunkId, ChunkKind};
 use had::HadRows;
-use mover::{Error, Incarnation, RepositoryId, Result, Shape, codec};
+use mover::{Error, LogHead, RepositoryId, Result, Shape, codec};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, Env, FlushOptions, IteratorMode, Options, WriteBatch,
     WriteOptions,
@@ -52,7 +52,7 @@ pub struct Index {
     /// Packs with a lower number are in the index.
     next_pack: u32,
     /// What the database's view of the log ends with.
-    applied: Incarnation,
+    applied: LogHead,
     /// Packs with a lower number that could not be read, in this process or an earlier one.
     skipped: BTreeSet<u32>,
     /// Those of earlier processes that were not tried again yet.
@@ -82,8 +82,8 @@ struct Tag {
 }
 
 impl Tag {
-    const fn end(&self) -> Incarnation {
-        Incarnation { sequence: self.sequence, hash: self.hash }
+    const fn end(&self) -> LogHead {
+        LogHead { sequence: self.sequence, hash: self.hash }
     }
 }
 
@@ -128,7 +128,7 @@ impl Index {
                 // What it remembers of the log holds in every version.
                 let applied = match &unusable {
                     Ok((_, Some((tag, _)))) if tag.repository == repository.0 => tag.end(),
-                    _ => Incarnation::default(),
+                    _ => LogHead::default(),
                 };
                 let why =
                     unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
@@ -168,7 +168,7 @@ impl Index {
             overlay: HashMap::new(),
             had: Mutex::default(),
             next_pack: 0,
-            applied: Incarnation::default(),
+            applied: LogHead::default(),
             skipped: BTreeSet::new(),
             again: BTreeSet::new(),
             unflushed: AtomicU32::new(0),
@@ -221,7 +221,7 @@ impl Index {
     }
 
     /// The end of the log as the database saw it last: proof against a rollback (R15).
-    pub const fn applied(&self) -> Incarnation {
+    pub const fn applied(&self) -> LogHead {
         self.applied
     }
 
@@ -309,7 +309,7 @@ impl Index {
     ///
     /// # Errors
     /// Of the storage.
-    pub fn tag(&mut self, repository: RepositoryId, end: Incarnation) -> Result<()> {
+    pub fn tag(&mut self, repository: RepositoryId, end: LogHead) -> Result<()> {
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
             return Ok(());
         };

@@ -15,7 +15,7 @@ use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
 use chunker::{ChunkId, Fingerprinter};
 use mover::{
-    Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, Incarnation, IndexTotals, LogEntry, MachineId, Name, OwnerId,
+    Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, IndexTotals, LogEntry, LogHead, MachineId, Name, OwnerId,
     PointChange, PointFilter, PointId, Pool, Progress, Reach, RecoveryPoint, Repository, RepositoryConfig,
     RepositoryId, Result, ScrubTotals, SessionId, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport, World,
     blocking,
@@ -429,7 +429,7 @@ impl Local {
     }
 
     /// The end of the log that this process has seen.
-    pub fn end(&self) -> Incarnation {
+    pub fn end(&self) -> LogHead {
         self.inner.state().end()
     }
 }
@@ -510,11 +510,11 @@ impl Repository for Local {
         Ok(stats)
     }
 
-    async fn incarnation(&self) -> Result<Incarnation> {
+    async fn log_head(&self) -> Result<LogHead> {
         Ok(self.with(Inner::known).await?.end())
     }
 
-    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+    async fn has_been(&self, seen: LogHead) -> Result<bool> {
         self.with(move |inner| {
             inner.known()?;
             inner.log.lock().expect("no holder panics").passed(seen)
@@ -522,7 +522,7 @@ impl Repository for Local {
         .await
     }
 
-    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<LogHead>> {
         Ok(self.with(Inner::known).await?.peer(repository))
     }
 

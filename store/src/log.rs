@@ -4,7 +4,7 @@ use crate::directory::{Created, Directory, LOG, LOG_FOLDER, STATE, log_object, s
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
-use mover::{Error, ErrorKind, Incarnation, RepositoryId, Result, WriterId};
+use mover::{Error, ErrorKind, LogHead, RepositoryId, Result, WriterId};
 use std::sync::Arc;
 
 /// Who appends.
@@ -106,12 +106,12 @@ impl CommitLog {
     ///
     /// # Errors
     /// Of the storage.
-    pub fn set_aside_later(&self) -> Result<Option<Incarnation>> {
+    pub fn set_aside_later(&self) -> Result<Option<LogHead>> {
         let end = self.state.end().sequence;
         let (later, digests) = (self.later()?, self.digests()?);
         let given_up = later.last().map(|newest| {
             let hash = self.record(*newest).ok().flatten().map_or([0; 32], |(_, end)| end.hash);
-            Incarnation { sequence: *newest, hash }
+            LogHead { sequence: *newest, hash }
         });
         let digests = digests.into_iter().filter(|sequence| *sequence > end).map(state_object);
         for name in digests.chain(later.into_iter().map(log_object)) {
@@ -167,7 +167,7 @@ impl CommitLog {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn record(&self, sequence: u64) -> Result<Option<(LogRecord, Incarnation)>> {
+    pub fn record(&self, sequence: u64) -> Result<Option<(LogRecord, LogHead)>> {
         let name = log_object(sequence);
         let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
         let decoded = LogRecord::decode(&bytes);
@@ -178,7 +178,7 @@ impl CommitLog {
         Ok(Some((record, end)))
     }
 
-    fn apply(&mut self, record: &LogRecord, end: Incarnation) -> Result<()> {
+    fn apply(&mut self, record: &LogRecord, end: LogHead) -> Result<()> {
         let voids = Arc::make_mut(&mut self.state)
             .apply(record, end.hash)
             .map_err(|error| Error::from(error).context(log_object(record.sequence)).hint(LOST))?;
@@ -269,7 +269,7 @@ impl CommitLog {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn passed(&self, seen: Incarnation) -> Result<bool> {
+    pub fn passed(&self, seen: LogHead) -> Result<bool> {
         let end = self.state.end();
         if seen.sequence == 0 || seen == end || self.state.gave_up(seen) {
             return Ok(true);
@@ -281,7 +281,7 @@ impl CommitLog {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn goes_on_from(&self, seen: Incarnation) -> Result<bool> {
+    pub fn goes_on_from(&self, seen: LogHead) -> Result<bool> {
         let there = || Ok::<_, Error>(self.record(seen.sequence)?.is_some_and(|(_, end)| end == seen));
         Ok(!self.state.gave_up(seen) || there()?)
     }

@@ -20,8 +20,8 @@ use crate::room::{reserve_bytes, space_on};
 use crate::state::{Pack, State};
 use chunker::{Blob, DomainKey};
 use mover::{
-    Error, Incarnation, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId,
-    blocking, digest, with_opener,
+    Error, LogHead, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId, blocking,
+    digest, with_opener,
 };
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -138,7 +138,7 @@ impl Local {
     ///
     /// # Errors
     /// `Usage` when nothing was rolled back; as [`Self::open`].
-    pub async fn accept_rollback(path: &Path, pool: Pool, world: World) -> Result<Incarnation> {
+    pub async fn accept_rollback(path: &Path, pool: Pool, world: World) -> Result<LogHead> {
         let directory = Directory::new(path, Arc::new(DiskIo), world.clone());
         let accepted = blocking(move || {
             directory.check_folders()?;
@@ -382,7 +382,7 @@ fn take_lock(directory: &Directory) -> Result<File> {
 }
 
 /// A valid beginning of a log chains perfectly; only somebody who saw more can tell that the end is gone (R15).
-fn check_rollback(log: &CommitLog, seen: Incarnation) -> Result<()> {
+fn check_rollback(log: &CommitLog, seen: LogHead) -> Result<()> {
     if log.passed(seen)? {
         return Ok(());
     }

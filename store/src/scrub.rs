@@ -3,7 +3,7 @@
 use crate::format::event::AddedPack;
 use crate::local::{Inner, Local};
 use crate::verify::{check_pack, lost_with};
-use mover::{Depth, Pacer, Result, ScrubTotals, Timestamp};
+use mover::{Depth, RateLimiter, Result, ScrubTotals, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ impl Local {
     /// Decodes and fingerprints every chunk of every pack, the packs that were verified longest ago first, and again when
     /// that is [`ScrubOptions::every`] ago; it never ends. What is damaged is marked suspect, as a verification does.
     pub async fn scrub(&self, options: ScrubOptions) {
-        let pacer = Pacer::new(Some(options.rate));
+        let pacer = RateLimiter::new(Some(options.rate));
         self.inner.scrubbed(|totals| *totals = Some(ScrubTotals::default()));
         loop {
             // All that is due now comes to its turn before what is due meanwhile: who backs up faster than this reads does
@@ -32,7 +32,7 @@ impl Local {
         }
     }
 
-    async fn scrub_due(&self, options: ScrubOptions, pacer: &Pacer) -> Result<()> {
+    async fn scrub_due(&self, options: ScrubOptions, pacer: &RateLimiter) -> Result<()> {
         let due = self.with(move |inner| inner.due(options.every)).await?;
         for (at, (number, pack)) in due.iter().enumerate() {
             self.inner.scrubbed(|totals| totals.get_or_insert_default().packs_left = (due.len() - at) as u64);

@@ -9,8 +9,8 @@ use crate::state::State;
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind};
 use futures::Stream;
 use mover::{
-    Begin, ChunkBatch, Commit, Error, Flushed, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences,
-    Reach as _, ReadSession, Result, SessionId, Shape, Timestamp, Verification, WriteSession, labels, missing_for,
+    Begin, ChunkBatch, Commit, Error, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, Reach as _,
+    ReadSession, Result, SessionId, Shape, StoredTotals, Timestamp, Verification, WriteSession, labels, missing_for,
     with_opener, with_sealer,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -29,7 +29,7 @@ pub struct Session {
     told: Mutex<HashMap<ChunkId, Told>>,
     /// Packs in which the present commit has found what its points need.
     relied: Mutex<BTreeSet<u32>>,
-    stored: Mutex<Flushed>,
+    stored: Mutex<StoredTotals>,
     /// A commit waits for puts that are on their way, and puts for it: what it flushes is all that came.
     gate: RwLock<()>,
 }
@@ -387,12 +387,12 @@ impl WriteSession for Session {
         self.take(chunks).await
     }
 
-    async fn flush(&self) -> Result<Flushed> {
+    async fn flush(&self) -> Result<StoredTotals> {
         self.packer.flush().await?;
         self.stored().await
     }
 
-    async fn stored(&self) -> Result<Flushed> {
+    async fn stored(&self) -> Result<StoredTotals> {
         Ok(*self.stored.lock().expect("no holder panics"))
     }
 

@@ -11,8 +11,8 @@ use crate::format::pack::PackName;
 use crate::format::record::LogRecord;
 use chunker::ChunkId;
 use mover::{
-    GivenUp, Incarnation, MachineId, Manifest, Name, OwnerId, PointId, RecordError, RecoveryPoint, RepositoryId,
-    SessionId, Timestamp, WriterId,
+    GivenUp, LogHead, MachineId, Manifest, Name, OwnerId, PointId, RecordError, RecoveryPoint, RepositoryId, SessionId,
+    Timestamp, WriterId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -23,7 +23,7 @@ pub use validate::Void;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     repository: RepositoryId,
-    end: Incarnation,
+    end: LogHead,
     writers: BTreeMap<WriterId, Writer>,
     sessions: BTreeMap<SessionId, Session>,
     /// By number, in the order in which they were added; numbers are never used again.
@@ -37,7 +37,7 @@ pub struct State {
     sweep: Option<[u8; 16]>,
     role: u8,
     settings: BTreeMap<String, String>,
-    peers: BTreeMap<RepositoryId, Incarnation>,
+    peers: BTreeMap<RepositoryId, LogHead>,
     /// Ends of the log that an administrator gave up.
     lost: BTreeSet<Lost>,
     /// Codes of critical events of later versions: who does not know them must not write.
@@ -48,7 +48,7 @@ pub struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lost {
     /// Its last record that anybody is known to have seen.
-    pub end: Incarnation,
+    pub end: LogHead,
     /// The record that gave it up: everything from this number to the end was replaced.
     pub at: u64,
 }
@@ -59,7 +59,7 @@ pub struct Writer {
     /// Its present term; 0 for a reader.
     pub term: u64,
     /// Its last record.
-    pub last: Incarnation,
+    pub last: LogHead,
 }
 
 /// An open lease.
@@ -113,7 +113,7 @@ impl State {
     pub fn new(repository: RepositoryId, config: &[u8]) -> Self {
         Self {
             repository,
-            end: Incarnation { sequence: 0, hash: mover::digest(config) },
+            end: LogHead { sequence: 0, hash: mover::digest(config) },
             writers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             packs: BTreeMap::new(),
@@ -137,7 +137,7 @@ impl State {
     }
 
     /// The last record applied.
-    pub const fn end(&self) -> Incarnation {
+    pub const fn end(&self) -> LogHead {
         self.end
     }
 
@@ -213,18 +213,18 @@ impl State {
     }
 
     /// What was last seen of another repository.
-    pub fn peer(&self, repository: RepositoryId) -> Option<Incarnation> {
+    pub fn peer(&self, repository: RepositoryId) -> Option<LogHead> {
         self.peers.get(&repository).copied()
     }
 
     /// True for an end in a part of the log that an administrator gave up: views and peers that remember it are right.
-    pub fn gave_up(&self, seen: Incarnation) -> bool {
+    pub fn gave_up(&self, seen: LogHead) -> bool {
         self.lost.iter().any(|lost| (lost.at..=lost.end.sequence).contains(&seen.sequence))
     }
 
     /// True when this writer's last record in this term ends the log like that: a digest of which this is not true was
     /// made by somebody who did not know the record (R3).
-    pub fn accounts_for(&self, writer: WriterId, term: u64, last: Incarnation) -> bool {
+    pub fn accounts_for(&self, writer: WriterId, term: u64, last: LogHead) -> bool {
         self.writers.get(&writer) == Some(&Writer { term, last })
     }
 
@@ -297,7 +297,7 @@ impl State {
         if record.previous != self.end.hash {
             return Err(RecordError::Hash { field: "log previous" });
         }
-        self.end = Incarnation { sequence: record.sequence, hash };
+        self.end = LogHead { sequence: record.sequence, hash };
         let mut voids = Vec::new();
         for (at, event) in record.events.iter().enumerate() {
             match self.check(record, event) {

@@ -24,7 +24,7 @@ use choice::Choice;
 use chunker::ChunkId;
 use dropping::{droppable, roots_since};
 use mover::{
-    Error, ErrorKind, Pacer, Phase, PointId, Progress, Result, SessionId, SweepOptions, SweepReport, SweepTimes,
+    Error, ErrorKind, Phase, PointId, Progress, RateLimiter, Result, SessionId, SweepOptions, SweepReport, SweepTimes,
     private_folder,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,7 +203,7 @@ impl Local {
         self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await?;
         for ids in needed.values() {
             let batches = ids.chunks(FEW_TOGETHER).map(<[_]>::to_vec).collect();
-            self.pack_chunks_again(batches, &Pacer::new(None), &Progress::default()).await?;
+            self.pack_chunks_again(batches, &RateLimiter::new(None), &Progress::default()).await?;
         }
         self.log_packs().await?;
         Ok(())
@@ -216,7 +216,7 @@ impl Local {
         rate: Option<u64>,
         progress: &Progress,
     ) -> Result<BTreeSet<u32>> {
-        let (mut broken, pacer, state) = (BTreeSet::new(), Pacer::new(rate), self.inner.state());
+        let (mut broken, pacer, state) = (BTreeSet::new(), RateLimiter::new(rate), self.inner.state());
         for (&number, is_live) in packs {
             let there = state.clone();
             let entries = self.with(move |inner| inner.records_of(&there, number)).await?;
@@ -237,7 +237,12 @@ impl Local {
     }
 
     /// Each is decoded and compared first: what is damaged must not get a new checksum (F19). False when one is.
-    async fn pack_chunks_again(&self, batches: Vec<Vec<ChunkId>>, pacer: &Pacer, progress: &Progress) -> Result<bool> {
+    async fn pack_chunks_again(
+        &self,
+        batches: Vec<Vec<ChunkId>>,
+        pacer: &RateLimiter,
+        progress: &Progress,
+    ) -> Result<bool> {
         let (packer, mut all) = (self.inner.packer()?, true);
         for ids in batches {
             let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();

@@ -12,7 +12,7 @@ use crate::state::{Pack, State};
 use chunker::ChunkId;
 use futures::{StreamExt, stream};
 use history::check_history;
-use mover::{Depth, Pacer, Phase, Progress, Result, Timestamp, VerifyError, VerifyOptions, VerifyReport};
+use mover::{Depth, Phase, Progress, RateLimiter, Result, Timestamp, VerifyError, VerifyOptions, VerifyReport};
 pub use pack::{Checked, check_pack};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Local {
         let packs = self.packs_to_check(&state, &options).await?;
         report.packs_skipped = packs.iter().filter(|it| it.skipped).count() as u64;
         progress.expect(packs.iter().map(ToCheck::bytes).sum());
-        let pacer = Arc::new(Pacer::new(options.rate));
+        let pacer = Arc::new(RateLimiter::new(options.rate));
         let mut noting = Noting::new(self);
         let checks = packs.into_iter().map(|it| {
             let (inner, pacer) = (self.inner.clone(), pacer.clone());

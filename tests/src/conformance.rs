@@ -59,7 +59,7 @@ macro_rules! conformance {
             }
             reading {
                 unknown_points lists_in_order_of_commit_and_by_name every_distinct_id_once_or_more
-                incarnation_moves_with_commits_only reopened_it_is_the_same totals
+                log_head_moves_with_commits_only reopened_it_is_the_same totals
                 an_index_made_again_beside_a_backup_knows_everything
                 verification_tells_what_is_damaged
             }

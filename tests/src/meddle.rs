@@ -3,9 +3,9 @@
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
-    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
-    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest,
+    Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint,
+    Repository, RepositoryConfig, RepositoryId, Result, Stats, StoredTotals, SweepOptions, SweepReport, VerifyOptions,
     VerifyReport, WriteSession,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,17 +145,17 @@ impl<R: Repository> Repository for Meddled<'_, R> {
         self.inner.stats().await
     }
 
-    async fn incarnation(&self) -> Result<Incarnation> {
-        self.meddling.operation("incarnation")?;
-        self.inner.incarnation().await
+    async fn log_head(&self) -> Result<LogHead> {
+        self.meddling.operation("log_head")?;
+        self.inner.log_head().await
     }
 
-    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+    async fn has_been(&self, seen: LogHead) -> Result<bool> {
         self.meddling.operation("has_been")?;
         self.inner.has_been(seen).await
     }
 
-    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<LogHead>> {
         self.meddling.operation("peer")?;
         self.inner.peer(repository).await
     }
@@ -238,12 +238,12 @@ impl<S: WriteSession> WriteSession for MeddledSession<S> {
         self.inner.put(chunks).await
     }
 
-    async fn flush(&self) -> Result<Flushed> {
+    async fn flush(&self) -> Result<StoredTotals> {
         self.meddling.operation("flush")?;
         self.inner.flush().await
     }
 
-    async fn stored(&self) -> Result<Flushed> {
+    async fn stored(&self) -> Result<StoredTotals> {
         self.inner.stored().await
     }
 

@@ -9,7 +9,7 @@ use wire::{Congestion, NodeAddress};
 
 /// The address of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct RepositoryAddress {
     text: String,
     at: At,
 }
@@ -23,7 +23,7 @@ pub enum At {
     Node { host: String, port: u16, name: Name, congestion: Congestion },
 }
 
-impl Kept {
+impl RepositoryAddress {
     pub const fn at(&self) -> &At {
         &self.at
     }
@@ -48,13 +48,13 @@ impl Kept {
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for RepositoryAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl FromStr for Kept {
+impl FromStr for RepositoryAddress {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn at(text: &str) -> At {
-        text.parse::<Kept>().unwrap_or_else(|error| panic!("{text}: {error}")).at
+        text.parse::<RepositoryAddress>().unwrap_or_else(|error| panic!("{text}: {error}")).at
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
                 "{text}"
             );
         }
-        let refused = |text: &str| text.parse::<Kept>().unwrap_err();
+        let refused = |text: &str| text.parse::<RepositoryAddress>().unwrap_err();
         let elsewhere = refused("nas:/srv/repo/");
         let remedy = elsewhere.remedy().unwrap();
         assert!(elsewhere.to_string().contains("another computer") && remedy.contains("quic://nas/repo"), "{remedy}");

@@ -1,11 +1,12 @@
 //! The arguments of `windlass`.
 
-use crate::address::{Attach, Attachment, Kept};
-use crate::command::annotate::SetTime;
+use crate::address::{Attach, Attachment, RepositoryAddress};
+use crate::output::Style;
+use crate::text::SetTime;
 use crate::text::{parse_compression, parsed, parsed_duration};
 use crate::wait::Wait;
 use chunker::Compression;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use mover::{Keep, Machine, Name, Role, Selector, parse_bytes};
 use proxy::{NamedSource, SourceAddress};
 use std::path::PathBuf;
@@ -31,21 +32,6 @@ pub struct Cli {
     pub style: Style,
     #[command(subcommand)]
     pub command: Command,
-}
-
-/// How to print.
-#[derive(Debug, Clone, Copy, Default, Args)]
-#[command(next_help_heading = "Output")]
-pub struct Style {
-    /// Print JSON: one document for a query, one line for each event of a job, its summary last
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// Print only errors, warnings and what was asked for
-    #[arg(short, long, global = true)]
-    pub quiet: bool,
-    /// Log more to stderr; twice for still more (or set WINDLASS_LOG)
-    #[arg(short, long, global = true, action = ArgAction::Count)]
-    pub verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,7 +65,7 @@ pub enum Command {
 pub struct Place {
     /// Repository: /path, file:///path, or quic://host[:port]/name on a storage node
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
-    pub repository: Kept,
+    pub repository: RepositoryAddress,
     #[command(flatten)]
     pub patience: Patience,
 }
@@ -109,7 +95,7 @@ pub struct Init {
     pub place: Place,
     /// Make it of the same dedup domain as this repository, so that points can be copied between them
     #[arg(long, value_name = "ADDR2")]
-    pub like: Option<Kept>,
+    pub like: Option<RepositoryAddress>,
 }
 
 /// Back a machine's disks up as one recovery point
@@ -289,15 +275,15 @@ pub struct Restore {
     pub to: String,
     /// Repository: /path, file:///path, or quic://host[:port]/name on a storage node
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "copy")]
-    pub repository: Option<Kept>,
+    pub repository: Option<RepositoryAddress>,
     #[command(flatten)]
     pub patience: Patience,
     /// Another copy, used when and where the first cannot serve
     #[arg(long, value_name = "ADDR2")]
-    pub also_from: Vec<Kept>,
+    pub also_from: Vec<RepositoryAddress>,
     /// Read only this copy; needs no --repository
     #[arg(long, value_name = "ADDR", conflicts_with = "also_from")]
-    pub copy: Option<Kept>,
+    pub copy: Option<RepositoryAddress>,
     /// TARGET holds an older state: write only what differs
     ///
     /// TARGET must be there and at least as large as the disk; it is read, compared by fingerprint and updated in place,
@@ -331,7 +317,7 @@ pub struct Copy {
     pub place: Place,
     /// The repository to copy to, made with `init --like`
     #[arg(long, value_name = "ADDR")]
-    pub to: Kept,
+    pub to: RepositoryAddress,
     /// Check what arrives by checksum only: the source is known to be sound
     #[arg(long)]
     pub trust_source: bool,
@@ -372,7 +358,7 @@ pub struct Verify {
     pub repair: bool,
     /// The copy to repair from
     #[arg(long, value_name = "ADDR2", requires = "repair")]
-    pub also_from: Option<Kept>,
+    pub also_from: Option<RepositoryAddress>,
     #[command(flatten)]
     pub place: Place,
 }
@@ -614,7 +600,7 @@ Examples:
 pub struct Doctor {
     /// Also look at this repository: /path or file:///path
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
-    pub repository: Option<Kept>,
+    pub repository: Option<RepositoryAddress>,
     /// Go on with a repository that was put back to an older state on purpose, or whose log lost a record: what was committed
     /// after that is given up
     #[arg(long, requires = "repository")]
@@ -665,7 +651,7 @@ Examples:
         node: Option<NodeAddress>,
         /// A repository on that node, instead of --node
         #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "node")]
-        repository: Option<Kept>,
+        repository: Option<RepositoryAddress>,
         /// Write the token to this file, which must not be there, instead of printing it
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,

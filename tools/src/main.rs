@@ -6,6 +6,7 @@
 mod address;
 mod cli;
 mod command;
+mod context;
 mod job;
 mod open;
 mod output;

@@ -1,8 +1,8 @@
 //! Opening what the arguments name: the only module that knows how repositories, sources and targets are made.
 
-use crate::address::{At, Kept};
+use crate::address::{At, RepositoryAddress};
 use crate::cli::Patience;
-use crate::windlass::Context;
+use crate::context::Context;
 use mover::{
     BackupOptions, CheckpointId, DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, blocking,
 };
@@ -20,7 +20,12 @@ pub use store::{Access, Local};
 pub type Opened = Either<Local, Remote>;
 
 /// Opens a repository, perhaps to ask for the points of a machine next.
-async fn repository(context: &Context, address: &Kept, access: Access, machine: Option<&Name>) -> Result<Opened> {
+async fn repository(
+    context: &Context,
+    address: &RepositoryAddress,
+    access: Access,
+    machine: Option<&Name>,
+) -> Result<Opened> {
     match address.at() {
         At::Directory(_) => Ok(Either::Left(directory(context, address, access).await?)),
         At::Node { host, port, name, congestion } => {
@@ -32,7 +37,7 @@ async fn repository(context: &Context, address: &Kept, access: Access, machine: 
 }
 
 /// Opens a repository in a directory, for what only works there.
-pub async fn directory(context: &Context, address: &Kept, access: Access) -> Result<Local> {
+pub async fn directory(context: &Context, address: &RepositoryAddress, access: Access) -> Result<Local> {
     Local::open(address.directory()?, access, context.pool.clone(), context.world.clone()).await
 }
 
@@ -84,7 +89,12 @@ fn own_identity() -> Option<PathBuf> {
 }
 
 /// Opens a repository, as long as patience lasts.
-pub async fn patiently(context: &Context, address: &Kept, access: Access, patience: &Patience) -> Result<Opened> {
+pub async fn patiently(
+    context: &Context,
+    address: &RepositoryAddress,
+    access: Access,
+    patience: &Patience,
+) -> Result<Opened> {
     let open = async || context.stop.race(repository(context, address, access, None)).await;
     patience.wait().retry(&context.out, &context.stop, open).await
 }
@@ -110,7 +120,7 @@ pub async fn source(
 /// part of an increment.
 pub async fn repository_and_source(
     context: &Context,
-    address: &Kept,
+    address: &RepositoryAddress,
     disks: &[NamedSource],
     image_roots: &[PathBuf],
     options: &BackupOptions,
@@ -184,7 +194,7 @@ impl Past for Awaited<'_> {
 }
 
 /// The repository's id, from its configuration alone.
-async fn identity(address: &Kept) -> Option<RepositoryId> {
+async fn identity(address: &RepositoryAddress) -> Option<RepositoryId> {
     let path = address.directory().ok()?.join("config");
     let bytes = blocking(move || std::fs::read(path)).await.ok()?;
     Some(ConfigFile::decode(&bytes).ok()?.config.id)

@@ -1,12 +1,27 @@
 //! What is printed, and where: results on stdout, the rest on stderr.
 
-use crate::cli::Style;
 use crate::text::escaped;
+use clap::{ArgAction, Args};
 use comfy_table::{CellAlignment, Table, presets};
 use mover::{Error, Result};
 use serde::Serialize;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::Mutex;
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Style {
+    /// Print JSON: one document for a query, one line for each event of a job, its summary last
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print only errors, warnings and what was asked for
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log more to stderr; twice for still more (or set WINDLASS_LOG)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
 
 /// Prints as the administrator wants it.
 pub struct Output {

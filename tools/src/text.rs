@@ -3,7 +3,7 @@
 use chunker::Compression;
 use indicatif::BinaryBytes;
 use jiff::tz::TimeZone;
-use mover::{Error, PointId, Timestamp};
+use mover::{Error, Moment, PointId, Timestamp};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -83,10 +83,33 @@ pub fn parse_compression(text: &str) -> Result<Compression, Error> {
     }
 }
 
+/// The time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// What the clock said when the point was made.
+    Original,
+    /// This one.
+    At(Timestamp),
+}
+
+impl FromStr for SetTime {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == "original" {
+            return Ok(Self::Original);
+        }
+        let bad = || {
+            Error::usage(format!("{text:?} is no time"))
+                .hint("write it as `windlass points` shows times, 2026-01-02 03:04:05 +01:00, or original")
+        };
+        Moment::parse(text, &TimeZone::system()).map(|typed| Self::At(typed.first)).ok_or_else(bad)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mover::Moment;
 
     /// Whatever is printed can be typed, and means the time that was printed.
     #[test]

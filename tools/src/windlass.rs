@@ -1,8 +1,9 @@
 //! The program `windlass`: arguments, runtime, dispatch, exit code.
 
-use crate::cli::{Cli, Command, Style};
-use crate::output::Output;
-use crate::stop::{self, Stop};
+use crate::cli::{Cli, Command};
+use crate::context::{Context, Exit};
+use crate::output::{Output, Style};
+use crate::stop;
 use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
@@ -12,25 +13,6 @@ use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-
-/// What every command needs.
-pub struct Context {
-    pub out: Output,
-    pub stop: Stop,
-    pub pool: Pool,
-    pub world: World,
-}
-
-/// How a command that did its work ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    Done = 0,
-    Failed = 1,
-    SomeFailed = 3,
-    Warnings = 4,
-    Corrupt = 13,
-}
 
 /// Runs the program.
 pub fn windlass() -> ExitCode {

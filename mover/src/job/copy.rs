@@ -40,7 +40,7 @@ pub async fn copy<A: Repository, B: Repository>(
     if let Some(seen) = to.peer(from.config().id).await?
         && !from.has_been(seen).await?
     {
-        let (id, ends, sequence) = (from.config().id, from.incarnation().await?.sequence, seen.sequence);
+        let (id, ends, sequence) = (from.config().id, from.log_head().await?.sequence, seen.sequence);
         // A source whose own index had seen that record would not have been opened: `doctor` finds nothing to accept.
         return Err(Error::rolled_back(format!(
             "the source {id} was rolled back or replaced, together with its index: an earlier copy saw its log up to \
@@ -72,7 +72,7 @@ pub async fn copy<A: Repository, B: Repository>(
     let parent = there.iter().rfind(|have| have.machine == point.machine).map(|have| have.id);
     let begin = Begin { point: point.id, parents: parent.into_iter().collect(), holder: None, verification };
     let (session, _) = to.begin(begin).await?;
-    let seen = Some((from.config().id, from.incarnation().await?));
+    let seen = Some((from.config().id, from.log_head().await?));
     let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, number: point.number, seen };
     let job = Job { reader: &reader, session: &session, prints: &prints, progress };
     match job.run(manifest, parent, (origin, point.labels.clone())).await {

@@ -1,10 +1,10 @@
 //! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
 
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry, MachineId, Manifest, Name,
-    OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
-    RepositoryConfig, RepositoryId, Result, Stats, SweepOptions, SweepReport, VerifyOptions, VerifyReport,
-    WriteSession,
+    Begin, Begun, ChunkBatch, Commit, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest, Name, OwnerId,
+    PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, Stats, StoredTotals, SweepOptions, SweepReport, VerifyOptions,
+    VerifyReport, WriteSession,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -63,15 +63,15 @@ impl<A: Repository, B: Repository> Repository for Either<A, B> {
         on_both!(self, it => it.stats().await)
     }
 
-    async fn incarnation(&self) -> Result<Incarnation> {
-        on_both!(self, it => it.incarnation().await)
+    async fn log_head(&self) -> Result<LogHead> {
+        on_both!(self, it => it.log_head().await)
     }
 
-    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+    async fn has_been(&self, seen: LogHead) -> Result<bool> {
         on_both!(self, it => it.has_been(seen).await)
     }
 
-    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<LogHead>> {
         on_both!(self, it => it.peer(repository).await)
     }
 
@@ -138,11 +138,11 @@ impl<A: WriteSession, B: WriteSession> WriteSession for Either<A, B> {
         on_both!(self, it => it.put(chunks).await)
     }
 
-    async fn flush(&self) -> Result<Flushed> {
+    async fn flush(&self) -> Result<StoredTotals> {
         on_both!(self, it => it.flush().await)
     }
 
-    async fn stored(&self) -> Result<Flushed> {
+    async fn stored(&self) -> Result<StoredTotals> {
         on_both!(self, it => it.stored().await)
     }
 

@@ -1,13 +1,13 @@
 //! What a commit log says, for people.
 
-use crate::{Incarnation, Timestamp, WriterId};
+use crate::{LogHead, Timestamp, WriterId};
 use serde::{Deserialize, Serialize};
 
 /// One record of a commit log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
     /// Its number and hash.
-    pub end: Incarnation,
+    pub end: LogHead,
     /// By the clock of its writer.
     pub time: Timestamp,
     /// Who wrote it.

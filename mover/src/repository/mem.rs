@@ -9,9 +9,9 @@ pub use fault::{Fault, FaultEffect};
 
 use crate::record::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
-    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
-    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, SweepOptions,
+    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest,
+    Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint,
+    Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, StoredTotals, SweepOptions,
     SweepReport, Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
@@ -125,17 +125,17 @@ impl Repository for Mem {
         answer.given(self.state().wanted(after, Self::WANTED_MAX))
     }
 
-    async fn incarnation(&self) -> Result<Incarnation> {
-        let answer = self.0.operation("incarnation").await?;
+    async fn log_head(&self) -> Result<LogHead> {
+        let answer = self.0.operation("log_head").await?;
         answer.given(self.state().log)
     }
 
-    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+    async fn has_been(&self, seen: LogHead) -> Result<bool> {
         let answer = self.0.operation("has_been").await?;
         answer.given(self.state().has_been(seen))
     }
 
-    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<LogHead>> {
         let answer = self.0.operation("peer").await?;
         answer.given(self.state().peers.get(&repository).copied())
     }
@@ -260,7 +260,7 @@ impl WriteSession for MemSession {
         Ok(())
     }
 
-    async fn flush(&self) -> Result<Flushed> {
+    async fn flush(&self) -> Result<StoredTotals> {
         let answer = self.shared().operation("flush").await;
         let mut state = self.shared().state();
         state.lease(self.lease.id)?;
@@ -269,7 +269,7 @@ impl WriteSession for MemSession {
         answer?.given(flushed)
     }
 
-    async fn stored(&self) -> Result<Flushed> {
+    async fn stored(&self) -> Result<StoredTotals> {
         Ok(self.shared().state().lease(self.lease.id).map(|lease| lease.flushed).unwrap_or_default())
     }
 

@@ -1,6 +1,8 @@
 //! The order of a machine's points is the order of their commits (R25); times that contradict it.
 
 use crate::{RecoveryPoint, Timestamp};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 
 /// Points of one lineage in the order of their commits, the oldest first. Copies may have come in any order: each goes by the
 /// number of its record at its origin. Where an earlier version did not keep that, times must do.

@@ -1,9 +1,7 @@
 //! Which points rules keep: a pure function over the times that storage nodes have stamped.
 
-use crate::repository::order::sort_in_order;
+use crate::repository::order::{civil, sort_in_order};
 use crate::{GroupId, Lineage, RecoveryPoint, Timestamp};
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 

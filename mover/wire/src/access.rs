@@ -10,7 +10,7 @@ pub fn allows(role: Role, request: &Request) -> bool {
         | Request::Open(_)
         | Request::List(_)
         | Request::Stats(_)
-        | Request::Incarnation(_)
+        | Request::LogHead(_)
         | Request::HasBeen(_)
         | Request::Peer(_) => true,
         // Who is of the site is decided by administrators; each renews what it has, and nothing else.

@@ -2,7 +2,7 @@
 
 use super::frame::Frame;
 use super::link::unexpected;
-use super::message::{Of, Opened, Reply};
+use super::message::{Opened, Reply, SessionRef};
 use chunker::ChunkId;
 use mover::{Begun, ChunkBatch, Error, LogEntry, RecoveryPoint, Result, SessionId};
 
@@ -38,7 +38,7 @@ pub struct BegunAs {
 
 pub fn begun(made: &mut BegunAs, frame: Frame<Reply>) -> Result<()> {
     match frame.message {
-        Reply::Session(Of { session }) if made.session.is_none() => made.session = Some(session),
+        Reply::Session(SessionRef { session }) if made.session.is_none() => made.session = Some(session),
         Reply::Suspects(page) if made.session.is_some() => {
             add(&mut made.begun.suspects, page, Begun::SUSPECTS_MAX, "suspect chunks")?;
         }

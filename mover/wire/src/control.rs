@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | `job` | all | what is asked for, and what is told of it |
 //! | `state` | node | who attends, and which jobs there are: no clock, no I/O |
-//! | `desk` | node | streams over that state |
+//! | `broker` | node | streams over that state |
 //! | `client` | proxy, administrator | [`Jobs`] |
 
+pub(super) mod broker;
 mod client;
-pub(super) mod desk;
 pub(super) mod job;
 mod state;
 #[cfg(test)]

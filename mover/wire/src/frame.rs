@@ -1,10 +1,14 @@
 //! Messages on a stream: a header of 16 bytes, the body, the bulk.
 
+mod error;
+
+pub use error::FrameError;
+
 use super::limits::{Allowance, Share};
 use super::message::Message;
 use bytes::{BufMut, Bytes, BytesMut};
 use mover::{Error, Result};
-use quinn::{RecvStream, SendStream, WriteError};
+use quinn::{RecvStream, SendStream};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
@@ -20,35 +24,6 @@ pub struct Frame<M> {
     pub more: bool,
     /// The room that the bulk takes, where it is counted.
     pub room: Option<Share>,
-}
-
-/// Why a message did not arrive or could not be sent.
-#[derive(Debug, thiserror::Error)]
-pub enum FrameError {
-    /// The connection or stream is gone: on another one it may go well.
-    #[error("the connection was lost: {0}")]
-    Lost(String),
-    /// It does not come, or too slowly.
-    #[error("it does not come, or too slowly")]
-    Slow,
-    /// The peer does not speak this protocol.
-    #[error("{0}")]
-    Nonsense(Error),
-    /// There is no room for what stands beside the message.
-    #[error("no room")]
-    NoRoom,
-}
-
-impl From<Error> for FrameError {
-    fn from(error: Error) -> Self {
-        Self::Nonsense(error)
-    }
-}
-
-impl From<WriteError> for FrameError {
-    fn from(error: WriteError) -> Self {
-        Self::Lost(error.to_string())
-    }
 }
 
 /// Header and body of a message, beside which so many bytes stand.

@@ -9,11 +9,11 @@
 //! | `answer` | client | answers, on one stream or many |
 //! | `bounded` | client | how much of an answer is taken |
 //! | `link` | client | connections that are made again when they are lost |
-//! | `questions` | client | which chunks are there, asked together |
+//! | `presence` | client | which chunks are there, asked together |
 //! | `pull` | both | copies from node to node |
 //! | `remote` | client | [`Remote`]: sessions that survive |
 //! | `enrol` | client | making and using tokens, renewing certificates |
-//! | `keeper` | both | [`Keeper`]: an identity that renews itself |
+//! | `renewer` | both | [`IdentityRenewer`]: an identity that renews itself |
 //! | `access` | node | who may ask what |
 //! | `limits` | node | how much of the node anybody gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
@@ -31,15 +31,15 @@ pub mod control;
 mod enrol;
 mod frame;
 pub mod identity;
-mod keeper;
 mod limits;
 mod link;
 mod maintenance;
 pub mod message;
+mod presence;
 mod pull;
-mod questions;
 mod quic;
 mod remote;
+mod renewer;
 mod serve;
 pub mod service;
 mod socket;
@@ -49,7 +49,6 @@ mod waits;
 pub use address::NodeAddress;
 pub use enrol::{create_token, join};
 pub use frame::{decode, encode};
-pub use keeper::{Keeper, Signer, renewed_when_used};
 pub use link::Peer;
 pub use quic::{
     ALPN, Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, endpoint_config, server,
@@ -57,6 +56,7 @@ pub use quic::{
 };
 pub use quinn::Endpoint;
 pub use remote::{Remote, RemoteReader, RemoteSession};
+pub use renewer::{IdentityRenewer, Signer, renewed_when_used};
 pub use serve::{Node, Quota, Quotas};
 
 /// Version of the protocol that this program speaks.

@@ -8,7 +8,7 @@ use super::bulk::ID_BYTES;
 use super::frame::FrameError;
 use super::message::{IDS_MAX, Request};
 use super::quic::{WINDOW_BYTES, WINDOW_BYTES_MIN};
-use mover::{Holder, Pacer};
+use mover::{Holder, RateLimiter};
 use quinn::{Connection, SendStream, StreamId, VarInt};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -183,9 +183,9 @@ impl Drop for Handshake<'_> {
 #[derive(Debug, Clone, Default)]
 pub struct Paces {
     /// From others.
-    pub receive: Arc<Pacer>,
+    pub receive: Arc<RateLimiter>,
     /// To others.
-    pub send: Arc<Pacer>,
+    pub send: Arc<RateLimiter>,
 }
 
 /// The budgets of a node.
@@ -423,7 +423,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
     use crate::message::{
-        Ask, COMMIT_BYTES_MAX, CommitIn, GET_IDS_MAX, ManifestOf, Of, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, Put,
+        COMMIT_BYTES_MAX, CommitIn, GET_IDS_MAX, ManifestOf, MissingIn, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, Put,
+        SessionRef,
     };
     use mover::Role;
 
@@ -465,11 +466,11 @@ mod tests {
     #[test]
     fn the_largest_message_of_each_kind_has_room() {
         let limits = Limits::default();
-        let of = Of { session: mover::SessionId([1; 16]) };
+        let of = SessionRef { session: mover::SessionId([1; 16]) };
         for (request, beside) in [
             (Request::Commit(CommitIn { session: of.session, drafts: Vec::new() }), COMMIT_BYTES_MAX),
             (Request::Commit(CommitIn { session: of.session, drafts: Vec::new() }), SHORT_COMMIT_BYTES_MAX),
-            (Request::Missing(Ask { session: of.session, kind: 0 }), IDS_MAX * ID_BYTES),
+            (Request::Missing(MissingIn { session: of.session, kind: 0 }), IDS_MAX * ID_BYTES),
             (Request::Put(Put { session: of.session, lengths: vec![0; IDS_MAX] }), PUT_BYTES_MAX),
             (Request::Get(of), GET_IDS_MAX * ID_BYTES),
             (Request::Get(of), SHORT_GET_BYTES_MAX),

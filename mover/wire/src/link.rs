@@ -8,7 +8,7 @@ use super::quic::{Current, WINDOW_BYTES};
 use super::validity;
 use super::waits::{self, Again};
 use bytes::Bytes;
-use mover::{Error, Pacer, Result};
+use mover::{Error, RateLimiter, Result};
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportErrorCode, VarInt};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub struct Peer {
     /// Connections that carry chunks, beside the one for everything else.
     pub lanes: usize,
     /// How fast chunks may come.
-    pub receive: Arc<Pacer>,
+    pub receive: Arc<RateLimiter>,
 }
 
 impl Peer {

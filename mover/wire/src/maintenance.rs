@@ -1,7 +1,9 @@
 //! Work on a whole repository, done on the node where it is: nothing is sent but how far it is, and what came of it.
 
 use super::link::unexpected;
-use super::message::{DAMAGES_MAX, Damage, Reply, Request, SweepIn, VERIFIED_POINTS_MAX, Verified, VerifyIn, Whole};
+use super::message::{
+    DAMAGES_MAX, Damage, Reply, RepositoryRef, Request, SweepIn, VERIFIED_POINTS_MAX, Verified, VerifyIn,
+};
 use super::remote::Remote;
 use super::serve::{Answer, Done, Refused, send};
 use mover::{Error, IndexTotals, Progress, Repository, Result, SweepOptions, SweepReport, VerifyOptions, VerifyReport};
@@ -85,7 +87,7 @@ impl Remote {
 
     /// The client's half of making an index again.
     pub(super) async fn rebuild_index_there(&self, progress: &Progress) -> Result<IndexTotals> {
-        let request = |_| Request::RebuildIndex(Whole { repository: self.config().id });
+        let request = |_| Request::RebuildIndex(RepositoryRef { repository: self.config().id });
         let take = |(): &mut (), reply| match reply {
             Reply::Rebuilt(totals) => Ok(Some(totals)),
             _ => Err(unexpected()),

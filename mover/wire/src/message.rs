@@ -3,9 +3,11 @@
 //! A body is the message's fields in order, as `codec` writes them; what is long (ids, blobs, manifests) stands beside
 //! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
+mod failed;
 mod joining;
 mod verifying;
 
+pub use failed::{Failed, NO_ROOM, NO_SESSION, error_code, error_kind};
 pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
 use verifying::DAMAGES_BYTES_MAX;
 pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn};
@@ -14,9 +16,9 @@ use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use chunker::ChunkId;
 use mover::{
-    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
-    MachineId, Name, Origin, OwnerId, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId,
-    Stats, Suspect, SweepOptions, SweepReport, Timestamp, Verification, codec,
+    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, GivenUp, IndexTotals, LogEntry, LogHead, MachineId,
+    Name, Origin, OwnerId, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats,
+    StoredTotals, Suspect, SweepOptions, SweepReport, Timestamp, Verification, codec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -111,9 +113,9 @@ messages! {
         /// The points of a repository.
         0x0010 List(List), 1 << 10, 0;
         /// Its totals.
-        0x0011 Stats(Whole), 64, 0;
+        0x0011 Stats(RepositoryRef), 64, 0;
         /// The end of its log.
-        0x0012 Incarnation(Whole), 64, 0;
+        0x0012 LogHead(RepositoryRef), 64, 0;
         /// Whether its log once ended so.
         0x0013 HasBeen(HasBeen), 128, 0;
         /// What it remembers of another one.
@@ -123,35 +125,35 @@ messages! {
         /// Chunks that are wanted.
         0x0016 WantedChunks(WantedOf), 128, 0;
         /// What the commit log says.
-        0x0017 Log(LogIn), 64, 0;
+        0x0017 Log(LogAfter), 64, 0;
         /// Hands a machine over to another owner.
         0x0018 MoveMachine(MoveIn), 256, 0;
         /// How far points were made final.
-        0x0019 GivenUp(Whole), 64, 0;
+        0x0019 GivenUp(RepositoryRef), 64, 0;
         /// Sets labels of a point.
         0x001a Annotate(AnnotateIn), 64 << 10, 0;
         /// Opens a write session.
         0x0020 Begin(BeginIn), 4 << 10, 0;
         /// Which chunks must be put. Bulk: the ids.
-        0x0021 Missing(Ask), 64, IDS_MAX * 32;
+        0x0021 Missing(MissingIn), 64, IDS_MAX * 32;
         /// Takes chunks. Bulk: the ids, then the blobs.
         0x0022 Put(Put), 8 * IDS_MAX, PUT_BYTES_MAX;
         /// The write barrier.
-        0x0023 Flush(Of), 64, 0;
+        0x0023 Flush(SessionRef), 64, 0;
         /// Commits points. Bulk: the manifests.
         0x0024 Commit(CommitIn), 64 << 10, COMMIT_BYTES_MAX;
         /// Ends a session without a point.
-        0x0025 Abandon(Of), 64, 0;
+        0x0025 Abandon(SessionRef), 64, 0;
         /// Opens a read session.
         0x0030 Read(ReadIn), 64 << 10, 0;
         /// The manifest of a point.
         0x0031 Manifest(ManifestOf), 64, 0;
         /// Blobs. Bulk: the ids.
-        0x0032 Get(Of), 64, GET_IDS_MAX * 32;
+        0x0032 Get(SessionRef), 64, GET_IDS_MAX * 32;
         /// Blobs, each decoded and compared by the node. Bulk: the ids.
-        0x0033 GetVerified(Of), 64, IDS_MAX * 32;
+        0x0033 GetVerified(SessionRef), 64, IDS_MAX * 32;
         /// Ends a read session.
-        0x0034 Close(Of), 64, 0;
+        0x0034 Close(SessionRef), 64, 0;
         /// A proxy asks for its jobs.
         0x0040 Attend(Attend), ATTEND_BYTES_MAX, 0;
         /// Has a proxy carry a job out.
@@ -165,7 +167,7 @@ messages! {
         /// Looks whether everything is there and sound.
         0x0051 Verify(VerifyIn), 64 << 10, 0;
         /// Makes the index again.
-        0x0052 RebuildIndex(Whole), 64, 0;
+        0x0052 RebuildIndex(RepositoryRef), 64, 0;
         /// Reclaims what no point needs.
         0x0053 Sweep(SweepIn), 128, 0;
     }
@@ -193,11 +195,11 @@ messages! {
         /// To `Stats`.
         0x8011 Totals(Stats), 256, 0;
         /// To `Incarnation`.
-        0x8012 Ends(Incarnation), 64, 0;
+        0x8012 LogHead(LogHead), 64, 0;
         /// To `HasBeen`.
         0x8013 Answer(bool), 8, 0;
         /// To `Peer`.
-        0x8014 Seen(Option<Incarnation>), 64, 0;
+        0x8014 Seen(Option<LogHead>), 64, 0;
         /// To `WantedChunks`. Bulk: the ids.
         0x8016 WantedIds(()), 0, IDS_MAX * 32;
         /// To `Log`.
@@ -205,13 +207,13 @@ messages! {
         /// To `GivenUp`.
         0x8019 GivenUpAre(Vec<GivenUp>), 8 + GivenUp::MAX * 40, 0;
         /// To `Begin` and `Read`: the session. More may follow.
-        0x8020 Session(Of), 64, 0;
+        0x8020 Session(SessionRef), 64, 0;
         /// To `Begin`, after `Session`: suspect chunks.
         0x8021 Suspects(Vec<Suspect>), 8 + SUSPECTS_MAX * 56, 0;
         /// To `Missing`. Bulk: a byte for each id.
         0x8022 Presences(()), 0, IDS_MAX;
         /// To `Put` and `Flush`: what the session has stored so far.
-        0x8023 Stored(Flushed), 64, 0;
+        0x8023 Stored(StoredTotals), 64, 0;
         /// To `Commit`.
         0x8024 Committed(Committed), POINTS_BYTES_MAX, 0;
         /// To `Commit`: put these first. Bulk: the ids.
@@ -293,7 +295,7 @@ pub struct Opened {
 
 /// Asks about a whole repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Whole {
+pub struct RepositoryRef {
     /// Which.
     pub repository: RepositoryId,
 }
@@ -315,7 +317,7 @@ pub struct HasBeen {
     /// Of which repository.
     pub repository: RepositoryId,
     /// What was seen.
-    pub seen: Incarnation,
+    pub seen: LogHead,
 }
 
 /// Asks what a repository remembers of another.
@@ -338,7 +340,7 @@ pub struct WantedOf {
 
 /// Asks what the commit log says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogIn {
+pub struct LogAfter {
     /// Of which repository.
     pub repository: RepositoryId,
     /// After this record.
@@ -409,14 +411,14 @@ pub struct ReadIn {
 
 /// Names a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Of {
+pub struct SessionRef {
     /// Which.
     pub session: SessionId,
 }
 
 /// Asks about chunks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ask {
+pub struct MissingIn {
     /// In which session.
     pub session: SessionId,
     /// The kind's code.
@@ -447,7 +449,7 @@ pub struct Committed {
     /// As they are listed from now on.
     pub points: Vec<RecoveryPoint>,
     /// What the session has stored, manifests too.
-    pub stored: Flushed,
+    pub stored: StoredTotals,
 }
 
 /// A point to be committed.
@@ -574,73 +576,6 @@ pub const fn presence(code: u8) -> Option<Presence> {
     }
 }
 
-/// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failed {
-    /// [`error_code`], [`NO_SESSION`] or [`NO_ROOM`].
-    pub code: u16,
-    /// What failed on what.
-    pub message: String,
-    /// What to do about it; empty when nothing is known.
-    pub hint: String,
-}
-
-impl From<&Error> for Failed {
-    fn from(error: &Error) -> Self {
-        let cut = |text: &str| text.chars().take(TEXT_CHARS_MAX).collect();
-        Self {
-            code: error_code(error.kind()),
-            message: cut(&error.message()),
-            hint: cut(error.remedy().unwrap_or_default()),
-        }
-    }
-}
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Self {
-        let error = Self::new(error_kind(failed.code), failed.message);
-        if failed.hint.is_empty() { error } else { error.hint(failed.hint) }
-    }
-}
-
-/// The session is not known: it ended, or the node was restarted.
-pub const NO_SESSION: u16 = 0x100;
-
-/// The node has no room for the request now: it can be made again later.
-pub const NO_ROOM: u16 = 0x110;
-
-/// The code of an error on the wire.
-pub const fn error_code(kind: ErrorKind) -> u16 {
-    match kind {
-        ErrorKind::Usage => 1,
-        ErrorKind::NotFound => 2,
-        ErrorKind::Busy => 3,
-        ErrorKind::NotAuthorised => 4,
-        ErrorKind::Integrity => 5,
-        ErrorKind::NoCopy => 6,
-        ErrorKind::StoreFull => 7,
-        ErrorKind::StoreIo => 8,
-        ErrorKind::RolledBack => 9,
-        ErrorKind::Fenced => 10,
-        ErrorKind::Source => 11,
-        ErrorKind::Target => 12,
-        ErrorKind::TargetFull => 13,
-        ErrorKind::Quiesce => 14,
-        ErrorKind::Tracking => 15,
-        ErrorKind::GroupIncomplete => 16,
-        ErrorKind::Transport => 17,
-        ErrorKind::Version => 18,
-        ErrorKind::Domain => 19,
-        ErrorKind::Cancelled => 20,
-        ErrorKind::Internal => 21,
-    }
-}
-
-/// The kind of a code; one that is not known is `Internal`.
-pub fn error_kind(code: u16) -> ErrorKind {
-    ErrorKind::ALL.into_iter().find(|kind| error_code(*kind) == code).unwrap_or(ErrorKind::Internal)
-}
-
 /// Ids in one request for blobs: many, so that the node can read what lies together together.
 pub const GET_IDS_MAX: usize = 65_536;
 /// Ids in other messages.
@@ -663,5 +598,3 @@ pub const SUSPECTS_MAX: usize = 4096;
 pub const LACKING_MAX: usize = 65_536;
 const WHAT_CHARS_MAX: usize = 512;
 const CHUNKS_BODY_MAX: usize = 1 << 20;
-/// Characters of a message or hint, each of 4 bytes at most: both fit.
-const TEXT_CHARS_MAX: usize = 1900;

@@ -6,7 +6,7 @@ use super::message::{Failed, PULLED_TOGETHER, Place, PullIn, Pulled, Reply, Requ
 use super::quic::Congestion;
 use super::remote::Remote;
 use mover::{
-    CopyReport, Error, ErrorKind, Pacer, PointFilter, PointId, Progress, RecoveryPoint, Repository, Result,
+    CopyReport, Error, ErrorKind, PointFilter, PointId, Progress, RateLimiter, RecoveryPoint, Repository, Result,
     Verification, copy,
 };
 use quinn::{ClientConfig, Endpoint};
@@ -38,7 +38,7 @@ impl Puller {
         &self,
         to: &R,
         pull: PullIn,
-        receive: Arc<Pacer>,
+        receive: Arc<RateLimiter>,
         tell: mpsc::Sender<Reply>,
     ) -> Result<()> {
         let Ok(_turn) = self.turns.clone().try_acquire_owned() else {

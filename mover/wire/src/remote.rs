@@ -6,11 +6,11 @@ use super::bulk::{self, ID_BYTES};
 use super::frame::{Frame, FrameError};
 use super::link::{CallError, Link, Peer, unexpected};
 use super::message::{
-    AnnotateIn, Ask, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogIn, ManifestOf, MoveIn, Of,
-    Open, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, PeerOf, Put, ReadIn, Reply, Request, WantedOf, Whole, WireDraft,
-    presence,
+    AnnotateIn, BeginIn, ChangeIn, CommitIn, GET_IDS_MAX, HasBeen, IDS_MAX, List, LogAfter, ManifestOf, MissingIn,
+    MoveIn, Open, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, PeerOf, Put, ReadIn, Reply, RepositoryRef, Request, SessionRef,
+    WantedOf, WireDraft, presence,
 };
-use super::questions::Questions;
+use super::presence::PresenceBatcher;
 use super::quic::WINDOW_BYTES;
 use super::waits::ATTEMPTS;
 use bytes::Bytes;
@@ -18,9 +18,9 @@ use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::future::try_join_all;
 use futures::{Stream, stream};
 use mover::{
-    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, Flushed, GivenUp, Incarnation, IndexTotals, LogEntry,
-    MachineId, Manifest, Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession,
-    RecoveryPoint, Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, SweepOptions, SweepReport,
+    Begin, Begun, ChunkBatch, ChunkError, Commit, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest,
+    Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint,
+    Repository, RepositoryConfig, RepositoryId, Result, SessionId, Stats, StoredTotals, SweepOptions, SweepReport,
     VerifyOptions, VerifyReport, WriteSession,
 };
 use quinn::Endpoint;
@@ -77,8 +77,8 @@ impl Remote {
         Ok(self.link.call(&request, &[]).await?.0)
     }
 
-    fn whole(&self) -> Whole {
-        Whole { repository: self.config.id }
+    fn whole(&self) -> RepositoryRef {
+        RepositoryRef { repository: self.config.id }
     }
 }
 
@@ -110,7 +110,7 @@ impl Repository for Remote {
             tokio::spawn(async move { shared.lease.open(None).await });
         }
         let window = Arc::new(Semaphore::new(WINDOW_BYTES as usize));
-        Ok((RemoteSession { shared, window, questions: Questions::default() }, begun))
+        Ok((RemoteSession { shared, window, questions: PresenceBatcher::default() }, begun))
     }
 
     async fn read(&self, points: &[PointId]) -> Result<RemoteReader> {
@@ -140,21 +140,21 @@ impl Repository for Remote {
         }
     }
 
-    async fn incarnation(&self) -> Result<Incarnation> {
-        match self.ask(Request::Incarnation(self.whole())).await? {
-            Reply::Ends(incarnation) => Ok(incarnation),
+    async fn log_head(&self) -> Result<LogHead> {
+        match self.ask(Request::LogHead(self.whole())).await? {
+            Reply::LogHead(log_head) => Ok(log_head),
             _ => Err(unexpected()),
         }
     }
 
-    async fn has_been(&self, seen: Incarnation) -> Result<bool> {
+    async fn has_been(&self, seen: LogHead) -> Result<bool> {
         match self.ask(Request::HasBeen(HasBeen { repository: self.config.id, seen })).await? {
             Reply::Answer(answer) => Ok(answer),
             _ => Err(unexpected()),
         }
     }
 
-    async fn peer(&self, repository: RepositoryId) -> Result<Option<Incarnation>> {
+    async fn peer(&self, repository: RepositoryId) -> Result<Option<LogHead>> {
         match self.ask(Request::Peer(PeerOf { repository: self.config.id, peer: repository })).await? {
             Reply::Seen(seen) => Ok(seen),
             _ => Err(unexpected()),
@@ -178,7 +178,7 @@ impl Repository for Remote {
     }
 
     async fn log(&self, after: u64) -> Result<Vec<LogEntry>> {
-        match self.ask(Request::Log(LogIn { repository: self.config.id, after })).await? {
+        match self.ask(Request::Log(LogAfter { repository: self.config.id, after })).await? {
             Reply::Records(entries) => bounded::following(after, entries),
             _ => Err(unexpected()),
         }
@@ -251,8 +251,8 @@ impl Drop for Lease {
             && !self.closed.load(Ordering::Relaxed)
         {
             self.link.farewell(match self.opening {
-                Opening::Write(..) => Request::Abandon(Of { session }),
-                Opening::Read(..) => Request::Close(Of { session }),
+                Opening::Write(..) => Request::Abandon(SessionRef { session }),
+                Opening::Read(..) => Request::Close(SessionRef { session }),
             });
         }
     }
@@ -400,7 +400,7 @@ impl Lease {
     async fn get_verified(&self, ids: &[ChunkId]) -> Result<ChunkBatch> {
         let mut made = ChunkBatch::new();
         for ids in ids.chunks(VERIFIED_TOGETHER) {
-            let request = |session| Request::GetVerified(Of { session });
+            let request = |session| Request::GetVerified(SessionRef { session });
             let take = |made: &mut ChunkBatch, frame| bounded::verified(made, chunks(frame)?, ids);
             made.extend(self.gather(request, &[bulk::of_ids(ids.iter().copied())], take).await?);
         }
@@ -451,7 +451,7 @@ impl Fetch<'_> {
                 return Err(Error::transport(format!("{}: chunks do not come", self.lease.link.name())));
             }
             let ids = bulk::of_ids(self.wanted.iter().copied().take(GET_IDS_MAX));
-            let (first, rest) = self.lease.calls(|session| Request::Get(Of { session }), &[ids]).await?;
+            let (first, rest) = self.lease.calls(|session| Request::Get(SessionRef { session }), &[ids]).await?;
             self.replies = Some((Some(first), rest));
             return Ok(None);
         };
@@ -500,7 +500,7 @@ pub struct RemoteSession {
     shared: Arc<Shared>,
     /// What of the window this session has not on its way: who has all of it knows that everything has arrived.
     window: Arc<Semaphore>,
-    questions: Questions,
+    questions: PresenceBatcher,
 }
 
 #[derive(Debug)]
@@ -510,7 +510,7 @@ struct Shared {
     in_flight: Mutex<HashSet<ChunkId>>,
     /// The first error of a put, until it is told.
     failed: Mutex<Option<Error>>,
-    stored: Mutex<Flushed>,
+    stored: Mutex<StoredTotals>,
 }
 
 impl Shared {
@@ -529,7 +529,7 @@ impl Shared {
     }
 
     async fn missing(&self, kind: ChunkKind, ids: Vec<ChunkId>) -> Result<Vec<Presence>> {
-        let request = |session| Request::Missing(Ask { session, kind: kind.code() });
+        let request = |session| Request::Missing(MissingIn { session, kind: kind.code() });
         match self.lease.call(request, &[bulk::of_ids(ids.iter().copied())]).await? {
             (Reply::Presences(()), bytes) if bytes.len() == ids.len() => {
                 bytes.iter().map(|code| presence(*code).ok_or_else(unexpected)).collect()
@@ -546,12 +546,12 @@ impl Shared {
         self.failed.lock().expect("no holder panics").take().map_or(Ok(()), Err)
     }
 
-    fn totals(&self) -> Flushed {
+    fn totals(&self) -> StoredTotals {
         *self.stored.lock().expect("no holder panics")
     }
 
     /// Answers may come in another order than they were given.
-    fn note(&self, stored: Flushed) {
+    fn note(&self, stored: StoredTotals) {
         let mut known = self.stored.lock().expect("no holder panics");
         if stored.bytes_stored > known.bytes_stored {
             *known = stored;
@@ -632,12 +632,12 @@ impl WriteSession for RemoteSession {
         Ok(())
     }
 
-    async fn flush(&self) -> Result<Flushed> {
+    async fn flush(&self) -> Result<StoredTotals> {
         let _all = self.arrived().await?;
         if !self.shared.lease.closed.load(Ordering::Relaxed) {
             let kept: Vec<ChunkId> =
                 self.shared.lease.kept.lock().expect("no holder panics").blobs.keys().copied().collect();
-            match self.shared.lease.call(|session| Request::Flush(Of { session }), &[]).await? {
+            match self.shared.lease.call(|session| Request::Flush(SessionRef { session }), &[]).await? {
                 (Reply::Stored(stored), _) => self.shared.note(stored),
                 _ => return Err(unexpected()),
             }
@@ -646,7 +646,7 @@ impl WriteSession for RemoteSession {
         Ok(self.shared.totals())
     }
 
-    async fn stored(&self) -> Result<Flushed> {
+    async fn stored(&self) -> Result<StoredTotals> {
         let _all = self.arrived().await?;
         Ok(self.shared.totals())
     }
@@ -683,7 +683,7 @@ impl WriteSession for RemoteSession {
         }
         // One that is just being opened ends as soon as it is.
         let Some(session) = lease.id() else { return Ok(()) };
-        match lease.link.call(&Request::Abandon(Of { session }), &[]).await {
+        match lease.link.call(&Request::Abandon(SessionRef { session }), &[]).await {
             Ok(_) | Err(CallError::NoSession) => {
                 lease.closed.store(true, Ordering::Relaxed);
                 Ok(())
@@ -709,7 +709,7 @@ async fn open_write(link: &Link, repository: RepositoryId, begin: &Begin) -> Res
 
 async fn open_read(link: &Link, repository: RepositoryId, points: &[PointId]) -> Result<SessionId> {
     match link.call(&Request::Read(ReadIn { repository, points: points.to_vec() }), &[]).await? {
-        (Reply::Session(Of { session }), _) => Ok(session),
+        (Reply::Session(SessionRef { session }), _) => Ok(session),
         _ => Err(unexpected()),
     }
 }

@@ -1,6 +1,7 @@
 //! A storage node's half: takes connections, looks whom they are from, and does what may be asked.
 
 mod arrival;
+mod caller;
 mod hosted;
 mod joining;
 mod places;
@@ -9,13 +10,13 @@ mod reply;
 mod served;
 mod sight;
 
-use super::control::desk::Desk;
+use super::control::broker::JobBroker;
 use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
-    Ask, CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MoveIn, NO_ROOM, NO_SESSION, Of, Open, Opened,
-    PullIn, Reply, Request, SUSPECTS_MAX, WantedOf, Welcome, presence_code,
+    CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MissingIn, MoveIn, NO_ROOM, NO_SESSION, Open, Opened,
+    PullIn, Reply, Request, SUSPECTS_MAX, SessionRef, WantedOf, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;
@@ -24,11 +25,13 @@ use super::{CLOSED_REFUSED, CLOSED_STOPPING};
 use super::{access, bulk};
 use crate::identity::{Facts, Registry, holder_of};
 use bytes::Bytes;
+use caller::Caller;
+pub(super) use caller::{Done, Refused};
 use chunker::{ChunkId, ChunkKind};
 use futures::StreamExt;
 use hosted::{Hosted, Hosting};
 use mover::{
-    Begin, Commit, Either, Error, ErrorKind, Holder, Incarnation, Manifest, Pacer, PointDraft, PointFilter, Reach,
+    Begin, Commit, Either, Error, ErrorKind, Holder, LogHead, Manifest, PointDraft, PointFilter, RateLimiter, Reach,
     ReadSession, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
 };
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
@@ -55,51 +58,9 @@ pub struct Node<R: Repository> {
     puller: Option<Puller>,
     /// Work on a whole repository is done one at a time: a verification takes whole packs into memory.
     maintenance: Semaphore,
-    desk: Desk,
+    desk: JobBroker,
 }
 
-/// A connection, and whose it is.
-struct Caller {
-    allowance: Allowance,
-    /// What the certificate says that it showed; none of somebody who joins.
-    shown: Option<Facts>,
-    /// Whether it has said hello.
-    greeted: watch::Sender<bool>,
-}
-
-/// Why a request was not done.
-pub(super) enum Refused {
-    /// It is told.
-    Told(Failed),
-    /// Nobody is there to be told.
-    Gone,
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self::Told(Failed::from(&error))
-    }
-}
-
-impl From<FrameError> for Refused {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::Lost(_) => Self::Gone,
-            FrameError::Nonsense(error) => error.into(),
-            FrameError::Slow => Error::transport("the request does not come, or too slowly").into(),
-            FrameError::NoRoom => Self::no_room(),
-        }
-    }
-}
-
-impl Refused {
-    fn no_room() -> Self {
-        let message = "the node has no room for this now".to_owned();
-        Self::Told(Failed { code: NO_ROOM, message, hint: "make the request again later".into() })
-    }
-}
-
-pub(super) type Done = Result<(), Refused>;
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
 /// A session, and the repository it is of.
@@ -118,7 +79,7 @@ impl<R: Repository + 'static> Node<R> {
             limits: Arc::default(),
             puller: None,
             maintenance: Semaphore::new(1),
-            desk: Desk::new(),
+            desk: JobBroker::new(),
         }
     }
 
@@ -139,7 +100,8 @@ impl<R: Repository + 'static> Node<R> {
     /// Receives and sends at most so many bytes of chunks a second, from and to all others together.
     #[must_use]
     pub fn paced(mut self, receive: Option<u64>, send: Option<u64>) -> Self {
-        self.own_limits().paces = Paces { receive: Arc::new(Pacer::new(receive)), send: Arc::new(Pacer::new(send)) };
+        self.own_limits().paces =
+            Paces { receive: Arc::new(RateLimiter::new(receive)), send: Arc::new(RateLimiter::new(send)) };
         self
     }
 
@@ -410,9 +372,9 @@ impl<R: Repository + 'static> Node<R> {
                 }
                 say(to, Reply::Totals(served.repository.stats().await?)).await
             }
-            Request::Incarnation(it) => {
-                let ends: Incarnation = self.of(it.repository)?.repository.incarnation().await?;
-                say(to, Reply::Ends(ends)).await
+            Request::LogHead(it) => {
+                let ends: LogHead = self.of(it.repository)?.repository.log_head().await?;
+                say(to, Reply::LogHead(ends)).await
             }
             Request::HasBeen(it) => {
                 say(to, Reply::Answer(self.of(it.repository)?.repository.has_been(it.seen).await?)).await
@@ -441,7 +403,7 @@ impl<R: Repository + 'static> Node<R> {
                     Some(share),
                 );
                 let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
-                send(to, &Reply::Session(Of { session }), Vec::new(), pages.peek().is_some()).await?;
+                send(to, &Reply::Session(SessionRef { session }), Vec::new(), pages.peek().is_some()).await?;
                 while let Some(page) = pages.next() {
                     send(to, &Reply::Suspects(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
                 }
@@ -454,9 +416,9 @@ impl<R: Repository + 'static> Node<R> {
                 let reader = served.repository.read(&it.points).await?;
                 let session =
                     served.lend(SessionId::random(&self.world), holder, place, Either::Right(reader), it.points, None);
-                say(to, Reply::Session(Of { session })).await
+                say(to, Reply::Session(SessionRef { session })).await
             }
-            Request::Missing(Ask { session, kind }) => {
+            Request::Missing(MissingIn { session, kind }) => {
                 let lease = self.lease(session, holder)?;
                 let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("an unknown kind of chunk"))?;
                 let found = lease.write()?.missing(kind, &bulk::ids(&beside)?).await?;
@@ -483,12 +445,12 @@ impl<R: Repository + 'static> Node<R> {
                     }
                 }
             }
-            Request::Flush(Of { session }) => {
+            Request::Flush(SessionRef { session }) => {
                 let stored = self.lease(session, holder)?.write()?.flush().await?;
                 say(to, Reply::Stored(stored)).await
             }
             Request::Commit(commit) => self.commit(holder, commit, beside, to).await,
-            Request::Abandon(Of { session }) | Request::Close(Of { session }) => {
+            Request::Abandon(SessionRef { session }) | Request::Close(SessionRef { session }) => {
                 self.let_go(self.served(session, holder)?.0.end(session));
                 say(to, Reply::Done(())).await
             }
@@ -538,7 +500,7 @@ impl<R: Repository + 'static> Node<R> {
                 let _turn = self.maintenance()?;
                 rebuild_index(&self.of(it.repository)?.repository, to).await
             }
-            Request::Get(Of { session }) => {
+            Request::Get(SessionRef { session }) => {
                 let (served, lease) = self.served(session, holder)?;
                 let ids = bulk::ids(&beside)?;
                 let Some(sight) = served.sight(holder) else { return spread(to, lease.session.get(ids)).await };
@@ -546,7 +508,7 @@ impl<R: Repository + 'static> Node<R> {
                 let batches = lease.session.get(seen.keys().copied().collect());
                 spread(to, sight.shown(&seen, missing, batches)).await
             }
-            Request::GetVerified(Of { session }) => {
+            Request::GetVerified(SessionRef { session }) => {
                 let (served, lease) = self.served(session, holder)?;
                 let ids = bulk::ids(&beside)?;
                 // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
@@ -676,19 +638,6 @@ impl<R: Repository + 'static> Node<R> {
     }
 }
 
-impl Caller {
-    async fn was_greeted(&self) -> bool {
-        // Who is not known asks one thing after the other.
-        if self.shown.is_none() {
-            return *self.greeted.borrow();
-        }
-        let mut greeted = self.greeted.subscribe();
-        tokio::time::timeout(GREETING_PATIENCE.min(self.allowance.patience()), greeted.wait_for(|greeted| *greeted))
-            .await
-            .is_ok()
-    }
-}
-
 fn welcome(hello: &Hello) -> Result<Reply> {
     let (lowest, highest) = hello.versions;
     if lowest > super::VERSION || highest < super::VERSION {
@@ -705,8 +654,6 @@ const VERIFIED_TOGETHER: usize = 4;
 /// For somebody who was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// For the greeting of somebody who has asked already.
-const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For what is under way when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);

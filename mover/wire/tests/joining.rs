@@ -20,8 +20,8 @@ use wire::identity::{
 };
 use wire::message::{Certified, Failed, JoinIn, RenewIn, Reply, Request, error_code};
 use wire::{
-    Congestion, Current, Keeper, Node, Peer, Remote, Signer, client, client_config, client_config_of, create_token,
-    decode, encode, join, renewed_when_used, server_of,
+    Congestion, Current, IdentityRenewer, Node, Peer, Remote, Signer, client, client_config, client_config_of,
+    create_token, decode, encode, join, renewed_when_used, server_of,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -79,7 +79,7 @@ impl Site {
         let made = if kept { Shifted::by(DAY, -1) } else { world.clone() };
         let issued = authority.issue(&holder, &["localhost".into(), "::1".into()], 1 + u32::from(kept), &made).unwrap();
         Credentials::store(&place, &issued, authority.certificate_pem(), None).unwrap();
-        let keeper = Keeper::open(&place, Signer::Here(registry.clone()), &world).unwrap();
+        let keeper = IdentityRenewer::open(&place, Signer::Here(registry.clone()), &world).unwrap();
         let endpoint = server_of(([127, 0, 0, 1], 0).into(), &keeper.current(), Congestion::default()).unwrap();
         let port = endpoint.local_addr().unwrap().port();
         let (stop, stopped) = watch::channel(false);
@@ -509,7 +509,7 @@ async fn an_identity_is_replaced_in_one_step() {
     for step in 0..40 {
         clock.0.store(step * 8_000_000_000, Ordering::Relaxed);
         site.clock.0.store(step * 8_000_000_000, Ordering::Relaxed);
-        let keeper = Keeper::open(&folder, Signer::Here(site.registry.clone()), &clock.world()).unwrap();
+        let keeper = IdentityRenewer::open(&folder, Signer::Here(site.registry.clone()), &clock.world()).unwrap();
         let current = keeper.current();
         let before = current.get().identity.certificate().clone();
         keeper.renew().await.unwrap();
@@ -528,7 +528,7 @@ async fn an_identity_that_was_renewed_while_the_clock_was_ahead_shuts_nobody_out
     let (ahead, right) = (Shifted::by(DAY * 5, 1), World::system());
     site.clock.0.store((DAY * 5).as_nanos() as i64, Ordering::Relaxed);
     let before = Credentials::load(&folder).unwrap();
-    let keeper = Keeper::open(&folder, Signer::Here(site.registry.clone()), &ahead).unwrap();
+    let keeper = IdentityRenewer::open(&folder, Signer::Here(site.registry.clone()), &ahead).unwrap();
     keeper.renew().await.unwrap();
     let renewed = keeper.current().get();
     assert!(renewed.identity.facts().not_before > right.now(), "it is of no use now");
@@ -616,7 +616,7 @@ async fn a_node_without_the_authority_gives_nothing_out() {
     let other = Arc::new(Registry::open(other, other_folder.path(), DAY, world.clone()).unwrap());
     let folder = site.folder_of(Role::Proxy, "p");
     let before = fs::read(folder.join("identity.pem")).unwrap();
-    let refused = Keeper::open(&folder, Signer::Here(other), &world).unwrap().renew().await.unwrap_err();
+    let refused = IdentityRenewer::open(&folder, Signer::Here(other), &world).unwrap().renew().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotAuthorised, "{refused}");
     assert_eq!(fs::read(folder.join("identity.pem")).unwrap(), before);
 }

@@ -2,8 +2,8 @@
 
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
-    Error, ErrorKind, Flushed, Holder, Incarnation, IndexTotals, LogEntry, Origin, OwnerId, Phase, PointChange,
-    PointId, RecoveryPoint, RepositoryId, Role, ScrubTotals, SessionId, Stats, Suspect, SweepOptions, SweepReport,
+    Error, ErrorKind, Holder, IndexTotals, LogEntry, LogHead, Origin, OwnerId, Phase, PointChange, PointId,
+    RecoveryPoint, RepositoryId, Role, ScrubTotals, SessionId, Stats, StoredTotals, Suspect, SweepOptions, SweepReport,
     Timestamp, TrackingRecord, TrackingWish, Verification, WriterId,
 };
 use proptest::prelude::*;
@@ -36,36 +36,36 @@ fn requests() -> Vec<Request> {
         Request::Join(JoinIn { secret: [15; 32], claim: claim() }),
         Request::Renew(RenewIn { claim: claim() }),
         Request::List(List { repository, machine: Some("web".parse().unwrap()), forgotten: true }),
-        Request::Stats(Whole { repository }),
-        Request::Incarnation(Whole { repository }),
+        Request::Stats(RepositoryRef { repository }),
+        Request::LogHead(RepositoryRef { repository }),
         Request::HasBeen(HasBeen { repository, seen: ends() }),
         Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) }),
         Request::ChangePoints(ChangeIn { repository, change: PointChange::Unforget, points: vec![PointId([3; 16])] }),
         Request::WantedChunks(WantedOf { repository, after: Some([7; 32]) }),
-        Request::Log(LogIn { repository, after: 8 }),
+        Request::Log(LogAfter { repository, after: 8 }),
         Request::MoveMachine(MoveIn {
             repository,
             machine: mover::MachineId([4; 16]),
             origin: RepositoryId([8; 16]),
             owner: Some("cluster1".parse().unwrap()),
         }),
-        Request::GivenUp(Whole { repository }),
+        Request::GivenUp(RepositoryRef { repository }),
         Request::Annotate(AnnotateIn {
             repository,
             point: PointId([3; 16]),
             labels: vec![("tag/monthly".into(), "1".into()), ("time".into(), String::new())],
         }),
         Request::Begin(BeginIn { repository, begin }),
-        Request::Missing(Ask { session, kind: 1 }),
+        Request::Missing(MissingIn { session, kind: 1 }),
         Request::Put(Put { session, lengths: vec![10, 11] }),
-        Request::Flush(Of { session }),
+        Request::Flush(SessionRef { session }),
         Request::Commit(CommitIn { session, drafts }),
-        Request::Abandon(Of { session }),
+        Request::Abandon(SessionRef { session }),
         Request::Read(ReadIn { repository, points: vec![PointId([3; 16])] }),
         Request::Manifest(ManifestOf { session, point: PointId([3; 16]) }),
-        Request::Get(Of { session }),
-        Request::GetVerified(Of { session }),
-        Request::Close(Of { session }),
+        Request::Get(SessionRef { session }),
+        Request::GetVerified(SessionRef { session }),
+        Request::Close(SessionRef { session }),
         Request::Attend(Attend { instance: [10; 16], jobs: vec![PointId([3; 16])] }),
         Request::Run(Run { proxy: "host7".parse().unwrap(), job: job() }),
         Request::Cancel(JobOf { job: PointId([3; 16]) }),
@@ -79,7 +79,7 @@ fn requests() -> Vec<Request> {
             outdated_after_ms: Some(9),
             rate: Some(8),
         }),
-        Request::RebuildIndex(Whole { repository }),
+        Request::RebuildIndex(RepositoryRef { repository }),
         Request::Sweep(SweepIn { repository, options: SweepOptions { rate: Some(5), ..SweepOptions::default() } }),
     ]
 }
@@ -87,7 +87,7 @@ fn requests() -> Vec<Request> {
 /// One reply of each type.
 fn replies() -> Vec<Reply> {
     let session = SessionId([2; 16]);
-    let stored = Flushed { chunks: 1, bytes_plain: 2, bytes_blobs: 3, bytes_stored: 4 };
+    let stored = StoredTotals { chunks: 1, bytes_plain: 2, bytes_blobs: 3, bytes_stored: 4 };
     let stats = Stats {
         points: 1,
         chunks: 2,
@@ -120,7 +120,7 @@ fn replies() -> Vec<Reply> {
         Reply::Waiting(()),
         Reply::Points(vec![point()]),
         Reply::Totals(stats),
-        Reply::Ends(ends()),
+        Reply::LogHead(ends()),
         Reply::Answer(true),
         Reply::Seen(Some(ends())),
         Reply::WantedIds(()),
@@ -136,7 +136,7 @@ fn replies() -> Vec<Reply> {
             origin: RepositoryId([8; 16]),
             newest: Timestamp(9),
         }]),
-        Reply::Session(Of { session }),
+        Reply::Session(SessionRef { session }),
         Reply::Suspects(vec![suspect]),
         Reply::Presences(()),
         Reply::Stored(stored),
@@ -222,8 +222,8 @@ fn report() -> BackupReport {
     }
 }
 
-fn ends() -> Incarnation {
-    Incarnation { sequence: 12, hash: [13; 32] }
+fn ends() -> LogHead {
+    LogHead { sequence: 12, hash: [13; 32] }
 }
 
 fn point() -> RecoveryPoint {

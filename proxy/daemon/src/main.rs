@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 use wire::service::{self, Signals};
-use wire::{Keeper, Peer, Signer, client, client_config_of};
+use wire::{IdentityRenewer, Peer, Signer, client, client_config_of};
 use work::Host;
 
 fn main() -> ExitCode {
@@ -45,7 +45,7 @@ fn serve(arguments: &Serve) -> Result<()> {
 
 async fn run(config: Config) -> Result<()> {
     let world = World::system();
-    let keeper = Keeper::open(&config.identity, Signer::There, &world)?;
+    let keeper = IdentityRenewer::open(&config.identity, Signer::There, &world)?;
     let current = keeper.current();
     let holder = current.get().identity.holder().clone();
     if holder.role != Role::Proxy {

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 use wire::identity::Registry;
 use wire::service::{self, Signals};
-use wire::{Keeper, Node, Signer, client, client_config_of, server_of};
+use wire::{IdentityRenewer, Node, Signer, client, client_config_of, server_of};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -58,7 +58,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
         node = node.with_registry(registry.clone());
         signer = Signer::Here(registry);
     }
-    let keeper = Keeper::open(&config.identity, signer, world)?;
+    let keeper = IdentityRenewer::open(&config.identity, signer, world)?;
     let current = keeper.current();
     if let Some(path) = &config.deny {
         let list = DenyList::new(path.clone());

@@ -4,11 +4,10 @@ mod body;
 mod text;
 
 use super::pack::PackName;
-use body::{read_incarnation, read_points, write_points};
+use body::{read_log_head, read_points, write_points};
 use chunker::ChunkId;
 use mover::{
-    Incarnation, PointId, RecordError, RecordReader, RecordWriter, RepositoryId, Result as Outcome, SessionId,
-    check_text,
+    LogHead, PointId, RecordError, RecordReader, RecordWriter, RepositoryId, Result as Outcome, SessionId, check_text,
 };
 
 pub use body::{AddedPack, CommittedPoint, Doomed, Dropped, Orphan, SessionOpened, first_record, made_by};
@@ -55,9 +54,9 @@ pub enum Event {
     /// A setting is set, or removed when the value is empty.
     Configuration(String, String),
     /// The end of another repository's log as seen by a copy from it.
-    PeerSeen(RepositoryId, Incarnation),
+    PeerSeen(RepositoryId, LogHead),
     /// An administrator accepted that the log was rolled back; the log that others saw ended here.
-    NewIncarnation(Incarnation),
+    NewIncarnation(LogHead),
     /// An event of a later version; who does not know a critical one reads on, but must not write.
     Unknown {
         /// Its code.
@@ -206,8 +205,8 @@ impl Event {
             17 => Self::SweepEnded(from.array("sweep")?),
             18 => Self::Role(from.u8("role")?),
             19 => Self::Configuration(from.text("setting")?, from.text("setting")?),
-            20 => Self::PeerSeen(RepositoryId(from.array("repository")?), read_incarnation(from)?),
-            21 => Self::NewIncarnation(read_incarnation(from)?),
+            20 => Self::PeerSeen(RepositoryId(from.array("repository")?), read_log_head(from)?),
+            21 => Self::NewIncarnation(read_log_head(from)?),
             _ => Self::Unknown { code, critical: flags & 1 != 0 },
         })
     }

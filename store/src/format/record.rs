@@ -1,7 +1,7 @@
 //! Log records: the repository's total order, chained by hash. Layout in FORMAT.md, section "Log".
 
 use super::event::Event;
-use mover::{Incarnation, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};
+use mover::{LogHead, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};
 
 /// Longest log record in bytes.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
@@ -43,7 +43,7 @@ impl LogRecord {
     ///
     /// # Errors
     /// What is wrong.
-    pub fn decode(bytes: &[u8]) -> Result<(Self, Incarnation), RecordError> {
+    pub fn decode(bytes: &[u8]) -> Result<(Self, LogHead), RecordError> {
         if bytes.len() > RECORD_BYTES_MAX {
             return Err(RecordError::Value { field: "log record length", value: bytes.len() as u64 });
         }
@@ -72,8 +72,8 @@ impl LogRecord {
             events: from.list("log events", 8, Event::read)?,
         };
         from.end()?;
-        let incarnation = Incarnation { sequence: record.sequence, hash: *hash };
-        Ok((record, incarnation))
+        let log_head = LogHead { sequence: record.sequence, hash: *hash };
+        Ok((record, log_head))
     }
 }
 

@@ -212,7 +212,7 @@ fn r3_pruning_keeps_two_digests_and_what_lies_between() {
     let mut behind = behind;
     behind.catch_up().unwrap();
     assert_eq!(behind.state(), log.state(), "who was behind goes on from a digest");
-    assert!(log.passed(Incarnation { sequence: 5, hash: [0; 32] }).unwrap(), "what was pruned is believed");
+    assert!(log.passed(LogHead { sequence: 5, hash: [0; 32] }).unwrap(), "what was pruned is believed");
 }
 
 #[test]
@@ -453,8 +453,8 @@ fn r15_ends_that_were_seen_are_compared() {
     let old = open(&directory).unwrap();
     fill(&mut log, A1, 20);
     let newer = log.state().end();
-    assert!(log.passed(seen).unwrap() && log.passed(newer).unwrap() && log.passed(Incarnation::default()).unwrap());
-    assert!(!log.passed(Incarnation { sequence: 10, ..newer }).unwrap(), "another record of that number");
+    assert!(log.passed(seen).unwrap() && log.passed(newer).unwrap() && log.passed(LogHead::default()).unwrap());
+    assert!(!log.passed(LogHead { sequence: 10, ..newer }).unwrap(), "another record of that number");
     assert!(!old.passed(newer).unwrap(), "an end that is gone");
     // Rolled back to record 10, and written on.
     for sequence in 11..=20 {

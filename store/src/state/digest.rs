@@ -4,7 +4,7 @@ use super::{Lost, Pack, Point, Session, State, Writer};
 use crate::format::event::{AddedPack, CommittedPoint, SessionOpened};
 use crate::format::pack::PackName;
 use chunker::ChunkId;
-use mover::{Incarnation, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};
+use mover::{LogHead, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};
 use std::collections::HashMap;
 
 /// Longest digest that is read, so the longest that may be written.
@@ -39,10 +39,10 @@ impl Digest {
         to.bytes(DIGEST_MAGIC).u16(DIGEST_VERSION).u16(0);
         to.u32(u32::try_from(self.config.len()).expect("a config is short")).bytes(&self.config);
         to.bytes(&state.repository.0);
-        write_incarnation(&mut to, state.end);
+        write_log_head(&mut to, state.end);
         to.list(&state.writers.iter().collect::<Vec<_>>(), |to, (id, writer)| {
             to.bytes(&id.0).u64(writer.term);
-            write_incarnation(to, writer.last);
+            write_log_head(to, writer.last);
         });
         to.list(&state.sessions.values().collect::<Vec<_>>(), |to, session| {
             session.opened.write(to);
@@ -79,10 +79,10 @@ impl Digest {
         write_texts(&mut to, &state.settings.iter().collect::<Vec<_>>());
         to.list(&state.peers.iter().collect::<Vec<_>>(), |to, (repository, seen)| {
             to.bytes(&repository.0);
-            write_incarnation(to, **seen);
+            write_log_head(to, **seen);
         });
         to.list(&state.lost.iter().collect::<Vec<_>>(), |to, lost| {
-            write_incarnation(to, lost.end);
+            write_log_head(to, lost.end);
             to.u64(lost.at);
         });
         to.list(&state.not_understood.iter().collect::<Vec<_>>(), |to, code| {
@@ -116,7 +116,7 @@ impl Digest {
         let length = usize::try_from(from.u32("config")?).map_err(|_| RecordError::Short { field: "config" })?;
         let config = from.bytes("config", length)?.to_vec();
         let mut state = State::new(RepositoryId(from.array("repository")?), &config);
-        state.end = read_incarnation(&mut from)?;
+        state.end = read_log_head(&mut from)?;
         state.writers = from.set("writers", 64, read_writer, |a, b| a.0 < b.0)?.into_iter().collect();
         let sessions = from
             .set("sessions", SessionOpened::BYTES_MIN + 40, read_session, |a, b| a.opened.session < b.opened.session)?;
@@ -135,9 +135,9 @@ impl Digest {
         state.sweep = from.option("sweep", |from| from.array("sweep"))?;
         state.role = from.u8("role")?;
         state.settings = read_texts(&mut from)?.into_iter().collect();
-        let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_incarnation(from)?));
+        let peer = |from: &mut RecordReader<'_>| Ok((RepositoryId(from.array("peer")?), read_log_head(from)?));
         state.peers = from.set("peers", 56, peer, |a, b| a.0 < b.0)?.into_iter().collect();
-        let lost = |from: &mut RecordReader<'_>| Ok(Lost { end: read_incarnation(from)?, at: from.u64("lost at")? });
+        let lost = |from: &mut RecordReader<'_>| Ok(Lost { end: read_log_head(from)?, at: from.u64("lost at")? });
         state.lost = from.set("lost", 48, lost, |a, b| a < b)?.into_iter().collect();
         let code = |from: &mut RecordReader<'_>| from.u16("unknown event");
         state.not_understood = from.set("unknown events", 2, code, |a, b| a < b)?.into_iter().collect();
@@ -158,12 +158,12 @@ fn numbers(state: &State) -> Result<HashMap<PackName, u32>, RecordError> {
     Ok(numbers)
 }
 
-fn write_incarnation(to: &mut RecordWriter, it: Incarnation) {
+fn write_log_head(to: &mut RecordWriter, it: LogHead) {
     to.u64(it.sequence).bytes(&it.hash);
 }
 
-fn read_incarnation(from: &mut RecordReader<'_>) -> Result<Incarnation, RecordError> {
-    Ok(Incarnation { sequence: from.u64("sequence")?, hash: from.array("hash")? })
+fn read_log_head(from: &mut RecordReader<'_>) -> Result<LogHead, RecordError> {
+    Ok(LogHead { sequence: from.u64("sequence")?, hash: from.array("hash")? })
 }
 
 fn write_texts(to: &mut RecordWriter, texts: &[(&String, &String)]) {
@@ -183,7 +183,7 @@ fn read_texts(from: &mut RecordReader<'_>) -> Result<Vec<(String, String)>, Reco
 
 fn read_writer(from: &mut RecordReader<'_>) -> Result<(WriterId, Writer), RecordError> {
     let id = WriterId(from.array("writer")?);
-    Ok((id, Writer { term: from.u64("term")?, last: read_incarnation(from)? }))
+    Ok((id, Writer { term: from.u64("term")?, last: read_log_head(from)? }))
 }
 
 fn read_flag(from: &mut RecordReader<'_>, field: &'static str) -> Result<bool, RecordError> {

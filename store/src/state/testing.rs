@@ -5,7 +5,7 @@ use crate::format::pack::{PackKind, PackName};
 use crate::format::record::LogRecord;
 use crate::state::{State, Void};
 use chunker::ChunkId;
-use mover::{GroupId, Incarnation, MachineId, OwnerId, PointId, RepositoryId, SessionId, Timestamp, WriterId};
+use mover::{GroupId, LogHead, MachineId, OwnerId, PointId, RepositoryId, SessionId, Timestamp, WriterId};
 use proptest::prelude::*;
 
 pub const CONFIG: &[u8] = b"some configuration";
@@ -23,7 +23,7 @@ pub fn empty() -> State {
 }
 
 /// The next record, with the hash it will have.
-pub fn record(state: &State, (writer, term): (WriterId, u64), events: Vec<Event>) -> (LogRecord, Incarnation) {
+pub fn record(state: &State, (writer, term): (WriterId, u64), events: Vec<Event>) -> (LogRecord, LogHead) {
     let record = LogRecord {
         sequence: state.end().sequence + 1,
         previous: state.end().hash,
@@ -129,7 +129,7 @@ pub fn events() -> impl Strategy<Value = Event> {
     let few = || prop::collection::vec(0..4u8, 0..3);
     let points = |of: fn(Vec<PointId>) -> Event| few().prop_map(move |ids| of(ids.into_iter().map(point).collect()));
     let text = || prop::sample::select(vec!["", "a", "käse"]).prop_map(str::to_owned);
-    let seen = (0..20u64, any::<[u8; 2]>()).prop_map(|(sequence, hash)| Incarnation { sequence, hash: [hash[0]; 32] });
+    let seen = (0..20u64, any::<[u8; 2]>()).prop_map(|(sequence, hash)| LogHead { sequence, hash: [hash[0]; 32] });
     let one = 0..4u8;
     let token = prop::sample::select(vec![TOKEN, [9; 16]]);
     prop_oneof![

@@ -286,7 +286,7 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
 /// A state with two of everything that a digest lists.
 fn two_of_each() -> State {
     let mut state = kept();
-    let seen = |sequence| Incarnation { sequence, hash: [1; 32] };
+    let seen = |sequence| LogHead { sequence, hash: [1; 32] };
     let set = |key: &str, value: &str| Event::Configuration(key.into(), value.into());
     let label = |key: &str, value: &str| Event::Annotated(point(1), key.into(), value.into());
     let events = vec![
@@ -402,7 +402,7 @@ fn r14_a_log_belongs_to_its_configuration() {
 #[test]
 fn r15_a_part_that_was_given_up_is_known() {
     let mut state = begun();
-    let seen = |sequence| Incarnation { sequence, hash: [1; 32] };
+    let seen = |sequence| LogHead { sequence, hash: [1; 32] };
     assert!(!state.gave_up(seen(3)));
     assert_eq!(apply(&mut state, W, vec![Event::NewIncarnation(seen(10))]), []);
     assert!(!state.gave_up(seen(2)), "what stayed must be as it was");

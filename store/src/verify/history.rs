@@ -4,7 +4,7 @@ use crate::directory::{STATE, log_object, state_object};
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::local::Inner;
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
-use mover::{Error, Incarnation, Result, VerifyError};
+use mover::{Error, LogHead, Result, VerifyError};
 
 /// Every record chains, every digest is what the log gives.
 pub fn check_history(inner: &Inner) -> Vec<VerifyError> {
@@ -22,7 +22,7 @@ pub fn check_history(inner: &Inner) -> Vec<VerifyError> {
         let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is gone"))?;
         Ok(Digest::decode(&bytes)?)
     };
-    let read_record = |sequence: u64| -> Result<Option<(LogRecord, Incarnation)>> {
+    let read_record = |sequence: u64| -> Result<Option<(LogRecord, LogHead)>> {
         let bytes = inner.directory.read(&log_object(sequence), RECORD_BYTES_MAX as u64)?;
         Ok(bytes.map(|bytes| LogRecord::decode(&bytes)).transpose()?)
     };

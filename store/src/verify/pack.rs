@@ -11,7 +11,7 @@ use crate::local::Inner;
 use crate::reader::salvaged;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
-use mover::{Depth, Error, ErrorKind, Pacer, Result, blocking, with_opener};
+use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_opener};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Checked {
 
 /// Looks at a pack. Memory: a window of [`WINDOW_BYTES`], or one blob that is longer; all of the pack only when its footer is
 /// damaged.
-pub async fn check_pack(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer) -> Checked {
+pub async fn check_pack(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &RateLimiter) -> Checked {
     let mut checked = Checked::default();
     if let Err(error) = look(inner, pack, depth, pacer, &mut checked).await {
         checked.unreadable = error.kind() == ErrorKind::Integrity;
@@ -55,7 +55,13 @@ pub async fn check_pack(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pace
     checked
 }
 
-async fn look(inner: &Arc<Inner>, pack: &AddedPack, depth: Depth, pacer: &Pacer, checked: &mut Checked) -> Result<()> {
+async fn look(
+    inner: &Arc<Inner>,
+    pack: &AddedPack,
+    depth: Depth,
+    pacer: &RateLimiter,
+    checked: &mut Checked,
+) -> Result<()> {
     let (opener, added) = (inner.clone(), pack.clone());
     let (file, frame) = blocking(move || Frame::read(&opener, &added)).await?;
     let nonce = frame.header.as_ref().map(|header| header.nonce).unwrap_or_default();
@@ -174,7 +180,7 @@ struct Scan {
 impl Scan {
     /// Gives the name that the bytes have, and what is wrong with which chunks. All of it is done on one thread, while the
     /// bytes are in the processor's cache: others look at other packs.
-    async fn through(mut self, pacer: &Pacer) -> Result<([u8; 32], Vec<(ChunkId, String)>)> {
+    async fn through(mut self, pacer: &RateLimiter) -> Result<([u8; 32], Vec<(ChunkId, String)>)> {
         let windows = windows(&self.entries, self.pack.bytes);
         let together = if pacer.is_limited() { 1 } else { windows.len().max(1) };
         for windows in windows.chunks(together) {

@@ -69,29 +69,29 @@ pub async fn every_distinct_id_once_or_more<F: Fixture>(lab: Lab<F>) {
     assert!(reader.get(Vec::new()).concat().await.is_empty());
 }
 
-pub async fn incarnation_moves_with_commits_only<F: Fixture>(lab: Lab<F>) {
+pub async fn log_head_moves_with_commits_only<F: Fixture>(lab: Lab<F>) {
     let machine = machine(&lab, 1);
     lab.backup("a", &machine).await;
-    let first = lab.repository.incarnation().await.unwrap();
+    let first = lab.repository.log_head().await.unwrap();
     machine.write(0, 0, b"new");
     lab.backup("a", &machine).await;
-    let second = lab.repository.incarnation().await.unwrap();
+    let second = lab.repository.log_head().await.unwrap();
     assert!(second.sequence > first.sequence && second.hash != first.hash);
     lab.points().await;
     lab.repository.stats().await.unwrap();
-    assert_eq!(lab.repository.incarnation().await.unwrap(), second);
+    assert_eq!(lab.repository.log_head().await.unwrap(), second);
 }
 
 pub async fn reopened_it_is_the_same<F: Fixture>(lab: Lab<F>) {
     let machine = machine(&lab, 1);
     let report = lab.backup("a", &machine).await;
     let (config, stats) = (lab.repository.config().clone(), lab.stats().await);
-    let (points, seen) = (lab.points().await, lab.repository.incarnation().await.unwrap());
+    let (points, seen) = (lab.points().await, lab.repository.log_head().await.unwrap());
     let lab = lab.reopened().await;
     assert_eq!(*lab.repository.config(), config);
     assert_eq!(lab.stats().await, stats);
     assert_eq!(lab.points().await, points);
-    assert!(lab.repository.incarnation().await.unwrap().sequence >= seen.sequence);
+    assert!(lab.repository.log_head().await.unwrap().sequence >= seen.sequence);
     lab.assert_restores(report.point.id, &machine.images()).await;
     let again = lab.backup("a", &machine).await;
     assert_eq!((again.chunks_new, again.parent), (0, Some(report.point.id)), "dedup survives");

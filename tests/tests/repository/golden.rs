@@ -8,7 +8,7 @@ use chunker::{
     Sealer, StreamCutter,
 };
 use mover::{
-    Attachment, ChangeTracking, CheckpointId, Consistency, DiskId, DiskRecord, GroupId, Incarnation, LayerIdentity,
+    Attachment, ChangeTracking, CheckpointId, Consistency, DiskId, DiskRecord, GroupId, LayerIdentity, LogHead,
     MachineId, Manifest, MapRoot, OwnerId, Page, PageRef, PointId, RecordReader, RecordWriter, RepositoryConfig,
     RepositoryId, SessionId, Timestamp, TrackingRecord, WriterId, digest,
 };
@@ -127,7 +127,7 @@ fn golden_log_record() {
     let kept = golden("log-record", &record.encode());
     let (decoded, end) = LogRecord::decode(&kept).expect("a record of version 1");
     assert_eq!(decoded, record);
-    assert_eq!(end, Incarnation { sequence: 7, hash: digest(&kept[..kept.len() - 32]) });
+    assert_eq!(end, LogHead { sequence: 7, hash: digest(&kept[..kept.len() - 32]) });
 }
 
 /// The digest of a short history: so the rules of replay are held as well, not only the bytes.
@@ -414,7 +414,7 @@ fn added(name: u8, kind: PackKind) -> AddedPack {
 /// One event of each code, ascending.
 fn every_event() -> Vec<Event> {
     let (chunk, pack, token) = (ChunkId([0x60; 32]), PackName([0x61; 32]), [0x62; 16]);
-    let end = Incarnation { sequence: 99, hash: [0x63; 32] };
+    let end = LogHead { sequence: 99, hash: [0x63; 32] };
     let orphan = Orphan { name: PackName([0x64; 32]), writer: WriterId([0x65; 16]), term: 2 };
     vec![
         Event::WriterTerm,
@@ -456,7 +456,7 @@ fn every_event() -> Vec<Event> {
 /// Some records, and the state after them. Something of each kind is left in it, and three events are void.
 fn history() -> (Vec<Vec<u8>>, State) {
     let (suspect, token) = (ChunkId([0x60; 32]), [0x62; 16]);
-    let end = Incarnation { sequence: 99, hash: [0x63; 32] };
+    let end = LogHead { sequence: 99, hash: [0x63; 32] };
     let doomed = |marked, packs: &[u8], finalised: &[u8]| {
         let packs = packs.iter().map(|name| PackName([*name; 32])).collect();
         Event::Doomed(Doomed { token, marked, marked_too: Vec::new(), packs, finalised: points(finalised) })

@@ -128,7 +128,7 @@ async fn without_a_certificate() {
 
 /// A request of each type, and what stands beside it.
 fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World) -> (Request, Vec<u8>) {
-    let of = Of { session };
+    let of = SessionRef { session };
     let ids = vec![7; 64];
     let origin = Origin { repository, commit_time: Timestamp(6), number: 4, seen: None };
     let bare = |request| (request, Vec::new());
@@ -145,24 +145,24 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0004 => bare(Request::Join(JoinIn { secret: [6; 32], claim })),
         0x0005 => bare(Request::Renew(RenewIn { claim })),
         0x0010 => bare(Request::List(List { repository, machine: None, forgotten: false })),
-        0x0011 => bare(Request::Stats(Whole { repository })),
-        0x0012 => bare(Request::Incarnation(Whole { repository })),
+        0x0011 => bare(Request::Stats(RepositoryRef { repository })),
+        0x0012 => bare(Request::LogHead(RepositoryRef { repository })),
         0x0013 => {
-            let seen = mover::Incarnation { sequence: 1, hash: [2; 32] };
+            let seen = mover::LogHead { sequence: 1, hash: [2; 32] };
             bare(Request::HasBeen(HasBeen { repository, seen }))
         }
         0x0014 => bare(Request::Peer(PeerOf { repository, peer: RepositoryId([9; 16]) })),
         0x0015 => bare(Request::ChangePoints(ChangeIn { repository, change: PointChange::Pin, points: vec![id] })),
         0x0016 => bare(Request::WantedChunks(WantedOf { repository, after: None })),
-        0x0017 => bare(Request::Log(LogIn { repository, after: 0 })),
+        0x0017 => bare(Request::Log(LogAfter { repository, after: 0 })),
         0x0018 => {
             let (machine, origin) = (mover::MachineId([3; 16]), repository);
             bare(Request::MoveMachine(MoveIn { repository, machine, origin, owner: None }))
         }
-        0x0019 => bare(Request::GivenUp(Whole { repository })),
+        0x0019 => bare(Request::GivenUp(RepositoryRef { repository })),
         0x001a => bare(Request::Annotate(AnnotateIn { repository, point: id, labels: Vec::new() })),
         0x0020 => bare(Request::Begin(BeginIn { repository, begin: begin(world) })),
-        0x0021 => (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), ids),
+        0x0021 => (Request::Missing(MissingIn { session, kind: ChunkKind::Data.code() }), ids),
         0x0022 => lie(session),
         0x0023 => bare(Request::Flush(of)),
         0x0024 => {
@@ -191,7 +191,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
             outdated_after_ms: None,
             rate: None,
         })),
-        0x0052 => bare(Request::RebuildIndex(Whole { repository })),
+        0x0052 => bare(Request::RebuildIndex(RepositoryRef { repository })),
         0x0053 => bare(Request::Sweep(SweepIn { repository, options: SweepOptions::default() })),
         _ => panic!("request {code:#06x} has no sample here"),
     }
@@ -278,8 +278,8 @@ async fn huge_lengths_everywhere() {
         (put(vec![u32::MAX]), &ids[..32]),
         (put(Vec::new()), &ids[..1]),
         (Request::Commit(CommitIn { session, drafts }), &ids[..100]),
-        (Request::Missing(Ask { session, kind: ChunkKind::Data.code() }), &ids[..33]),
-        (Request::Get(Of { session }), &ids[..31]),
+        (Request::Missing(MissingIn { session, kind: ChunkKind::Data.code() }), &ids[..33]),
+        (Request::Get(SessionRef { session }), &ids[..31]),
     ] {
         assert_eq!(code(raw.ask(&request, bulk).await.unwrap()), Some(TRANSPORT), "{request:?}");
     }
@@ -295,7 +295,7 @@ async fn huge_lengths_everywhere() {
         assert_eq!(code(raw.tell(&bytes).await.unwrap()), Some(TRANSPORT), "{request:?}");
     }
     // The session is as it was, and so is everybody else.
-    let flushed = raw.ask(&Request::Flush(Of { session }), &[]).await.unwrap();
+    let flushed = raw.ask(&Request::Flush(SessionRef { session }), &[]).await.unwrap();
     assert!(matches!(flushed.0, Reply::Stored(_)));
     field.somebody_works().await;
 }
@@ -433,7 +433,7 @@ async fn reading_slowly(field: &Field, name: &str, mebibytes: usize) -> (Connect
         let put = raw.ask(&Request::Put(Put { session, lengths }), &bulk).await.unwrap();
         assert!(matches!(put.0, Reply::Stored(_)), "{put:?}");
     }
-    raw.ask(&Request::Flush(Of { session }), &[]).await.unwrap();
+    raw.ask(&Request::Flush(SessionRef { session }), &[]).await.unwrap();
     let mut config = field.config(Role::Node, name);
     let mut transport = TransportConfig::default();
     transport.receive_window(VarInt::from_u32(1 << 16)).keep_alive_interval(Some(Duration::from_secs(1)));
@@ -504,7 +504,7 @@ async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
     let bulk = [&id.0, &claimed.0, &blob.bytes()[..], &lying.bytes()[..]].concat();
     let put = Request::Put(Put { session, lengths });
     assert_eq!(code(raw.ask(&put, &bulk).await.unwrap()), Some(INTEGRITY));
-    for request in [Request::Flush(Of { session }), Request::Abandon(Of { session }), put] {
+    for request in [Request::Flush(SessionRef { session }), Request::Abandon(SessionRef { session }), put] {
         let bulk = if matches!(request, Request::Put(_)) { &bulk[..] } else { &[] };
         assert_eq!(code(raw.ask(&request, bulk).await.unwrap()), Some(NO_SESSION), "{request:?}");
     }
@@ -512,7 +512,7 @@ async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
     let session = raw.begin(field.repository(), &field.world).await.unwrap();
     let noise = Request::Put(Put { session, lengths: vec![100] });
     assert_eq!(code(raw.ask(&noise, &[1; 132]).await.unwrap()), Some(INTEGRITY));
-    assert_eq!(code(raw.ask(&Request::Flush(Of { session }), &[]).await.unwrap()), Some(NO_SESSION));
+    assert_eq!(code(raw.ask(&Request::Flush(SessionRef { session }), &[]).await.unwrap()), Some(NO_SESSION));
 
     let found = other.missing(ChunkKind::Data, &[id, claimed]).await.unwrap();
     assert!(found.iter().all(|it| *it == Presence::Missing), "nothing of it was stored: {found:?}");
@@ -595,7 +595,7 @@ async fn garbage_on_streams() {
     }
     // What comes before hello, and messages that are not alone.
     let rude = Raw::connect(field.running.port, field.config(Role::Admin, "rude")).await.unwrap();
-    let stats = Request::Stats(Whole { repository: field.repository() });
+    let stats = Request::Stats(RepositoryRef { repository: field.repository() });
     assert_eq!(code(rude.ask(&stats, &[]).await.unwrap()), Some(TRANSPORT));
     assert_eq!(code(raw.tell(&encode(&stats, 0, true).unwrap()).await.unwrap()), Some(TRANSPORT));
     field.somebody_works().await;

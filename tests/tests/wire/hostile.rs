@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use windlass_tests::node::Site;
-use wire::message::{Of, Opened, Reply, Request, Welcome};
+use wire::message::{Opened, Reply, Request, SessionRef, Welcome};
 use wire::{Congestion, Peer, Remote, client, client_config, decode, encode, server};
 
 /// What it does with a request.
@@ -124,7 +124,7 @@ fn honest(request: &Request) -> Vec<u8> {
             created: Timestamp(3),
             owner: OwnerId::default(),
         })),
-        Request::Begin(_) | Request::Read(_) => say(&Reply::Session(Of { session: SessionId([3; 16]) })),
+        Request::Begin(_) | Request::Read(_) => say(&Reply::Session(SessionRef { session: SessionId([3; 16]) })),
         _ => say(&Reply::Done(())),
     }
 }

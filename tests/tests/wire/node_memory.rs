@@ -11,7 +11,7 @@ use windlass_bench::node::Node;
 use windlass_bench::tools::Places;
 use windlass_tests::program::beside;
 use wire::identity::Credentials;
-use wire::message::{Ask, Of, Put, ReadIn, Reply, Request};
+use wire::message::{MissingIn, Put, ReadIn, Reply, Request, SessionRef};
 use wire::{Congestion, client_config, encode};
 
 /// What a node may take, with one repository.
@@ -56,7 +56,7 @@ async fn remembered(raw: &Raw, repository: RepositoryId, world: &World) -> Vec<u
             .update(&number.to_le_bytes())
             .finalize_xof()
             .fill(&mut some);
-        let told = raw.ask(&Request::Missing(Ask { session, kind: 1 }), &some).await.unwrap();
+        let told = raw.ask(&Request::Missing(MissingIn { session, kind: 1 }), &some).await.unwrap();
         assert!(matches!(told.0, Reply::Presences(())), "{told:?}");
         if ids.len() < 65_536 * 32 {
             ids.extend(some);
@@ -77,7 +77,7 @@ fn put(session: SessionId) -> Wish {
 
 /// A question for as many chunks as one may have.
 fn get(session: SessionId, ids: &[u8]) -> Wish {
-    let head = encode(&Request::Get(Of { session }), ids.len() as u64, false).unwrap();
+    let head = encode(&Request::Get(SessionRef { session }), ids.len() as u64, false).unwrap();
     (vec![head, ids.to_vec().into()], true)
 }
 

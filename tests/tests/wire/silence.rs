@@ -201,7 +201,7 @@ async fn a_certificate_that_ends_ends_its_connection() {
     let config = client_config(&short, &site.trust(), Congestion::default()).unwrap();
     let raw = Raw::greeted(running.port, config.clone()).await.unwrap();
     let repository = raw.repository("repo").await.unwrap();
-    assert!(raw.ask(&Request::Stats(Whole { repository }), &[]).await.is_ok());
+    assert!(raw.ask(&Request::Stats(RepositoryRef { repository }), &[]).await.is_ok());
     let reason = tokio::time::timeout(SOON, raw.connection.closed()).await.expect("it is closed");
     assert!(reason.to_string().contains("the certificate was valid from"), "{reason}");
     let peer = Peer { patience: Duration::from_millis(500), ..Peer::new("localhost", running.port, config) };

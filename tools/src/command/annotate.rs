@@ -1,39 +1,13 @@
 //! `windlass annotate`
 
 use crate::cli::Annotate;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
-use crate::text::count;
-use crate::windlass::{Context, Exit};
-use jiff::tz::TimeZone;
+use crate::text::{SetTime, count};
 use mover::labels::{TAGGED, TIME_KEY, UNTAGGED, tag_key, time_value};
-use mover::{Error, Moment, PointFilter, PointId, Repository as _, Result, Timestamp, select};
+use mover::{Error, PointFilter, PointId, Repository as _, Result, select};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::str::FromStr;
-
-/// The time to set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetTime {
-    /// What the clock said when the point was made.
-    Original,
-    /// This one.
-    At(Timestamp),
-}
-
-impl FromStr for SetTime {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        if text == "original" {
-            return Ok(Self::Original);
-        }
-        let bad = || {
-            Error::usage(format!("{text:?} is no time"))
-                .hint("write it as `windlass points` shows times, 2026-01-02 03:04:05 +01:00, or original")
-        };
-        Moment::parse(text, &TimeZone::system()).map(|typed| Self::At(typed.first)).ok_or_else(bad)
-    }
-}
 
 #[derive(Serialize)]
 struct Annotated {

@@ -5,12 +5,12 @@ mod through;
 
 use crate::address::Attach;
 use crate::cli::{Backup, Quiesce, Wish};
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened, SnapshotSession};
 use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{count, escaped, milliseconds, seconds, short, size};
-use crate::windlass::{Context, Exit};
 use hooks::{Frozen, Hooks};
 use mover::{
     Allow, Audit, BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result,

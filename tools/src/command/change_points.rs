@@ -1,9 +1,9 @@
 //! `windlass unforget`, `windlass pin` and `windlass unpin`
 
 use crate::cli::ChangePoints;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::text::count;
-use crate::windlass::{Context, Exit};
 use mover::{PointChange, PointFilter, PointId, Repository as _, Result, select};
 use serde::Serialize;
 use std::collections::BTreeSet;

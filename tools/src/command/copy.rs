@@ -2,10 +2,10 @@
 
 use crate::address::At;
 use crate::cli::Copy;
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::text::{count, milliseconds, seconds, short, size};
-use crate::windlass::{Context, Exit};
 use mover::{
     CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
     Verification, copy, select, still_wanted,

@@ -1,10 +1,10 @@
 //! `windlass diff`
 
 use crate::cli::Diff;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, size};
-use crate::windlass::{Context, Exit};
 use chunker::{Extent, Fingerprinter, GRID_BYTES};
 use mover::{
     ChangedRun, DiskRecord, MapReader, MapRoot, PointFilter, PointId, ReadSession, Repository as _, Result, RunKind,

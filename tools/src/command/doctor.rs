@@ -3,10 +3,10 @@
 use super::points::suspects;
 use crate::cli::Doctor;
 use crate::cli::Patience;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Local};
 use crate::output::table;
 use crate::text::{count, escaped};
-use crate::windlass::{Context, Exit};
 use mover::{PointFilter, Repository as _, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ async fn installed(program: &str, purpose: &str) -> Finding {
     Finding { subject: program.into(), sound, remark }
 }
 
-async fn totals(context: &Context, address: &crate::address::Kept) -> Result<(bool, String)> {
+async fn totals(context: &Context, address: &crate::address::RepositoryAddress) -> Result<(bool, String)> {
     let repository = open::patiently(context, address, Access::Read, &Patience { wait: None }).await?;
     let stats = repository.stats().await;
     let points = repository.list(&PointFilter::default()).await;

@@ -2,10 +2,10 @@
 
 use crate::cli::Forget;
 use crate::command::points::named as named_machine;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, local_time, short, utc_time};
-use crate::windlass::{Context, Exit};
 use mover::{
     Keep, PointChange, PointFilter, PointId, Reason, RecoveryPoint, Repository as _, Result, Verdict, qualifiers,
     retain, retention_time, select,

@@ -1,9 +1,9 @@
 //! `windlass init`
 
 use crate::cli::Init;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Local};
 use crate::text::utc_time;
-use crate::windlass::{Context, Exit};
 use mover::{Repository as _, Result, blocking};
 use serde::Serialize;
 

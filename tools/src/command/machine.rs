@@ -1,9 +1,9 @@
 //! `windlass machine`
 
 use crate::cli::MachineAction;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::text::count;
-use crate::windlass::{Context, Exit};
 use mover::{Machine, Name, PointFilter, RecoveryPoint, Repository as _, Result};
 use serde::Serialize;
 

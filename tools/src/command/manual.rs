@@ -1,7 +1,7 @@
 //! `windlass completion` and `windlass man`
 
 use crate::cli::{Cli, Completion, Man};
-use crate::windlass::{Context, Exit};
+use crate::context::{Context, Exit};
 use clap::CommandFactory;
 use mover::{Error, Result};
 

@@ -1,10 +1,10 @@
 //! `windlass points`
 
 use crate::cli::Points;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{escaped, local_time, short, size, utc_time};
-use crate::windlass::{Context, Exit};
 use mover::{
     Lineage, PointFilter, PointId, RecoveryPoint, Repository as _, Result, Timestamp, in_order, qualifiers,
     suspect_times,

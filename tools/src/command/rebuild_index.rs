@@ -1,10 +1,10 @@
 //! `windlass rebuild-index`
 
 use crate::cli::RebuildIndex;
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access};
 use crate::text::count;
-use crate::windlass::{Context, Exit};
 use mover::{Progress, Repository as _, Result};
 use std::sync::Arc;
 

@@ -3,13 +3,13 @@
 mod attachment;
 mod stdout;
 
-use crate::address::Kept;
+use crate::address::RepositoryAddress;
 use crate::cli::Restore;
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Existing, Local, Opened};
 use crate::stop::Stoppable;
 use crate::text::{escaped, milliseconds, seconds, size};
-use crate::windlass::{Context, Exit};
 use chunker::Fingerprinter;
 use mover::{
     DiskRecord, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _, Repository,
@@ -148,7 +148,12 @@ async fn open_copies(context: &Context, arguments: &Restore) -> Result<Copies> {
     Ok(copies)
 }
 
-async fn add_copy(context: &Context, arguments: &Restore, address: &Kept, copies: &mut Copies) -> Result<()> {
+async fn add_copy(
+    context: &Context,
+    arguments: &Restore,
+    address: &RepositoryAddress,
+    copies: &mut Copies,
+) -> Result<()> {
     let repository = open::patiently(context, address, Access::Read, &arguments.patience).await?;
     let found = async {
         let points = repository.list(&PointFilter::default()).await?;

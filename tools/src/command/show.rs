@@ -4,10 +4,10 @@ mod log;
 
 use super::points::PointFields;
 use crate::cli::Show;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{escaped, local_time, size, utc_time};
-use crate::windlass::{Context, Exit};
 use mover::labels::of_tags;
 use mover::{
     DiskRecord, Manifest, PointFilter, ReadSession as _, RecoveryPoint, Repository as _, Result, Selector, select,

@@ -1,9 +1,9 @@
 //! `windlass stats`
 
 use crate::cli::Stats;
+use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::text::{count, local_time, size, utc_time};
-use crate::windlass::{Context, Exit};
 use chunker::ChunkId;
 use mover::{Repository as _, Result, ScrubTotals};
 use serde::Serialize;

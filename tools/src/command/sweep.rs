@@ -1,10 +1,10 @@
 //! `windlass sweep`
 
 use crate::cli::Sweep;
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access};
 use crate::text::{count, milliseconds, seconds, size};
-use crate::windlass::{Context, Exit};
 use mover::{Progress, Repository as _, Result, SweepOptions, SweepReport};
 use serde::Serialize;
 use std::sync::Arc;

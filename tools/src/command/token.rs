@@ -1,9 +1,9 @@
 //! `windlass token`
 
 use crate::cli::TokenAction;
+use crate::context::{Context, Exit};
 use crate::open;
 use crate::text::{local_time, utc_time};
-use crate::windlass::{Context, Exit};
 use mover::{Error, Holder, Result};
 use serde::Serialize;
 use std::io::Read;

@@ -1,9 +1,9 @@
 //! `windlass tracking`
 
 use crate::cli::TrackingAction;
+use crate::context::{Context, Exit};
 use crate::output::table;
 use crate::text::{escaped, size};
-use crate::windlass::{Context, Exit};
 use mover::Result;
 use proxy::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};
 use serde::Serialize;

@@ -1,11 +1,11 @@
 //! `windlass verify`
 
 use crate::cli::Verify;
+use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, escaped, milliseconds, seconds, size};
-use crate::windlass::{Context, Exit};
 use mover::{
     Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyError, VerifyOptions,
     VerifyReport, repair, select,

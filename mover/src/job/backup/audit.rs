@@ -3,7 +3,7 @@
 
 use super::disk::{DiskPass, whole_blocks};
 use crate::{
-    ChangeTracking, Changed, DiskId, Error, Manifest, MapRoot, PAGE_ENTRIES, Pacer, Page, PageRef, RecordError,
+    ChangeTracking, Changed, DiskId, Error, Manifest, MapRoot, PAGE_ENTRIES, Page, PageRef, RateLimiter, RecordError,
     RecordReader, RecordWriter, Repository, Result, Source, TrackingRecord, TrackingWish,
 };
 use bytes::Bytes;
@@ -104,7 +104,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let clean = ExtentSet::whole(size).subtract(&known);
         let options = self.job.options;
         let Some(share) = Share::of(options.audit, size, clean.bytes()) else { return Ok(Found::Nothing) };
-        let (began, pacer) = (Instant::now(), &Pacer::new(options.rate));
+        let (began, pacer) = (Instant::now(), &RateLimiter::new(options.rate));
         let limit = share.limit(began.duration_since(self.begun.since), options.rate);
         let ring = Ring::new(size, self.begun.position);
         let (mut planned, mut stopped) = (0, false);
@@ -142,7 +142,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 
     /// The first block in `extent` that is not what the parent has there.
-    async fn first_difference(&self, extent: Extent, pacer: &Pacer) -> Result<Option<u64>> {
+    async fn first_difference(&self, extent: Extent, pacer: &RateLimiter) -> Result<Option<u64>> {
         let before = self.leaf_before(extent).await?;
         let (job, size) = (self.job, self.description.size);
         job.progress.expect(extent.length);

@@ -4,8 +4,8 @@ use super::Job;
 use super::check::is_reinterpreted;
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
-    Pacer, Page, PageRef, Presence, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession, level_of,
-    with_sealer,
+    Page, PageRef, Presence, RateLimiter, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession,
+    level_of, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
@@ -105,7 +105,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             Some(before) => self.reader.with_data(before.root, &zero).await?,
             None => ExtentSet::new(),
         };
-        let pacer = Pacer::new(self.job.options.rate);
+        let pacer = RateLimiter::new(self.job.options.rate);
         let mut tracking = TrackingRecord {
             mode: changed.mode,
             reason: changed.reason,
@@ -198,7 +198,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 
     /// Exactly the bytes of `extent`, at the pace that was asked for.
-    pub(super) async fn read(&self, extent: Extent, pacer: &Pacer) -> Result<Bytes> {
+    pub(super) async fn read(&self, extent: Extent, pacer: &RateLimiter) -> Result<Bytes> {
         pacer.wait(extent.length).await;
         let bytes = self.job.source.read(self.index, extent).await?;
         if bytes.len() as u64 == extent.length {
@@ -213,7 +213,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         self.suspects.iter().flat_map(|offset| grid_blocks(Extent::new(*offset, 1), size)).collect()
     }
 
-    async fn cut(&self, piece: Piece, pacer: &Pacer) -> Result<Cut> {
+    async fn cut(&self, piece: Piece, pacer: &RateLimiter) -> Result<Cut> {
         let (extent, size) = (piece.extent, self.description.size);
         if piece.zero {
             let before = self.leaf_before(extent).await?;
@@ -230,7 +230,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 
     /// Brings what changed into the repository.
-    async fn keep(&self, mut cut: Cut, pacer: &Pacer, flow: &Flow) -> Result<()> {
+    async fn keep(&self, mut cut: Cut, pacer: &RateLimiter, flow: &Flow) -> Result<()> {
         let (extent, bytes_read) = (cut.extent, cut.bytes_read);
         let ids: Vec<ChunkId> = cut.changed.iter().map(|(id, _)| *id).collect();
         if !ids.is_empty() {
@@ -257,7 +257,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok(())
     }
 
-    async fn read_and_cut(&self, extent: Extent, pacer: &Pacer) -> Result<Cut> {
+    async fn read_and_cut(&self, extent: Extent, pacer: &RateLimiter) -> Result<Cut> {
         let before = self.leaf_before(extent).await?;
         let bytes = self.read(extent, pacer).await?;
         let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();

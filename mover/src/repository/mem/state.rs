@@ -1,10 +1,10 @@
 //! What a repository in memory holds. Nothing here waits.
 
 use crate::{
-    Begin, Begun, ChunkError, Demand, Error, ErrorKind, Flushed, GroupId, Holder, Incarnation, MachineId, Manifest,
-    MapRoot, Name, OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint,
-    RepositoryConfig, RepositoryId, Result, SessionId, Shape, Spot, Stats, Suspect, Timestamp, VerifyError,
-    VerifyReport, digest, with_opener,
+    Begin, Begun, ChunkError, Demand, Error, ErrorKind, GroupId, Holder, LogHead, MachineId, Manifest, MapRoot, Name,
+    OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig,
+    RepositoryId, Result, SessionId, Shape, Spot, Stats, StoredTotals, Suspect, Timestamp, VerifyError, VerifyReport,
+    digest, with_opener,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -23,9 +23,9 @@ pub(super) struct State {
     /// In the order of their commits.
     pub points: Vec<RecoveryPoint>,
     pub sessions: BTreeMap<SessionId, Lease>,
-    pub log: Incarnation,
+    pub log: LogHead,
     /// Ends of other repositories' logs as copies saw them.
-    pub peers: BTreeMap<RepositoryId, Incarnation>,
+    pub peers: BTreeMap<RepositoryId, LogHead>,
     /// Whose a machine's points are since it was handed over.
     pub moved: BTreeMap<(MachineId, RepositoryId), Option<Name>>,
     /// The newest point that was made final, of each machine and origin.
@@ -51,7 +51,7 @@ pub(super) struct Lease {
     pub failed: Option<(ErrorKind, String)>,
     /// Relies on a chunk of the open pack.
     pub shares_open: bool,
-    pub flushed: Flushed,
+    pub flushed: StoredTotals,
 }
 
 impl State {
@@ -61,7 +61,7 @@ impl State {
         }
         self.append();
         let opened = self.log.sequence;
-        let (failed, flushed) = (None, Flushed::default());
+        let (failed, flushed) = (None, StoredTotals::default());
         let lease = Lease { opened, pins, ended: false, failed, shares_open: false, flushed };
         self.sessions.insert(id, lease);
         Ok(())
@@ -424,8 +424,8 @@ impl State {
     }
 
     /// The chain depends on the number alone, so it can be followed again.
-    pub fn has_been(&self, seen: Incarnation) -> bool {
-        let mut at = Incarnation::default();
+    pub fn has_been(&self, seen: LogHead) -> bool {
+        let mut at = LogHead::default();
         while at.sequence < seen.sequence.min(self.log.sequence) {
             at = after(at);
         }
@@ -433,7 +433,7 @@ impl State {
     }
 }
 
-fn after(end: Incarnation) -> Incarnation {
+fn after(end: LogHead) -> LogHead {
     let sequence = end.sequence + 1;
-    Incarnation { sequence, hash: digest(&[&end.hash[..], &sequence.to_le_bytes()].concat()) }
+    LogHead { sequence, hash: digest(&[&end.hash[..], &sequence.to_le_bytes()].concat()) }
 }

@@ -1,9 +1,10 @@
 use super::*;
-use crate::{MachineId, Name, OwnerId, PointId, RepositoryId};
+use crate::{MachineId, Name, OwnerId, PointId, RepositoryId, clock_doubt};
 use chunker::ChunkId;
 use proptest::prelude::*;
 
-const HOUR_NS: i64 = BACK_MAX_NS;
+const HOUR_NS: i64 = 3600 * 1_000_000_000;
+const DAY_NS: i64 = 24 * HOUR_NS;
 /// 2026-11-22T12:00:00Z, a Sunday.
 const NOON: i64 = 1_795_348_800 * 1_000_000_000;
 

@@ -3,7 +3,8 @@
 use super::super::limits::Allowance;
 use super::super::message::{Certified, Expected, JoinIn, RenewIn, Reply, Request, TokenIn};
 use super::super::{CLOSED_REFUSED, CLOSED_STOPPING};
-use super::{Answer, Caller, Done, Node, say, welcome};
+use super::caller::{Caller, Done};
+use super::{Answer, Node, say, welcome};
 use crate::identity::Registry;
 use mover::{Error, Holder, Repository, Result, blocking};
 use quinn::{Connection, VarInt};

@@ -1,6 +1,6 @@
 //! What a node says to a request: one message or several, to somebody who takes them in time.
 
-use super::{Caller, Done};
+use super::caller::{Caller, Done};
 use crate::bulk;
 use crate::frame::{self, FrameError};
 use crate::limits::Allowance;

@@ -3,8 +3,8 @@
 use crate::format::pack::{PackKind, PackName};
 use chunker::ChunkId;
 use mover::{
-    GroupId, Holder, Incarnation, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter,
-    RepositoryId, Role, SessionId, Timestamp, WriterId,
+    GroupId, Holder, LogHead, MachineId, Name, OwnerId, PointId, RecordError, RecordReader, RecordWriter, RepositoryId,
+    Role, SessionId, Timestamp, WriterId,
 };
 
 /// A lease.
@@ -337,6 +337,6 @@ fn read_packs(from: &mut RecordReader<'_>) -> Result<Vec<PackName>, RecordError>
     from.list("packs", 32, |from| from.array("pack").map(PackName))
 }
 
-pub(super) fn read_incarnation(from: &mut RecordReader<'_>) -> Result<Incarnation, RecordError> {
-    Ok(Incarnation { sequence: from.u64("sequence")?, hash: from.array("hash")? })
+pub(super) fn read_log_head(from: &mut RecordReader<'_>) -> Result<LogHead, RecordError> {
+    Ok(LogHead { sequence: from.u64("sequence")?, hash: from.array("hash")? })
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 /// One of each type; the match below stops compiling when one is added.
 fn every_type() -> Vec<Event> {
-    let seen = Incarnation { sequence: 5, hash: [6; 32] };
+    let seen = LogHead { sequence: 5, hash: [6; 32] };
     let all = vec![
         Event::WriterTerm,
         opened(1, true, &[1, 2]),

@@ -5,8 +5,8 @@
 
 pub mod keeper;
 
+use crate::context::Context;
 use crate::text::seconds;
-use crate::windlass::Context;
 use keeper::{Asked, Heard, Phase, run_hook};
 use mover::{Error, ErrorKind, Name, Result};
 use std::future::Future;

@@ -2,9 +2,9 @@
 
 use crate::address::At;
 use crate::cli::Backup;
+use crate::context::Context;
 use crate::job::watched;
 use crate::open;
-use crate::windlass::Context;
 use mover::{BackupOptions, BackupReport, Error, ErrorKind, Name, PointId, Progress, Result};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};

@@ -4,9 +4,9 @@ use super::stdout::Stdout;
 use super::{Copies, not_in_a_repository, open_copies};
 use crate::address::Attachment as Wanted;
 use crate::cli::Restore;
+use crate::context::{Context, Exit};
 use crate::open;
 use crate::text::{escaped, size};
-use crate::windlass::{Context, Exit};
 use bytes::Bytes;
 use chunker::Fingerprinter;
 use mover::{

@@ -1,8 +1,8 @@
 //! `windlass show --log`
 
+use crate::context::Context;
 use crate::open::Opened;
 use crate::text::{escaped, local_time, utc_time};
-use crate::windlass::Context;
 use chunker::ChunkId;
 use mover::{LogEntry, Repository as _, Result};
 use serde::Serialize;

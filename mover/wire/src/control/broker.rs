@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 /// Where jobs are handed over.
-pub struct Desk {
+pub struct JobBroker {
     state: Mutex<State>,
     /// Counts changes of it.
     changes: watch::Sender<u64>,
@@ -20,7 +20,7 @@ pub struct Desk {
 
 /// One attendance, for as long as it lives.
 struct Attendance<'a> {
-    desk: &'a Desk,
+    desk: &'a JobBroker,
     proxy: &'a Name,
     turn: u64,
 }
@@ -31,7 +31,7 @@ impl Drop for Attendance<'_> {
     }
 }
 
-impl Desk {
+impl JobBroker {
     /// Nobody attends.
     pub fn new() -> Self {
         let (changes, _) = watch::channel(0);

@@ -7,18 +7,18 @@ use tokio::time::Instant;
 
 /// Spreads what is done so that no more than a number of bytes is done in a second on average.
 #[derive(Debug)]
-pub struct Pacer {
+pub struct RateLimiter {
     rate: Option<u64>,
     next: Mutex<Instant>,
 }
 
-impl Default for Pacer {
+impl Default for RateLimiter {
     fn default() -> Self {
         Self::new(None)
     }
 }
 
-impl Pacer {
+impl RateLimiter {
     /// At most this many bytes a second; without a limit when none.
     pub fn new(rate: Option<u64>) -> Self {
         Self { rate, next: Mutex::new(Instant::now()) }
@@ -73,12 +73,12 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_than_its_rate_on_average() {
-        let (pacer, began) = (Pacer::new(Some(100_000)), Instant::now());
+        let (pacer, began) = (RateLimiter::new(Some(100_000)), Instant::now());
         for _ in 0..10 {
             pacer.wait(500).await;
         }
         // The last one's bytes take their time after it.
         assert!(began.elapsed() >= Duration::from_millis(45), "{:?}", began.elapsed());
-        Pacer::default().wait(u64::MAX).await;
+        RateLimiter::default().wait(u64::MAX).await;
     }
 }

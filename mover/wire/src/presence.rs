@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// Questions of one session.
 #[derive(Debug)]
-pub struct Questions {
+pub struct PresenceBatcher {
     waiting: Mutex<VecDeque<Question>>,
     /// Messages on their way.
     on_their_way: Arc<Semaphore>,
@@ -26,13 +26,13 @@ struct Question {
     answer: oneshot::Sender<Result<Vec<Presence>>>,
 }
 
-impl Default for Questions {
+impl Default for PresenceBatcher {
     fn default() -> Self {
         Self { waiting: Mutex::default(), on_their_way: Arc::new(Semaphore::new(MESSAGES_MAX)) }
     }
 }
 
-impl Questions {
+impl PresenceBatcher {
     /// Asks, together with what waits at that moment; while others are on their way that is for a part of `round_trip` after
     /// it would be this one's turn. `message` makes one message of at most [`IDS_MAX`] ids. It is on its
     /// way whether or not anybody waits for it: others have their questions in it.

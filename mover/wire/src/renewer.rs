@@ -20,14 +20,14 @@ pub enum Signer {
 
 /// Keeps the identity in a folder valid. A daemon spawns [`Self::run`], and shows [`Self::current`].
 #[derive(Debug)]
-pub struct Keeper {
+pub struct IdentityRenewer {
     folder: PathBuf,
     signer: Signer,
     world: World,
     current: watch::Sender<Arc<Credentials>>,
 }
 
-impl Keeper {
+impl IdentityRenewer {
     /// Of the identity in this folder.
     ///
     /// # Errors

@@ -1,0 +1,68 @@
+//! Whoever asks, and why a request is not done.
+
+use crate::frame::FrameError;
+use crate::identity::Facts;
+use crate::limits::Allowance;
+use crate::message::{Failed, NO_ROOM};
+use mover::Error;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// A connection, and whose it is.
+pub(super) struct Caller {
+    pub allowance: Allowance,
+    /// What the certificate says that it showed; none of somebody who joins.
+    pub shown: Option<Facts>,
+    /// Whether it has said hello.
+    pub greeted: watch::Sender<bool>,
+}
+
+/// Why a request was not done.
+pub(crate) enum Refused {
+    /// It is told.
+    Told(Failed),
+    /// Nobody is there to be told.
+    Gone,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Told(Failed::from(&error))
+    }
+}
+
+impl From<FrameError> for Refused {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Lost(_) => Self::Gone,
+            FrameError::Nonsense(error) => error.into(),
+            FrameError::Slow => Error::transport("the request does not come, or too slowly").into(),
+            FrameError::NoRoom => Self::no_room(),
+        }
+    }
+}
+
+impl Refused {
+    pub(super) fn no_room() -> Self {
+        let message = "the node has no room for this now".to_owned();
+        Self::Told(Failed { code: NO_ROOM, message, hint: "make the request again later".into() })
+    }
+}
+
+pub(crate) type Done = Result<(), Refused>;
+
+impl Caller {
+    pub(super) async fn was_greeted(&self) -> bool {
+        // Who is not known asks one thing after the other.
+        if self.shown.is_none() {
+            return *self.greeted.borrow();
+        }
+        let mut greeted = self.greeted.subscribe();
+        tokio::time::timeout(GREETING_PATIENCE.min(self.allowance.patience()), greeted.wait_for(|greeted| *greeted))
+            .await
+            .is_ok()
+    }
+}
+
+/// For the greeting of somebody who has asked already.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
