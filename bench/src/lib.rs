@@ -1,7 +1,7 @@
 //! Benchmarks: whole jobs beside their peers ([`e2e()`]), stages on one core beside what limits them ([`stages()`]),
 //! the wire beside quinn alone ([`wire()`]), jobs across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]), and
 //! three proxies at once ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]), verifications beside b3sum and bare
-//! decoding ([`verify()`]).
+//! decoding ([`verify()`]), and reading a disk here and there beside restoring it ([`view()`]).
 //!
 //! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
 
@@ -17,6 +17,7 @@ mod stages;
 mod sweep;
 pub mod tools;
 mod verify;
+mod view;
 mod wan;
 mod wire;
 
@@ -26,5 +27,6 @@ pub use proxies::proxies;
 pub use stages::stages;
 pub use sweep::sweep;
 pub use verify::verify;
+pub use view::view;
 pub use wan::wan;
 pub use wire::wire;

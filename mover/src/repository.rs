@@ -14,6 +14,7 @@ mod retention;
 mod select;
 mod sweep;
 mod verify;
+mod view;
 
 pub use either::Either;
 pub use failover::Failover;
@@ -29,6 +30,7 @@ pub use retention::{Keep, Reason, Verdict, retain, retention_time};
 pub use select::{Selector, select};
 pub use sweep::{SweepOptions, SweepReport, SweepTimes};
 pub use verify::{Depth, VerifyError, VerifyOptions, VerifyReport};
+pub use view::{DiskView, ViewOptions};
 
 use crate::{
     DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,

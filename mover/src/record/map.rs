@@ -17,14 +17,24 @@ pub(crate) use leaves::LEAF_BYTES;
 pub struct MapReader<'a, R> {
     session: &'a R,
     prints: &'a Fingerprinter,
-    /// Who asks for a page that is on its way waits for it.
-    cache: Mutex<HashMap<ChunkId, Arc<OnceCell<Arc<Page>>>>>,
+    cache: PageCache,
 }
+
+/// Pages that were read last. A clone is the same cache. Who asks for a page that is on its way waits for it.
+#[derive(Clone, Default)]
+pub(crate) struct PageCache(Arc<Mutex<Pages>>);
+
+type Pages = HashMap<ChunkId, Arc<OnceCell<Arc<Page>>>>;
 
 impl<'a, R: ReadSession> MapReader<'a, R> {
     /// Reads through `session`.
     pub fn new(session: &'a R, prints: &'a Fingerprinter) -> Self {
-        Self { session, prints, cache: Mutex::default() }
+        Self::sharing(session, prints, PageCache::default())
+    }
+
+    /// As [`Self::new`], with pages that other readers over copies of the same point have read.
+    pub(crate) fn sharing(session: &'a R, prints: &'a Fingerprinter, cache: PageCache) -> Self {
+        Self { session, prints, cache }
     }
 
     /// The session it reads through.
@@ -38,7 +48,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
     /// `Integrity` when it is missing, damaged or not a page of this level.
     pub async fn page(&self, id: ChunkId, level: u8) -> Result<Arc<Page>> {
         let cell = {
-            let mut cache = self.cache.lock().expect("not poisoned");
+            let mut cache = self.cache.0.lock().expect("not poisoned");
             if cache.len() >= CACHED_PAGES_MAX && !cache.contains_key(&id) {
                 cache.clear();
             }

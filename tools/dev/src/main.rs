@@ -133,6 +133,15 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
+    /// Reading a disk through a view beside restoring it
+    View {
+        /// Folder with day1.raw
+        #[arg(long)]
+        data: PathBuf,
+        /// Rounds; medians are judged
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
     /// A backup into a storage node that is attacked meanwhile, beside one that is not
     Attack {
         /// Folder with day1.raw
@@ -220,6 +229,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Bench(Bench::Verify { data, rounds }) => {
             windlass_bench::verify(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
+        }
+        Task::Bench(Bench::View { data, rounds }) => {
+            windlass_bench::view(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
         }
         Task::Bench(Bench::Attack { data, rounds, only, work }) => {
             windlass_bench::attack(&windlass_bench::AttackOptions {

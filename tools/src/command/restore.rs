@@ -12,13 +12,14 @@ use crate::stop::Stoppable;
 use crate::text::{escaped, milliseconds, seconds, size};
 use chunker::Fingerprinter;
 use mover::{
-    DiskRecord, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _, Repository,
-    RestoreReport, Result, restore, restore_delta, restore_stream, select,
+    DiskRecord, DiskView, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _,
+    Repository, RestoreReport, Result, ViewOptions, restore, restore_delta, restore_stream, select,
 };
 use proxy::TargetAddress;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Field names are a contract.
@@ -198,7 +199,9 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
     let prints = Fingerprinter::new(&copies.repositories[0].1.config().domain);
     let (progress, pool) = (Progress::default(), &context.pool);
     let Place::Target(to) = to else {
-        let job = restore_stream(&session, &prints, &disk, stdout::Stdout, pool, &progress);
+        let session = Arc::new(session);
+        let view = DiskView::new(session.clone(), &prints, &disk, pool, ViewOptions::default());
+        let job = restore_stream(&view, stdout::Stdout, &progress);
         let report = watched(&context.out, &progress, context.stop.race(job)).await?;
         return Ok((manifest, disk, report, session.bytes_from()));
     };

@@ -1,0 +1,294 @@
+//! Random access to one disk of a recovery point, over one copy or several: every byte is verified, the last ones are
+//! kept, and whoever reads in order finds the next ones fetched.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `ahead` | who reads in order, and how far ahead to fetch |
+//! | `cache` | chunks that were read, and those on their way |
+
+mod ahead;
+mod cache;
+#[cfg(test)]
+mod tests;
+
+use crate::record::map::{LEAF_BYTES, PageCache};
+use crate::{
+    ChunkError, Demand, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Pool, ReadSession, Result, Shape,
+    Spot, with_opener,
+};
+use ahead::Streams;
+use bytes::{Bytes, BytesMut};
+use cache::{Cache, Claims, Fetched};
+use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use futures::StreamExt;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// One disk of a point, open for reading anywhere. Several may read at once.
+///
+/// Memory: [`ViewOptions::cache_bytes`] of chunks, 36 MiB on their way ahead of readers, what is being read (at most
+/// [`DiskView::READ_BYTES_MAX`] for each reader), and pages of the disk map (about 4 MiB).
+pub struct DiskView<R> {
+    shared: Arc<Shared<R>>,
+    streams: Mutex<Streams>,
+}
+
+/// How much a view keeps and fetches ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewOptions {
+    /// Plain bytes of chunks that are kept; those that were not used for longest go first.
+    pub cache_bytes: usize,
+    /// How far ahead of somebody who reads in order is fetched, in bytes; at most half of the cache. 0 is not at all.
+    pub ahead_bytes: u64,
+}
+
+impl Default for ViewOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 128 << 20, ahead_bytes: 32 << 20 }
+    }
+}
+
+struct Shared<R> {
+    session: Arc<R>,
+    prints: Fingerprinter,
+    disk: DiskRecord,
+    pool: Pool,
+    pages: PageCache,
+    cache: Mutex<Cache>,
+    /// Pieces that may be fetched ahead at once.
+    room: Semaphore,
+    /// What is being fetched; it ends with the view.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl<R: ReadSession + 'static> DiskView<R> {
+    /// Longest read, in bytes.
+    pub const READ_BYTES_MAX: u64 = 32 << 20;
+
+    /// Opens `disk` of a point that `session` has pinned; nothing is read yet. `prints` are of the repository's domain.
+    pub fn new(session: Arc<R>, prints: &Fingerprinter, disk: &DiskRecord, pool: &Pool, options: ViewOptions) -> Self {
+        let ahead_bytes = options.ahead_bytes.min(options.cache_bytes as u64 / 2);
+        Self {
+            shared: Arc::new(Shared {
+                session,
+                prints: prints.clone(),
+                disk: disk.clone(),
+                pool: pool.clone(),
+                pages: PageCache::default(),
+                cache: Mutex::new(Cache::new(options.cache_bytes)),
+                room: Semaphore::new(PIECES_AHEAD),
+                tasks: Mutex::default(),
+            }),
+            streams: Mutex::new(Streams::new(ahead_bytes, disk.size)),
+        }
+    }
+
+    /// The disk's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.shared.disk.size
+    }
+
+    /// The bytes of `extent`, verified. Where it lies in one chunk nothing is copied.
+    ///
+    /// # Errors
+    /// `Usage` past the disk's end, or for more than [`Self::READ_BYTES_MAX`]; `Integrity` naming offset and chunk when no
+    /// copy has a sound one; of the repositories.
+    pub async fn read(&self, extent: Extent) -> Result<Bytes> {
+        let mut parts = self.read_parts(extent).await?;
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let mut bytes = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        Ok(bytes.freeze())
+    }
+
+    /// As [`Self::read`], in pieces that follow each other, as they lie in memory.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_parts(&self, extent: Extent) -> Result<Vec<Bytes>> {
+        if extent.end() > self.size() || extent.length > Self::READ_BYTES_MAX {
+            return Err(Error::usage(format!(
+                "{} bytes at {} cannot be read at once from a disk of {}",
+                extent.length,
+                extent.offset,
+                self.size()
+            )));
+        }
+        self.fetch_ahead(extent);
+        self.shared.parts(extent).await
+    }
+
+    /// What of `extent` is not known to be zero. Chunks of zeros that an old point may have count as data.
+    ///
+    /// # Errors
+    /// As [`Self::read`], when the disk's map cannot be read.
+    pub async fn data(&self, extent: Extent) -> Result<ExtentSet> {
+        self.shared.data(extent).await
+    }
+
+    /// Begins to fetch what comes next, where somebody reads in order.
+    fn fetch_ahead(&self, extent: Extent) {
+        let next = self.streams.lock().expect("no holder panics").next(extent);
+        for piece in next {
+            let shared = self.shared.clone();
+            self.shared.spawn(async move {
+                let _room = shared.room.acquire().await.expect("never closed");
+                // Whoever comes to read it meets the error again, and is told.
+                if let Err(error) = shared.parts(piece).await {
+                    tracing::debug!(offset = piece.offset, %error, "cannot be fetched ahead");
+                }
+            });
+        }
+    }
+}
+
+impl<R> Drop for DiskView<R> {
+    fn drop(&mut self) {
+        // They hold what they work on.
+        self.shared.tasks.lock().expect("no holder panics").abort_all();
+    }
+}
+
+impl<R: ReadSession + 'static> Shared<R> {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().expect("no holder panics");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    fn reader(&self) -> MapReader<'_, R> {
+        MapReader::sharing(&*self.session, &self.prints, self.pages.clone())
+    }
+
+    async fn parts(self: &Arc<Self>, extent: Extent) -> Result<Vec<Bytes>> {
+        let grid = u64::from(GRID_BYTES);
+        let blocks = self.blocks(extent).await?;
+        let ids = blocks.iter().filter_map(|(_, chunk)| *chunk).collect();
+        let chunks = self.chunks(ids).await;
+        let mut parts = Vec::with_capacity(blocks.len());
+        for (offset, id) in blocks {
+            let from = extent.offset.max(offset) - offset;
+            let to = extent.end().min(offset + grid) - offset;
+            let Some(id) = id else {
+                parts.push(Bytes::from_static(&ZEROES[..(to - from) as usize]));
+                continue;
+            };
+            let at = |error: Error| error.context(format_args!("disk {}, offset {offset}", self.disk.name));
+            let chunk = chunks.get(&id).cloned().unwrap_or(Err(ChunkError::Missing { chunk: id }));
+            let chunk = chunk.map_err(|error| at(error.into()))?;
+            if let Some(what) = Demand::block(self.disk.size - offset).misfit(&id, chunk.shape) {
+                return Err(at(Error::integrity(what)));
+            }
+            parts.push(chunk.bytes.slice(from as usize..to as usize));
+        }
+        Ok(parts)
+    }
+
+    /// The blocks that `extent` touches, in order: where each begins, and its chunk where it is not zero.
+    async fn blocks(&self, extent: Extent) -> Result<Vec<(u64, Option<ChunkId>)>> {
+        let (size, grid, mut blocks) = (self.disk.size, u64::from(GRID_BYTES), Vec::new());
+        let touched = Extent::from(extent.offset / grid * grid..extent.end());
+        for part in ExtentSet::from_iter([touched]).split(LEAF_BYTES) {
+            let leaf = self.leaf(part.offset / LEAF_BYTES).await?;
+            for block in grid_blocks(part, size) {
+                let entry = leaf.as_ref().map(|page| page.entry(block.offset / grid % PAGE_ENTRIES));
+                let chunk = match entry.unwrap_or(PageRef::Absent) {
+                    PageRef::Absent => None,
+                    PageRef::Chunk(id) => Some(id),
+                    PageRef::Unreadable => {
+                        return Err(Error::integrity(format!(
+                            "disk {}, offset {} could not be read when it was backed up",
+                            self.disk.name, block.offset
+                        )));
+                    }
+                };
+                blocks.push((block.offset, chunk));
+            }
+        }
+        Ok(blocks)
+    }
+
+    async fn leaf(&self, index: u64) -> Result<Option<Arc<Page>>> {
+        let of_disk = |error: Error| error.context(format_args!("disk {}", self.disk.name));
+        let page = self.reader().leaf(self.disk.root, index).await.map_err(of_disk)?;
+        let Some(page) = page else { return Ok(None) };
+        let spot = Spot::of_disk(self.disk.size - index * LEAF_BYTES, 0);
+        spot.check(&page).map_err(|error| of_disk(error.into()))?;
+        Ok(Some(page))
+    }
+
+    async fn data(&self, extent: Extent) -> Result<ExtentSet> {
+        let mut data = ExtentSet::new();
+        let asked = ExtentSet::from_iter([Extent::from(extent.offset..extent.end().min(self.disk.size))]);
+        for part in self.reader().with_data(self.disk.root, &asked).await?.split(LEAF_BYTES) {
+            for (offset, chunk) in self.blocks(part).await? {
+                if chunk.is_some() {
+                    data.insert(Extent::from(offset..(offset + u64::from(GRID_BYTES)).min(self.disk.size)));
+                }
+            }
+        }
+        Ok(data.intersect(&asked))
+    }
+
+    /// Each of `ids`, from the cache or fetched. Nobody fetches what somebody else is fetching.
+    async fn chunks(self: &Arc<Self>, ids: Vec<ChunkId>) -> Fetched {
+        let Claims { mut there, waits, claimed } = self.cache.lock().expect("no holder panics").claim(ids);
+        if let Some((ids, claim)) = claimed {
+            let shared = self.clone();
+            // On its own: whoever asked may give up, and others wait for it.
+            self.spawn(async move {
+                let fetched = shared.fetch(ids).await;
+                shared.cache.lock().expect("no holder panics").arrived(claim, fetched);
+            });
+        }
+        for wait in waits {
+            there.extend(wait.fetched().await);
+        }
+        there
+    }
+
+    async fn fetch(&self, ids: Vec<ChunkId>) -> Fetched {
+        let decoded = self.session.get(ids.clone()).map(|batch| self.decode(batch)).buffered(BATCHES_AT_ONCE);
+        let mut fetched: Fetched = decoded.map(futures::stream::iter).flatten().collect().await;
+        let wrong = |id: &ChunkId| matches!(fetched.get(id), Some(Err(ChunkError::Wrong { .. })));
+        let wrong: Vec<ChunkId> = ids.into_iter().filter(wrong).collect();
+        if !wrong.is_empty() {
+            // Its checksum is right and its content is not: another place or copy may have it.
+            let again = self.session.get_verified(&self.prints, wrong).await;
+            fetched.extend(self.decode(again).await);
+        }
+        fetched
+    }
+
+    async fn decode(
+        &self,
+        batch: Vec<(ChunkId, Result<Blob, ChunkError>)>,
+    ) -> Vec<(ChunkId, Result<Chunk, ChunkError>)> {
+        let prints = self.prints.clone();
+        let open = move |id: ChunkId, blob: Blob| {
+            let mut plain = Vec::with_capacity(blob.header().plain_bytes.min(GRID_BYTES) as usize);
+            with_opener(|opener| opener.open_verified(&prints, &id, &blob, &mut plain))
+                .map_err(|error| ChunkError::Wrong { chunk: id, what: error.to_string() })?;
+            Ok(Chunk { shape: Shape::of(&blob.header()), bytes: plain.into() })
+        };
+        let work = move || batch.into_iter().map(|(id, blob)| (id, blob.and_then(|blob| open(id, blob)))).collect();
+        self.pool.run(work).await
+    }
+}
+
+/// A chunk in memory, verified.
+#[derive(Debug, Clone)]
+struct Chunk {
+    shape: Shape,
+    bytes: Bytes,
+}
+
+/// Pieces of [`ahead::PIECE_BYTES`] that are fetched ahead at once.
+const PIECES_AHEAD: usize = 9;
+/// Batches of one piece that are decoded at once.
+const BATCHES_AT_ONCE: usize = 4;
+static ZEROES: [u8; GRID_BYTES as usize] = [0; GRID_BYTES as usize];

@@ -1,0 +1,116 @@
+//! Who reads in order, and how far ahead to fetch for them. No I/O, no clock.
+
+use chunker::Extent;
+
+/// Readers that were seen lately, the last one last.
+pub struct Streams {
+    readers: Vec<Reader>,
+    ahead_max: u64,
+    size: u64,
+}
+
+/// Somebody who may be reading in order.
+struct Reader {
+    /// Where the next read is expected.
+    next: u64,
+    /// What lies before this is fetched, or on its way.
+    fetched: u64,
+    /// How far ahead of `next` is fetched: more, the longer it goes on.
+    window: u64,
+}
+
+impl Streams {
+    pub fn new(ahead_max: u64, size: u64) -> Self {
+        Self { readers: Vec::new(), ahead_max, size }
+    }
+
+    /// What to fetch now that `read` is asked for, in pieces of at most [`PIECE_BYTES`] that end at multiples of it.
+    pub fn next(&mut self, read: Extent) -> Vec<Extent> {
+        if self.ahead_max == 0 {
+            return Vec::new();
+        }
+        // Reads of one client may overtake each other a little.
+        let follows = |it: &Reader| read.offset <= it.next + NEAR_BYTES && read.end() + NEAR_BYTES >= it.next;
+        let Some(at) = self.readers.iter().rposition(follows) else {
+            if self.readers.len() == READERS_MAX {
+                self.readers.remove(0);
+            }
+            self.readers.push(Reader { next: read.end(), fetched: read.end(), window: 0 });
+            return Vec::new();
+        };
+        let mut reader = self.readers.remove(at);
+        if read.end() > reader.next {
+            reader.next = read.end();
+            reader.window = (reader.window * 2).clamp(PIECE_BYTES, self.ahead_max.max(PIECE_BYTES)).min(self.ahead_max);
+        }
+        let (from, to) = (reader.fetched.max(reader.next), (reader.next + reader.window).min(self.size));
+        let mut pieces = Vec::new();
+        // Whole pieces: small ones would cost a request each.
+        let to = if to == self.size { to } else { to / PIECE_BYTES * PIECE_BYTES };
+        let mut at = from;
+        while at < to {
+            let end = ((at / PIECE_BYTES + 1) * PIECE_BYTES).min(to);
+            pieces.push(Extent::from(at..end));
+            at = end;
+        }
+        reader.fetched = at.max(reader.fetched);
+        self.readers.push(reader);
+        pieces
+    }
+}
+
+/// Bytes fetched together: large enough to read packs in runs, small enough that decoding begins soon.
+pub const PIECE_BYTES: u64 = 4 << 20;
+/// So far from where a read is expected it still belongs to the same reader.
+const NEAR_BYTES: u64 = 1 << 20;
+const READERS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(streams: &mut Streams, offset: u64, length: u64) -> Vec<Extent> {
+        streams.next(Extent::from(offset..offset + length))
+    }
+
+    #[test]
+    fn more_is_fetched_the_longer_somebody_reads_in_order_and_nothing_twice() {
+        let (mut streams, step) = (Streams::new(4 * PIECE_BYTES, 64 * PIECE_BYTES), PIECE_BYTES / 4);
+        let (mut fetched, mut farthest) = (0, 0);
+        for number in 0..200 {
+            let at = number * step;
+            for piece in read(&mut streams, at, step) {
+                assert!(piece.offset >= fetched && piece.length <= PIECE_BYTES, "{piece:?} after {fetched}");
+                fetched = piece.end();
+            }
+            assert!(fetched <= at + step + 4 * PIECE_BYTES, "no farther than asked for");
+            farthest = farthest.max(fetched.saturating_sub(at));
+        }
+        assert!(farthest > 3 * PIECE_BYTES, "{farthest}");
+    }
+
+    #[test]
+    fn nothing_is_fetched_for_who_reads_here_and_there() {
+        let mut streams = Streams::new(4 * PIECE_BYTES, 1 << 40);
+        for number in 0..100_u64 {
+            let at = number * 7919 % 101 * (PIECE_BYTES * 3);
+            assert_eq!(read(&mut streams, at, 4096), []);
+        }
+    }
+
+    #[test]
+    fn several_readers_are_told_apart_and_the_end_is_the_end() {
+        let size = 8 * PIECE_BYTES + 17;
+        let mut streams = Streams::new(4 * PIECE_BYTES, size);
+        let (mut low, mut high) = (0, 0);
+        for number in 0..4 {
+            low += read(&mut streams, number * PIECE_BYTES, PIECE_BYTES).len();
+            let at = (4 + number) * PIECE_BYTES;
+            let pieces = read(&mut streams, at, PIECE_BYTES);
+            high += pieces.len();
+            assert!(pieces.iter().all(|piece| piece.end() <= size));
+        }
+        assert!(low > 0 && high > 0);
+        assert_eq!(Streams::new(0, size).next(Extent::from(0..1)), []);
+    }
+}
