@@ -8,9 +8,7 @@ mod repair;
 mod restore;
 mod stop;
 
-pub use backup::{
-    Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, NewAttachment, backup, parent_of,
-};
+pub use backup::{Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, parent_of};
 pub use copy::{CopyReport, copy, still_wanted};
 pub use progress::{Counters, Phase, Progress};
 pub use rate::{RateLimiter, parse_bytes};

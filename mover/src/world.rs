@@ -1,15 +1,19 @@
 //! The seams to clock and randomness, so that tests choose both.
 
 mod aligned;
+mod machine;
 pub(crate) mod pool;
 mod scratch;
+mod signals;
 mod source;
 mod target;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
+pub use machine::{MachineSource, Past, Wanted};
 pub use pool::{Pool, blocking, with_opener, with_sealer};
 pub use scratch::{private_folder, scratch_places};
-pub use source::{Changed, DiskDescription, Outcome, ParentDisk, Source, TrackingWish};
+pub use signals::Signals;
+pub use source::{Changed, DiskDescription, NewAttachment, Outcome, ParentDisk, Snapshot, Source, TrackingWish};
 pub use target::Target;
 
 use serde::{Deserialize, Serialize};

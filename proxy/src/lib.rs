@@ -4,7 +4,9 @@
 
 mod address;
 mod allocator;
+mod hooks;
 mod lock;
+mod machine;
 pub mod nbd;
 pub mod qemu;
 mod scratch;
@@ -14,6 +16,8 @@ mod tracking;
 
 pub use address::{ImageFormat, Named, NamedSource, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
-pub use source::{Past, PastOf, SnapshotSession, SourceOptions};
+pub use hooks::{Hooks, keep_hooks};
+pub use machine::OfflineMachine;
+pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};
 pub use tracking::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};

@@ -4,7 +4,6 @@ mod chain;
 mod evidence;
 mod identity;
 mod nbd;
-mod past;
 mod qcow2;
 mod raw;
 mod settle;
@@ -16,12 +15,11 @@ use chunker::{Extent, ExtentSet};
 use futures::future::join_all;
 pub(crate) use identity::{ImageFile, Looked};
 use mover::{
-    ChangeTracking, Changed, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk, RepositoryId, Result,
-    Source, Timestamp, TrackingWish, World, blocking,
+    ChangeTracking, Changed, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk, Past, Result, Snapshot,
+    Source, TrackingWish, Wanted, World, blocking,
 };
 use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
-pub use past::{Past, PastOf};
 use qcow2::Qcow2Disk;
 use raw::RawDisk;
 pub(crate) use raw::{holes, read_extent};
@@ -32,10 +30,8 @@ use std::path::PathBuf;
 /// What a snapshot session is opened for.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
-    /// The repository of the backup: bitmaps bear its id.
-    pub repository: RepositoryId,
-    /// How changes may be found; with [`TrackingWish::Fingerprint`] nothing is written into any image.
-    pub wish: TrackingWish,
+    /// What the backup wants.
+    pub wanted: Wanted,
     /// Where files may lie that an image names as backing or data file, beside its own folder (T10).
     pub image_roots: Vec<PathBuf>,
     /// Clock and randomness.
@@ -48,7 +44,7 @@ pub struct SourceOptions {
 pub struct SnapshotSession {
     disks: Vec<OpenDisk>,
     descriptions: Vec<DiskDescription>,
-    snapshot_time: Timestamp,
+    pub(crate) snapshot: Snapshot,
 }
 
 impl SnapshotSession {
@@ -86,7 +82,7 @@ impl SnapshotSession {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        let session = Self { disks, descriptions, snapshot_time: options.world.now() };
+        let session = Self { disks, descriptions, snapshot: Snapshot::at(options.world.now()) };
         match failed {
             None => Ok(session),
             Some(error) => {
@@ -104,8 +100,8 @@ impl Source for SnapshotSession {
         &self.descriptions
     }
 
-    fn snapshot_time(&self) -> Timestamp {
-        self.snapshot_time
+    fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
     }
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
@@ -235,6 +231,9 @@ impl Described {
             logical_sector_bytes: self.logical_sector_bytes,
             physical_sector_bytes: self.physical_sector_bytes,
             discard_bytes: 0,
+            boot_order: 0,
+            bus: String::new(),
+            serial: String::new(),
             format: self.format.to_owned(),
             format_options: self.format_options,
             chain: self.chain,

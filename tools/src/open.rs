@@ -4,9 +4,10 @@ use crate::address::{At, RepositoryAddress};
 use crate::cli::Patience;
 use crate::context::Context;
 use mover::{
-    BackupOptions, CheckpointId, DiskRecord, Either, Error, Name, Repository as _, RepositoryId, Result, blocking,
+    BackupOptions, CheckpointId, DiskRecord, Either, Error, MachineSource, Name, Past, PastOf, Repository as _,
+    RepositoryId, Result, Wanted, blocking,
 };
-use proxy::{NamedSource, Past, PastOf, SourceOptions, TargetAddress};
+use proxy::TargetAddress;
 use std::path::PathBuf;
 use store::format::config::ConfigFile;
 use tokio::sync::watch;
@@ -99,32 +100,14 @@ pub async fn patiently(
     patience.wait().retry(&context.out, &context.stop, open).await
 }
 
-/// Opens the disks of a backup as one snapshot session, for a repository that is open.
-pub async fn source(
-    context: &Context,
-    repository: &Opened,
-    disks: &[NamedSource],
-    image_roots: &[PathBuf],
-    options: &BackupOptions,
-) -> Result<SnapshotSession> {
-    let of = SourceOptions {
-        repository: repository.config().id,
-        wish: options.wish,
-        image_roots: image_roots.to_owned(),
-        world: context.world.clone(),
-    };
-    SnapshotSession::open(disks.to_vec(), &of, &PastOf { repository, options }).await
-}
-
 /// Opens a repository for writing and the disks of a machine as one snapshot session, both at once: each takes a noticeable
 /// part of an increment.
-pub async fn repository_and_source(
+pub async fn repository_and_machine<M: MachineSource>(
     context: &Context,
     address: &RepositoryAddress,
-    disks: &[NamedSource],
-    image_roots: &[PathBuf],
+    machine: &M,
     options: &BackupOptions,
-) -> (Result<Opened>, Result<SnapshotSession>) {
+) -> (Result<Opened>, Result<M::Session>) {
     let node = match address.at() {
         At::Directory(_) => None,
         At::Node { .. } => match repository(context, address, Access::Write, Some(&options.machine_name)).await {
@@ -156,15 +139,9 @@ pub async fn repository_and_source(
         give.send_replace(opened.as_ref().ok().cloned());
         opened
     };
-    let of = SourceOptions {
-        repository: id,
-        wish: options.wish,
-        image_roots: image_roots.to_owned(),
-        world: context.world.clone(),
-    };
+    let wanted = Wanted { repository: id, wish: options.wish };
     let past = Awaited { repository: take, options };
-    let source = SnapshotSession::open(disks.to_vec(), &of, &past);
-    tokio::join!(repository, source)
+    tokio::join!(repository, machine.open(&wanted, &past))
 }
 
 /// The past of a machine in a repository that is being opened.

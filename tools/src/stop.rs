@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGQUIT: the job ends between two batches and tidies up; a second signal ends the program at once.
 
+use mover::Signals;
 use mover::{Result, StopReason, Stopper};
-use wire::service::Signals;
 
 pub use mover::{Stop, Stoppable};
 

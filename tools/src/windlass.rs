@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
 pub fn windlass() -> ExitCode {
-    if let Some(code) = command::backup::keep_hooks() {
+    if let Some(code) = proxy::keep_hooks() {
         return code;
     }
     proxy::tune_allocator();

@@ -3,15 +3,16 @@
 mod audit;
 mod check;
 mod disk;
+mod past;
 mod repair;
 
 use crate::record::closure::Repairs;
 use crate::record::map::stream_map;
 use crate::{
     Attachment, Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest,
-    MapReader, Name, NewPage, Origin, Outcome, ParentDisk, Phase, PointDraft, PointFilter, PointId, Pool, Presence,
-    Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish,
-    Verification, World, WriteSession, check_text, labels, suspect_times, with_sealer,
+    MapReader, Name, NewAttachment, NewPage, Origin, Outcome, ParentDisk, Phase, PointDraft, PointFilter, PointId,
+    Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp,
+    TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels, suspect_times, with_sealer,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
@@ -22,6 +23,7 @@ use std::future::Future;
 use tokio::time::Instant;
 
 pub use audit::{Audit, AuditReport};
+pub use past::PastOf;
 
 /// What to make of a source.
 #[derive(Debug, Clone)]
@@ -39,8 +41,6 @@ pub struct BackupOptions {
     pub compression: Compression,
     /// How the repository checks what it gets.
     pub verification: Verification,
-    /// What the snapshot amounts to.
-    pub consistency: Consistency,
     /// Words to find the point by.
     pub tags: Vec<String>,
     /// What else belongs to the machine.
@@ -62,17 +62,6 @@ pub struct Allow {
     pub format_change: bool,
 }
 
-/// A file that travels with the machine.
-#[derive(Debug, Clone)]
-pub struct NewAttachment {
-    /// What it is: domain, nvram, tpm.
-    pub kind: Name,
-    /// Its file name.
-    pub name: String,
-    /// Its content.
-    pub bytes: Bytes,
-}
-
 /// What a backup did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupReport {
@@ -82,6 +71,8 @@ pub struct BackupReport {
     pub parent: Option<PointId>,
     /// What it amounts to.
     pub consistency: Consistency,
+    /// How long the machine stood still, in milliseconds; 0 when it did not.
+    pub freeze_ms: u64,
     /// Each disk.
     pub disks: Vec<DiskReport>,
     /// Distinct chunks the repository did not have.
@@ -153,7 +144,7 @@ async fn run<R: Repository, S: Source>(
     progress: &Progress,
 ) -> Result<BackupReport> {
     let begin_time = world.now();
-    check::check_request(options, source.disks())?;
+    check::check_request(options, source.disks(), &source.snapshot().attachments)?;
     let Lineage { machine, parent, before } = lineage(repository, options).await?;
     let machine = machine.unwrap_or_else(|| MachineId::random(world));
     let point = options.point.unwrap_or_else(|| PointId::random(world));
@@ -286,17 +277,19 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                 logical_sector_bytes: description.logical_sector_bytes,
                 physical_sector_bytes: description.physical_sector_bytes,
                 discard_bytes: description.discard_bytes,
-                boot_order: 0,
-                bus: String::new(),
-                serial: String::new(),
+                boot_order: description.boot_order,
+                bus: description.bus.clone(),
+                serial: description.serial.clone(),
                 format: description.format.clone(),
                 format_options: description.format_options.clone(),
                 chain: description.chain.clone(),
                 tracking,
             });
         }
+        let snapshot = self.source.snapshot();
+        warnings.extend(snapshot.warnings.iter().cloned());
         let mut attachments = Vec::new();
-        for attachment in &self.options.attachments {
+        for attachment in self.options.attachments.iter().chain(&snapshot.attachments) {
             attachments.push(self.until_stopped(self.attach(attachment)).await?.0);
         }
         let end_time = world.now();
@@ -308,11 +301,11 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             machine_name: self.options.machine_name.clone(),
             parent: parent.map(|parent| parent.point),
             group: None,
-            snapshot_time: self.source.snapshot_time(),
+            snapshot_time: snapshot.time,
             begin_time,
             end_time,
-            guest_clock_offset_ns: None,
-            consistency: self.options.consistency,
+            guest_clock_offset_ns: snapshot.guest_clock_offset_ns,
+            consistency: snapshot.consistency,
             tags: self.options.tags.clone(),
             labels: BTreeMap::new(),
             producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
@@ -331,6 +324,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             point,
             parent: manifest.parent,
             consistency: manifest.consistency,
+            freeze_ms: snapshot.frozen.as_millis().try_into().unwrap_or(u64::MAX),
             disks: manifest.disks.into_iter().zip(audits).map(report).collect(),
             chunks_new: stored.chunks,
             bytes_new: stored.bytes_plain,

@@ -1,7 +1,7 @@
 //! Asking a job to stop: it ends between two batches and tidies up.
 
 use crate::{
-    Changed, DiskDescription, Error, ErrorKind, Outcome, ParentDisk, Result, Source, Target, Timestamp, TrackingWish,
+    Changed, DiskDescription, Error, ErrorKind, Outcome, ParentDisk, Result, Snapshot, Source, Target, TrackingWish,
 };
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
@@ -111,8 +111,8 @@ impl<S: Source> Source for Stoppable<S> {
         self.inner.disks()
     }
 
-    fn snapshot_time(&self) -> Timestamp {
-        self.inner.snapshot_time()
+    fn snapshot(&self) -> &Snapshot {
+        self.inner.snapshot()
     }
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {

@@ -1,12 +1,13 @@
 //! Where disks are read from.
 
 use crate::{
-    CheckpointId, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp, manifest::ChangeTracking,
+    ChangeTracking, CheckpointId, Consistency, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp,
 };
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
+use std::time::Duration;
 
 /// A consistent state of a machine's disks, open for reading: a snapshot session.
 ///
@@ -19,8 +20,8 @@ pub trait Source: Send + Sync {
     /// The disks, in a stable order. Other methods name a disk by its place here.
     fn disks(&self) -> &[DiskDescription];
 
-    /// The instant that the disks show.
-    fn snapshot_time(&self) -> Timestamp;
+    /// What is known of the moment that the disks show.
+    fn snapshot(&self) -> &Snapshot;
 
     /// What may have changed on `disk` since `parent`, as `wish` allows. Asked once for each disk, before reads.
     ///
@@ -52,6 +53,49 @@ pub trait Source: Send + Sync {
     fn finish(self, outcome: Outcome) -> impl Future<Output = Result<()>> + Send;
 }
 
+/// The moment that the disks of a session show, as far as the source knows it. A point records this, and nothing that was
+/// only hoped for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The instant.
+    pub time: Timestamp,
+    /// What a restore of it amounts to.
+    pub consistency: Consistency,
+    /// How long the machine, or an application in it, stood still for it; zero when it did not.
+    pub frozen: Duration,
+    /// Guest clock minus the clock here, in nanoseconds; none when nobody asked the guest.
+    pub guest_clock_offset_ns: Option<i64>,
+    /// What belongs to the machine beside its disks, as the source found it.
+    pub attachments: Vec<NewAttachment>,
+    /// What the administrator should know.
+    pub warnings: Vec<String>,
+}
+
+impl Snapshot {
+    /// Disks at this instant, as a power cut would leave them: all that is known without the machine.
+    pub const fn at(time: Timestamp) -> Self {
+        Self {
+            time,
+            consistency: Consistency::Crash,
+            frozen: Duration::ZERO,
+            guest_clock_offset_ns: None,
+            attachments: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// A file that travels with the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAttachment {
+    /// What it is: domain, nvram, tpm.
+    pub kind: Name,
+    /// Its file name.
+    pub name: String,
+    /// Its content.
+    pub bytes: Bytes,
+}
+
 /// What a source tells of a disk before it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskDescription {
@@ -65,6 +109,12 @@ pub struct DiskDescription {
     pub physical_sector_bytes: u32,
     /// Discard granularity, 0 when unknown.
     pub discard_bytes: u32,
+    /// Position in the boot order from 1, 0 when unknown.
+    pub boot_order: u32,
+    /// Bus, empty when unknown.
+    pub bus: String,
+    /// Serial number, empty when unknown.
+    pub serial: String,
     /// raw, qcow2 or nbd.
     pub format: String,
     /// Options of that format, as text.

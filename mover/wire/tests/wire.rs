@@ -213,6 +213,7 @@ fn report() -> BackupReport {
         point: point(),
         parent: Some(PointId([11; 16])),
         consistency: Consistency::Crash,
+        freeze_ms: 17,
         disks: vec![DiskReport { name: "vda".parse().unwrap(), size: 12, tracking, audit }],
         chunks_new: 13,
         bytes_new: 14,

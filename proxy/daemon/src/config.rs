@@ -1,10 +1,11 @@
 //! The configuration of a proxy. Unknown keys are refused, with line and column.
 
 use mover::{Error, Name, Result};
-use proxy::{NamedSource, SourceAddress};
+use proxy::{Hooks, NamedSource, SourceAddress};
 use serde::Deserialize;
-use std::num::NonZeroU8;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use wire::NodeAddress;
 use wire::control::DISKS_MAX;
 use wire::service::{configured, twice};
@@ -37,6 +38,24 @@ pub struct Machine {
     pub name: Name,
     /// Its disks.
     pub disk: Vec<Disk>,
+    /// A command that is run before its disks are opened, with `sh -c`, on this host. When it fails nothing is backed up.
+    #[serde(default)]
+    pub pre_freeze: Option<String>,
+    /// A command that is run when its disks are open, and in every case after the one before.
+    #[serde(default)]
+    pub post_thaw: Option<String>,
+    /// Seconds for each of these commands, and for the disks to be opened in between.
+    #[serde(default = "hook_timeout")]
+    pub hook_timeout: NonZeroU32,
+}
+
+impl Machine {
+    /// The commands around the opening of its disks.
+    pub fn hooks(&self) -> Option<Hooks> {
+        let (before, after) = (self.pre_freeze.clone(), self.post_thaw.clone());
+        let limit = Duration::from_secs(self.hook_timeout.get().into());
+        (before.is_some() || after.is_some()).then_some(Hooks { before, after, limit })
+    }
 }
 
 /// A disk of it.
@@ -78,7 +97,7 @@ impl Config {
         if let Some(name) = twice(config.machine.iter().map(|machine| &machine.name)) {
             return wrong(format!("two machines are called {name}"));
         }
-        for Machine { name, disk } in &config.machine {
+        for Machine { name, disk, .. } in &config.machine {
             if disk.is_empty() || disk.len() > DISKS_MAX {
                 return wrong(format!("machine {name} has {} disks, not 1 to {DISKS_MAX}", disk.len()));
             }
@@ -94,6 +113,11 @@ impl From<Disk> for NamedSource {
     fn from(disk: Disk) -> Self {
         Self { name: disk.name, address: disk.source }
     }
+}
+
+fn hook_timeout() -> NonZeroU32 {
+    let seconds = u32::try_from(Hooks::LIMIT.as_secs()).unwrap_or(u32::MAX);
+    NonZeroU32::new(seconds).unwrap_or(NonZeroU32::MIN)
 }
 
 fn jobs() -> NonZeroU8 {

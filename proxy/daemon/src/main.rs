@@ -10,6 +10,7 @@ use attend::Attendance;
 use clap::Parser;
 use cli::{Cli, Command, Serve};
 use config::Config;
+use mover::Signals;
 use mover::{Error, Pool, Result, Role, StopReason, World};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -18,11 +19,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
-use wire::service::{self, Signals};
+use wire::service;
 use wire::{IdentityRenewer, Peer, Signer, client, client_config_of};
 use work::Host;
 
 fn main() -> ExitCode {
+    if let Some(code) = proxy::keep_hooks() {
+        return code;
+    }
     proxy::tune_allocator();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));

@@ -1,8 +1,11 @@
 //! Carrying a job out.
 
 use super::config::Config;
-use mover::{BackupReport, Error, Name, Pool, Progress, Repository as _, Result, Stop, Stoppable, World, backup};
-use proxy::{NamedSource, PastOf, SnapshotSession, SourceOptions};
+use mover::{
+    BackupReport, Error, MachineSource as _, Name, PastOf, Pool, Progress, Repository as _, Result, Stop, Stoppable,
+    Wanted, World, backup,
+};
+use proxy::{Hooks, NamedSource, OfflineMachine};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +28,7 @@ pub struct Host {
 
 struct Machine {
     disks: Vec<NamedSource>,
+    hooks: Option<Hooks>,
     /// One job after another: two would only find its images busy.
     turn: Mutex<()>,
 }
@@ -33,7 +37,7 @@ impl Host {
     pub fn new(config: &Config, endpoint: Endpoint, pool: Pool, world: World) -> Self {
         let machine = |it: &super::config::Machine| {
             let disks = it.disk.iter().cloned().map(NamedSource::from).collect();
-            (it.name.clone(), Machine { disks, turn: Mutex::default() })
+            (it.name.clone(), Machine { disks, hooks: it.hooks(), turn: Mutex::default() })
         };
         let machines = config.machine.iter().map(machine).collect();
         let room = Semaphore::new(config.jobs.get().into());
@@ -68,14 +72,17 @@ impl Host {
         };
         let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str(), Some(&job.machine));
         let repository = stop.race(connecting).await?;
-        let of = SourceOptions {
-            repository: repository.config().id,
-            wish: options.wish,
+        let source = OfflineMachine {
+            name: job.machine.clone(),
+            disks: machine.disks.clone(),
+            hooks: machine.hooks.clone(),
             image_roots: self.image_roots.clone(),
+            stop: stop.clone(),
             world: self.world.clone(),
         };
+        let wanted = Wanted { repository: repository.config().id, wish: options.wish };
         let past = PastOf { repository: &repository, options: &options };
-        let made = match SnapshotSession::open(machine.disks.clone(), &of, &past).await {
+        let made = match source.open(&wanted, &past).await {
             Ok(source) => {
                 let source = Stoppable { inner: source, stop };
                 backup(&repository, source, &options, &self.pool, &self.world, &progress).await

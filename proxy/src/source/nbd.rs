@@ -3,12 +3,11 @@
 use super::Described;
 use super::evidence::{Doubt, Evidence, NO_WITNESS, believable};
 use super::identity::untold_identity;
-use super::past::Past;
 use crate::nbd::{Extents, NbdDisk, NbdError, NbdUri, Refusal};
 use crate::qemu::TrackingName;
 use bytes::Bytes;
 use chunker::Extent;
-use mover::{ChangeTracking, Changed, Error, ErrorKind, Name, ParentDisk, Result, TrackingWish};
+use mover::{ChangeTracking, Changed, Error, ErrorKind, Name, ParentDisk, Past, Result, TrackingWish};
 
 /// An open export.
 #[derive(Debug)]

@@ -13,7 +13,6 @@ use super::chain::{Chain, Place};
 use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable, file_identity};
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
-use super::past::Past;
 use super::raw::read_extents;
 use super::settle::settle;
 use super::{Described, SourceOptions};
@@ -25,8 +24,8 @@ use crate::qemu::{
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use mover::{
-    ChangeTracking, Changed, CheckpointId, DiskRecord, Error, ErrorKind, LayerIdentity, Outcome, ParentDisk, Result,
-    TrackingWish, blocking,
+    ChangeTracking, Changed, CheckpointId, DiskRecord, Error, ErrorKind, LayerIdentity, Outcome, ParentDisk, Past,
+    Result, TrackingWish, blocking,
 };
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -108,7 +107,7 @@ impl Qcow2Disk {
         let mut unusable = chain
             .data_file()
             .map(|file| format!("its data is in {}, which changes without the bitmap", file.display()));
-        let settled = settle(&path, &alone, top.bitmaps(), options.repository, past).await?;
+        let settled = settle(&path, &alone, top.bitmaps(), options.wanted.repository, past).await?;
         unusable = unusable.or(settled.unusable);
         let mut candidates = candidates(top.bitmaps(), &settled.own, options);
         if let Some(only) = bitmap {
@@ -118,7 +117,7 @@ impl Qcow2Disk {
             }
         }
         let mut witnesses = witnesses(&top);
-        let next = match (&unusable, options.wish) {
+        let next = match (&unusable, options.wanted.wish) {
             (_, TrackingWish::Fingerprint) => Err("nothing is written into the image".to_owned()),
             (Some(why_not), _) => Err(why_not.clone()),
             (None, _) => match witnessed(&path, &alone, &top, &mut witnesses, options).await {
@@ -126,7 +125,7 @@ impl Qcow2Disk {
                 Err(why_not) => Err(why_not),
             },
         };
-        let witness = witnesses.iter().find(|name| name.is_of(options.repository)).copied();
+        let witness = witnesses.iter().find(|name| name.is_of(options.wanted.repository)).copied();
         let mut added: Vec<String> = next.iter().flat_map(|name| [name.to_string(), name.twin().to_string()]).collect();
         // Where there was none before, none is left when nothing comes of this.
         added.extend(
@@ -396,8 +395,8 @@ fn candidates(bitmaps: &[Bitmap], own: &[TrackingName], options: &SourceOptions)
     let sound = bitmaps.iter().filter(|bitmap| bitmap.is_recording() && bitmap.is_consistent());
     let names = sound.filter_map(|bitmap| bitmap.name.parse::<TrackingName>().ok());
     // Our own that were settled away are not there any more.
-    let mut names: Vec<_> = names.filter(|name| !name.is_of(options.repository) || own.contains(name)).collect();
-    names.sort_by_key(|name| !name.is_of(options.repository));
+    let mut names: Vec<_> = names.filter(|name| !name.is_of(options.wanted.repository) || own.contains(name)).collect();
+    names.sort_by_key(|name| !name.is_of(options.wanted.repository));
     names.truncate(CANDIDATES_MAX);
     names
 }
@@ -422,16 +421,16 @@ async fn witnessed(
     options: &SourceOptions,
 ) -> Result<WitnessName, String> {
     // Our own first: it is looked for there.
-    witnesses.sort_by_key(|name| !name.is_of(options.repository));
-    if let Some(own) = witnesses.first().filter(|name| name.is_of(options.repository)) {
+    witnesses.sort_by_key(|name| !name.is_of(options.wanted.repository));
+    if let Some(own) = witnesses.first().filter(|name| name.is_of(options.wanted.repository)) {
         return Ok(*own);
     }
     let old = top.bitmaps().iter().filter_map(|bitmap| bitmap.name.parse::<WitnessName>().ok());
-    for old in old.filter(|name| name.is_of(options.repository)) {
+    for old in old.filter(|name| name.is_of(options.wanted.repository)) {
         let removed = remove_bitmap(image, &old.to_string()).await;
         removed.map_err(|error| format!("bitmap {old} does not fit and cannot be removed: {error}"))?;
     }
-    let name = WitnessName::random(options.repository, top.virtual_size, &options.world);
+    let name = WitnessName::random(options.wanted.repository, top.virtual_size, &options.world);
     match add_witness(image, &name, GRID_BYTES).await {
         Ok(()) => {
             witnesses.insert(0, name);
@@ -480,7 +479,7 @@ async fn add_next(
     options: &SourceOptions,
 ) -> Result<TrackingName, String> {
     let base = if let [only] = own { Some(only.checkpoint) } else { None };
-    let name = TrackingName::new(options.repository, CheckpointId::random(&options.world), base);
+    let name = TrackingName::new(options.wanted.repository, CheckpointId::random(&options.world), base);
     let witness = witness.to_string();
     for bitmap in [name.to_string(), name.twin().to_string()] {
         if let Err(error) = add_bitmap(image, &bitmap, GRID_BYTES, &witness).await {

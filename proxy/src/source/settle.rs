@@ -1,8 +1,7 @@
 //! Bitmaps that earlier runs left in an image: which count, which go.
 
-use super::past::Past;
 use crate::qemu::{Bitmap, Graph, TrackingName, TwinName, remove_bitmap};
-use mover::{RepositoryId, Result};
+use mover::{Past, RepositoryId, Result};
 use std::path::Path;
 
 /// What is left after settling.

@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 
 async fn open_under(source: &str, roots: &[PathBuf]) -> Result<SnapshotSession, Error> {
     let (wish, committed) = (TrackingWish::Auto, BTreeSet::new());
-    let options = SourceOptions { repository: repository(), wish, image_roots: roots.to_vec(), world: World::system() };
+    let options = SourceOptions {
+        wanted: mover::Wanted { repository: repository(), wish },
+        image_roots: roots.to_vec(),
+        world: World::system(),
+    };
     let past = Remembered { committed: &committed, parent: None };
     SnapshotSession::open(vec![NamedSource::only(source.parse()?)], &options, &past).await
 }

@@ -125,7 +125,11 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     let good = place.qcow2("a.qcow2", 4 * MIB);
     let raw = place.raw("b.img", MIB);
     let wish = TrackingWish::Auto;
-    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
+    let options = SourceOptions {
+        wanted: mover::Wanted { repository: repository(), wish },
+        image_roots: Vec::new(),
+        world: World::system(),
+    };
     let named = |name: &str, source: &str| format!("{name}={source}").parse::<NamedSource>().unwrap();
     let committed = BTreeSet::new();
     let past = Remembered { committed: &committed, parent: None };

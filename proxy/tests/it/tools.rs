@@ -1,11 +1,12 @@
 //! What the tests share: images, processes, and a backup reduced to its source side.
 
 use chunker::{Extent, ExtentSet};
+use mover::Past;
 use mover::{
     ChangeTracking, Changed, CheckpointId, DiskId, DiskRecord, MapRoot, Name, Outcome, ParentDisk, RepositoryId,
     Result, Source, TrackingRecord, TrackingWish, World, level_of,
 };
-use proxy::{NamedSource, Past, SnapshotSession, SourceOptions};
+use proxy::{NamedSource, SnapshotSession, SourceOptions};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -162,7 +163,11 @@ pub async fn open(source: &str, wish: TrackingWish, committed: &BTreeSet<Checkpo
 
 /// Opens a session on one disk that was backed up before.
 pub async fn open_after(source: &str, wish: TrackingWish, past: &Remembered<'_>) -> Result<SnapshotSession> {
-    let options = SourceOptions { repository: repository(), wish, image_roots: Vec::new(), world: World::system() };
+    let options = SourceOptions {
+        wanted: mover::Wanted { repository: repository(), wish },
+        image_roots: Vec::new(),
+        world: World::system(),
+    };
     let source = NamedSource::only(source.parse()?);
     SnapshotSession::open(vec![source], &options, past).await
 }

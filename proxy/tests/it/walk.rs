@@ -2,11 +2,12 @@
 
 use crate::tools::*;
 use chunker::{Compression, Fingerprinter};
+use mover::PastOf;
 use mover::{
-    Audit, BackupOptions, BackupReport, ChangeTracking, Consistency, Mem, Pool, Progress, ReadSession, Repository,
-    TrackingWish, Verification, World, backup, restore,
+    Audit, BackupOptions, BackupReport, ChangeTracking, Mem, Pool, Progress, ReadSession, Repository, TrackingWish,
+    Verification, World, backup, restore,
 };
-use proxy::{DiskTarget, Existing, NamedSource, PastOf, SnapshotSession, SourceOptions};
+use proxy::{DiskTarget, Existing, NamedSource, SnapshotSession, SourceOptions};
 use std::path::Path;
 
 struct Walk {
@@ -24,8 +25,7 @@ impl Walk {
     async fn backup(&self, image: &Path) -> BackupReport {
         let wish = TrackingWish::Auto;
         let of = SourceOptions {
-            repository: self.repository.config().id,
-            wish,
+            wanted: mover::Wanted { repository: self.repository.config().id, wish },
             image_roots: Vec::new(),
             world: self.world.clone(),
         };
@@ -37,7 +37,6 @@ impl Walk {
             wish,
             compression: Compression::default(),
             verification: Verification::Decode,
-            consistency: Consistency::Crash,
             tags: Vec::new(),
             attachments: Vec::new(),
             rate: None,

@@ -11,6 +11,7 @@ use cli::{Cli, Command, Serve};
 use config::Config;
 use deny::DenyList;
 use hosts::Hosts;
+use mover::Signals;
 use mover::{Error, Pool, Result, World};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 use wire::identity::Registry;
-use wire::service::{self, Signals};
+use wire::service;
 use wire::{IdentityRenewer, Node, Signer, client, client_config_of, server_of};
 
 fn main() -> ExitCode {

@@ -260,7 +260,6 @@ pub fn options(name: &str) -> BackupOptions {
         wish: TrackingWish::Auto,
         compression: Compression::Zstd(1),
         verification: Verification::Decode,
-        consistency: Consistency::Crash,
         tags: Vec::new(),
         attachments: Vec::new(),
         rate: None,

@@ -55,7 +55,7 @@ pub struct Snapshot {
     descriptions: Vec<DiskDescription>,
     /// As they were; the last checkpoint of each is the one begun with this snapshot.
     disks: Vec<Disk>,
-    time: Timestamp,
+    moment: mover::Snapshot,
     trouble: Trouble,
     generation: u64,
     reads: Mutex<Reads>,
@@ -168,8 +168,8 @@ impl Machine {
         let disks = state.disks.clone();
         let (descriptions, generation) = (disks.iter().map(describe).collect(), state.generation);
         let reads = Mutex::new(Reads { count: 0, seen: vec![ExtentSet::new(); disks.len()] });
-        let time = self.world.now();
-        Snapshot { machine: self.clone(), descriptions, disks, time, trouble, generation, reads }
+        let moment = mover::Snapshot::at(self.world.now());
+        Snapshot { machine: self.clone(), descriptions, disks, moment, trouble, generation, reads }
     }
 
     fn dirty(&self, disk: usize, extent: Extent) {
@@ -201,8 +201,8 @@ impl Source for Snapshot {
         &self.descriptions
     }
 
-    fn snapshot_time(&self) -> Timestamp {
-        self.time
+    fn snapshot(&self) -> &mover::Snapshot {
+        &self.moment
     }
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
@@ -288,6 +288,9 @@ fn describe(disk: &Disk) -> DiskDescription {
         logical_sector_bytes: 512,
         physical_sector_bytes: 4096,
         discard_bytes: 4096,
+        boot_order: 0,
+        bus: String::new(),
+        serial: String::new(),
         format: disk.format.clone(),
         format_options: String::new(),
         chain: Vec::new(),

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use chunker::{Compression, Extent};
 use mover::{
-    Audit, BackupOptions, BackupReport, Consistency, NewAttachment, OwnerId, PointId, Pool, Progress, SessionId,
-    Timestamp, TrackingWish, Verification, World, WriterId, backup,
+    Audit, BackupOptions, BackupReport, NewAttachment, OwnerId, PointId, Pool, Progress, SessionId, Timestamp,
+    TrackingWish, Verification, World, WriterId, backup,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -192,7 +192,6 @@ fn options() -> BackupOptions {
         wish: TrackingWish::Auto,
         compression: Compression::default(),
         verification: Verification::Decode,
-        consistency: Consistency::Crash,
         tags: vec!["nightly".into()],
         attachments: vec![attachment],
         rate: None,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chunker::Extent;
 use mover::{
     BackupReport, Changed, Depth, DiskDescription, ErrorKind, Mem, Outcome, ParentDisk, PointFilter, Pool, Progress,
-    ReadSession, Repository, Result, Source, Timestamp, TrackingWish, VerifyOptions, World, backup, restore,
+    ReadSession, Repository, Result, Source, TrackingWish, VerifyOptions, World, backup, restore,
 };
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -36,8 +36,8 @@ impl Source for Watched {
         self.inner.disks()
     }
 
-    fn snapshot_time(&self) -> Timestamp {
-        self.inner.snapshot_time()
+    fn snapshot(&self) -> &mover::Snapshot {
+        self.inner.snapshot()
     }
 
     async fn changed(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {

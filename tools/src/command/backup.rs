@@ -1,6 +1,5 @@
 //! `windlass backup`
 
-mod hooks;
 mod through;
 
 use crate::address::Attach;
@@ -11,19 +10,16 @@ use crate::open::{self, Access, Opened, SnapshotSession};
 use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{count, escaped, milliseconds, seconds, short, size};
-use hooks::{Frozen, Hooks};
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Consistency, Error, ErrorKind, NewAttachment, Outcome, Progress, Result,
-    Source as _, TrackingWish, Verification, backup, blocking,
+    Allow, Audit, BackupOptions, BackupReport, Error, ErrorKind, MachineSource as _, NewAttachment, Outcome, PastOf,
+    Progress, Repository as _, Result, Source as _, TrackingWish, Verification, Wanted, backup, blocking,
 };
-use proxy::NamedSource;
+use proxy::{Hooks, NamedSource, OfflineMachine};
 use serde::Serialize;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
-
-pub use hooks::keeper::run_if_asked as keep_hooks;
 
 /// Field names are a contract.
 #[derive(Serialize)]
@@ -61,20 +57,13 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
-    let hooks = Hooks {
-        machine: &arguments.machine,
-        before: arguments.pre_freeze.as_deref(),
-        after: arguments.post_thaw.as_deref(),
-        limit: arguments.hook_timeout,
+    let attempt = async || match &arguments.proxy {
+        Some(proxy) => through::attempt(context, arguments, proxy, &options).await,
+        None => attempt(context, arguments, &options).await,
     };
-    let (report, frozen) = if hooks.are_some() {
-        with_hooks(context, arguments, &options, &hooks).await?
-    } else {
-        let attempt = async || match &arguments.proxy {
-            Some(proxy) => Ok((through::attempt(context, arguments, proxy, &options).await?, Frozen::default())),
-            None => attempt(context, arguments, &options).await,
-        };
-        wait.retry(&context.out, &context.stop, attempt).await?
+    let report = match has_hooks(arguments) {
+        true => with_hooks(context, arguments, &options).await?,
+        false => wait.retry(&context.out, &context.stop, attempt).await?,
     };
     for warning in &report.warnings {
         context.out.warn(warning);
@@ -88,7 +77,7 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
         bytes_sent: report.bytes_sent,
         bytes_stored: report.bytes_stored,
         chunks_new: report.chunks_new,
-        freeze_ms: milliseconds(frozen.duration),
+        freeze_ms: report.freeze_ms,
         duration_ms: milliseconds(began.elapsed()),
         parent: report.parent.map(|parent| parent.to_string()),
     };
@@ -119,7 +108,6 @@ async fn options(arguments: &Backup) -> Result<BackupOptions> {
         },
         compression: arguments.compression,
         verification: if arguments.no_extra_verify { Verification::Checksum } else { Verification::Decode },
-        consistency: Consistency::Crash,
         tags: arguments.tag.clone(),
         attachments,
         rate: arguments.rate,
@@ -156,19 +144,35 @@ fn disks(arguments: &Backup) -> Vec<NamedSource> {
     }
 }
 
+fn machine(context: &Context, arguments: &Backup) -> OfflineMachine {
+    let hooks = Hooks {
+        before: arguments.pre_freeze.clone(),
+        after: arguments.post_thaw.clone(),
+        limit: arguments.hook_timeout,
+    };
+    OfflineMachine {
+        name: arguments.machine.clone(),
+        disks: disks(arguments),
+        hooks: has_hooks(arguments).then_some(hooks),
+        image_roots: arguments.image_root.clone(),
+        stop: context.stop.clone(),
+        world: context.world.clone(),
+    }
+}
+
+const fn has_hooks(arguments: &Backup) -> bool {
+    arguments.pre_freeze.is_some() || arguments.post_thaw.is_some()
+}
+
 /// A machine is made to stand still once, and only when all else is there: the repository is waited for before. What is
 /// busy while it stands still is not waited for.
-async fn with_hooks(
-    context: &Context,
-    arguments: &Backup,
-    options: &BackupOptions,
-    hooks: &Hooks<'_>,
-) -> Result<(BackupReport, Frozen)> {
+async fn with_hooks(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
-    let disks = disks(arguments);
-    match hooks.around(context, open::source(context, &repository, &disks, &arguments.image_root, options)).await {
-        Ok((source, frozen)) => carry_out(context, options, repository, source, frozen).await,
+    let wanted = Wanted { repository: repository.config().id, wish: options.wish };
+    let past = PastOf { repository: &repository, options };
+    match machine(context, arguments).open(&wanted, &past).await {
+        Ok(source) => carry_out(context, options, repository, source).await,
         Err(error) => {
             close_after_failure(repository).await;
             Err(error)
@@ -177,11 +181,10 @@ async fn with_hooks(
 }
 
 /// One try: everything that was opened is closed again, whatever happens.
-async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<(BackupReport, Frozen)> {
-    let (address, disks) = (&arguments.place.repository, disks(arguments));
-    let opened = open::repository_and_source(context, address, &disks, &arguments.image_root, options).await;
-    match opened {
-        (Ok(repository), Ok(source)) => carry_out(context, options, repository, source, Frozen::default()).await,
+async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
+    let (address, machine) = (&arguments.place.repository, machine(context, arguments));
+    match open::repository_and_machine(context, address, &machine, options).await {
+        (Ok(repository), Ok(source)) => carry_out(context, options, repository, source).await,
         (Ok(repository), Err(error)) => {
             close_after_failure(repository).await;
             Err(error)
@@ -201,19 +204,17 @@ async fn carry_out(
     options: &BackupOptions,
     repository: Opened,
     source: SnapshotSession,
-    frozen: Frozen,
-) -> Result<(BackupReport, Frozen)> {
+) -> Result<BackupReport> {
     let progress = Progress::default();
     let source = Stoppable { inner: source, stop: context.stop.clone() };
     let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
     match watched(&context.out, &progress, job).await {
         Ok(mut report) => {
-            report.warnings.extend(frozen.warning.clone());
             if let Err(error) = open::close(repository).await {
                 // The point is durable: what closing failed at is settled when the repository is opened next.
                 report.warnings.push(format!("the repository could not be closed cleanly: {error}"));
             }
-            Ok((report, frozen))
+            Ok(report)
         }
         Err(error) => {
             close_after_failure(repository).await;

@@ -1,18 +1,18 @@
 //! What no manifest can hold is refused before anything is read.
 
 use super::{Allow, BackupOptions};
-use crate::{DISK_BYTES_MAX, DiskDescription, DiskRecord, Error, Manifest, Result, check_text, labels};
+use crate::{DISK_BYTES_MAX, DiskDescription, DiskRecord, Error, Manifest, NewAttachment, Result, check_text, labels};
 use std::collections::BTreeSet;
 
 /// Looks at what was asked for, and at what the source tells of its disks.
 ///
 /// # Errors
 /// `Usage`.
-pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription]) -> Result<()> {
+pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription], found: &[NewAttachment]) -> Result<()> {
     options.tags.iter().try_for_each(|tag| check_text("a tag", tag))?;
     labels::check(&labels::of_tags(&options.tags)).map_err(|error| error.context("tags"))?;
     let mut files = BTreeSet::new();
-    for it in &options.attachments {
+    for it in options.attachments.iter().chain(found) {
         check_text("the name of an attachment", &it.name)?;
         if !files.insert((&it.kind, &it.name)) {
             return Err(Error::usage(format!("two attachments of kind {} are called {:?}", it.kind, it.name))
@@ -33,6 +33,8 @@ fn check_disk(disk: &DiskDescription) -> Result<()> {
     if disk.size > DISK_BYTES_MAX {
         return Err(Error::usage(format!("it has {} bytes, more than {DISK_BYTES_MAX}", disk.size)));
     }
+    check_text("its bus", &disk.bus)?;
+    check_text("its serial number", &disk.serial)?;
     check_text("its format", &disk.format)?;
     check_text("the options of its format", &disk.format_options)?;
     disk.chain.iter().try_for_each(|layer| check_text("the path of an image", &layer.path))
@@ -79,7 +81,7 @@ const NBD: &str = "nbd";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Consistency, ErrorKind, NewAttachment, TEXT_BYTES_MAX, Timestamp, TrackingWish, Verification};
+    use crate::{ErrorKind, TEXT_BYTES_MAX, Timestamp, TrackingWish, Verification};
     use chunker::Compression;
 
     fn options() -> BackupOptions {
@@ -90,7 +92,6 @@ mod tests {
             wish: TrackingWish::Auto,
             compression: Compression::default(),
             verification: Verification::Decode,
-            consistency: Consistency::Crash,
             tags: vec!["nightly".into()],
             attachments: vec![file("nvram", "vars"), file("nvram", "other"), file("tpm", "vars")],
             rate: None,
@@ -118,6 +119,9 @@ mod tests {
             logical_sector_bytes: 0,
             physical_sector_bytes: 0,
             discard_bytes: 0,
+            boot_order: 0,
+            bus: String::new(),
+            serial: String::new(),
             format: "raw".into(),
             format_options: String::new(),
             chain: vec![layer],

@@ -3,8 +3,7 @@
 use super::super::message::Failed;
 use chunker::Compression;
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Consistency, Counters, Error, Name, PointId, Result, TrackingWish,
-    Verification,
+    Allow, Audit, BackupOptions, BackupReport, Counters, Error, Name, PointId, Result, TrackingWish, Verification,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +87,6 @@ impl Job {
             wish: self.wish,
             compression,
             verification: self.verification,
-            consistency: Consistency::Crash,
             tags: self.tags.clone(),
             attachments: Vec::new(),
             rate: self.rate,

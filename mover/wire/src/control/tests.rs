@@ -66,6 +66,7 @@ fn done(id: u8) -> Event {
         point,
         parent: None,
         consistency: Consistency::Crash,
+        freeze_ms: 0,
         disks: Vec::new(),
         chunks_new: 0,
         bytes_new: 0,

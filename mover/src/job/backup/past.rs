@@ -1,18 +1,7 @@
-//! What sources ask of the repository that they are backed up into: what it knows of the machine's past.
+//! What a repository knows of a machine's past.
 
-use mover::{
-    BackupOptions, CheckpointId, DiskRecord, Name, PointFilter, ReadSession as _, Repository, Result, parent_of,
-};
-use std::future::Future;
-
-/// What was backed up before, as far as it may be believed.
-pub trait Past: Sync {
-    /// True when some point that this owner made here was begun at this checkpoint: others may name any.
-    fn is_committed(&self, checkpoint: CheckpointId) -> impl Future<Output = Result<bool>> + Send;
-
-    /// A disk in the point that a backup would continue; none when there is none.
-    fn disk(&self, name: &Name) -> impl Future<Output = Result<Option<DiskRecord>>> + Send;
-}
+use super::parent_of;
+use crate::{BackupOptions, CheckpointId, DiskRecord, Name, Past, PointFilter, ReadSession as _, Repository, Result};
 
 /// What a repository knows of the machine that `options` name.
 #[derive(Debug, Clone, Copy)]

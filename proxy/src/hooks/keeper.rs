@@ -2,6 +2,7 @@
 //! one after is run when the backup says so, when its deadline is over, and when the pipe to the backup closes: also after
 //! SIGKILL, which nobody can listen for.
 
+use mover::Signals;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -11,7 +12,6 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 use tokio::time::timeout;
-use wire::service::Signals;
 
 /// What it is told first.
 #[derive(Debug, Serialize, Deserialize)]
@@ -135,7 +135,7 @@ pub async fn run_hook(asked: &Asked, phase: Phase, ok: bool, unheard: bool) -> R
             group.signal(Signal::TERM);
             let _ = timeout(TERM_TIMEOUT, child.wait()).await;
             Err(format!(
-                "it took longer than {} s and was ended; --hook-timeout allows more",
+                "it took longer than {} s and was ended; allow more with --hook-timeout or hook_timeout",
                 asked.limit.as_secs_f64()
             ))
         }

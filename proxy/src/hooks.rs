@@ -1,14 +1,14 @@
-//! The administrator's commands around the opening of the disks.
+//! The administrator's commands around the opening of a machine's disks.
 //!
 //! They are run by a process of their own, the keeper (`hooks/keeper.rs`): whatever becomes of this one, killed or stopped,
 //! the command after is run, and once.
 
-pub mod keeper;
+mod keeper;
 
-use crate::context::Context;
-use crate::text::seconds;
+pub use keeper::run_if_asked as keep_hooks;
+
 use keeper::{Asked, Heard, Phase, run_hook};
-use mover::{Error, ErrorKind, Name, Result};
+use mover::{Error, ErrorKind, Name, Result, Stop};
 use std::future::Future;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,38 +16,44 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-pub struct Hooks<'a> {
-    pub machine: &'a Name,
-    pub before: Option<&'a str>,
-    pub after: Option<&'a str>,
+/// Commands that are run on the host around the moment in which a machine's disks are opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Run before; when it fails, nothing is opened.
+    pub before: Option<String>,
+    /// Run after, in every case.
+    pub after: Option<String>,
     /// For each command, and for the disks to be opened in between.
     pub limit: Duration,
 }
 
 /// What came of the commands when the disks were opened.
-#[derive(Default)]
-pub struct Frozen {
+#[derive(Debug, Default)]
+pub(crate) struct Frozen {
     /// From the begin of the command before to the end of the one after; nothing without a command before.
     pub duration: Duration,
     pub warning: Option<String>,
 }
 
-impl Hooks<'_> {
-    /// Whether there are any.
-    pub fn are_some(&self) -> bool {
-        self.before.is_some() || self.after.is_some()
-    }
+impl Hooks {
+    /// For each command, where nothing else is said.
+    pub const LIMIT: Duration = Duration::from_secs(60);
 
     /// Runs the command before, `open`, and in every case the command after.
-    pub async fn around<T>(&self, context: &Context, open: impl Future<Output = Result<T>>) -> Result<(T, Frozen)> {
+    pub(crate) async fn around<T>(
+        &self,
+        machine: &Name,
+        stop: &Stop,
+        open: impl Future<Output = Result<T>>,
+    ) -> Result<(T, Frozen)> {
         let began = Instant::now();
-        let asked = self.asked();
+        let asked = self.asked(machine);
         let mut keeper = Keeper::start(&asked).await?;
-        let opened = match context.stop.race(keeper.frozen(self.limit)).await {
+        let opened = match stop.race(keeper.frozen(self.limit)).await {
             Ok(()) => timeout(self.limit, open).await.unwrap_or_else(|_| {
-                let limit = seconds(self.limit);
-                Err(Error::new(ErrorKind::Quiesce, format!("the disks were not open {limit} after pre-freeze"))
-                    .hint("the machine goes on; --hook-timeout waits longer"))
+                let limit = self.limit.as_secs_f64();
+                Err(Error::new(ErrorKind::Quiesce, format!("the disks were not open {limit:.1} s after pre-freeze"))
+                    .hint("the machine runs again; allow more with --hook-timeout, or hook_timeout in windlass-proxy.toml"))
             }),
             Err(error) => Err(error),
         };
@@ -65,17 +71,19 @@ impl Hooks<'_> {
             )),
             Ok(opened) => Ok((opened, frozen)),
             Err(error) => {
-                frozen.warning.iter().for_each(|warning| context.out.warn(warning));
+                if let Some(warning) = frozen.warning {
+                    tracing::error!(%machine, "{warning}");
+                }
                 Err(error)
             }
         }
     }
 
-    fn asked(&self) -> Asked {
+    fn asked(&self, machine: &Name) -> Asked {
         Asked {
-            machine: self.machine.to_string(),
-            before: self.before.map(str::to_owned),
-            after: self.after.map(str::to_owned),
+            machine: machine.to_string(),
+            before: self.before.clone(),
+            after: self.after.clone(),
             limit: self.limit,
         }
     }
