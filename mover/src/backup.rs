@@ -205,8 +205,7 @@ pub async fn parent_of<R: Repository>(repository: &R, options: &BackupOptions) -
 fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> {
     let (suspect, why) = suspect_times(&[before, point], point.commit_time).into_iter().next()?;
     Some(format!(
-        "the time of point {} cannot be right: {why}; look at the clocks, then put it right with `windlass annotate {} --time \
-         TIME`",
+        "the time of point {} cannot be right: {why}; check the clocks, then correct it with `windlass annotate {} --time TIME`",
         suspect.id, suspect.id
     ))
 }
@@ -264,7 +263,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
             check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
             if let Some(lie) = &changed.lie {
-                warnings.push(format!("disk {}: its change tracking is not believed: {lie}", description.name));
+                warnings
+                    .push(format!("disk {}: its change tracking is wrong and is not used: {lie}", description.name));
             }
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let begun = audit::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
@@ -356,7 +356,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             Ok(manifest) => Ok(Some(manifest)),
             Err(error) if self.may_read_all(&error) => {
                 tracing::warn!(%error, "the parent cannot be read; everything is read instead");
-                warnings.push(format!("everything was read, because the parent cannot be: {error}"));
+                warnings.push(format!("everything was read, because the parent cannot be read: {error}"));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -392,7 +392,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                     let Some(point) = there.into_iter().find(|point| point.id == manifest.point) else {
                         return Err(error);
                     };
-                    warnings.push(format!("the point is committed, but its commit seemed to fail: {error}"));
+                    warnings.push(format!("the point is committed, although the commit reported an error: {error}"));
                     return Ok(point);
                 }
             }

@@ -177,8 +177,9 @@ impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
                 None => self.list(*id),
                 Some(have) => {
                     if let Some(what) = demand.misfit(id, *have) {
-                        return Err(Error::integrity(format!("offset {offset}: {what}"))
-                            .hint("the map is wrong, and putting chunks does not mend it: back the machine up anew"));
+                        return Err(Error::integrity(format!("offset {offset}: {what}")).hint(
+                            "the map is wrong, and storing chunks again does not repair it: back up the machine again",
+                        ));
                     }
                 }
             }

@@ -75,7 +75,7 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
-        found.ok_or_else(|| Error::usage(format!("{text:?} is no role")).hint("node, proxy or admin"))
+        found.ok_or_else(|| Error::usage(format!("{text:?} is not a role")).hint("use node, proxy or admin"))
     }
 }
 
@@ -121,8 +121,8 @@ impl Holder {
     /// `Usage`.
     pub fn check(&self) -> Result<()> {
         if self.owner.is_some() && self.role != Role::Proxy {
-            return Err(Error::usage(format!("{self} can have no owner"))
-                .hint("proxies alone have one: what administrators make is the site's own"));
+            return Err(Error::usage(format!("{self} cannot have an owner"))
+                .hint("only proxies have owners: what administrators make belongs to the site"));
         }
         Ok(())
     }
@@ -132,19 +132,20 @@ impl Holder {
     /// # Errors
     /// `NotAuthorised` when it is none of a site's.
     pub fn of(certificate: &CertificateDer<'_>) -> Result<Self> {
-        let none = |what: &str| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no site: {what}"));
+        let none =
+            |what: &str| Error::new(ErrorKind::NotAuthorised, format!("not a certificate of a Windlass site: {what}"));
         let parsed = EndEntityCert::try_from(certificate).map_err(|error| none(&error.to_string()))?;
         let mut holders = parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix(URI_SCHEME));
         let (holder, more) = (holders.next(), holders.next());
-        let (Some(holder), None) = (holder, more) else { return Err(none("it has no role, or several")) };
+        let (Some(holder), None) = (holder, more) else { return Err(none("it must have exactly one role")) };
         let (role, name) = holder.split_once('/').ok_or_else(|| none("it has no role"))?;
         let (name, owner) = match name.split_once(URI_OWNER) {
-            Some((name, owner)) => (name, Some(owner.parse().map_err(|_| none("its owner is none"))?)),
+            Some((name, owner)) => (name, Some(owner.parse().map_err(|_| none("its owner is not a valid name"))?)),
             None => (name, None),
         };
         let holder = Self {
-            role: role.parse().map_err(|_| none("its role is not known"))?,
-            name: name.parse().map_err(|_| none("its name is none"))?,
+            role: role.parse().map_err(|_| none("its role is unknown"))?,
+            name: name.parse().map_err(|_| none("its name is not valid"))?,
             owner,
         };
         holder.check().map_err(|error| none(&error.message()))?;
@@ -170,7 +171,7 @@ impl Trust {
     /// `Usage` when it is no certificate.
     pub fn from_pem(pem: &str) -> Result<Self> {
         let authority = CertificateDer::from_pem_slice(pem.as_bytes());
-        Ok(Self { authority: authority.map_err(|error| Error::usage("no certificate").because(error))? })
+        Ok(Self { authority: authority.map_err(|error| Error::usage("not a certificate").because(error))? })
     }
 
     /// The authority's certificate.
@@ -188,7 +189,8 @@ impl Trust {
     /// # Errors
     /// `NotAuthorised`.
     pub fn verify(&self, certificate: &CertificateDer<'_>, world: &World) -> Result<()> {
-        let refused = |error: String| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no use: {error}"));
+        let refused =
+            |error: String| Error::new(ErrorKind::NotAuthorised, format!("the certificate cannot be used: {error}"));
         let now = Duration::from_nanos(u64::try_from(world.now().0).unwrap_or_default());
         let roots = self.roots().map_err(|error| refused(error.to_string()))?;
         let parsed = EndEntityCert::try_from(certificate).map_err(|error| refused(error.to_string()))?;
@@ -232,13 +234,13 @@ impl Identity {
     /// # Errors
     /// `Usage` when they are no certificate and its key.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self> {
-        let wrong = |error| Error::usage("no certificate with its key").because(error);
+        let wrong = |error| Error::usage("not a certificate with its key").because(error);
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(wrong)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(wrong)?;
         let (holder, facts) = (Holder::of(&certificate)?, Facts::of(&certificate)?);
         let lasting = blake3::derive_key("windlass 2026-11 lasting key of a node", key.secret_der());
         let certified = CertifiedKey::from_der(vec![certificate], key, &provider())
-            .map_err(|error| Error::usage("no certificate with its key").because(error))?;
+            .map_err(|error| Error::usage("not a certificate with its key").because(error))?;
         Ok(Self { certified: Arc::new(certified), holder, facts, lasting })
     }
 
@@ -321,7 +323,7 @@ impl Authority {
     /// # Errors
     /// `Usage` when they are no certificate and key.
     pub fn from_pem(site: &Name, certificate: &str, key: &str) -> Result<Self> {
-        let wrong = |error| Error::usage("no key of an authority").because(error);
+        let wrong = |error| Error::usage("not the key of a certificate authority").because(error);
         Trust::from_pem(certificate)?;
         let issuer = Issuer::new(authority_of(site), KeyPair::from_pem(key).map_err(wrong)?);
         Ok(Self { certificate_pem: certificate.to_owned(), issuer })
@@ -369,7 +371,7 @@ impl Authority {
     ) -> Result<String> {
         holder.check()?;
         let mut params = CertificateParams::new(hosts.to_vec())
-            .map_err(|error| Error::usage("a host that is no name or address").because(error))?;
+            .map_err(|error| Error::usage("a host is not a name or address").because(error))?;
         let uri = holder.uri().try_into().map_err(failed)?;
         params.subject_alt_names.push(SanType::URI(uri));
         params.distinguished_name.push(DnType::CommonName, holder.to_string());
@@ -395,7 +397,7 @@ fn authority_of(site: &Name) -> CertificateParams {
 /// From a little before now, for clocks that are not quite right.
 fn valid(params: &mut CertificateParams, world: &World, life: Duration) -> Result<()> {
     let now = OffsetDateTime::from_unix_timestamp_nanos(world.now().0.into());
-    let now = now.map_err(|error| Error::internal("the clock is wrong").because(error))?;
+    let now = now.map_err(|error| Error::internal("the clock shows a time that cannot be used").because(error))?;
     params.not_before = now - CLOCK_SKEW.min(life / 10);
     params.not_after = now + life;
     Ok(())

@@ -27,7 +27,7 @@ pub fn suspect_times<'a>(points: &[&'a RecoveryPoint], now: Timestamp) -> Vec<(&
     let mut found: Vec<(usize, String)> = Vec::new();
     let mut come: Vec<usize> = Vec::new();
     for (at, point) in points.iter().enumerate() {
-        if future(point) { found.push((at, "its time has not come".into())) } else { come.push(at) }
+        if future(point) { found.push((at, "its time is in the future".into())) } else { come.push(at) }
     }
     let kept = longest_row(&come, |at| points[at].time());
     for at in come.iter().copied().filter(|at| kept.binary_search(at).is_err()) {
@@ -35,10 +35,10 @@ pub fn suspect_times<'a>(points: &[&'a RecoveryPoint], now: Timestamp) -> Vec<(&
         let after = kept.iter().find(|other| **other > at).map(|other| points[*other]);
         let why = match (before, after) {
             (Some(before), _) if ahead(before.time(), points[at].time()) => {
-                format!("it was made after point {}, and its time is earlier", before.id)
+                format!("it was made after point {}, but its time is earlier", before.id)
             }
             (_, Some(after)) if ahead(points[at].time(), after.time()) => {
-                format!("it was made before point {}, and its time is later", after.id)
+                format!("it was made before point {}, but its time is later", after.id)
             }
             // Clocks that differ by less than a minute are put right all the time.
             _ => continue,

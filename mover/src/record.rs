@@ -27,7 +27,7 @@ pub enum RecordError {
         field: &'static str,
     },
     /// A field has a value it may not have.
-    #[error("{field} has the bad value {value}")]
+    #[error("{field} has the invalid value {value}")]
     Value {
         /// Which.
         field: &'static str,
@@ -41,7 +41,7 @@ pub enum RecordError {
         field: &'static str,
     },
     /// The items of a set stand in another order than theirs, or one stands twice.
-    #[error("{field} do not ascend")]
+    #[error("{field} are not in ascending order")]
     Order {
         /// Which.
         field: &'static str,
@@ -71,7 +71,7 @@ pub enum RecordError {
 impl From<RecordError> for Error {
     fn from(error: RecordError) -> Self {
         match error {
-            RecordError::Newer { .. } => Self::version(error.to_string()).hint("use a newer windlass"),
+            RecordError::Newer { .. } => Self::version(error.to_string()).hint("use a newer version of Windlass"),
             _ => Self::integrity(error.to_string()),
         }
     }

@@ -175,7 +175,7 @@ pub enum ChunkError {
         what: String,
     },
     /// Its checksum is right and its content is not what the id says.
-    #[error("chunk {chunk} is not what it should be: {what}")]
+    #[error("chunk {chunk} has the wrong content: {what}")]
     Wrong {
         /// Which.
         chunk: ChunkId,
@@ -207,8 +207,8 @@ impl From<ChunkError> for Error {
             ChunkError::Unreadable { kind, .. } => Self::new(kind, error.to_string()),
             ChunkError::Missing { .. } | ChunkError::Damaged { .. } | ChunkError::Wrong { .. } => {
                 Self::integrity(error.to_string()).hint(
-                    "name another copy with --also-from where there is one; `windlass verify` tells what else is \
-                     damaged, and the next backup stores again what the machine still has",
+                    "if there is another copy, give it with --also-from; `windlass verify` shows what else is damaged, \
+                     and the next backup stores again what the machine still has",
                 )
             }
         }

@@ -112,7 +112,7 @@ impl Demand {
             Self::Page(_) => have.kind == ChunkKind::Page,
             Self::Chunk(wanted) => have == wanted,
         };
-        (!fits).then(|| format!("chunk {chunk} is {have}, where {self} belongs: nothing could be restored from it"))
+        (!fits).then(|| format!("chunk {chunk} is {have}, but {self} is needed there, so a restore would fail"))
     }
 }
 

@@ -559,7 +559,7 @@ fn a_cut_identity_says_what_is_wrong() {
         fs::write(folder.join("identity.pem"), &whole[..length]).unwrap();
         let error = Credentials::load(&folder).unwrap_err();
         let (told, remedy) = (error.to_string(), error.remedy().unwrap_or_default());
-        assert!(told.contains("identity.pem") && told.contains("no certificate with its key"), "{length}: {told}");
+        assert!(told.contains("identity.pem") && told.contains("not a certificate with its key"), "{length}: {told}");
         assert!(remedy.contains("join again"), "{length}: {remedy}");
     }
 }

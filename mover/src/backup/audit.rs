@@ -71,7 +71,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             }
             Found::Changed(bytes, offset) => (bytes, offset),
         };
-        let lie = format!("the audit found offset {offset} changed, which the bitmap calls unchanged");
+        let lie = format!("the audit found a change at offset {offset}, which the bitmap calls unchanged");
         if self.job.options.wish == TrackingWish::Bitmap {
             return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
         }
@@ -89,7 +89,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let name = &self.description.name;
         tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
         warnings.push(format!(
-            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
+            "disk {name}: {lie}; this point is right, but earlier points made by bitmap may lack that change"
         ));
     }
 

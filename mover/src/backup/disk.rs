@@ -54,7 +54,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
                 let name = &self.description.name;
                 tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
-                warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
+                warnings.push(format!(
+                    "disk {name}: everything was read, because the parent's map cannot be read: {error}"
+                ));
                 let reason = "the parent's map is damaged".into();
                 let (root, tracking) =
                     self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }, warnings).await?;
@@ -194,7 +196,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             if let Some(block) = bad {
                 let at = block.offset;
                 return Ok(Some(format!(
-                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and did not"
+                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and had data in the parent"
                 )));
             }
         }
@@ -208,7 +210,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         if bytes.len() as u64 == extent.length {
             return Ok(bytes);
         }
-        Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)))
+        Err(Error::source(format!("read only {} of {} bytes at offset {}", bytes.len(), extent.length, extent.offset)))
     }
 
     /// Blocks whose chunk in the parent is suspect.
@@ -250,8 +252,10 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
                 cut = self.read_and_cut(extent, pacer).await?;
                 if !cut.changed.iter().map(|(id, _)| id).eq(&ids) {
                     let at = extent.offset;
-                    return Err(Error::source(format!("other bytes at {at} when they were read again"))
-                        .hint("the snapshot does not hold still: look at what takes it, and back up again"));
+                    return Err(Error::source(format!(
+                        "the bytes at offset {at} were different when they were read again"
+                    ))
+                    .hint("the disk changed while it was read: check how its snapshot is made, and back up again"));
                 }
             }
             self.put_missing(cut.changed, present).await?;

@@ -107,7 +107,7 @@ fn add(runs: &mut Vec<ChangedRun>, run: ChangedRun) -> Result<()> {
 }
 
 fn too_much(what: String) -> Error {
-    Error::usage(what).hint("compare points that lie closer together")
+    Error::usage(what).hint("compare points that are closer together")
 }
 
 /// Runs told of one disk: 96 MiB.

@@ -2,7 +2,7 @@
 
 use crate::cli::Annotate;
 use crate::open::{self, Access, Opened};
-use crate::text::count;
+use crate::text::counted;
 use crate::windlass::{Context, Exit};
 use jiff::tz::TimeZone;
 use mover::labels::{TAGGED, TIME_KEY, UNTAGGED, tag_key, time_value};
@@ -28,8 +28,8 @@ impl FromStr for SetTime {
             return Ok(Self::Original);
         }
         let bad = || {
-            Error::usage(format!("{text:?} is no time"))
-                .hint("write it as `windlass points` shows times, 2026-01-02 03:04:05 +01:00, or original")
+            Error::usage(format!("{text:?} is not a time"))
+                .hint("write a time as `windlass points` shows it, for example 2026-01-02 03:04:05 +01:00, or original")
         };
         Moment::parse(text, &TimeZone::system()).map(|typed| Self::At(typed.first)).ok_or_else(bad)
     }
@@ -48,7 +48,7 @@ pub async fn run(context: &Context, arguments: &Annotate) -> Result<Exit> {
     let points = made?;
     closed?;
     context.out.document(&Annotated { points: points.iter().map(PointId::to_string).collect() });
-    context.out.done(&format!("{} points changed", count(points.len() as u64)));
+    context.out.done(&format!("{} changed", counted(points.len() as u64, "point")));
     Ok(Exit::Done)
 }
 

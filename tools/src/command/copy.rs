@@ -4,7 +4,7 @@ use crate::address::At;
 use crate::cli::Copy;
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
-use crate::text::{count, milliseconds, seconds, short, size};
+use crate::text::{count, counted, milliseconds, seconds, short, size};
 use crate::windlass::{Context, Exit};
 use mover::wire::{Remote, message as wire};
 use mover::{
@@ -36,8 +36,8 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(from), Ok(to)) if from.config().id == to.config().id => {
             let closed = open::close(to).await;
             let same = Error::usage("both addresses are the same repository").hint(
-                "name another one; a directory that was copied file by file is the same one too: make a copy with \
-                 `windlass init --like`",
+                "choose another target; a directory that was copied file by file is the same repository too: create the \
+                 target with `windlass init --like`",
             );
             (Err(same), open::close(from).await.and(closed))
         }
@@ -72,12 +72,12 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     };
     context.out.summary(&summary, || {
         context.out.line(&format!(
-            "copied {} points ({} were there already, {} failed): {} in {} chunks, {}",
-            count(sum.points),
+            "copied {} ({} already there, {} failed): {} in {}, {}",
+            counted(sum.points, "point"),
             count(there),
             count(failed),
             size(sum.bytes_moved),
-            count(sum.chunks_moved),
+            counted(sum.chunks_moved, "chunk"),
             seconds(began.elapsed()),
         ));
     });
@@ -181,9 +181,9 @@ async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened)
         let left = (before - chosen.len()) as u64;
         if left > 0 {
             context.out.note(&format!(
-                "{} points are left out, because the target has forgotten them, or newer ones of their machines for good: name \
-                 those that are wanted all the same",
-                count(left)
+                "left out {}: forgotten in the target, or not newer than what a sweep made final there; to copy a point all \
+                 the same, name it",
+                counted(left, "point")
             ));
         }
     }
