@@ -41,7 +41,8 @@ impl FromStr for NodeAddress {
     fn from_str(text: &str) -> Result<Self> {
         match Self::parse(text) {
             Some((node, None)) => Ok(node),
-            _ => Err(Error::usage(format!("{text:?} names no node")).hint("write quic://host or quic://host:port")),
+            _ => Err(Error::usage(format!("{text:?} is not the address of a node"))
+                .hint("write quic://host or quic://host:port")),
         }
     }
 }

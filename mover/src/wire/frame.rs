@@ -29,7 +29,7 @@ pub enum FrameError {
     #[error("the connection was lost: {0}")]
     Lost(String),
     /// It does not come, or too slowly.
-    #[error("it does not come, or too slowly")]
+    #[error("it did not arrive, or it arrived too slowly")]
     Slow,
     /// The peer does not speak this protocol.
     #[error("{0}")]
@@ -184,7 +184,7 @@ impl Header {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let bad = |what: String| Error::transport(format!("the peer does not speak this protocol: {what}"));
         if bytes[..4] != MAGIC {
-            return Err(bad("no message begins so".into()));
+            return Err(bad("it does not begin like a message".into()));
         }
         let (code, flags) = (u16_at(4), u16_at(6));
         let limits = M::limits(code).ok_or_else(|| bad(format!("unknown message {code:#06x}")))?;

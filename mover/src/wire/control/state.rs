@@ -86,7 +86,7 @@ impl State {
     pub fn attend(&mut self, proxy: &Name, attend: &Attend, now: Instant) -> Result<u64> {
         if !self.proxies.contains_key(proxy) && self.proxies.len() >= PROXIES_MAX {
             // Tried again, unlike a name that somebody else has.
-            return Err(Error::transport(format!("{PROXIES_MAX} proxies attend this node already")));
+            return Err(Error::transport(format!("this node already has {PROXIES_MAX} proxies, which is the limit")));
         }
         self.last += 1;
         let (turn, instance) = (self.last, attend.instance);
@@ -107,8 +107,8 @@ impl State {
             }
         }
         for id in lost {
-            let error = Error::transport(format!("proxy {proxy} was started again in the middle of the job"));
-            self.end(id, failed(&error.hint("run the backup again: nothing that was stored is sent twice")), now);
+            let error = Error::transport(format!("proxy {proxy} was started again during the job"));
+            self.end(id, failed(&error.hint("run the backup again: what was stored already is not sent again")), now);
         }
         for id in &attend.jobs {
             // One of before this node was started.
@@ -164,7 +164,7 @@ impl State {
             if entry.proxy == run.proxy {
                 return Ok(());
             }
-            return Err(Error::usage(format!("job {} is one of proxy {}", run.job.id, entry.proxy)));
+            return Err(Error::usage(format!("job {} belongs to proxy {}", run.job.id, entry.proxy)));
         }
         if self.gone_at(&run.proxy).is_some_and(|at| at <= now) {
             return Err(self.unknown(&run.proxy));
@@ -268,16 +268,18 @@ impl State {
     fn unknown(&self, proxy: &Name) -> Error {
         let there: Vec<&str> =
             self.proxies.iter().filter(|(_, it)| it.away.is_none()).map(|(name, _)| name.as_str()).collect();
-        let there = if there.is_empty() { "none does".to_owned() } else { format!("{} do", there.join(", ")) };
-        let what = format!("no proxy {proxy} attends this node; {there}");
-        Error::not_found(what).hint("start windlass-proxy there, with this node in its configuration")
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        let what = format!("proxy {proxy} does not attend this node (attending: {there})");
+        Error::not_found(what).hint("start windlass-proxy on that host, with this node in its configuration")
     }
 
     fn room(&self, proxy: &Name) -> Result<()> {
         let open = self.jobs.values().filter(|entry| !matches!(entry.stage, Stage::Over(..)));
         if open.filter(|entry| entry.proxy == *proxy).count() >= JOBS_MAX || self.jobs.len() >= JOBS_ALL_MAX {
-            return Err(Error::busy(format!("proxy {proxy} has {JOBS_MAX} jobs, or this node {JOBS_ALL_MAX}"))
-                .hint("wait until some have ended, or say --wait"));
+            return Err(Error::busy(format!(
+                "too many jobs: proxy {proxy} has {JOBS_MAX}, or this node has {JOBS_ALL_MAX}"
+            ))
+            .hint("wait until some have ended, or use --wait"));
         }
         Ok(())
     }
@@ -306,8 +308,9 @@ impl State {
             Stage::Over(..) => return,
             Stage::Waiting => self.unknown(&entry.proxy),
             Stage::Given(_) => {
-                let what = format!("proxy {} is gone since more than {} s", entry.proxy, ABSENCE_MAX.as_secs());
-                Error::transport(what).hint("see whether it runs; if it does, the job may have ended well all the same")
+                let what =
+                    format!("proxy {} has not been connected for more than {} s", entry.proxy, ABSENCE_MAX.as_secs());
+                Error::transport(what).hint("check whether windlass-proxy runs there; `windlass points` shows whether the job made its point all the same")
             }
         };
         self.end(id, failed(&error), now);
