@@ -135,11 +135,11 @@ impl Directory {
         if others(&self.root)
             && let Err(error) = std::fs::set_permissions(&self.root, private)
         {
-            tracing::warn!(path = %self.root.display(), %error, "others may read the repository, and its file system does not let that be changed");
+            tracing::warn!(path = %self.root.display(), %error, "others can read the repository, and its file system does not allow to change that");
         } else if others(&self.root) {
             tracing::warn!(
                 path = %self.root.display(),
-                "others may read the repository: its file system has no rights of its own; mount it with umask=077"
+                "others can read the repository: its file system has no permissions; mount it with umask=077"
             );
         }
         Ok(())
@@ -151,9 +151,11 @@ impl Directory {
         let (root, config) = (mode(&self.root), mode(&self.root.join(CONFIG)));
         let path = self.root.display();
         if root & 0o022 != 0 {
-            tracing::warn!("others may write in {path}, and so change or delete every backup: `chmod -R go-w {path}`");
+            tracing::warn!(
+                "others can write to {path}, and so change or delete every backup: run `chmod -R go-w {path}`"
+            );
         } else if root & 0o001 != 0 && config & 0o004 != 0 {
-            tracing::warn!("everybody may read {path}, and so restore every disk: `chmod -R go= {path}`");
+            tracing::warn!("everybody can read {path}, and so restore every disk: run `chmod -R go= {path}`");
         }
     }
 
@@ -172,7 +174,7 @@ impl Directory {
                 let entry = entry.map_err(|error| storage("cannot list", &path, error))?;
                 if entry.file_type().is_ok_and(|it| it.is_symlink()) {
                     return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display())).hint(
-                        "a repository has none: bring the real folder or file to its place, and look who put it there",
+                        "a repository has no symbolic links: put the real folder or file in its place, and find out who made the link",
                     ));
                 }
             }
@@ -308,7 +310,7 @@ impl Directory {
                 hasher.update(&object.read(&*self.io, at, HASHED_BYTES.min(body - at))?);
             }
             if object.read(&*self.io, body, HASH_BYTES)? != hasher.finalize().as_bytes() {
-                return Err(Error::integrity(format!("{} does not fit its hash", object.path.display())));
+                return Err(Error::integrity(format!("{} does not match its hash", object.path.display())));
             }
         }
         object.read(&*self.io, 0, object.length).map(Some)
@@ -324,7 +326,10 @@ impl Directory {
         };
         let length = self.io.length(&file).map_err(fail)?;
         if length > bytes_max {
-            return Err(Error::integrity(format!("{} has {length} bytes, more than can be", path.display())));
+            return Err(Error::integrity(format!(
+                "{} has {length} bytes, more than the format allows",
+                path.display()
+            )));
         }
         Ok(Some(Object { path, file, length }))
     }

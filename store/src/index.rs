@@ -132,7 +132,7 @@ impl Index {
                 };
                 let why =
                     unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
-                tracing::warn!(why, "the index cannot be used and is built again");
+                tracing::warn!(why, "the index cannot be used and is rebuilt");
                 Self::remove(folder)?;
                 match DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder) {
                     Ok(database) => Ok(Self { applied, ..fresh(Some(database)) }),
@@ -146,7 +146,7 @@ impl Index {
     fn makeshift(folder: &Path, repository: RepositoryId, why: &Error) -> Result<Self> {
         tracing::warn!(
             error = %why,
-            "the index cannot be opened for writing now, and stays as it is: what it does not tell is read from the packs"
+            "the index cannot be opened for writing now, and stays as it is; what it lacks is read from the packs"
         );
         let guest = Self::open(folder, IndexAccess::Guest, repository)?;
         Ok(Self { is_makeshift: true, ..guest })
@@ -523,7 +523,7 @@ pub(crate) fn only_files(folder: &Path) -> Result<()> {
     // One that is not there, or cannot be looked at, RocksDB tells about.
     let Ok(mut entries) = std::fs::read_dir(folder) else { return Ok(()) };
     let strange = entries.find_map(|it| it.ok().filter(|it| it.file_type().is_ok_and(|it| !it.is_file())));
-    strange.map_or(Ok(()), |it| Err(Error::store_io(format!("{} is no file", it.path().display()))))
+    strange.map_or(Ok(()), |it| Err(Error::store_io(format!("{} is not a file", it.path().display()))))
 }
 
 const FAILED: &str = "the index failed";

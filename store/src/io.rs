@@ -258,7 +258,7 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-const NO_FILE: &str = "it is no regular file";
+const NO_FILE: &str = "it is not a regular file";
 /// Who reads a repository's configuration can read every disk.
 const FILE_MODE: u32 = 0o600;
 /// Of folders.

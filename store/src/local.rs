@@ -419,7 +419,7 @@ impl Local {
                 Ok(()) => Ok(true),
                 // Full, failing, read-only, or written by a newer program: what is there can be read all the same.
                 Err(error) if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull | ErrorKind::Version) => {
-                    tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
+                    tracing::warn!(%error, "the repository cannot be written: reading without a session, which would keep the points from a sweep");
                     unpinned(&inner.state())
                 }
                 Err(error) => Err(error),

@@ -536,7 +536,7 @@ fn unusable() -> Error {
 }
 
 const FAILED: &str = "the counts of references failed";
-const AGAIN: &str = "sweep again; they are made again where they cannot be read";
+const AGAIN: &str = "sweep again; they are rebuilt if they cannot be read";
 
 const VERSION: u16 = 2;
 const TAG: &[u8] = b"t";

@@ -108,7 +108,7 @@ impl Inner {
         }
         self.reserve_given_up.store(true, SeqCst);
         if self.directory.remove_reserve() {
-            tracing::info!("the storage is full: the room that was kept for this is used");
+            tracing::info!("the storage is full: the reserve is used now");
         }
     }
 

@@ -135,7 +135,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
         if !CERTIFICATE_SECONDS.contains(&config.certificate_seconds) {
             let (least, most) = (CERTIFICATE_SECONDS.start(), CERTIFICATE_SECONDS.end());
-            return Err(Error::usage(format!("certificate_seconds is {least} to {most}")));
+            return Err(Error::usage(format!("certificate_seconds must be {least} to {most}")));
         }
         if let Some(name) = twice(config.repository.iter().map(|it| &it.name)) {
             return Err(Error::usage(format!("two repositories are called {name}")));
@@ -203,7 +203,7 @@ mod tests {
             ),
             (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
             (good.replace("identity", "identify"), "identify"),
-            (format!("{good}certificate_seconds = 9\n"), "certificate_seconds is 10 to 31536000"),
+            (format!("{good}certificate_seconds = 9\n"), "certificate_seconds must be 10 to 31536000"),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.to_string().contains(told), "{text}\n{error}");

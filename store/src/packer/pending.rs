@@ -181,10 +181,10 @@ impl Pending {
         let hint = match kind {
             ErrorKind::Fenced => "run the job again; nothing that was committed is affected",
             ErrorKind::StoreFull => {
-                "free space on its storage, restart the node that serves it if there is one, and run the job again; nothing \
-                 that was committed is affected"
+                "free space on its storage, restart windlass-store if it serves the repository, and run the job again; \
+                 nothing that was committed is affected"
             }
-            _ => "when the storage is sound again, run the job again; nothing that was committed is affected",
+            _ => "repair the storage, then run the job again; nothing that was committed is affected",
         };
         Err(Error::new(*kind, format!("the repository stopped writing: {message}")).hint(hint))
     }

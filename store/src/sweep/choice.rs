@@ -262,7 +262,7 @@ impl Inner {
         if whole(&entries) {
             return Ok(entries);
         }
-        Err(Error::integrity(format!("of {} records only {} are known", pack.chunks, entries.len())))
+        Err(Error::integrity(format!("only {} of {} records are known", entries.len(), pack.chunks)))
     }
 
     /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`

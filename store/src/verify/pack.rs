@@ -210,7 +210,7 @@ impl Scan {
         let blob_at = at + RECORD_HEADER_BYTES;
         let (have, id) = read_record_header(&window[at..blob_at], &self.nonce).map_err(|error| error.to_string())?;
         if id != entry.id || self.whole && usize::try_from(have) != Ok(ordinal) {
-            return Err("the record in its place is another one".into());
+            return Err("another record is in its place".into());
         }
         let blob = window.slice(blob_at..end);
         if self.look == Look::Hash && blob_hash(&blob) != entry.blob_hash {

@@ -6,7 +6,7 @@ use std::fmt;
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriterTerm => f.write_str("a term of the writer begins"),
+            Self::WriterTerm => f.write_str("the writer begins a new term"),
             Self::SessionOpened(it) if it.writes => write!(f, "session {} begins, for point {}", it.session, it.point),
             Self::SessionOpened(it) => write!(f, "session {} begins, reading {}", it.session, Few(&it.pins)),
             Self::SessionClosed(id) => write!(f, "session {id} ends"),
