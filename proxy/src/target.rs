@@ -57,7 +57,7 @@ impl DiskTarget {
         }?;
         if opened.size() < size {
             let have = opened.size();
-            return Err(Error::usage(format!("{address} holds {have} bytes and the disk has {size}")).hint(
+            return Err(Error::usage(format!("{address} has {have} bytes, and the disk has {size}")).hint(
                 match existing {
                     Existing::Keep => "make it larger (`qemu-img resize`), or restore to a new target without --delta",
                     Existing::Refuse | Existing::Replace => "restore to a target that is at least as large",

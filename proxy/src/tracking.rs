@@ -99,7 +99,7 @@ async fn image(source: &SourceAddress, image_roots: &[PathBuf]) -> Result<(PathB
     let (path, format) = match source {
         SourceAddress::File { path, format, .. } => (path.clone(), *format),
         SourceAddress::Nbd(uri) => {
-            return Err(Error::usage(format!("{uri} is no qcow2 image")).hint("name the image file"));
+            return Err(Error::usage(format!("{uri} is not a qcow2 image")).hint("give the image file"));
         }
     };
     let roots = image_roots.to_owned();
@@ -111,7 +111,7 @@ async fn image(source: &SourceAddress, image_roots: &[PathBuf]) -> Result<(PathB
         match image.format {
             ImageFormat::Qcow2 => Ok((image.path.clone(), Chain::walk(&image, &roots)?.top_graph()?)),
             ImageFormat::Raw => {
-                Err(Error::usage(format!("{} is no qcow2 image: nothing is tracked in it", image.path.display())))
+                Err(Error::usage(format!("{} is not a qcow2 image: it has no bitmaps", image.path.display())))
             }
         }
     })

@@ -70,7 +70,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
         let wrong = |what: String| Err(Error::usage(what));
         if config.nodes.is_empty() {
-            return wrong("`nodes` names none".into());
+            return wrong("`nodes` is empty".into());
         }
         if let Some(node) = twice(config.nodes.iter().map(ToString::to_string)) {
             return wrong(format!("node {node} is named twice"));
@@ -124,7 +124,7 @@ mod tests {
             (format!("{GOOD}jobs = 0\n"), "line 3, column 8"),
             (format!("{GOOD}{}", WEB.replace("web.qcow2", "http://x")), "line 7, column 10"),
             (format!("{GOOD}{}", WEB.replace("\"web\"", "\"../web\"")), "line 4, column 8"),
-            (GOOD.replace("\"quic://store1\"", ""), "`nodes` names none"),
+            (GOOD.replace("\"quic://store1\"", ""), "`nodes` is empty"),
             (GOOD.replace("\"quic://store1\"", "\"quic://a\", \"quic://a:7440\""), "named twice"),
             (format!("{GOOD}{WEB}{WEB}"), "two machines are called web"),
             (format!("{GOOD}{WEB}{disk}"), "two disks of machine web are called a"),

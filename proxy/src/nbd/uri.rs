@@ -63,9 +63,9 @@ impl FromStr for NbdUri {
         match scheme {
             "nbd" | "nbd+unix" => {}
             "nbds" | "nbds+unix" => {
-                return Err(Error::usage(format!("{scheme}:// is NBD over TLS, which this version cannot speak"))
+                return Err(Error::usage(format!("{scheme}:// is NBD over TLS, which is not supported"))
                     .hint(
-                        "serve the disk on a unix socket or through an SSH or WireGuard tunnel and name it with nbd",
+                        "serve the disk on a unix socket or through an SSH or WireGuard tunnel, and use nbd:// or nbd+unix://",
                     ));
             }
             _ => return Err(wrong("unknown scheme")),

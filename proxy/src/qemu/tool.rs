@@ -72,7 +72,7 @@ impl ToolError {
         let error = match &self {
             Self::Missing { .. } => Error::new(kind, self.to_string()).hint("install the package qemu-utils"),
             Self::Late { .. } => {
-                Error::new(kind, self.to_string()).hint("see whether the storage that the image is on still answers")
+                Error::new(kind, self.to_string()).hint("check whether the storage of the image still answers")
             }
             Self::Failed { words, .. } if words.contains("No space left") && kind == ErrorKind::Target => {
                 Error::new(ErrorKind::TargetFull, self.to_string())
@@ -86,7 +86,7 @@ impl ToolError {
 /// The image is in use by a machine that runs.
 pub fn busy(path: &Path) -> Error {
     Error::busy(format!("{} is in use by another process, probably a running machine", path.display()))
-        .hint("back a running machine up through its monitor: qmp+unix:///PATH; or shut it down")
+        .hint("shut the machine down, or back up a snapshot of the disk")
 }
 
 /// How long a tool may take, and what becomes of it when we go away.

@@ -64,7 +64,8 @@ impl NbdExport {
         if let Some(error) = &extents.failed {
             return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}").into());
         }
-        let name: TrackingName = bitmap.parse().map_err(|_| format!("the name of bitmap {bitmap} proves nothing"))?;
+        let name: TrackingName =
+            bitmap.parse().map_err(|_| format!("bitmap {bitmap} does not have a name that Windlass gives"))?;
         let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
         if parent.tracking.checkpoint != Some(name.checkpoint) {
             return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint").into());
@@ -112,14 +113,13 @@ pub(crate) fn nbd_error(error: NbdError, side: ErrorKind) -> Error {
         }
         NbdError::Request { .. } | NbdError::Unsuitable { .. } => Error::new(side, text),
         NbdError::Refused { refusal: Refusal::TlsRequired, .. } => {
-            Error::usage(text).hint("this version speaks no TLS; use a unix socket or a tunnel")
+            Error::usage(text).hint("NBD over TLS is not supported; use a unix socket or a tunnel")
         }
         NbdError::Refused { refusal: Refusal::UnknownExport, .. } => {
             Error::usage(text).hint("`nbdinfo --list URI` shows what the server exports")
         }
-        NbdError::Silent { .. } => {
-            Error::transport(text).hint("see whether it is alive; ?timeout=SECONDS behind its address waits longer")
-        }
+        NbdError::Silent { .. } => Error::transport(text)
+            .hint("check whether the server still runs; ?timeout=SECONDS behind its address sets a longer limit"),
         NbdError::Refused { .. }
         | NbdError::Protocol(_)
         | NbdError::Limit { .. }
