@@ -266,7 +266,7 @@ fn who_and_what_is_not_there_is_told() {
         place.fails(&arguments)
     };
     let (code, said) = fails(&[(2, "db")]);
-    assert!(code == 10 && said.contains("proxy host7: its configuration has no machine db, but web"), "{said}");
+    assert!(code == 10 && said.contains("proxy host7: its configuration has no machine db (it has: web)"), "{said}");
     let other = format!("quic://127.0.0.1:{}/other", place.port);
     let (code, said) = fails(&[(6, &other)]);
     assert!(code == 10 && said.contains("no repository"), "{said}");
