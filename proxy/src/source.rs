@@ -251,8 +251,8 @@ fn untracked(parent: Option<ParentDisk<'_>>, wish: TrackingWish, why_not: &str) 
                 "leave out --change-tracking bitmap: everything is read once, and tracked from then on if possible",
             ));
         }
-        (TrackingWish::Full, _) => (ChangeTracking::Full, "asked for".to_owned()),
-        (TrackingWish::Fingerprint, Some(_)) => (ChangeTracking::Fingerprint, "asked for".to_owned()),
+        (TrackingWish::Full, _) => (ChangeTracking::Full, "requested".to_owned()),
+        (TrackingWish::Fingerprint, Some(_)) => (ChangeTracking::Fingerprint, "requested".to_owned()),
         (TrackingWish::Auto, Some(_)) => (ChangeTracking::Fingerprint, why_not.to_owned()),
         (_, None) => (ChangeTracking::Full, "the first backup of this disk".to_owned()),
     };

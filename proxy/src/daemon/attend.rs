@@ -164,7 +164,7 @@ impl Attendance {
                 Ok(()) => break,
                 Err(error) if error.kind() == ErrorKind::Transport && Instant::now() < until => sleep(PAUSE).await,
                 Err(error) => {
-                    tracing::warn!(job = %id, node = self.node, %error, "its end could not be told");
+                    tracing::warn!(job = %id, node = self.node, %error, "its end could not be reported");
                     break;
                 }
             }
@@ -182,7 +182,7 @@ impl Attendance {
             if told != Some(counters) {
                 match self.jobs.report(Report { job: id, event: Event::Progress(counters) }).await {
                     Ok(()) => told = Some(counters),
-                    Err(error) => tracing::debug!(job = %id, %error, "its progress could not be told"),
+                    Err(error) => tracing::debug!(job = %id, %error, "its progress could not be reported"),
                 }
             }
             sleep(PROGRESS).await;

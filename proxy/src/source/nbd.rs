@@ -57,7 +57,7 @@ impl NbdExport {
 
     fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("asked for".into());
+            return Err("requested".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;

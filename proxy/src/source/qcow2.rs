@@ -331,7 +331,7 @@ impl Qcow2Disk {
         survey: &Surveyed,
     ) -> Result<(TrackingName, ExtentSet), Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("asked for".into());
+            return Err("requested".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         if let Some(why_not) = &self.unusable {
@@ -367,7 +367,7 @@ impl Qcow2Disk {
         }
         for (now, then) in now.iter().zip(then) {
             if now.inode == 0 {
-                return Err(format!("whether {} below the image changed cannot be told", now.path));
+                return Err(format!("it is not known whether {} below the image changed", now.path));
             }
             if now != then {
                 return Err(format!("{} below the image is not what it was", then.path));
