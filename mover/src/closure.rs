@@ -217,7 +217,7 @@ fn readable(page: Result<Arc<Page>>) -> Result<Option<Arc<Page>>> {
     match page {
         Ok(page) => Ok(Some(page)),
         Err(error) if error.kind() == ErrorKind::Integrity => {
-            tracing::warn!(%error, "a page does not read");
+            tracing::warn!(%error, "a page cannot be read");
             Ok(None)
         }
         Err(error) => Err(error),

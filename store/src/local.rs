@@ -289,7 +289,7 @@ impl Inner {
     pub fn note_damaged(&self, chunk: ChunkId, pack: PackName) {
         let mut damaged = self.damaged.lock().expect("no holder panics");
         if damaged.len() < DAMAGED_MAX && damaged.insert((chunk, pack)) {
-            tracing::warn!(%chunk, %pack, "a chunk does not read");
+            tracing::warn!(%chunk, %pack, "a chunk cannot be read");
         }
     }
 

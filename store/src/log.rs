@@ -117,7 +117,7 @@ impl CommitLog {
         });
         let digests = digests.into_iter().filter(|sequence| *sequence > end).map(state_object);
         for name in digests.chain(later.into_iter().map(log_object)) {
-            tracing::warn!(%name, "is set aside");
+            tracing::warn!(%name, "moved to the folder quarantine");
             self.directory.set_aside(&name)?;
         }
         // It may be what was lost.

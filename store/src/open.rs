@@ -156,7 +156,7 @@ impl Local {
                     .hint("there is nothing to accept: the repository opens as it is"));
             }
             if let Some(damage) = damage {
-                tracing::warn!(%damage, "the log goes on after record {}", log.state().end().sequence);
+                tracing::warn!(%damage, "the log continues after record {}; what was committed later is given up", log.state().end().sequence);
                 let given_up = log.set_aside_later()?;
                 seen = given_up.into_iter().chain([seen]).max_by_key(|end| end.sequence).expect("one at least");
             }

@@ -136,10 +136,17 @@ pub fn ours_of_another_site(node: &str, own: &Credentials) -> Error {
 
 /// Either does not take the other, for another reason.
 pub fn refused(node: &str, reason: &str) -> Error {
-    not_authorised(node, reason).hint(
-        "both sides need valid certificates of one site, and that of the node must name the host in the address; \
-         see `windlass token create --help`",
-    )
+    let hint = match reason {
+        revoked if revoked.ends_with("was revoked") => {
+            "the node's deny list names this identity, or the node cannot read the list: see the node's log"
+        }
+        full if full.starts_with("too many") => "try again when some connections have ended",
+        _ => {
+            "both sides need valid certificates of one site, and that of the node must name the host in the address; \
+             see `windlass token create --help`"
+        }
+    };
+    not_authorised(node, reason).hint(hint)
 }
 
 fn not_authorised(node: &str, what: &str) -> Error {
