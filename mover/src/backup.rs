@@ -67,30 +67,30 @@ pub struct Allow {
 pub struct NewAttachment {
     /// What it is: domain, nvram, tpm.
     pub kind: Name,
-    /// Its file name.
+    /// File name that a restore shows it under; not a path.
     pub name: String,
-    /// Its content.
+    /// All bytes of the file.
     pub bytes: Bytes,
 }
 
 /// What a backup did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupReport {
-    /// The point.
+    /// The point that was committed.
     pub point: RecoveryPoint,
-    /// Its parent.
+    /// The point it was built on; none for a machine without an earlier point of its own here.
     pub parent: Option<PointId>,
-    /// What it amounts to.
+    /// State of the disks in the point: as after a crash, with file systems frozen, or with applications quiesced.
     pub consistency: Consistency,
-    /// Each disk.
+    /// What was done with each disk, in the order of the source.
     pub disks: Vec<DiskReport>,
     /// Distinct chunks the repository did not have.
     pub chunks_new: u64,
-    /// Their plain bytes.
+    /// Plain bytes of these chunks.
     pub bytes_new: u64,
-    /// Their blobs, as they went to the repository.
+    /// Bytes of their blobs, as they went to the repository.
     pub bytes_sent: u64,
-    /// All that was added to the repository's packs, pages and manifest too.
+    /// Bytes of all blobs that the repository stored, pages and manifest too.
     pub bytes_stored: u64,
     /// What the administrator should know.
     pub warnings: Vec<String>,
@@ -99,7 +99,7 @@ pub struct BackupReport {
 /// What a backup did with one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReport {
-    /// The disk.
+    /// Name of the disk within its machine.
     pub name: Name,
     /// Its size in bytes.
     pub size: u64,

@@ -38,12 +38,12 @@ pub enum Role {
     Node,
     /// A proxy: backs up and restores.
     Proxy,
-    /// An administrator.
+    /// An administrator: may ask for everything but what proxies alone do.
     Admin,
 }
 
 impl Role {
-    /// Every role.
+    /// Every role, in the order of their numbers.
     pub const ALL: [Self; 3] = [Self::Node, Self::Proxy, Self::Admin];
 
     /// Its number in records of the log.
@@ -201,7 +201,7 @@ impl Trust {
         Ok(())
     }
 
-    /// For rustls.
+    /// The trusted authority, in the form that rustls takes.
     ///
     /// # Errors
     /// When it cannot be an authority.
@@ -244,7 +244,7 @@ impl Identity {
         Ok(Self { certified: Arc::new(certified), holder, facts, lasting })
     }
 
-    /// Whom it names.
+    /// Holder that the certificate names.
     pub const fn holder(&self) -> &Holder {
         &self.holder
     }
@@ -254,12 +254,12 @@ impl Identity {
         &self.facts
     }
 
-    /// The certificate.
+    /// The certificate as DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certified.cert[0]
     }
 
-    /// For TLS.
+    /// Certificate and key in the form that TLS takes.
     pub fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
     }
@@ -272,14 +272,14 @@ impl Identity {
 
 /// A certificate and its key as PEM, to be kept.
 pub struct Issued {
-    /// The certificate.
+    /// The certificate as PEM.
     pub certificate_pem: String,
     /// The key: for a file that only its owner can read.
     pub key_pem: String,
 }
 
 impl Issued {
-    /// For use.
+    /// Reads certificate and key, so that they can be shown to others.
     ///
     /// # Errors
     /// None in practice.
@@ -306,7 +306,7 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// A new one.
+    /// Makes a new authority, with a key and a certificate of its own.
     ///
     /// # Errors
     /// `Internal`.
@@ -339,7 +339,7 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
-    /// Whom to believe.
+    /// The trust in certificates that this authority has signed.
     ///
     /// # Errors
     /// None in practice.

@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub struct Machine {
     /// Each the owner's name, or the first digits of the id of owner, machine, or the repository where its points were made.
     pub qualifiers: Vec<String>,
-    /// Its name.
+    /// Name of the machine, as points carry it.
     pub name: Name,
 }
 
@@ -20,7 +20,7 @@ impl Machine {
         point.machine_name == self.name && self.qualifiers.iter().all(|it| tells(it, point))
     }
 
-    /// Its points.
+    /// Those of `points` that are of this machine.
     pub fn of<'a>(&self, points: &'a [RecoveryPoint]) -> Vec<&'a RecoveryPoint> {
         points.iter().filter(|point| self.fits(point)).collect()
     }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub struct Name(String);
 
 impl Name {
-    /// The text.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

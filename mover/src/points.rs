@@ -13,9 +13,9 @@ use std::collections::BTreeSet;
 pub struct Lineage {
     /// The repository of the first commit.
     pub origin: RepositoryId,
-    /// Whose it is.
+    /// The owner of the points; zero for the site.
     pub owner: OwnerId,
-    /// The machine.
+    /// Id of the machine.
     pub machine: MachineId,
 }
 

@@ -9,14 +9,14 @@ use std::str::FromStr;
 pub enum Selector {
     /// The n-th newest point of a machine, 0 being the newest.
     Latest {
-        /// The machine.
+        /// Machine of the point.
         machine: Machine,
         /// How many newer ones there are.
         back: u32,
     },
     /// The newest point of a machine whose snapshot time is not later than the end of what was typed.
     At {
-        /// The machine.
+        /// Machine of the point.
         machine: Machine,
         /// The last nanosecond of the time that was typed.
         time: Timestamp,

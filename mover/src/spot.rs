@@ -18,7 +18,7 @@ pub struct Spot {
 /// What must stand behind a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Demand {
-    /// A page.
+    /// A page for this place.
     Page(Spot),
     /// A chunk of this shape.
     Chunk(Shape),
@@ -27,7 +27,7 @@ pub enum Demand {
 /// What is known of a chunk without decoding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
-    /// What it is.
+    /// Kind of the chunk.
     pub kind: ChunkKind,
     /// Length of its plain bytes.
     pub plain_bytes: u32,

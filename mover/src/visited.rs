@@ -28,7 +28,7 @@ impl Visited {
     /// As [`Self::insert`], for who looks at ids only, wherever in a map of whichever length they stand.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::insert`].
     pub fn insert_at(&mut self, page: &ChunkId, level: u8) -> Result<bool> {
         self.insert(page, Spot { flavour: PageFlavour::Disk, level, bytes: 0 })
     }

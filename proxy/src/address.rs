@@ -10,9 +10,9 @@ use std::str::FromStr;
 /// A disk to back up and the name it has in its machine: `NAME=SOURCE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedSource {
-    /// Its name.
+    /// Name of the disk within its machine.
     pub name: Name,
-    /// Where it is.
+    /// Where the disk is read from.
     pub address: SourceAddress,
 }
 
@@ -22,7 +22,7 @@ pub struct NamedSource {
 pub enum SourceAddress {
     /// A file or block device: `PATH`, with `?bitmap=NAME` or `?format=raw|qcow2` after it.
     File {
-        /// Its path.
+        /// Path of the file or device.
         path: PathBuf,
         /// The persistent bitmap to use instead of the one Windlass would choose.
         bitmap: Option<String>,
@@ -47,14 +47,14 @@ pub enum ImageFormat {
 pub enum TargetAddress {
     /// A file to be made, of this format.
     File {
-        /// Its path.
+        /// Path of the file or device.
         path: PathBuf,
-        /// Its format.
+        /// Format that the file gets.
         format: ImageFormat,
         /// How surely that is said.
         named: Named,
     },
-    /// A block device.
+    /// A block device at this path.
     Device(PathBuf),
     /// An NBD export that can be written.
     Nbd(NbdUri),

@@ -16,7 +16,7 @@ use qcow2::Qcow2Target;
 /// What to do about a file that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Fail.
+    /// Fail when there is one.
     #[default]
     Refuse,
     /// Its content is lost: a raw file is emptied at once, a qcow2 image is replaced when the new one is complete.

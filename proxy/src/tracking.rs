@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// A bitmap of Windlass in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedBitmap {
-    /// Its name.
+    /// Name of the bitmap in the image.
     pub name: String,
     /// First four bytes of the id of the repository that it was made for.
     pub repository: [u8; 4],
     /// What it is for.
     pub kind: TrackedKind,
-    /// Bytes for one bit.
+    /// Bytes of the disk for one bit of the bitmap.
     pub granularity: u64,
     /// True when writes are recorded in it.
     pub recording: bool,
@@ -29,7 +29,7 @@ pub struct TrackedBitmap {
 pub enum TrackedKind {
     /// It records what changes.
     Changes {
-        /// Since this checkpoint.
+        /// The checkpoint since which it records.
         checkpoint: CheckpointId,
         /// The checkpoint before that one.
         base: Option<CheckpointId>,

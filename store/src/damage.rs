@@ -23,7 +23,7 @@ impl Inner {
     /// Those of `ids` that have no usable place, each once, and why. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn not_usable(&self, ids: Vec<ChunkId>) -> Result<Vec<(ChunkId, ChunkError)>> {
         let places = self.locate(&ids)?;
         let lost: BTreeSet<ChunkId> =

@@ -68,7 +68,7 @@ pub fn came_from_passing(error: &Error) -> bool {
     false
 }
 
-/// As strerror(3) has them.
+/// Texts of strerror(3) for storage that is full.
 const FULL: &[&str] = &["No space left on device", "Disk quota exceeded"];
 const PASSING: &[&str] = &[
     "Input/output error",

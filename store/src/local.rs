@@ -349,7 +349,7 @@ impl Inner {
     /// Damaged chunks that are nowhere sound. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn unhealed(&self, state: &State) -> Result<BTreeSet<ChunkId>> {
         let suspects: BTreeSet<ChunkId> = state.suspects().iter().map(|(chunk, _)| *chunk).collect();
         let suspects: Vec<ChunkId> = suspects.into_iter().collect();
@@ -385,7 +385,7 @@ impl Local {
     /// opening does the same.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub async fn close(self) -> Result<()> {
         let packer = self.inner.packer().ok();
         if let Some(packer) = &packer {

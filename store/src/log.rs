@@ -7,10 +7,10 @@ use crate::state::{DIGEST_BYTES_MAX, Digest, State};
 use mover::{Error, ErrorKind, Incarnation, RepositoryId, Result, WriterId};
 use std::sync::Arc;
 
-/// Who appends.
+/// The writer and term under which records are appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Author {
-    /// The writer.
+    /// Id of the writer.
     pub writer: WriterId,
     /// Its term; 0 for readers.
     pub term: u64,
@@ -107,7 +107,7 @@ impl CommitLog {
     /// damaged as before, and its end can be told. Gives that end.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn set_aside_later(&self) -> Result<Option<Incarnation>> {
         let end = self.state.end().sequence;
         let (later, digests) = (self.later()?, self.digests()?);
@@ -313,7 +313,7 @@ impl CommitLog {
     /// Writes a digest of the present state when the last one is long ago.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn digest_when_due(&mut self) -> Result<()> {
         let end = self.state.end().sequence;
         if end < self.digested + DIGEST_RECORDS || self.lacking {

@@ -88,7 +88,7 @@ impl Inner {
     /// (R9). Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
         let places = self.places(ids)?;
         let state = self.state();
@@ -103,7 +103,7 @@ impl Inner {
     /// A place of each chunk in a doomed pack that is not known to be damaged there. Nothing new may rely on it. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn locate_doomed(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
         let places = self.places(ids)?;
         let state = self.state();

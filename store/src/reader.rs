@@ -471,14 +471,14 @@ fn record_bytes(blob_bytes: u32) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(blob_bytes)
 }
 
-/// Longest read.
+/// Most bytes of one read.
 const RUN_BYTES_MAX: u64 = 1 << 20;
 /// Bytes between two chunks that are rather read than skipped.
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Reads on their way at once, or done and not taken, and their bytes.
 const RUNS_AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 4 << 20;
-/// Packs kept open.
+/// Most pack files that are kept open.
 const FILES_MAX: usize = 64;
 /// Most footers are shorter: read in one go.
 const FOOTER_GUESS: u64 = 256 << 10;

@@ -57,7 +57,7 @@ enum Told {
 /// What was found of a chunk.
 struct Found {
     presence: Presence,
-    /// What to remember.
+    /// What the session has to remember until its commit.
     told: Option<Told>,
     /// What it is, where it is there.
     shape: Option<Shape>,

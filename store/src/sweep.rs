@@ -288,7 +288,7 @@ enum Checked {
     Again(Count),
 }
 
-/// How to count.
+/// How references are counted.
 #[derive(Clone, Copy, Default)]
 struct Count {
     /// One of the forgotten points cannot be read. Its chunks cannot be told, and nobody needs them: what other points do

@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub struct ChangedRun {
     /// Number of the first block.
     pub block: u64,
-    /// How many there are.
+    /// Number of blocks.
     pub blocks: u64,
     /// What the newer map has there.
     pub kind: RunKind,
@@ -23,7 +23,7 @@ pub struct ChangedRun {
 pub enum RunKind {
     /// Chunks, or what could not be read.
     Data,
-    /// Zeros.
+    /// Blocks that read as zeros.
     Zero,
 }
 

@@ -11,9 +11,9 @@ use std::path::Path;
 /// where to have it renewed, `authority`; after a renewal also the one before, `previous.pem`.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    /// Who one is.
+    /// Certificate and key of the holder.
     pub identity: Identity,
-    /// Whom to believe.
+    /// Certificate of the site's authority: what it has signed is believed.
     pub trust: Trust,
 }
 

@@ -19,7 +19,7 @@ pub struct KeyClaim {
 }
 
 impl NewKey {
-    /// Makes one.
+    /// Makes a new key of P-256.
     ///
     /// # Errors
     /// `Internal`.

@@ -32,7 +32,7 @@ impl fmt::Debug for Registry {
 /// Whom a token is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Who will join.
+    /// Role, name and owner of whoever joins with the token.
     pub holder: Holder,
     /// Of a node: names and addresses under which it is reached.
     pub hosts: Vec<String>,
@@ -51,7 +51,7 @@ impl Registry {
         Ok(Self { authority, tokens, life, world, adding: Mutex::default() })
     }
 
-    /// Whom to believe.
+    /// The trust in certificates that this authority has signed.
     ///
     /// # Errors
     /// None in practice.

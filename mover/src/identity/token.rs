@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// Where a node is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Name or address.
+    /// Name or address of the host.
     pub host: String,
     /// UDP port.
     pub port: u16,
@@ -74,14 +74,14 @@ impl Token {
     }
 }
 
-/// Without the secret.
+/// Shows the address, and never the secret.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Token(of {})", self.address)
     }
 }
 
-/// With the secret.
+/// The whole token, with the secret.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{PREFIX}{}-{}-{}", hex(&self.secret), hex(&self.authority), self.address)

@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NodeAddress {
-    /// Where it is.
+    /// Host and UDP port.
     pub at: Address,
     /// How to react to loss.
     pub congestion: Congestion,

@@ -19,7 +19,7 @@ pub fn of_blobs(chunks: &[(ChunkId, Blob)]) -> (Vec<u32>, Vec<Bytes>) {
     (lengths, [ids].into_iter().chain(blobs).collect())
 }
 
-/// The ids again.
+/// Reads what [`of_ids`] wrote.
 ///
 /// # Errors
 /// `Transport` when a part of one is left over.

@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout_at};
 /// A message as it arrived.
 #[derive(Debug)]
 pub struct Frame<M> {
-    /// The message.
+    /// The message itself.
     pub message: M,
-    /// What stands beside it.
+    /// Bulk bytes that follow the body.
     pub bulk: Bytes,
     /// True when more messages follow on this stream.
     pub more: bool,

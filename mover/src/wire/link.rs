@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 /// Where a node is, and how to ask it.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Name or address.
+    /// Name or address of the node.
     pub host: String,
-    /// UDP port.
+    /// UDP port of the node.
     pub port: u16,
     /// Certificates, windows.
     pub config: ClientConfig,
@@ -84,7 +84,7 @@ pub struct Link {
 pub enum CallError {
     /// The node does not know the session (any more).
     NoSession,
-    /// It failed.
+    /// The request failed.
     Failed(Error),
 }
 

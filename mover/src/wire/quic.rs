@@ -30,7 +30,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
-    /// Loss means congestion.
+    /// Takes each lost packet for a sign of congestion.
     #[default]
     Cubic,
     /// Loss means little: for links that lose packets at random. Quinn's is experimental.
@@ -46,7 +46,7 @@ impl Congestion {
         }
     }
 
-    /// Whose code it is.
+    /// The congestion control with this code; none for an unknown one.
     pub const fn of_code(code: u8) -> Option<Self> {
         match code {
             0 => Some(Self::Cubic),
@@ -66,13 +66,13 @@ impl Current {
         Self(renewed)
     }
 
-    /// Of these for ever.
+    /// Credentials that are never renewed.
     pub fn fixed(identity: &Identity, trust: &Trust) -> Self {
         let credentials = Credentials { identity: identity.clone(), trust: trust.clone() };
         Self(watch::channel(Arc::new(credentials)).1)
     }
 
-    /// At the moment.
+    /// The credentials that are in use at this moment.
     pub fn get(&self) -> Arc<Credentials> {
         self.0.borrow().clone()
     }

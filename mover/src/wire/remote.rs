@@ -411,10 +411,10 @@ impl Lease {
 /// A `get` under way.
 struct Fetch<'a> {
     lease: &'a Lease,
-    /// Not given yet.
+    /// Chunks that were not given to the caller yet.
     wanted: BTreeSet<ChunkId>,
     replies: Option<(Option<Frame<Reply>>, Replies)>,
-    /// Since something came.
+    /// Requests since the last chunk that was new.
     attempts: u32,
     fruitless: u32,
 }

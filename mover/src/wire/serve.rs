@@ -69,7 +69,7 @@ struct Caller {
 
 /// Why a request was not done.
 pub(super) enum Refused {
-    /// It is told.
+    /// The client is sent this failure.
     Told(Failed),
     /// Nobody is there to be told.
     Gone,

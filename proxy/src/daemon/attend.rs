@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 /// A node, and its jobs.
 pub struct Attendance {
     host: Arc<Host>,
-    /// Our own name.
+    /// Name of this proxy.
     name: Name,
     node: String,
     peer: Peer,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 
-/// The configuration.
+/// The configuration of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -29,21 +29,21 @@ pub struct Config {
     pub machine: Vec<Machine>,
 }
 
-/// A machine.
+/// A machine that may be backed up.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Its name.
+    /// Name of the machine.
     pub name: Name,
-    /// Its disks.
+    /// Disks of the machine.
     pub disk: Vec<Disk>,
 }
 
-/// A disk of it.
+/// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Its name.
+    /// Name of the disk within its machine.
     pub name: Name,
     /// Where it is; a relative path begins at the configuration's folder.
     pub source: SourceAddress,

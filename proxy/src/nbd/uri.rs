@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Where an export is: `nbd://host[:port]/export` or `nbd+unix:///export?socket=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdUri {
-    /// The server.
+    /// How the server is reached.
     pub server: NbdServer,
     /// The export's name; empty for the default one.
     pub export: String,
@@ -27,10 +27,10 @@ pub enum NbdServer {
     Tcp {
         /// Name or address, an IPv6 one without brackets.
         host: String,
-        /// Port.
+        /// TCP port.
         port: u16,
     },
-    /// Over a unix socket.
+    /// Over the unix socket at this path.
     Unix(PathBuf),
 }
 

@@ -17,9 +17,9 @@ pub struct Graph {
 /// What holds bytes of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// A regular file.
+    /// A regular file: QEMU's driver `file`.
     Regular,
-    /// A block device.
+    /// A block device: QEMU's driver `host_device`.
     Device,
 }
 

@@ -19,23 +19,23 @@ pub enum ToolError {
     /// It is not installed.
     #[error("{program} is not installed")]
     Missing {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
     },
     /// It could not be started.
     #[error("{program} cannot be started: {error}")]
     Start {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// Why.
+        /// Why it could not be started.
         error: io::Error,
     },
     /// It ended with an error.
     #[error("{program} failed ({status}): {words}")]
     Failed {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// What it said on stderr.
         words: String,
@@ -43,7 +43,7 @@ pub enum ToolError {
     /// It did not end in time.
     #[error("{program} did not end within {} s", limit.as_secs())]
     Late {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
         /// How long it was waited for.
         limit: Duration,
@@ -51,9 +51,9 @@ pub enum ToolError {
     /// Its answer makes no sense.
     #[error("{program} gave an unexpected answer: {what}")]
     Answer {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// What is wrong.
+        /// What is wrong with the answer.
         what: String,
     },
 }

@@ -17,7 +17,7 @@ pub struct Chain {
     layers: Vec<Layer>,
 }
 
-/// One image of it.
+/// One image of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Layer {
     format: ImageFormat,
@@ -32,7 +32,7 @@ struct Layer {
 pub struct Place {
     /// Where it is; symbolic links are followed, but for those of the image itself.
     pub path: PathBuf,
-    /// What it is.
+    /// Regular file or block device.
     pub kind: FileKind,
 }
 

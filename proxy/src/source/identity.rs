@@ -17,7 +17,7 @@ pub struct ImageFile {
     pub path: PathBuf,
     /// What kind of file it is.
     pub kind: FileKind,
-    /// Its format.
+    /// Format of the image.
     pub format: ImageFormat,
     /// What is odd about it.
     pub warning: Option<String>,
@@ -43,11 +43,11 @@ pub struct SilentImage {
 /// A file that is open for looking at it.
 #[derive(Debug)]
 pub struct Seen {
-    /// Open for reading.
+    /// The file, open for reading.
     pub file: File,
-    /// What it is.
+    /// Regular file or block device.
     pub kind: FileKind,
-    /// Device and inode.
+    /// Device and inode number of the file.
     pub identity: (u64, u64),
 }
 

@@ -18,7 +18,7 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    /// Connects.
+    /// Connects to the server and negotiates the export.
     ///
     /// # Errors
     /// `Transport` when the server cannot be reached or talks nonsense, `Usage` when it has no such export.

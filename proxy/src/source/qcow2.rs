@@ -534,9 +534,9 @@ fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
 
 /// The files of an image, seen while it is locked.
 struct Locked {
-    /// The image, open.
+    /// The image, open for reading.
     file: File,
-    /// Which file that is.
+    /// Inode and time of birth: another file in its place has others.
     which: String,
     /// All of them, the image first.
     identities: Vec<LayerIdentity>,

@@ -38,7 +38,7 @@ pub struct FileTarget {
 enum Content {
     /// Nothing: it reads as zeros.
     Zero,
-    /// Anything.
+    /// Anything: bytes of an older state.
     Old,
 }
 

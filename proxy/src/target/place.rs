@@ -31,9 +31,9 @@ enum Held {
 /// How a file gets its final name without taking anybody's. Found out before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// renameat2(2) with `RENAME_NOREPLACE`.
+    /// It is renamed with renameat2(2) and `RENAME_NOREPLACE`.
     Rename,
-    /// A second link (NFS).
+    /// It gets a second link (NFS).
     Link,
     /// An empty file of that name (`O_EXCL`), which is then replaced: file systems with neither (exFAT, SFTP).
     Placeholder,
@@ -42,9 +42,9 @@ enum Way {
 /// What may be at the final name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
-    /// Nothing.
+    /// Nothing may be there.
     Nothing,
-    /// A file, which goes.
+    /// A file, which is replaced.
     Anything,
 }
 

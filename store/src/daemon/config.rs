@@ -10,11 +10,11 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-/// The configuration.
+/// The configuration of a storage node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Address and UDP port.
+    /// Address and UDP port to listen on.
     pub listen: SocketAddr,
     /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
     pub identity: PathBuf,
@@ -44,7 +44,7 @@ pub struct Config {
     /// Most bytes of each repository that are read for that in a second; `20MiB` when it is not said.
     #[serde(default = "scrub_rate")]
     pub scrub_rate: Rate,
-    /// What is served.
+    /// Repositories that are served.
     #[serde(default)]
     pub repository: Vec<Repository>,
 }
@@ -66,9 +66,9 @@ impl TryFrom<String> for Rate {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
-    /// Its name in addresses.
+    /// Name of the repository in addresses.
     pub name: Name,
-    /// Its directory.
+    /// Directory of the repository; a relative one begins at the configuration's folder.
     pub path: PathBuf,
     /// What proxies are told of chunks that are there: `site`, of all; `owner`, only of what their own owner has had.
     #[serde(default)]
@@ -82,10 +82,10 @@ pub struct Repository {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
-    /// Of all.
+    /// Of all chunks in the repository.
     #[default]
     Site,
-    /// Of its owner's.
+    /// Of chunks that its own owner has had.
     Owner,
 }
 
@@ -99,12 +99,12 @@ pub struct OwnerQuota {
     pub bytes: Option<Rate>,
     /// Points that are not forgotten.
     pub points: Option<u64>,
-    /// Sessions at a time.
+    /// Sessions that are open at the same time.
     pub sessions: Option<usize>,
 }
 
 impl Repository {
-    /// Its quotas.
+    /// The quotas of its owners.
     pub fn quotas(&self) -> Quotas {
         let of = |it: &OwnerQuota| Quota {
             bytes: it.bytes.map_or(Quota::NONE.bytes, |bytes| bytes.0),

@@ -124,7 +124,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the list of before holds when reading fails by what may pass.
 const PASSING_MAX: Duration = Duration::from_secs(60);
 const SHOUT_AGAIN: Duration = Duration::from_secs(60);
-/// Thousands of lines.
+/// Longest list that is read: room for tens of thousands of lines.
 const LIST_BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Nothing was found.
+    /// True when nothing wrong was found.
     pub const fn is_sound(&self) -> bool {
         self.bad.is_empty() && self.errors.is_empty()
     }
@@ -116,7 +116,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// Blocking.
+    /// Reads header and footer. Blocking.
     fn read(inner: &Inner, pack: &AddedPack) -> Result<(Arc<File>, Self)> {
         let file = inner.directory.open_pack(&pack.name)?;
         let length = inner.directory.io().length(&file);

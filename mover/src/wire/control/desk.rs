@@ -33,7 +33,7 @@ impl Drop for Attendance<'_> {
 }
 
 impl Desk {
-    /// Nobody attends.
+    /// A desk without proxies and jobs.
     pub fn new() -> Self {
         let (changes, _) = watch::channel(0);
         Self { state: Mutex::new(State::new(Instant::now())), changes, stopping: AtomicBool::new(false) }

@@ -112,25 +112,25 @@ pub struct Attend {
 /// Has a proxy carry a job out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Which.
+    /// Name of the proxy.
     pub proxy: Name,
-    /// What.
+    /// What it is to do.
     pub job: Job,
 }
 
 /// Names a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobOf {
-    /// Which.
+    /// Id of the job.
     pub job: PointId,
 }
 
 /// What a proxy tells of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Which.
+    /// Id of the job.
     pub job: PointId,
-    /// What.
+    /// What happened to the job.
     pub event: Event,
 }
 
@@ -141,7 +141,7 @@ pub enum Event {
     Progress(Counters),
     /// It goes on, but somebody should know.
     Warning(String),
-    /// It is done.
+    /// The point is committed.
     Ended(Box<BackupReport>),
     /// It failed. A node tells this one as the reply of every failure.
     Failed(Failed),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Proxies and jobs.
+/// What a node knows of proxies and their jobs.
 pub struct State {
     began: Instant,
     proxies: BTreeMap<Name, Attendee>,
@@ -40,20 +40,20 @@ struct Entry {
 }
 
 enum Stage {
-    /// Nobody has it.
+    /// It is still to be given to its proxy.
     Waiting,
     /// This instance of its proxy has it.
     Given([u8; 16]),
-    /// As this event tells.
+    /// It ended at this time, as the event says.
     Over(Event, Instant),
 }
 
 /// What comes next for a proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// This.
+    /// Send this reply.
     Say(Reply),
-    /// Nothing yet.
+    /// There is nothing to send yet.
     Wait,
     /// The same proxy attends on another stream.
     Elsewhere,
@@ -76,7 +76,7 @@ pub struct Cursor {
 }
 
 impl State {
-    /// Nobody and nothing.
+    /// No proxies and no jobs.
     pub fn new(now: Instant) -> Self {
         Self { began: now, proxies: BTreeMap::new(), jobs: HashMap::new(), last: 0 }
     }
@@ -119,7 +119,7 @@ impl State {
         Ok(turn)
     }
 
-    /// An attendance ended.
+    /// Notes that an attendance has ended.
     pub fn leave(&mut self, proxy: &Name, turn: u64, now: Instant) {
         if let Some(attendee) = self.proxies.get_mut(proxy).filter(|it| it.turn == turn) {
             attendee.away = Some(now);
@@ -336,7 +336,7 @@ fn failed(error: &Error) -> Event {
     Event::Failed(Failed::from(error))
 }
 
-/// Proxies that attend.
+/// Most proxies that attend a node.
 pub const PROXIES_MAX: usize = 256;
 /// Jobs of a proxy that are not over.
 pub const JOBS_MAX: usize = 16;
@@ -344,7 +344,7 @@ pub const JOBS_MAX: usize = 16;
 pub const JOBS_ALL_MAX: usize = 1024;
 /// Jobs of a proxy that are over, and still known.
 pub const RESULTS_MAX: usize = 16;
-/// How long they are.
+/// How long they are known after their end.
 pub const RESULT_KEPT: Duration = Duration::from_secs(600);
 /// How long a proxy that attended is waited for.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);

@@ -8,11 +8,11 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 /// All of them, by name.
 pub(super) struct Hosted<R: Repository>(RwLock<HashMap<String, Hosting<R>>>);
 
-/// One of them.
+/// A repository of the node's configuration.
 pub(super) enum Hosting<R: Repository> {
-    /// It is served.
+    /// It is open and served.
     Here(Arc<Served<R>>),
-    /// Why it cannot be opened.
+    /// It cannot be opened, for this reason.
     Away(String),
 }
 

@@ -17,7 +17,7 @@ struct Taken {
     by_owner: HashMap<OwnerId, usize>,
 }
 
-/// One of them.
+/// One session that is counted; given back when dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Places,
