@@ -181,8 +181,8 @@ async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened)
         let left = (before - chosen.len()) as u64;
         if left > 0 {
             context.out.note(&format!(
-                "left out {}: forgotten in the target, or not newer than what a sweep made final there; to copy a point all \
-                 the same, name it",
+                "left out {}: forgotten in the target (`windlass unforget` brings such a point back there), or not newer than \
+                 what a sweep made final there (such a point is copied if you name it)",
                 counted(left, "point")
             ));
         }
