@@ -26,7 +26,7 @@ pub enum Codec {
 /// How a sealer compresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Everything raw.
+    /// Every blob has codec raw.
     None,
     /// zstd at this level, raw where that does not pay.
     Zstd(i32),
@@ -44,7 +44,7 @@ pub enum BlobError {
     /// The bytes end early or go on after the payload.
     #[error("blob of {have} bytes declares {declared}")]
     Length {
-        /// Bytes at hand.
+        /// Number of bytes that are there.
         have: u64,
         /// Header plus payload as declared.
         declared: u64,
@@ -54,7 +54,7 @@ pub enum BlobError {
     Unknown {
         /// The field's name in FORMAT.md.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: u32,
     },
     /// Declared plain length over [`PLAIN_BYTES_MAX`], or stored length over plain length.
@@ -132,7 +132,7 @@ impl BlobHeader {
         Ok(made)
     }
 
-    /// Header plus payload.
+    /// Bytes of header and payload together.
     pub const fn blob_bytes(&self) -> u32 {
         self.stored_bytes + BLOB_HEADER_BYTES as u32
     }
@@ -168,12 +168,12 @@ impl Blob {
         Ok(Self { header, bytes, checked: false })
     }
 
-    /// The header.
+    /// The decoded header.
     pub const fn header(&self) -> &BlobHeader {
         &self.header
     }
 
-    /// Header and payload.
+    /// The bytes of header and payload.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
     }

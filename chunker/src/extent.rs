@@ -5,7 +5,7 @@ use std::ops::Range;
 /// A byte range of a disk. Never empty inside an [`ExtentSet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Extent {
-    /// First byte.
+    /// Offset of the first byte.
     pub offset: u64,
     /// Number of bytes.
     pub length: u64,
@@ -45,7 +45,7 @@ pub struct ExtentSet {
 }
 
 impl ExtentSet {
-    /// No bytes.
+    /// An empty set.
     pub const fn new() -> Self {
         Self { extents: Vec::new() }
     }

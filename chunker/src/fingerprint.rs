@@ -12,7 +12,7 @@ pub enum ChunkKind {
     Data = 0,
     /// A page of a disk map or of a stream map.
     Page = 1,
-    /// A manifest.
+    /// The manifest of a point.
     Manifest = 2,
     /// A piece of an attachment or another byte stream.
     Attachment = 3,

@@ -15,7 +15,7 @@ pub enum ErrorKind {
     NotFound,
     /// Something else has it; waiting helps.
     Busy,
-    /// Not allowed.
+    /// Whoever asks may not do that.
     NotAuthorised,
     /// Stored data is corrupt.
     Integrity,
@@ -47,7 +47,7 @@ pub enum ErrorKind {
     Version,
     /// Repositories of different dedup domains.
     Domain,
-    /// Asked to stop.
+    /// The job was stopped: by a signal, by an administrator, or because its program ends.
     Cancelled,
     /// A broken assumption inside this program.
     Internal,
@@ -183,7 +183,7 @@ impl Error {
         self
     }
 
-    /// Keeps the cause.
+    /// Keeps the error that caused this one: its text is appended to the message.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
@@ -197,7 +197,7 @@ impl Error {
         self
     }
 
-    /// What it means.
+    /// What the failure means to whoever must act on it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -213,7 +213,7 @@ impl Error {
         text
     }
 
-    /// What is behind it.
+    /// The error that caused this one, where there is one.
     pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
     }

@@ -46,15 +46,15 @@ use std::sync::Arc;
 /// A place that keeps chunks and recovery points. The same promises hold on a directory, across the wire and in memory:
 /// the conformance suite states them as tests.
 pub trait Repository: Send + Sync {
-    /// Its write sessions.
+    /// Type of its write sessions.
     type Session: WriteSession;
-    /// Its read sessions.
+    /// Type of its read sessions.
     type Reader: ReadSession;
 
     /// Ids in one answer of [`Self::wanted`].
     const WANTED_MAX: usize = 4096;
 
-    /// What it is.
+    /// Id, dedup domain and time of creation.
     fn config(&self) -> &RepositoryConfig;
 
     /// Whose points are made and seen here. The site's own, which sees all, unless a node says otherwise to whoever asks.
@@ -71,7 +71,7 @@ pub trait Repository: Send + Sync {
     /// The points that `filter` lets through, oldest commit first. Reads the log to its end before.
     fn list(&self, filter: &PointFilter) -> impl Future<Output = Result<Vec<RecoveryPoint>>> + Send;
 
-    /// Totals.
+    /// Totals of points, chunks, packs and bytes.
     fn stats(&self) -> impl Future<Output = Result<Stats>> + Send;
 
     /// The last commit as (sequence, hash): what a copy remembers to notice a rollback.
@@ -192,35 +192,35 @@ pub enum ChunkError {
     /// It is not there.
     #[error("chunk {chunk} is missing")]
     Missing {
-        /// Which.
+        /// Id of the chunk.
         chunk: ChunkId,
     },
     /// It is there and damaged.
     #[error("chunk {chunk} in pack {pack} is damaged: {what}")]
     Damaged {
-        /// Which.
+        /// Id of the chunk.
         chunk: ChunkId,
         /// The pack's name.
         pack: String,
-        /// What is wrong.
+        /// What is wrong with it, for people.
         what: String,
     },
     /// Its checksum is right and its content is not what the id says.
-    #[error("chunk {chunk} is not what it should be: {what}")]
+    #[error("chunk {chunk} has the wrong content: {what}")]
     Wrong {
-        /// Which.
+        /// Id of the chunk.
         chunk: ChunkId,
-        /// What is wrong.
+        /// What is wrong with it, for people.
         what: String,
     },
     /// It could not be read, which says nothing about what is stored.
     #[error("chunk {chunk} cannot be read: {what}")]
     Unreadable {
-        /// Which.
+        /// Id of the chunk.
         chunk: ChunkId,
         /// What that means: of the storage, of a connection.
         kind: ErrorKind,
-        /// What failed.
+        /// What failed when it was to be read.
         what: String,
     },
 }
@@ -238,8 +238,8 @@ impl From<ChunkError> for Error {
             ChunkError::Unreadable { kind, .. } => Self::new(kind, error.to_string()),
             ChunkError::Missing { .. } | ChunkError::Damaged { .. } | ChunkError::Wrong { .. } => {
                 Self::integrity(error.to_string()).hint(
-                    "name another copy with --also-from where there is one; `windlass verify` tells what else is \
-                     damaged, and the next backup stores again what the machine still has",
+                    "if there is another copy, give it with --also-from; `windlass verify` shows what else is damaged, \
+                     and the next backup stores again what the machine still has",
                 )
             }
         }
@@ -253,11 +253,11 @@ pub enum PointChange {
     Forget,
     /// The same, because rules do not keep them: not by a clock in doubt.
     ForgetByRules,
-    /// They are back.
+    /// Forgotten points are listed again.
     Unforget,
     /// No rule forgets them, nor anybody.
     Pin,
-    /// That is over.
+    /// Pinned points can be forgotten again.
     Unpin,
 }
 
@@ -269,16 +269,16 @@ impl PointChange {
 /// Points that were made final: a copy of everything does not bring them back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenUp {
-    /// Of this machine.
+    /// Machine of these points.
     pub machine: MachineId,
-    /// Made in this repository.
+    /// Repository in which they were made.
     pub origin: RepositoryId,
     /// The newest of them, by the time of its first commit.
     pub newest: Timestamp,
 }
 
 impl GivenUp {
-    /// In one answer.
+    /// Most machines in one answer.
     pub const MAX: usize = 16_384;
 }
 
@@ -287,7 +287,7 @@ impl GivenUp {
 pub struct IndexTotals {
     /// Packs that were read.
     pub packs: u64,
-    /// Records in them.
+    /// Records of these packs that were put into the index.
     pub chunks: u64,
 }
 
@@ -324,7 +324,7 @@ pub trait WriteSession: ReadSession {
 /// What a repository is; fixed at its creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryConfig {
-    /// Its id.
+    /// Id of the repository.
     pub id: RepositoryId,
     /// The dedup domain's key; equal keys (and cuts) mean that blobs copy verbatim.
     pub domain: DomainKey,
@@ -374,10 +374,10 @@ impl Begun {
 /// A chunk that was found damaged, and a place in the parent that needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspect {
-    /// The chunk.
+    /// Id of the damaged chunk.
     #[serde(with = "chunk_id")]
     pub chunk: ChunkId,
-    /// The disk.
+    /// Disk of the parent whose map refers to it.
     pub disk: DiskId,
     /// Offset of the block in bytes.
     pub offset: u64,
@@ -386,9 +386,9 @@ pub struct Suspect {
 /// Whether a chunk must be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// Put it.
+    /// The repository does not have it: put it.
     Missing,
-    /// It is durable.
+    /// The repository has it, and it is durable.
     Have,
     /// Another session has put it; the asker's flush waits for it and fails with it.
     Pending,
@@ -399,11 +399,11 @@ pub enum Presence {
 pub struct StoredTotals {
     /// Chunks of disks and attachments.
     pub chunks: u64,
-    /// Their plain bytes.
+    /// Plain bytes of these chunks.
     pub bytes_plain: u64,
-    /// Their blobs.
+    /// Bytes of their blobs.
     pub bytes_blobs: u64,
-    /// All blobs, pages and manifests too.
+    /// Bytes of all blobs, pages and manifests too.
     pub bytes_stored: u64,
 }
 
@@ -423,7 +423,7 @@ impl StoredTotals {
 /// A point to be committed.
 #[derive(Debug, Clone)]
 pub struct PointDraft {
-    /// Its manifest.
+    /// Everything that the point consists of.
     pub manifest: Manifest,
     /// Where it was committed first, for a copy.
     pub origin: Option<Origin>,
@@ -456,7 +456,7 @@ pub enum Commit {
 /// A committed point, as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryPoint {
-    /// The point.
+    /// Id of the point.
     pub id: PointId,
     /// Its manifest's chunk.
     #[serde(with = "chunk_id")]
@@ -469,7 +469,7 @@ pub struct RecoveryPoint {
     pub stamped: OwnerId,
     /// Who made it; nobody known for who opened the directory.
     pub holder: Option<Holder>,
-    /// The machine.
+    /// Id of the machine.
     pub machine: MachineId,
     /// The machine's name.
     pub machine_name: Name,
@@ -516,7 +516,7 @@ pub struct Stats {
     pub points: u64,
     /// Distinct chunks, as the packs' footers count them.
     pub chunks: u64,
-    /// Packs.
+    /// Packs that are not deleted.
     pub packs: u64,
     /// Sum of the points' logical bytes.
     pub bytes_logical: u64,
@@ -545,7 +545,7 @@ pub struct Stats {
 pub struct ScrubTotals {
     /// Packs that it read.
     pub packs: u64,
-    /// Their bytes.
+    /// Bytes of these packs.
     pub bytes: u64,
     /// Damaged chunks that it found.
     pub chunks_damaged: u64,
@@ -558,7 +558,7 @@ pub struct ScrubTotals {
 pub struct LogHead {
     /// Number of the last record.
     pub sequence: u64,
-    /// Its hash.
+    /// Hash of that record.
     pub hash: [u8; 32],
 }
 

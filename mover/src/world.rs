@@ -27,7 +27,7 @@ pub struct Timestamp(pub i64);
 
 /// Tells wall-clock time.
 pub trait Clock: Send + Sync {
-    /// The time now.
+    /// The present time.
     fn now(&self) -> Timestamp;
 }
 
@@ -55,12 +55,12 @@ impl World {
         Self::new(Arc::new(SystemClock), Arc::new(SystemRandom))
     }
 
-    /// The time now.
+    /// The present time.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Random bytes.
+    /// So many random bytes.
     pub fn random_bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
         self.random.fill(&mut bytes);

@@ -10,9 +10,9 @@ use std::str::FromStr;
 /// A disk to back up and the name it has in its machine: `NAME=SOURCE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedSource {
-    /// Its name.
+    /// Name of the disk within its machine.
     pub name: Name,
-    /// Where it is.
+    /// Where the disk is read from.
     pub address: SourceAddress,
 }
 
@@ -22,7 +22,7 @@ pub struct NamedSource {
 pub enum SourceAddress {
     /// A file or block device: `PATH`, with `?bitmap=NAME` or `?format=raw|qcow2` after it.
     File {
-        /// Its path.
+        /// Path of the file or device.
         path: PathBuf,
         /// The persistent bitmap to use instead of the one Windlass would choose.
         bitmap: Option<String>,
@@ -47,14 +47,14 @@ pub enum ImageFormat {
 pub enum TargetAddress {
     /// A file to be made, of this format.
     File {
-        /// Its path.
+        /// Path of the file or device.
         path: PathBuf,
-        /// Its format.
+        /// Format that the file gets.
         format: ImageFormat,
         /// How surely that is said.
         named: Named,
     },
-    /// A block device.
+    /// A block device at this path.
     Device(PathBuf),
     /// An NBD export that can be written.
     Nbd(NbdUri),
@@ -81,7 +81,7 @@ impl FromStr for NamedSource {
 
     fn from_str(text: &str) -> Result<Self> {
         let (name, address) = text.split_once('=').ok_or_else(|| {
-            Error::usage(format!("{text:?} names no disk")).hint("write NAME=SOURCE, for example vda=/images/web.qcow2")
+            Error::usage(format!("{text:?} is not NAME=SOURCE")).hint("write for example vda=/images/web.qcow2")
         })?;
         Ok(Self { name: name.parse()?, address: address.parse()? })
     }
@@ -95,11 +95,11 @@ impl FromStr for SourceAddress {
             return text.parse().map(Self::Nbd);
         }
         if text.is_empty() {
-            return Err(Error::usage("a disk source without a path"));
+            return Err(Error::usage("the disk source has no path"));
         }
         if let Some((scheme, _)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) {
-            return Err(Error::usage(format!("{scheme}:// is not a disk source that this version knows"))
-                .hint("name a file, a block device, nbd://host/export or nbd+unix:///export?socket=PATH"));
+            return Err(Error::usage(format!("{scheme}:// is not supported as a disk source"))
+                .hint("use a file, a block device, nbd://host/export or nbd+unix:///export?socket=PATH"));
         }
         let (mut bitmap, mut format) = (None, None);
         let path = match text.rsplit_once('?') {
@@ -112,7 +112,7 @@ impl FromStr for SourceAddress {
                         Some(("format", "qcow2")) => format = Some(ImageFormat::Qcow2),
                         _ => {
                             return Err(Error::usage(format!("{text:?}: unknown parameter {pair:?}"))
-                                .hint("?bitmap=NAME and ?format=raw|qcow2 are known"));
+                                .hint("the parameters are ?bitmap=NAME and ?format=raw|qcow2"));
                         }
                     }
                 }
@@ -140,7 +140,7 @@ impl FromStr for TargetAddress {
         if NbdUri::is_meant_by(text) {
             let uri: NbdUri = text.parse()?;
             if uri.bitmap.is_some() {
-                return Err(Error::usage(format!("{text:?}: a bitmap has no meaning for a target")));
+                return Err(Error::usage(format!("{text:?}: a target cannot have a bitmap")));
             }
             return Ok(Self::Nbd(uri));
         }
@@ -149,7 +149,7 @@ impl FromStr for TargetAddress {
             Some((path, "qcow2")) => (path, Some(ImageFormat::Qcow2)),
             Some((_, other)) => {
                 return Err(Error::usage(format!("{text:?}: images of format {other:?} cannot be written"))
-                    .hint("?format=raw and ?format=qcow2 are known"));
+                    .hint("use ?format=raw or ?format=qcow2"));
             }
             None => (text, None),
         };
@@ -163,8 +163,8 @@ impl FromStr for TargetAddress {
             (None, Some("img")) => (ImageFormat::Raw, Named::Loosely),
             (None, Some("qcow2")) => (ImageFormat::Qcow2, Named::Surely),
             (None, _) => {
-                return Err(Error::usage(format!("{text:?} does not tell what kind of target it is"))
-                    .hint("name PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, or an NBD URI"));
+                return Err(Error::usage(format!("{text:?} does not say which format the target has"))
+                    .hint("use PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, or an NBD URI"));
             }
         };
         Ok(Self::File { path, format, named })

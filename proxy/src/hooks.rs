@@ -52,8 +52,11 @@ impl Hooks {
         let opened = match stop.race(keeper.frozen(self.limit)).await {
             Ok(()) => timeout(self.limit, open).await.unwrap_or_else(|_| {
                 let limit = self.limit.as_secs_f64();
-                Err(Error::new(ErrorKind::Quiesce, format!("the disks were not open {limit:.1} s after pre-freeze"))
-                    .hint("the machine runs again; allow more with --hook-timeout, or hook_timeout in windlass-proxy.toml"))
+                Err(Error::new(
+                    ErrorKind::Quiesce,
+                    format!("the disks were not open within {limit:.1} s after the pre-freeze command"),
+                )
+                .hint("set a longer limit with --hook-timeout, or hook_timeout in windlass-proxy.toml"))
             }),
             Err(error) => Err(error),
         };
@@ -67,7 +70,7 @@ impl Hooks {
         match opened {
             Ok(_) if thawed.late => Err(Error::new(
                 ErrorKind::Quiesce,
-                "this process stood still for so long that the machine was let go on before the disks were open",
+                "this process was stopped for so long that its time limit ended before the disks were open",
             )),
             Ok(opened) => Ok((opened, frozen)),
             Err(error) => {
@@ -105,7 +108,7 @@ struct Keeper {
 
 impl Keeper {
     async fn start(asked: &Asked) -> Result<Self> {
-        let failed = |error| Error::internal("the process that keeps the hooks cannot be started").because(error);
+        let failed = |error| Error::internal("the process that runs the hooks cannot be started").because(error);
         let mut command = Command::new("/proc/self/exe");
         // Signals from the terminal and those to a job are not for it.
         command.arg(keeper::WORD).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -133,7 +136,7 @@ impl Keeper {
         match timeout(limit + keeper::GRACE, self.hear()).await {
             Ok(Some(Heard::Before { failed: None })) => Ok(()),
             Ok(Some(Heard::Before { failed: Some(why) })) => Err(failed("pre-freeze", &why)),
-            Ok(_) | Err(_) => Err(failed("pre-freeze", "the process that ran it is gone")),
+            Ok(_) | Err(_) => Err(failed("pre-freeze", "the process that ran it was killed")),
         }
     }
 
@@ -155,7 +158,9 @@ impl Keeper {
             Ok(Some(failed)) => failed,
             // Somebody killed it before it came to that.
             _ if !begun => run_hook(asked, Phase::PostThaw, ok, false).await.err(),
-            Ok(None) | Err(_) => Some("the process that ran it is gone; whether it ended is not known".into()),
+            Ok(None) | Err(_) => {
+                Some("the process that ran it was killed; it is not known whether the command ended".into())
+            }
         };
         Thawed { failed, late }
     }

@@ -58,11 +58,11 @@ impl SnapshotSession {
     /// machine writes to, `Source`, `Transport`. Nothing stays open or changed then.
     pub async fn open(sources: Vec<NamedSource>, options: &SourceOptions, past: &impl Past) -> Result<Self> {
         if sources.is_empty() {
-            return Err(Error::usage("no disk to back up").hint("name one: SOURCE or --disk NAME=SOURCE"));
+            return Err(Error::usage("no disk to back up").hint("give one: SOURCE or --disk NAME=SOURCE"));
         }
         let mut names = BTreeSet::new();
         if let Some(twice) = sources.iter().find(|source| !names.insert(source.name.clone())) {
-            return Err(Error::usage(format!("disk {} is named twice", twice.name)));
+            return Err(Error::usage(format!("two disks have the name {}", twice.name)));
         }
         let sources = blocking(move || refuse_twice(&sources).map(|()| sources)).await?;
         let opened = join_all(sources.into_iter().map(|source| async {
@@ -156,7 +156,7 @@ fn refuse_twice(sources: &[NamedSource]) -> Result<()> {
         let what = if device { (metadata.rdev(), None) } else { (metadata.dev(), Some(metadata.ino())) };
         if let Some(first) = seen.insert(what, name) {
             return Err(Error::usage(format!("disks {first} and {name} are the same file, {}", path.display()))
-                .hint("name the file of each disk"));
+                .hint("give each disk its own file"));
         }
     }
     Ok(())
@@ -200,7 +200,7 @@ impl OpenDisk {
             }
         };
         if described.size == 0 {
-            return Err(Error::usage("it has no bytes"));
+            return Err(Error::usage("the disk has 0 bytes"));
         }
         Ok((disk, described))
     }
@@ -250,8 +250,8 @@ fn untracked(parent: Option<ParentDisk<'_>>, wish: TrackingWish, why_not: &str) 
                 "leave out --change-tracking bitmap: everything is read once, and tracked from then on if possible",
             ));
         }
-        (TrackingWish::Full, _) => (ChangeTracking::Full, "asked for".to_owned()),
-        (TrackingWish::Fingerprint, Some(_)) => (ChangeTracking::Fingerprint, "asked for".to_owned()),
+        (TrackingWish::Full, _) => (ChangeTracking::Full, "requested".to_owned()),
+        (TrackingWish::Fingerprint, Some(_)) => (ChangeTracking::Fingerprint, "requested".to_owned()),
         (TrackingWish::Auto, Some(_)) => (ChangeTracking::Fingerprint, why_not.to_owned()),
         (_, None) => (ChangeTracking::Full, "the first backup of this disk".to_owned()),
     };

@@ -16,7 +16,7 @@ use qcow2::Qcow2Target;
 /// What to do about a file that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Fail.
+    /// Fail when there is one.
     #[default]
     Refuse,
     /// Its content is lost: a raw file is emptied at once, a qcow2 image is replaced when the new one is complete.
@@ -57,7 +57,7 @@ impl DiskTarget {
         }?;
         if opened.size() < size {
             let have = opened.size();
-            return Err(Error::usage(format!("{address} holds {have} bytes and the disk has {size}")).hint(
+            return Err(Error::usage(format!("{address} has {have} bytes, and the disk has {size}")).hint(
                 match existing {
                     Existing::Keep => "make it larger (`qemu-img resize`), or restore to a new target without --delta",
                     Existing::Refuse | Existing::Replace => "restore to a target that is at least as large",

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// A bitmap of Windlass in an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackedBitmap {
-    /// Its name.
+    /// Name of the bitmap in the image.
     pub name: String,
     /// First four bytes of the id of the repository that it was made for.
     pub repository: [u8; 4],
     /// What it is for.
     pub kind: TrackedKind,
-    /// Bytes for one bit.
+    /// Bytes of the disk for one bit of the bitmap.
     pub granularity: u64,
     /// True when writes are recorded in it.
     pub recording: bool,
@@ -29,7 +29,7 @@ pub struct TrackedBitmap {
 pub enum TrackedKind {
     /// It records what changes.
     Changes {
-        /// Since this checkpoint.
+        /// The checkpoint since which it records.
         checkpoint: CheckpointId,
         /// The checkpoint before that one.
         base: Option<CheckpointId>,
@@ -99,7 +99,7 @@ async fn image(source: &SourceAddress, image_roots: &[PathBuf]) -> Result<(PathB
     let (path, format) = match source {
         SourceAddress::File { path, format, .. } => (path.clone(), *format),
         SourceAddress::Nbd(uri) => {
-            return Err(Error::usage(format!("{uri} is no qcow2 image")).hint("name the image file"));
+            return Err(Error::usage(format!("{uri} is not a qcow2 image")).hint("give the image file"));
         }
     };
     let roots = image_roots.to_owned();
@@ -111,7 +111,7 @@ async fn image(source: &SourceAddress, image_roots: &[PathBuf]) -> Result<(PathB
         match image.format {
             ImageFormat::Qcow2 => Ok((image.path.clone(), Chain::walk(&image, &roots)?.top_graph()?)),
             ImageFormat::Raw => {
-                Err(Error::usage(format!("{} is no qcow2 image: nothing is tracked in it", image.path.display())))
+                Err(Error::usage(format!("{} is not a qcow2 image: it has no bitmaps", image.path.display())))
             }
         }
     })

@@ -23,7 +23,7 @@ impl Inner {
     /// Those of `ids` that have no usable place, each once, and why. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn not_usable(&self, ids: Vec<ChunkId>) -> Result<Vec<(ChunkId, ChunkError)>> {
         let places = self.locate(&ids)?;
         let lost: BTreeSet<ChunkId> =
@@ -49,7 +49,7 @@ impl Inner {
 }
 
 fn known(chunk: ChunkId, pack: String) -> ChunkError {
-    ChunkError::Damaged { chunk, pack, what: "that is known already, and it is stored nowhere else".into() }
+    ChunkError::Damaged { chunk, pack, what: "it was found damaged before, and no other pack has it".into() }
 }
 
 /// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.

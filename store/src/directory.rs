@@ -41,7 +41,7 @@ pub struct Directory {
     naming: Arc<Naming>,
 }
 
-/// An open object.
+/// An open file of the repository.
 struct Object {
     path: PathBuf,
     file: File,
@@ -61,7 +61,7 @@ impl Directory {
         Self { root: root.to_owned(), io, world, naming: Arc::default() }
     }
 
-    /// Its path.
+    /// Path of the directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -79,7 +79,7 @@ impl Directory {
     /// Makes the folders of a new repository.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn make_folders(&self) -> Result<()> {
         for name in folders() {
             let path = self.root.join(name);
@@ -104,7 +104,7 @@ impl Directory {
     /// The folders of a repository that are not there, though the others are: whoever copied it left empty ones out.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn missing_folders(&self) -> Result<Vec<String>> {
         let there = |folder: &str| Ok::<_, Error>(self.list_or_none(folder)?.unwrap_or_default());
         let (root, packs) = (there("")?, there(PACKS)?);
@@ -118,7 +118,7 @@ impl Directory {
     /// Makes a folder of a repository.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn make_folder(&self, name: &str) -> Result<()> {
         let path = self.root.join(name);
         self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
@@ -135,11 +135,11 @@ impl Directory {
         if others(&self.root)
             && let Err(error) = std::fs::set_permissions(&self.root, private)
         {
-            tracing::warn!(path = %self.root.display(), %error, "others may read the repository, and its file system does not let that be changed");
+            tracing::warn!(path = %self.root.display(), %error, "others can read the repository, and its file system does not allow to change that");
         } else if others(&self.root) {
             tracing::warn!(
                 path = %self.root.display(),
-                "others may read the repository: its file system has no rights of its own; mount it with umask=077"
+                "others can read the repository: its file system has no permissions; mount it with umask=077"
             );
         }
         Ok(())
@@ -151,9 +151,11 @@ impl Directory {
         let (root, config) = (mode(&self.root), mode(&self.root.join(CONFIG)));
         let path = self.root.display();
         if root & 0o022 != 0 {
-            tracing::warn!("others may write in {path}, and so change or delete every backup: `chmod -R go-w {path}`");
+            tracing::warn!(
+                "others can write to {path}, and so change or delete every backup: run `chmod -R go-w {path}`"
+            );
         } else if root & 0o001 != 0 && config & 0o004 != 0 {
-            tracing::warn!("everybody may read {path}, and so restore every disk: `chmod -R go= {path}`");
+            tracing::warn!("everybody can read {path}, and so restore every disk: run `chmod -R go= {path}`");
         }
     }
 
@@ -172,7 +174,7 @@ impl Directory {
                 let entry = entry.map_err(|error| storage("cannot list", &path, error))?;
                 if entry.file_type().is_ok_and(|it| it.is_symlink()) {
                     return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display())).hint(
-                        "a repository has none: bring the real folder or file to its place, and look who put it there",
+                        "a repository has no symbolic links: put the real folder or file in its place, and find out who made the link",
                     ));
                 }
             }
@@ -185,7 +187,7 @@ impl Directory {
     /// An error from the last sync leaves the object visible and its durability unknown: stop writing then.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
         let target = self.root.join(name);
         let temporary = self.temporary(INCOMING_OBJECT);
@@ -260,7 +262,7 @@ impl Directory {
     /// the next backup.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn create_pack(&self, path: &Path, kind: PackKind) -> Result<File> {
         let created = match kind {
             PackKind::Data => self.io.create_large(path),
@@ -308,7 +310,7 @@ impl Directory {
                 hasher.update(&object.read(&*self.io, at, HASHED_BYTES.min(body - at))?);
             }
             if object.read(&*self.io, body, HASH_BYTES)? != hasher.finalize().as_bytes() {
-                return Err(Error::integrity(format!("{} does not fit its hash", object.path.display())));
+                return Err(Error::integrity(format!("{} does not match its hash", object.path.display())));
             }
         }
         object.read(&*self.io, 0, object.length).map(Some)
@@ -324,7 +326,10 @@ impl Directory {
         };
         let length = self.io.length(&file).map_err(fail)?;
         if length > bytes_max {
-            return Err(Error::integrity(format!("{} has {length} bytes, more than can be", path.display())));
+            return Err(Error::integrity(format!(
+                "{} has {length} bytes, more than the format allows",
+                path.display()
+            )));
         }
         Ok(Some(Object { path, file, length }))
     }
@@ -341,7 +346,7 @@ impl Directory {
     /// Makes the name of a log record durable that somebody else created.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn sync_log_folder(&self, sequence: u64) -> Result<()> {
         let record = self.root.join(log_object(sequence));
         self.sync_dir(record.parent().unwrap_or(&self.root))
@@ -350,7 +355,7 @@ impl Directory {
     /// Removes an object that nobody needs; one that is gone is fine.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn remove(&self, name: &str) -> Result<()> {
         let path = self.root.join(name);
         match self.io.remove(&path) {
@@ -362,7 +367,7 @@ impl Directory {
     /// Moves an object out of the way, durably; nothing reads it there.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn set_aside(&self, name: &str) -> Result<()> {
         let (from, folder) = (self.root.join(name), self.root.join(QUARANTINE));
         self.io.make_dir(&folder).map_err(|error| storage("cannot create", &folder, error))?;
@@ -376,7 +381,7 @@ impl Directory {
     /// Makes the names in a folder durable.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn sync_folder(&self, folder: &str) -> Result<()> {
         self.sync_dir(&self.root.join(folder))
     }
@@ -392,7 +397,7 @@ impl Directory {
     /// Gives a complete, synced file under `incoming/` its name as a pack; durable on return.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn publish_pack(&self, incoming: &Path, name: &PackName) -> Result<()> {
         let target = self.pack_path(name);
         let moved = match self.name(incoming, &target) {
@@ -412,7 +417,7 @@ impl Directory {
     /// Names in a folder, sorted.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.root.join(folder);
         self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
@@ -421,7 +426,7 @@ impl Directory {
     /// Names in a folder, sorted; none when it is not there. Whoever asks must know what that means.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn list_or_none(&self, folder: &str) -> Result<Option<Vec<String>>> {
         let path = self.root.join(folder);
         match self.io.list(&path) {
@@ -433,7 +438,7 @@ impl Directory {
     /// Makes the folder that a log record goes into.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn make_log_folder(&self, sequence: u64) -> Result<()> {
         let path = self.root.join(LOG).join(format!("{:020}", sequence / LOG_FOLDER));
         self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;

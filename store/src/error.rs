@@ -25,10 +25,10 @@ pub fn storage(doing: &str, path: &Path, error: io::Error) -> Error {
         // What stands there is not what a repository has.
         io::ErrorKind::InvalidData => Error::integrity(message)
             .because(error)
-            .hint("look who put it there; then bring the file back from a copy, or run `windlass verify`"),
-        io::ErrorKind::PermissionDenied => Error::store_io(message)
-            .because(error)
-            .hint("a repository is its owner's alone: run this as the user it belongs to, or `chown -R` all of it"),
+            .hint("find out who put it there; then bring the file back from a copy, or run `windlass verify`"),
+        io::ErrorKind::PermissionDenied => Error::store_io(message).because(error).hint(
+            "a repository belongs to one user: run this as that user, or give all of it to your user with `chown -R`",
+        ),
         _ => Error::store_io(message).because(error),
     }
 }
@@ -68,7 +68,7 @@ pub fn came_from_passing(error: &Error) -> bool {
     false
 }
 
-/// As strerror(3) has them.
+/// Texts of strerror(3) for storage that is full.
 const FULL: &[&str] = &["No space left on device", "Disk quota exceeded"];
 const PASSING: &[&str] = &[
     "Input/output error",

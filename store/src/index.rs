@@ -132,7 +132,7 @@ impl Index {
                 };
                 let why =
                     unusable.err().map_or_else(|| "of another version or repository".into(), |error| error.to_string());
-                tracing::warn!(why, "the index cannot be used and is built again");
+                tracing::warn!(why, "the index cannot be used and is rebuilt");
                 Self::remove(folder)?;
                 match DB::open(&options(BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES), folder) {
                     Ok(database) => Ok(Self { applied, ..fresh(Some(database)) }),
@@ -146,7 +146,7 @@ impl Index {
     fn makeshift(folder: &Path, repository: RepositoryId, why: &Error) -> Result<Self> {
         tracing::warn!(
             error = %why,
-            "the index cannot be opened for writing now, and stays as it is: what it does not tell is read from the packs"
+            "the index cannot be opened for writing now, and stays as it is; what it lacks is read from the packs"
         );
         let guest = Self::open(folder, IndexAccess::Guest, repository)?;
         Ok(Self { is_makeshift: true, ..guest })
@@ -178,7 +178,7 @@ impl Index {
     /// Removes the index's files.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn remove(folder: &Path) -> Result<()> {
         let removed = match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => std::fs::remove_file(folder),
@@ -229,7 +229,7 @@ impl Index {
     /// One writer at a time; readers may see a part of it.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn write(&self, number: u32, entries: &[PackEntry]) -> Result<()> {
         if self.access == IndexAccess::Guest {
             return Ok(());
@@ -261,7 +261,7 @@ impl Index {
     /// What takes the places of these chunks in pack `number` out; none where there is no database to write to.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn forgetting(&self, number: u32, ids: &[ChunkId]) -> Result<Option<Forgetting>> {
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
             return Ok(None);
@@ -283,7 +283,7 @@ impl Index {
     /// Does it, when nothing was written since it was made; else gives false. One writer at a time.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn forget_places(&self, forgetting: Forgetting) -> Result<bool> {
         let database = self.database.as_ref().ok_or_else(unusable)?;
         let is_due = forgetting.made_for == (self.instance, database.latest_sequence_number());
@@ -308,7 +308,7 @@ impl Index {
     /// Notes that everything up to `end` is in the index.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn tag(&mut self, repository: RepositoryId, end: LogHead) -> Result<()> {
         let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) else {
             return Ok(());
@@ -337,7 +337,7 @@ impl Index {
     /// Makes what was added last on disk. Without it the next opening adds it again from the packs' footers.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn flush(&self) -> Result<()> {
         if let Some(database) = self.database.as_ref().filter(|_| self.access == IndexAccess::Owner) {
             let mut options = FlushOptions::default();
@@ -351,7 +351,7 @@ impl Index {
     /// All chunks of these packs, where the packs themselves do not tell: it reads the whole index.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn chunks_of(&self, packs: &BTreeSet<u32>) -> Result<Vec<(ChunkId, Place)>> {
         let mut found = Vec::new();
         let mut look = |id: ChunkId, places: &[Place]| {
@@ -369,7 +369,7 @@ impl Index {
     /// The places, of those that are in the database, of all chunks whose ids begin with these 8 bytes.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn places_by_head(&self, heads: &[u64]) -> Result<Vec<Place>> {
         let mut rows = self.database.as_ref().ok_or_else(unusable)?.raw_iterator();
         let mut found = Vec::new();
@@ -387,7 +387,7 @@ impl Index {
     /// The places of each chunk, earliest pack first; empty where there is none.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn places(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Place>>> {
         let mut found = match &self.database {
             Some(database) => {
@@ -523,17 +523,17 @@ pub(crate) fn only_files(folder: &Path) -> Result<()> {
     // One that is not there, or cannot be looked at, RocksDB tells about.
     let Ok(mut entries) = std::fs::read_dir(folder) else { return Ok(()) };
     let strange = entries.find_map(|it| it.ok().filter(|it| it.file_type().is_ok_and(|it| !it.is_file())));
-    strange.map_or(Ok(()), |it| Err(Error::store_io(format!("{} is no file", it.path().display()))))
+    strange.map_or(Ok(()), |it| Err(Error::store_io(format!("{} is not a file", it.path().display()))))
 }
 
 const FAILED: &str = "the index failed";
 const REBUILD: &str = "run `windlass rebuild-index`; nothing is lost with it";
 
 const INDEX_VERSION: u16 = 2;
-/// Not a chunk id: those have 32 bytes.
+/// Key of the tag; not a chunk id, which has 32 bytes.
 const TAG_KEY: &[u8] = b"tag";
 const TAG_BYTES_MAX: usize = 128;
-/// Nor this.
+/// Key of the packs that could not be read; not a chunk id either.
 const SKIPPED_KEY: &[u8] = b"skipped";
 /// Packs that are remembered as not read; more need `windlass rebuild-index`.
 const SKIPPED_MAX: usize = 1024;

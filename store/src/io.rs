@@ -38,7 +38,7 @@ pub trait Io: Send + Sync {
     /// Gives a file another name, in place of what has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a name.
+    /// Removes a file's name.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
     /// Makes a directory for its owner alone, and its parents; an existing one is fine.
@@ -72,9 +72,9 @@ pub trait Io: Send + Sync {
 /// Room on a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes for new files.
+    /// Bytes that new files can have.
     pub free: u64,
-    /// Bytes altogether.
+    /// Bytes of the whole file system.
     pub total: u64,
     /// How many new files it can have; `u64::MAX` where that is not limited.
     pub files: u64,
@@ -258,10 +258,10 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-const NO_FILE: &str = "it is no regular file";
+const NO_FILE: &str = "it is not a regular file";
 /// Who reads a repository's configuration can read every disk.
 const FILE_MODE: u32 = 0o600;
-/// Of folders.
+/// Mode of new folders: for their owner alone.
 const FOLDER_MODE: u32 = 0o700;
 /// Linux takes 1,024 buffers in one call.
 const VECTORS_MAX: usize = 1024;

@@ -289,7 +289,7 @@ impl Inner {
     pub fn note_damaged(&self, chunk: ChunkId, pack: PackName) {
         let mut damaged = self.damaged.lock().expect("no holder panics");
         if damaged.len() < DAMAGED_MAX && damaged.insert((chunk, pack)) {
-            tracing::warn!(%chunk, %pack, "a chunk does not read");
+            tracing::warn!(%chunk, %pack, "a chunk cannot be read");
         }
     }
 
@@ -349,7 +349,7 @@ impl Inner {
     /// Damaged chunks that are nowhere sound. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn unhealed(&self, state: &State) -> Result<BTreeSet<ChunkId>> {
         let suspects: BTreeSet<ChunkId> = state.suspects().iter().map(|(chunk, _)| *chunk).collect();
         let suspects: Vec<ChunkId> = suspects.into_iter().collect();
@@ -385,7 +385,7 @@ impl Local {
     /// opening does the same.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub async fn close(self) -> Result<()> {
         let packer = self.inner.packer().ok();
         if let Some(packer) = &packer {
@@ -419,7 +419,7 @@ impl Local {
                 Ok(()) => Ok(true),
                 // Full, failing, read-only, or written by a newer program: what is there can be read all the same.
                 Err(error) if matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull | ErrorKind::Version) => {
-                    tracing::warn!(%error, "the repository cannot be written: reading without a session that keeps points");
+                    tracing::warn!(%error, "the repository cannot be written: reading without a session, which would keep the points from a sweep");
                     unpinned(&inner.state())
                 }
                 Err(error) => Err(error),

@@ -7,10 +7,10 @@ use crate::state::{DIGEST_BYTES_MAX, Digest, State};
 use mover::{Error, ErrorKind, LogHead, RepositoryId, Result, WriterId};
 use std::sync::Arc;
 
-/// Who appends.
+/// The writer and term under which records are appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Author {
-    /// The writer.
+    /// Id of the writer.
     pub writer: WriterId,
     /// Its term; 0 for readers.
     pub term: u64,
@@ -81,7 +81,9 @@ impl CommitLog {
             self.catch_up()?;
             if self.state.end() == end {
                 let missing = log_object(end.sequence + 1);
-                return Err(Error::integrity(format!("{missing} is missing, and record {later} is there")).hint(LOST));
+                return Err(
+                    Error::integrity(format!("{missing} is missing, but the later record {later} exists")).hint(LOST)
+                );
             }
         }
     }
@@ -105,7 +107,7 @@ impl CommitLog {
     /// damaged as before, and its end can be told. Gives that end.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn set_aside_later(&self) -> Result<Option<LogHead>> {
         let end = self.state.end().sequence;
         let (later, digests) = (self.later()?, self.digests()?);
@@ -115,7 +117,7 @@ impl CommitLog {
         });
         let digests = digests.into_iter().filter(|sequence| *sequence > end).map(state_object);
         for name in digests.chain(later.into_iter().map(log_object)) {
-            tracing::warn!(%name, "is set aside");
+            tracing::warn!(%name, "moved to the folder quarantine");
             self.directory.set_aside(&name)?;
         }
         // It may be what was lost.
@@ -210,7 +212,7 @@ impl CommitLog {
                 return Err(Error::version(format!(
                     "the log has events of kind {code}, which this program does not know"
                 ))
-                .hint("use a newer windlass to write; this one can restore"));
+                .hint("use a newer version of Windlass to write; this version can restore"));
             }
             let events = make(&self.state)?;
             if events.is_empty() {
@@ -235,7 +237,9 @@ impl CommitLog {
             let (_, end) = LogRecord::decode(&bytes)?;
             let mut after = State::clone(&self.state);
             if let Some((_, void)) = after.apply(&record, end.hash)?.into_iter().next() {
-                return Err(Error::fenced(format!("the repository refuses: {void}")).hint("run the job again"));
+                return Err(
+                    Error::fenced(format!("the repository refuses this change: {void}")).hint("run the job again")
+                );
             }
             if record.sequence == 1 || record.sequence.is_multiple_of(LOG_FOLDER) {
                 self.directory.make_log_folder(record.sequence)?;
@@ -258,7 +262,8 @@ impl CommitLog {
         for sequence in self.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
             let read = self.read_digest(sequence);
             if !read.is_ok_and(|digest| digest.state.accounts_for(author.writer, author.term, end)) {
-                return Err(Error::fenced("the log was pruned past this writer").hint("open the repository again"));
+                return Err(Error::fenced("the log was pruned while this process stood still")
+                    .hint("open the repository again"));
             }
         }
         Ok(())
@@ -308,7 +313,7 @@ impl CommitLog {
     /// Writes a digest of the present state when the last one is long ago.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn digest_when_due(&mut self) -> Result<()> {
         let end = self.state.end().sequence;
         if end < self.digested + DIGEST_RECORDS || self.lacking {
@@ -335,8 +340,8 @@ impl CommitLog {
         let Some(bytes) = digest.encode_within(bytes_max) else {
             tracing::warn!(
                 bytes_max,
-                "the repository's state is too long for a digest, so the log is not pruned and takes ever longer to \
-                 open: let some of the machines go on in another repository"
+                "the repository's state is too long for a digest, so the log is not pruned, and opening it takes longer and \
+                 longer: back up some of the machines into another repository"
             );
             return Ok(false);
         };
@@ -384,8 +389,8 @@ impl CommitLog {
 }
 
 /// What helps when a record is lost or damaged.
-const LOST: &str = "bring the file back from a copy of the repository's directory; or, when there is none, give up what was \
-                    committed from there on: `windlass doctor --accept-rollback -r ADDR`";
+const LOST: &str = "bring the file back from a copy of the repository's directory; if there is none, give up what was committed \
+                    from there on: `windlass doctor --accept-rollback -r ADDR`";
 /// Records between two digests: opening replays at most about so many.
 const DIGEST_RECORDS: u64 = 256;
 /// Records below the older digest that are kept before they are worth deleting.

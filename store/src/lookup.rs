@@ -72,8 +72,8 @@ impl Inner {
                 Err(error) => {
                     tracing::warn!(
                         pack = %name, %error,
-                        "a pack cannot be read, and what is in it counts as missing; it is tried again whenever the \
-                         repository is opened, and `windlass verify` tells what needs it"
+                        "a pack cannot be read, and its chunks count as missing; it is tried again whenever the repository \
+                         is opened, and `windlass verify` shows what needs it"
                     );
                     index().skip(number);
                 }
@@ -88,7 +88,7 @@ impl Inner {
     /// (R9). Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
         let places = self.places(ids)?;
         let state = self.state();
@@ -103,7 +103,7 @@ impl Inner {
     /// A place of each chunk in a doomed pack that is not known to be damaged there. Nothing new may rely on it. Blocking.
     ///
     /// # Errors
-    /// Of the index.
+    /// When the index fails.
     pub fn locate_doomed(&self, ids: &[ChunkId]) -> Result<Vec<Option<Place>>> {
         let places = self.places(ids)?;
         let state = self.state();
@@ -174,19 +174,19 @@ impl Inner {
         if self.index_failed.swap(true, SeqCst) {
             return;
         }
-        tracing::error!(%error, "the index failed, and is made again; nothing is lost with it");
+        tracing::error!(%error, "the index failed and is rebuilt; no data is lost");
         let Some(inner) = self.me.get().cloned() else { return };
         let make = move || {
             for pause in PAUSES.iter().chain(std::iter::repeat(PAUSES.last().expect("some"))) {
                 let Some(inner) = inner.upgrade() else { return };
                 let Err(error) = inner.make_another_index() else { return };
-                tracing::error!(%error, "the index cannot be made again; the packs are asked where chunks are, which is slow");
+                tracing::error!(%error, "the index cannot be rebuilt; chunks are looked up in the packs, which is slow");
                 drop(inner);
                 std::thread::sleep(*pause);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("index".into()).spawn(make) {
-            tracing::error!(%error, "no thread can be started; `windlass rebuild-index` makes the index again");
+            tracing::error!(%error, "no thread can be started; run `windlass rebuild-index`");
         }
     }
 

@@ -70,11 +70,11 @@ impl Local {
         directory.io().make_dir(path).map_err(|error| storage("cannot create", path, error))?;
         let ours = [PACKS, LOG, STATE, INCOMING, RESERVE, LOCK];
         let taken = |why: &str| {
-            Error::usage(format!("{} {why}", path.display())).hint("name a new or empty directory for the repository")
+            Error::usage(format!("{} {why}", path.display())).hint("choose a new or empty directory for the repository")
         };
         for name in directory.list("")? {
             match name.as_str() {
-                CONFIG => return Err(taken("holds a repository already")),
+                CONFIG => return Err(taken("already holds a repository")),
                 name if ours.contains(&name) => {}
                 // What a file system of the ext family has from the start.
                 LOST_AND_FOUND if path.join(LOST_AND_FOUND).is_dir() => {}
@@ -88,7 +88,7 @@ impl Local {
         directory.drop_claims();
         let made = Self::fill(&directory, like, world);
         let config =
-            made.inspect_err(|_| clean_up(&directory, is_new))?.ok_or_else(|| taken("holds a repository already"))?;
+            made.inspect_err(|_| clean_up(&directory, is_new))?.ok_or_else(|| taken("already holds a repository"))?;
         if let Ok(space) = space_on(&directory) {
             directory.make_reserve(reserve_bytes(space));
         }
@@ -153,10 +153,10 @@ impl Local {
             index.close();
             if damage.is_none() && log.passed(seen)? {
                 return Err(Error::usage("the repository was not rolled back, as far as its index knows")
-                    .hint("nothing needs to be accepted: it opens as it is"));
+                    .hint("there is nothing to accept: the repository opens as it is"));
             }
             if let Some(damage) = damage {
-                tracing::warn!(%damage, "the log goes on after record {}", log.state().end().sequence);
+                tracing::warn!(%damage, "the log continues after record {}; what was committed later is given up", log.state().end().sequence);
                 let given_up = log.set_aside_later()?;
                 seen = given_up.into_iter().chain([seen]).max_by_key(|end| end.sequence).expect("one at least");
             }
@@ -298,7 +298,7 @@ fn make_missing_folders(directory: &Directory, state: Option<&State>) -> Result<
                 folder = name,
                 packs = lost,
                 "a folder of the repository is missing, with all packs that were in it: bring it back from a copy of the \
-                 repository's directory; `windlass verify` tells what is lost without it"
+                 repository's directory; `windlass verify` shows what is lost without it"
             );
         }
         directory.make_folder(&name)?;
@@ -352,7 +352,7 @@ fn read_config(directory: &Directory) -> Result<ConfigFile> {
     let bytes = directory.read(CONFIG, CONFIG_BYTES_MAX)?;
     let bytes = bytes.ok_or_else(|| {
         Error::not_found(format!("{root} is not a repository"))
-            .hint(format!("check the path, or make one with `windlass init -r {root}`"))
+            .hint(format!("check the path, or create a repository with `windlass init -r {root}`"))
     })?;
     ConfigFile::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("{root}/{CONFIG}")))
 }
@@ -372,7 +372,7 @@ fn take_lock(directory: &Directory) -> Result<File> {
             let holder = holder.trim();
             let by = if holder.is_empty() { String::new() } else { format!(" by process {holder}") };
             return Err(Error::busy(format!("{} is in use{by}", directory.root().display()))
-                .hint("wait for it to end, or let this command wait with --wait"));
+                .hint("wait until it has ended, or use --wait; a repository that windlass-store serves is used as quic://HOST/NAME"));
         }
         Err(error) => return Err(storage("cannot lock", &path, error.into())),
     }
@@ -387,11 +387,11 @@ fn check_rollback(log: &CommitLog, seen: LogHead) -> Result<()> {
         return Ok(());
     }
     Err(Error::rolled_back(format!(
-        "the log ends at record {}, but record {} has been seen: it was rolled back or replaced",
+        "the log ends at record {}, but record {} was seen before: the repository was rolled back or replaced",
         log.state().end().sequence,
         seen.sequence
     ))
-    .hint("bring the newer files back; or, when they are lost, run `windlass doctor --accept-rollback -r ADDR`"))
+    .hint("bring the newer files back; if they are lost, run `windlass doctor --accept-rollback -r ADDR`"))
 }
 
 /// What is under `incoming/`.

@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// A verified chunk on its way into a pack.
 pub struct Arrival {
-    /// The chunk.
+    /// Id of the chunk.
     pub id: ChunkId,
-    /// Its blob.
+    /// The encoded chunk.
     pub blob: Blob,
     /// First 16 bytes of the blob's BLAKE3.
     pub hash: [u8; 16],
@@ -36,7 +36,7 @@ pub struct Arrival {
 /// A chunk that the packer has taken.
 #[derive(Clone, Copy)]
 pub struct Taken {
-    /// Which.
+    /// Id of the chunk.
     pub id: ChunkId,
     /// Its blob's header.
     pub header: BlobHeader,

@@ -81,7 +81,7 @@ pub async fn manifest(local: &Local, point: PointId) -> Result<Manifest> {
     }
     let manifest = Manifest::decode(&plain).map_err(|error| on(error.into()))?;
     if manifest.point != point {
-        return Err(on(Error::integrity("it is of another point")));
+        return Err(on(Error::integrity("it belongs to another point")));
     }
     Ok(manifest)
 }
@@ -300,7 +300,7 @@ fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Result<Blob> {
     let at = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
     let bytes = inner.directory.io().read_at(&file, at, usize::try_from(place.blob_bytes).expect("a blob is bounded"));
     let bytes = bytes.map_err(|error| reading(pack_object(pack).as_ref(), error))?;
-    Blob::parse(bytes.into()).map_err(|error| Error::integrity("no blob").because(error))
+    Blob::parse(bytes.into()).map_err(|error| Error::integrity("it is not a blob").because(error))
 }
 
 fn logged_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
@@ -448,7 +448,7 @@ pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>>
     let fail = |error| reading(pack_object(name).as_ref(), error);
     let length = directory.io().length(&file).map_err(fail)?;
     if length > PACK_BYTES_MAX {
-        return Err(Error::integrity(format!("pack {name} has {length} bytes, more than can be")));
+        return Err(Error::integrity(format!("pack {name} has {length} bytes, more than the format allows")));
     }
     let read = |bytes: u64| {
         let bytes = bytes.min(length);
@@ -471,14 +471,14 @@ fn record_bytes(blob_bytes: u32) -> u64 {
     RECORD_HEADER_BYTES as u64 + u64::from(blob_bytes)
 }
 
-/// Longest read.
+/// Most bytes of one read.
 const RUN_BYTES_MAX: u64 = 1 << 20;
 /// Bytes between two chunks that are rather read than skipped.
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Reads on their way at once, or done and not taken, and their bytes.
 const RUNS_AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 4 << 20;
-/// Packs kept open.
+/// Most pack files that are kept open.
 const FILES_MAX: usize = 64;
 /// Most footers are shorter: read in one go.
 const FOOTER_GUESS: u64 = 256 << 10;

@@ -37,7 +37,7 @@ impl References {
     /// Opens those under `folder`. What cannot be used, or was left in the middle of a point, begins empty.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn open(folder: &Path, repository: RepositoryId) -> Result<Self> {
         only_files(folder)?;
         let opened = DB::open(&merging(), folder).map_err(failed).and_then(|database| {
@@ -64,7 +64,7 @@ impl References {
     /// Begins again, with nothing.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn begun_again(self) -> Result<Self> {
         let (folder, repository) = (self.folder.clone(), self.repository);
         drop(self);
@@ -75,7 +75,7 @@ impl References {
     /// False when it must be begun again.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn is_whole(&self) -> Result<bool> {
         let tagged = self.database.get(TAG).map_err(failed)? == Some(tag(self.repository)?);
         Ok(tagged && self.points()?.values().all(|counted| *counted))
@@ -84,7 +84,7 @@ impl References {
     /// Points whose references are counted; false for one that is in the middle of it.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn points(&self) -> Result<BTreeMap<PointId, bool>> {
         let mut points = BTreeMap::new();
         for row in self.database.iterator(IteratorMode::From(&[POINT], Direction::Forward)) {
@@ -98,7 +98,7 @@ impl References {
     /// A point is about to be counted; [`Self::counted`] must follow.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn counting(&self, point: PointId) -> Result<()> {
         if self.is_taking.load(Relaxed) {
             // What this point brings back to life cannot be told from what it brings anew, should nothing be taken away.
@@ -110,7 +110,7 @@ impl References {
     /// A point is counted.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn counted(&self, point: PointId) -> Result<()> {
         self.database.put_opt(key(POINT, &point.0), COUNTED, &without_log()).map_err(failed)
     }
@@ -119,7 +119,7 @@ impl References {
     /// counted next.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn add_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
         let turned = self.change_pages(ids, (PAGE, 1), LIVE_PAGES, 0)?;
         self.add_chunks(ids.iter().copied())?;
@@ -129,7 +129,7 @@ impl References {
     /// Takes a reference to each of these pages or manifests away; gives those that have none now.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn take_pages(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>> {
         let turned = self.change_pages(ids, (TAKEN_PAGE, -1), TAKEN_PAGES, 1)?;
         self.take_chunks(ids.iter().copied())?;
@@ -155,7 +155,7 @@ impl References {
     /// Counts a reference to each of these chunks, which refer to nothing themselves.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn add_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
         self.change_chunks(ids, ROW, 1)
     }
@@ -163,7 +163,7 @@ impl References {
     /// Takes a reference to each of these chunks away.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn take_chunks(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<()> {
         self.change_chunks(ids, TAKEN_ROW, -1)
     }
@@ -185,7 +185,7 @@ impl References {
     /// How many references there are to each chunk, without those that were taken away.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn counts(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
         let counts = self.counts_before(ids)?;
         if !self.is_taking.load(Relaxed) {
@@ -201,7 +201,7 @@ impl References {
     /// The same with those that were taken away.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn counts_before(&self, ids: &[ChunkId]) -> Result<Vec<i64>> {
         self.numbers(ROW, ids)
     }
@@ -224,7 +224,7 @@ impl References {
     /// Pages and manifests that something refers to, what was taken away among them.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn live_pages(&self) -> Result<i64> {
         number(self.database.get(LIVE_PAGES).map_err(failed)?.as_deref())
     }
@@ -232,7 +232,7 @@ impl References {
     /// The same without what was taken away.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn pages_left(&self) -> Result<i64> {
         Ok(self.live_pages()? + number(self.database.get(TAKEN_PAGES).map_err(failed)?.as_deref())?)
     }
@@ -240,7 +240,7 @@ impl References {
     /// A sweep begins to take these points away, until [`Self::settle`] or [`Self::give_up`].
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn begin_taking(&self, points: &BTreeSet<PointId>) -> Result<()> {
         let points: Vec<[u8; 16]> = points.iter().map(|point| point.0).collect();
         let bytes = codec::encode::<_, TAKING_BYTES_MAX>(&points)?;
@@ -251,7 +251,7 @@ impl References {
     /// All of it is taken away, and would survive a crash: only then may the log say that it is final.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn has_taken(&self) -> Result<()> {
         self.database.put_opt(TAKEN_ALL, b"", &without_log()).map_err(failed)?;
         self.flush()
@@ -261,7 +261,7 @@ impl References {
     /// that cannot be told any more.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn recover(&self, final_points: usize) -> Result<bool> {
         let Some(points) = self.taking()? else { return Ok(true) };
         let is_there = |key: &[u8]| Ok::<_, Error>(self.database.get(key).map_err(failed)?.is_some());
@@ -276,7 +276,7 @@ impl References {
     /// The points that a sweep is, or was, taking away.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn taking(&self) -> Result<Option<BTreeSet<PointId>>> {
         let Some(bytes) = self.database.get(TAKING).map_err(failed)? else { return Ok(None) };
         let points: Vec<[u8; 16]> = codec::decode::<_, TAKING_BYTES_MAX>(&bytes)?;
@@ -363,7 +363,7 @@ impl References {
     /// Nothing was taken away after all. When points were counted meanwhile, all must be counted again.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn give_up(&self) -> Result<()> {
         let mut batch = WriteBatch::default();
         [TAKEN_PAGE, TAKEN_ROW].into_iter().for_each(|kind| batch.delete_range([kind], [kind + 1]));
@@ -380,7 +380,7 @@ impl References {
     /// into use again. Packs without any are not listed.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn dead_bytes(&self) -> Result<BTreeMap<u32, u64>> {
         let mut packs = BTreeMap::new();
         for row in self.database.iterator(IteratorMode::From(&[PACK], Direction::Forward)) {
@@ -395,7 +395,7 @@ impl References {
     /// The same of one pack.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn dead_bytes_in(&self, pack: u32) -> Result<u64> {
         let noted = self.database.get(key(PACK, &pack.to_be_bytes())).map_err(failed)?;
         let bytes = |noted: Vec<u8>| noted.try_into().map(u64::from_le_bytes).map_err(|_| unusable());
@@ -405,7 +405,7 @@ impl References {
     /// True when the last look at a pack found that some of its chunks are read from other packs.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn has_duplicates(&self, pack: u32) -> Result<bool> {
         Ok(self.database.get(key(DUPLICATES, &pack.to_be_bytes())).map_err(failed)?.is_some())
     }
@@ -413,7 +413,7 @@ impl References {
     /// Notes what the last look at a pack found.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn note_duplicates(&self, pack: u32, has: bool) -> Result<()> {
         let key = key(DUPLICATES, &pack.to_be_bytes());
         match has {
@@ -426,7 +426,7 @@ impl References {
     /// Notes the dead bytes of packs.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn note_packs(&self, dead_bytes: &BTreeMap<u32, u64>) -> Result<()> {
         self.note(dead_bytes, WriteBatch::default())
     }
@@ -434,7 +434,7 @@ impl References {
     /// Notes the dead bytes of new packs, and that all with a lower number than `looked_at` were looked at.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn note_new_packs(&self, dead_bytes: &BTreeMap<u32, u64>, looked_at: u32) -> Result<()> {
         let mut batch = WriteBatch::default();
         batch.put(LOOKED_AT, looked_at.to_le_bytes());
@@ -458,7 +458,7 @@ impl References {
     /// All packs with a lower number were looked at.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn looked_at(&self) -> Result<u32> {
         match self.database.get(LOOKED_AT).map_err(failed)? {
             Some(bytes) => Ok(u32::from_le_bytes(bytes.as_slice().try_into().map_err(|_| unusable())?)),
@@ -466,10 +466,10 @@ impl References {
         }
     }
 
-    /// Makes it last.
+    /// Makes everything that was written durable.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn flush(&self) -> Result<()> {
         let mut options = FlushOptions::default();
         options.set_wait(true);
@@ -536,7 +536,7 @@ fn unusable() -> Error {
 }
 
 const FAILED: &str = "the counts of references failed";
-const AGAIN: &str = "sweep again; they are made again where they cannot be read";
+const AGAIN: &str = "sweep again; they are rebuilt if they cannot be read";
 
 const VERSION: u16 = 2;
 const TAG: &[u8] = b"t";
@@ -552,7 +552,7 @@ const TAKEN_ROW: u8 = b'k';
 const PACK: u8 = b'p';
 /// Then the number of a pack with chunks that are read from others.
 const DUPLICATES: u8 = b'q';
-/// Then a point's id.
+/// Then a point's id: its references are counted.
 const POINT: u8 = b'r';
 const COUNTED: &[u8] = b"counted";
 const LIVE_PAGES: &[u8] = b"n";

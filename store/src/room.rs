@@ -56,7 +56,7 @@ impl Inner {
     /// How much a sweep may pack again before it deletes: the rest is for the log and the index.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn room_for_sweeps(&self) -> Result<u64> {
         let space = self.space()?;
         let kept = match self.reserve_given_up.load(SeqCst) {
@@ -108,7 +108,7 @@ impl Inner {
         }
         self.reserve_given_up.store(true, SeqCst);
         if self.directory.remove_reserve() {
-            tracing::info!("the storage is full: the room that was kept for this is used");
+            tracing::info!("the storage is full: the reserve is used now");
         }
     }
 
@@ -192,7 +192,7 @@ impl Directory {
 /// What the file system of a directory has left.
 ///
 /// # Errors
-/// Of the storage.
+/// When the storage fails.
 pub fn space_on(directory: &Directory) -> Result<Space> {
     let root = directory.root();
     directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))

@@ -26,7 +26,7 @@ impl Local {
             // All that is due now comes to its turn before what is due meanwhile: who backs up faster than this reads does
             // not keep it from what is old.
             if let Err(error) = self.scrub_due(options, &pacer).await {
-                tracing::warn!(%error, "the scrub could not go on; it tries again");
+                tracing::warn!(%error, "the scrub cannot continue; it tries again");
             }
             tokio::time::sleep(LOOKED_EVERY.min(options.every)).await;
         }
@@ -59,7 +59,7 @@ impl Local {
             if !is_sound {
                 tracing::error!(
                     pack = %pack.name, chunks = damaged, errors = ?errors,
-                    "the scrub found damage: `windlass verify` names what needs it, --repair mends it"
+                    "the scrub found damage: `windlass verify` shows what needs it, `windlass verify --repair` replaces it"
                 );
             }
             self.inner.verified().note(pack.name, Depth::Decode, is_sound, began);

@@ -57,7 +57,7 @@ enum Told {
 /// What was found of a chunk.
 struct Found {
     presence: Presence,
-    /// What to remember.
+    /// What the session has to remember until its commit.
     told: Option<Told>,
     /// What it is, where it is there.
     shape: Option<Shape>,
@@ -258,7 +258,9 @@ impl Session {
         };
         let state = self.local.with(append).await?;
         // A sweep was faster.
-        let gone = || Error::not_found("the point was forgotten, and is final now").hint("copy or back up again");
+        let gone = || {
+            Error::not_found("the point was forgotten, and a sweep has made that final").hint("copy or back up again")
+        };
         self.committed(&state, points).ok_or_else(gone)
     }
 
@@ -354,8 +356,7 @@ fn verify_one(
         Verification::Decode => with_opener(|opener| opener.open_verified(prints, &id, &blob, plain)),
         Verification::Checksum => Ok(()),
     });
-    checked
-        .map_err(|error| Error::integrity(format!("chunk {id} is not what it should be on arrival")).because(error))?;
+    checked.map_err(|error| Error::integrity(format!("chunk {id} arrived with the wrong content")).because(error))?;
     let hash = blob_hash(blob.bytes());
     Ok(Arrival { id, blob, hash, missing_at: None })
 }
@@ -463,7 +464,7 @@ fn still_open(state: &State, session: SessionId) -> Result<()> {
     if state.sessions().contains_key(&session) {
         return Ok(());
     }
-    Err(Error::fenced("this session was ended by somebody else").hint("run the job again"))
+    Err(Error::fenced("this session was ended by another process").hint("run the job again"))
 }
 
 impl Drop for Session {

@@ -58,22 +58,22 @@ pub struct Lost {
 pub struct Writer {
     /// Its present term; 0 for a reader.
     pub term: u64,
-    /// Its last record.
+    /// The last record that it appended.
     pub last: LogHead,
 }
 
-/// An open lease.
+/// An open session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     /// What it is for; its pins ascend, each once.
     pub opened: SessionOpened,
-    /// Who holds it.
+    /// The writer that holds the session.
     pub writer: WriterId,
-    /// In which term.
+    /// Term of that writer.
     pub term: u64,
     /// The record that opened it.
     pub since: u64,
-    /// By the holder's clock.
+    /// Time of opening, by the writer's clock.
     pub time: Timestamp,
 }
 
@@ -141,7 +141,7 @@ impl State {
         self.end
     }
 
-    /// The repository.
+    /// Id of the repository.
     pub const fn repository(&self) -> RepositoryId {
         self.repository
     }
@@ -156,7 +156,7 @@ impl State {
         &self.writers
     }
 
-    /// Open sessions.
+    /// Open sessions by id.
     pub const fn sessions(&self) -> &BTreeMap<SessionId, Session> {
         &self.sessions
     }
@@ -166,7 +166,7 @@ impl State {
         &self.packs
     }
 
-    /// A pack's number.
+    /// Running number of a pack; none when it is not there.
     pub fn pack_number(&self, name: &PackName) -> Option<u32> {
         self.numbers.get(name).copied()
     }
@@ -186,7 +186,7 @@ impl State {
         &self.points
     }
 
-    /// Damaged chunks and where.
+    /// Damaged chunks, each with the pack in which it is damaged.
     pub const fn suspects(&self) -> &BTreeSet<(ChunkId, PackName)> {
         &self.suspects
     }
@@ -196,7 +196,7 @@ impl State {
         self.sweep
     }
 
-    /// A setting.
+    /// Value of a setting; none when it is not set.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(String::as_str)
     }

@@ -10,7 +10,7 @@ impl Local {
     /// Every place of a damaged chunk in the parents' disks, at most [`Begun::SUSPECTS_MAX`] of them.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub(crate) async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
         let suspects = self.with(|inner| inner.unhealed(&inner.state())).await?;
         let mut walk = Walk {

@@ -41,16 +41,17 @@ impl Local {
             Err(error) if !options.dry_run => return Err(error),
             packer => packer.is_err(),
         };
-        let busy = |_| Error::busy("the repository is being swept already").hint("say --wait");
+        let busy = |_| Error::busy("another sweep of the repository is running").hint("use --wait");
         let _one = self.inner.sweeping.try_lock().map_err(busy)?;
         if !(1..=100).contains(&options.repack_percent) {
-            return Err(Error::usage("a pack is packed again from 1 to 100 per cent on"));
+            return Err(Error::usage("packs can be repacked from 1 to 100 per cent of dead bytes"));
         }
         let token = self.inner.world.random_bytes();
         progress.enter(Phase::Move);
         if is_guest {
             let folder = private_folder(&format!("windlass-references-{}", std::process::id()));
-            let folder = folder.map_err(|error| Error::store_io("no folder for counts").because(error))?;
+            let folder = folder
+                .map_err(|error| Error::store_io("cannot make a folder for the counts of references").because(error))?;
             *self.inner.counts.lock().expect("no holder panics") = Some(folder);
             let looked = self.quietly(move |inner| {
                 let mut report = inner.look_only(options)?;
@@ -114,7 +115,7 @@ impl Local {
             && !waits
         {
             return Err(Error::store_full(format!(
-                "packs that are dead in part stay: to pack the rest of one again takes {} MiB of room",
+                "packs that are partly dead stay: to repack one of them takes {} MiB of free space",
                 short.div_ceil(1 << 20)
             ))
             .hint(
@@ -162,7 +163,7 @@ impl Local {
                 break;
             }
         }
-        Err(Error::busy("points come back while the repository is swept").hint("sweep again"))
+        Err(Error::busy("points were brought back during the sweep").hint("sweep again"))
     }
 
     /// Runs blocking work on a thread of its own that gives way to backups and restores.
@@ -254,7 +255,7 @@ impl Local {
                         arrivals.entry(kind).or_default().push(Arrival { id, blob, hash, missing_at });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a pack stays, because not all that is needed of it can be read");
+                        tracing::warn!(%error, "a pack stays, because some of its chunks that are needed cannot be read");
                         all = false;
                     }
                 }
@@ -292,7 +293,7 @@ enum Checked {
     Again(Count),
 }
 
-/// How to count.
+/// How references are counted.
 #[derive(Clone, Copy, Default)]
 struct Count {
     /// One of the forgotten points cannot be read. Its chunks cannot be told, and nobody needs them: what other points do
@@ -517,10 +518,11 @@ impl Inner {
                 return Ok(true);
             }
             if written > 0 {
-                return Err(Error::busy("the repository changed while points were made final").hint("sweep again"));
+                return Err(Error::busy("the repository changed during the sweep").hint("sweep again"));
             }
         }
-        Err(Error::busy("points are committed faster than packs can be chosen").hint("sweep again"))
+        Err(Error::busy("points were committed during the sweep, faster than it could choose packs")
+            .hint("sweep again"))
     }
 
     /// Fills in what a report says of the repository as it is now.
@@ -560,7 +562,7 @@ fn explained(references: &References, state: &State) -> Result<()> {
         return Ok(());
     }
     Err(Error::integrity(format!("{before} pages were needed after the last sweep, and only {live} are found now"))
-        .hint("nothing was deleted; run `windlass verify`, and look whether files of the log are missing"))
+        .hint("nothing was deleted; run `windlass verify`, and check whether files of the log are missing"))
 }
 
 fn is_pinned(state: &State, id: &PointId) -> bool {

@@ -29,7 +29,7 @@ impl Verified {
     pub fn load(directory: &Directory, repository: RepositoryId) -> Self {
         let read = directory.read(VERIFIED, VERIFIED_BYTES_MAX);
         let bytes = read.unwrap_or_else(|error| {
-            tracing::warn!(%error, "when packs were verified cannot be read: they count as never verified");
+            tracing::warn!(%error, "the times of verifications cannot be read: packs count as never verified");
             None
         });
         let Some(bytes) = bytes else { return Self::default() };

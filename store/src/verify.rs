@@ -142,7 +142,7 @@ impl Local {
                 })
             };
             if let Err(error) = self.with(note).await {
-                tracing::warn!(%error, "what was found cannot be noted: verify again where the repository can be written");
+                tracing::warn!(%error, "what was found cannot be written to the log: verify again when the repository can be written");
                 return;
             }
         }

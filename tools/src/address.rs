@@ -33,7 +33,8 @@ impl RepositoryAddress {
         match &self.at {
             At::Node { host, port, .. } => Ok(Address { host: host.clone(), port: *port }),
             At::Directory(_) => {
-                Err(Error::usage(format!("{self} is not on a storage node")).hint("name one with --node"))
+                Err(Error::usage(format!("{self} is not on a storage node"))
+                    .hint("give the node with --node quic://HOST"))
             }
         }
     }
@@ -42,8 +43,10 @@ impl RepositoryAddress {
     pub fn directory(&self) -> Result<&Path, Error> {
         match &self.at {
             At::Directory(path) => Ok(path),
-            At::Node { .. } => Err(Error::usage(format!("{self}: this works on a directory only"))
-                .hint("run it on the storage node, with the repository's directory, while windlass-store is stopped")),
+            At::Node { .. } => Err(Error::usage(format!(
+                "{self} is on a storage node, and this command needs the repository's directory"
+            ))
+            .hint("run it on the storage node, with the path of the directory, while windlass-store is stopped")),
         }
     }
 }
@@ -59,44 +62,44 @@ impl FromStr for RepositoryAddress {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = |why: &str| {
-            Error::usage(format!("{why}; give a directory, /path or file:///path, or a node, quic://host[:port]/name"))
+            Error::usage(why).hint(
+                "write /path or file:///path for a directory, or quic://host[:port]/name for a repository on a storage node",
+            )
         };
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
             None => (None, text),
         };
         let at = match scheme.as_deref().map(|scheme| (scheme, rest)) {
-            None if text.is_empty() => return Err(bad("the address is empty")),
+            None if text.is_empty() => return Err(bad("the address of the repository is empty")),
             // As ssh and rsync have it.
             None if text.find([':', '/']).is_some_and(|at| text[at..].starts_with(':'))
                 && !Path::new(text).exists() =>
             {
                 let (host, path) = text.split_once(':').unwrap_or((text, ""));
                 let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or("NAME");
-                return Err(Error::usage(format!("{text:?} names a place on another computer")).hint(format!(
-                    "serve it there with windlass-store and write quic://{host}/{name}, or mount it here and give the path; \
-                     a directory of this name is written ./{text}"
+                return Err(Error::usage(format!("{text:?} is a path on another computer")).hint(format!(
+                    "serve it there with windlass-store and use quic://{host}/{name}, or mount it here and use its path; \
+                     write ./{text} for a local directory of this name"
                 )));
             }
             // A relative path has a directory in it, so that a copy's name in a plan is never taken for one; what is there
             // is meant.
             None if !text.contains('/') && text != "." && !Path::new(text).is_dir() => {
-                let why =
-                    "(a relative path begins with ./; names of copies need a plan, which this version does not have)";
-                return Err(bad(&format!("{text:?} is no address {why}")));
+                return Err(bad(&format!("{text:?} is not an address (a relative path begins with ./)")));
             }
             None => At::Directory(PathBuf::from(text)),
-            Some(("file", path)) if path.starts_with('/') => {
-                At::Directory(PathBuf::from(percent_decoded(path).ok_or_else(|| bad("bad %-escape"))?))
-            }
-            Some(("file", _)) => return Err(bad("a file URI has three slashes")),
+            Some(("file", path)) if path.starts_with('/') => At::Directory(PathBuf::from(
+                percent_decoded(path).ok_or_else(|| bad("the address has an invalid % escape"))?,
+            )),
+            Some(("file", _)) => return Err(bad("a file address has three slashes")),
             Some(("quic", rest)) => match NodeAddress::parse(&format!("quic://{}", rest.trim_end_matches('/'))) {
                 Some((NodeAddress { at: Address { host, port }, congestion }, Some(name))) => {
                     At::Node { host, port, name, congestion }
                 }
-                _ => return Err(bad(&format!("{text:?} names no node and repository"))),
+                _ => return Err(bad(&format!("{text:?} does not name a node and a repository"))),
             },
-            Some(("s3", _)) => return Err(bad("this version cannot use buckets")),
+            Some(("s3", _)) => return Err(bad("buckets are not supported")),
             Some(_) => return Err(bad("unknown kind of address")),
         };
         Ok(Self { text: text.into(), at })

@@ -72,7 +72,7 @@ pub struct Place {
 
 #[derive(Debug, Clone, Args)]
 pub struct Patience {
-    /// Wait while something is busy, for ever or for as long as this: 30s, 5m, 1h
+    /// Wait while something is busy: without a limit, or at most this long (30s, 5m, 1h)
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "forever")]
     pub wait: Option<Wait>,
 }
@@ -93,12 +93,12 @@ Examples:
 pub struct Init {
     #[command(flatten)]
     pub place: Place,
-    /// Make it of the same dedup domain as this repository, so that points can be copied between them
+    /// Use the dedup domain of this repository, so that points can be copied between the two
     #[arg(long, value_name = "ADDR2")]
     pub like: Option<RepositoryAddress>,
 }
 
-/// Back a machine's disks up as one recovery point
+/// Back up a machine's disks as one recovery point
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -115,7 +115,7 @@ pub struct Backup {
     /// The only disk; it is called disk0
     #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<SourceAddress>)]
     pub source: Option<SourceAddress>,
-    /// Besides an image's own folder, where its backing and data files may lie
+    /// Allow backing and data files of an image in this folder too; an image's own folder is always allowed
     #[arg(long, value_name = "DIR")]
     pub image_root: Vec<PathBuf>,
     #[command(flatten)]
@@ -123,44 +123,45 @@ pub struct Backup {
     /// How to find what changed since the last point
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub change_tracking: Wish,
-    /// Whether file systems are to be frozen
+    /// Whether to freeze file systems; this version freezes them only through --pre-freeze and --post-thaw
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub quiesce: Quiesce,
-    /// Run by sh on this host before the disks are opened; sees WINDLASS_PHASE
+    /// Command for sh on this host, run before the disks are opened; WINDLASS_PHASE is set
     #[arg(long, value_name = "CMD")]
     pub pre_freeze: Option<String>,
-    /// Run by sh on this host when they are open, and on every failure; sees WINDLASS_PHASE and WINDLASS_STATUS
+    /// Command for sh on this host, run when the disks are open, and after every failure; WINDLASS_PHASE and
+    /// WINDLASS_STATUS are set
     #[arg(long, value_name = "CMD")]
     pub post_thaw: Option<String>,
-    /// End a hook that takes longer, and let the machine go on when the disks are not open by then
+    /// Time limit for each of the two commands, and for opening the disks between them
     #[arg(long, value_name = "DURATION", value_parser = parsed_duration, default_value = "5m")]
     pub hook_timeout: Duration,
-    /// A word to find the point by
+    /// Tag for the point
     #[arg(long, value_name = "T")]
     pub tag: Vec<String>,
     /// none, zstd or zstd:LEVEL (1 to 22)
     #[arg(long, value_parser = parse_compression, default_value = "zstd", value_name = "HOW")]
     pub compression: Compression,
-    /// Read no more than this in a second: 20MiB
+    /// Read at most this many bytes in a second: 20MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub rate: Option<u64>,
-    /// A file that belongs to the machine (domain, nvram, tpm)
+    /// Small file of the machine to store with the point; KIND is a word such as domain, nvram or tpm
     #[arg(long, value_name = "KIND=FILE")]
     pub attach: Vec<Attach>,
-    /// Let the repository check what arrives by checksum only, not by decoding it once more
+    /// Let the repository check what arrives by checksum only, without decoding it again
     #[arg(long)]
     pub no_extra_verify: bool,
-    /// Check this share of each disk where a bitmap calls it unchanged, the next share in the next increment; 0: none.
-    /// [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
+    /// Audit: read and compare this share of each disk although a bitmap calls it unchanged, another share in each
+    /// increment; 0: no audit [default: 1 % of what is unchanged, at most 1 GiB and 2 % of the time]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100), value_name = "PERCENT")]
     pub audit: Option<u8>,
-    /// Go on though a disk became smaller since the last point
+    /// Accept a disk that is smaller than in the last point
     #[arg(long)]
     pub allow_shrink: bool,
-    /// Go on though a disk is read in another format than in the last point
+    /// Accept a disk that has another format than in the last point
     #[arg(long)]
     pub allow_format_change: bool,
-    /// Let this proxy do it, with the disks that its own configuration names; it attends the repository's node
+    /// Let this proxy make the backup, of the disks that its configuration names; it must attend the repository's node
     #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
           conflicts_with_all = ["source", "disk", "image_root", "pre_freeze", "post_thaw", "attach"])]
     pub proxy: Option<Name>,
@@ -168,25 +169,25 @@ pub struct Backup {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum Wish {
-    /// The cheapest way that is proven right
+    /// The fastest way that is proven to be right
     #[default]
     Auto,
-    /// A proven bitmap, or fail with exit code 17
+    /// Use a proven bitmap, or fail with exit code 17
     Bitmap,
-    /// Read what is allocated and compare; writes nothing into the image
+    /// Read and compare what is allocated; writes nothing into the image
     Fingerprint,
-    /// Read everything, compare with nothing
+    /// Read everything, and compare with nothing
     Full,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Quiesce {
-    /// Where it can be done
+    /// Freeze them where that is possible
     #[default]
     Auto,
-    /// Or fail with exit code 16
+    /// Freeze them, or fail with exit code 16
     Require,
-    /// Never
+    /// Do not freeze them
     Off,
 }
 
@@ -198,23 +199,23 @@ Examples:
   windlass points --machine web --tag before-upgrade -r /backup/main
   windlass points --suspect-times -r /backup/main")]
 pub struct Points {
-    /// Only of this machine
+    /// Only points of this machine
     #[arg(long, value_parser = parsed::<Machine>, value_name = "NAME")]
     pub machine: Option<Machine>,
-    /// Only with this tag; with all of them, where several are given
+    /// Only points with this tag; if several are given, with all of them
     #[arg(long, value_name = "T")]
     pub tag: Vec<String>,
-    /// Only those whose time cannot be right: it has not come, or contradicts the order in which they were made
+    /// Only points whose time cannot be right: it is in the future, or contradicts the order in which points were made
     #[arg(long)]
     pub suspect_times: bool,
-    /// Those that are forgotten but not swept yet
+    /// Points that are forgotten but not yet swept
     #[arg(long)]
     pub forgotten: bool,
     #[command(flatten)]
     pub place: Place,
 }
 
-/// Show a recovery point: disks, sizes, consistency, change tracking and why; or the repository's commit log
+/// Show a recovery point (disks, sizes, consistency, change tracking and its reason), or the commit log
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -222,13 +223,13 @@ Examples:
   windlass show web@2026-01-02T03:04:05Z --json -r /backup/main
   windlass show --log --after 1200 -r quic://store1.example/main")]
 pub struct Show {
-    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
+    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME, or the first digits of an id
     #[arg(value_parser = parsed::<Selector>, required_unless_present = "log")]
     pub point: Option<Selector>,
-    /// Everything that ever happened in the repository, as far back as the log goes
+    /// Show the commit log: everything that happened in the repository, as far back as the log goes
     #[arg(long, conflicts_with = "point")]
     pub log: bool,
-    /// Only the records after this one
+    /// Only records after this number
     #[arg(long, value_name = "NUMBER", requires = "log", default_value_t = 0)]
     pub after: u64,
     #[command(flatten)]
@@ -253,7 +254,7 @@ pub struct Diff {
     pub place: Place,
 }
 
-/// Write a disk of a recovery point to a file, device or NBD server; or a file that was attached to it
+/// Restore a disk of a recovery point to a file, device or NBD server, or restore an attached file
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -261,13 +262,13 @@ Examples:
   windlass restore db@latest~1 --disk b --to /dev/vg0/b --overwrite -r /backup/main
   windlass restore web@latest --attachment domain --to - --copy /mnt/usb/second")]
 pub struct Restore {
-    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME or the beginning of an id
+    /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME, or the first digits of an id
     #[arg(value_parser = parsed::<Selector>)]
     pub point: Selector,
-    /// Which disk; needed where there are several
+    /// The disk; needed if the point has several
     #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
     pub disk: Option<Name>,
-    /// Not a disk but a file that was attached: its kind, and its name where there are several (`show` lists them)
+    /// Restore an attached file instead of a disk: its kind, and its name if there are several (`show` lists them)
     #[arg(long, value_parser = parsed::<Attachment>, value_name = "KIND[/NAME]", conflicts_with_all = ["disk", "delta", "overwrite"])]
     pub attachment: Option<Attachment>,
     /// PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, an NBD URI, or - for stdout (a raw disk)
@@ -278,25 +279,25 @@ pub struct Restore {
     pub repository: Option<RepositoryAddress>,
     #[command(flatten)]
     pub patience: Patience,
-    /// Another copy, used when and where the first cannot serve
+    /// Another copy, used for what the first cannot serve
     #[arg(long, value_name = "ADDR2")]
     pub also_from: Vec<RepositoryAddress>,
-    /// Read only this copy; needs no --repository
+    /// Read only this copy; --repository is not needed then
     #[arg(long, value_name = "ADDR", conflicts_with = "also_from")]
     pub copy: Option<RepositoryAddress>,
     /// TARGET holds an older state: write only what differs
     ///
-    /// TARGET must be there and at least as large as the disk; it is read, compared by fingerprint and updated in place,
-    /// and what lies behind the disk's end stays. No --overwrite is needed, and it changes nothing. An update that is
-    /// broken off leaves parts of both states; the same command finishes it.
+    /// TARGET must exist, and be at least as large as the disk. It is read, compared by fingerprint and updated in
+    /// place. What it holds behind the end of the disk stays. --overwrite is not needed, and has no effect. An update
+    /// that is interrupted leaves parts of both states; run the same command again to finish it.
     #[arg(long)]
     pub delta: bool,
-    /// Write over what is there; without --delta, nothing of it stays in a file
+    /// Overwrite a target that exists; without --delta, nothing of an old file stays
     #[arg(long)]
     pub overwrite: bool,
 }
 
-/// Copy recovery points to another repository; only what is missing there moves
+/// Copy recovery points to another repository; only chunks that are missing there are moved
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -318,10 +319,10 @@ pub struct Copy {
     /// The repository to copy to, made with `init --like`
     #[arg(long, value_name = "ADDR")]
     pub to: RepositoryAddress,
-    /// Check what arrives by checksum only: the source is known to be sound
+    /// Check what arrives by checksum only, because the source is known to be sound
     #[arg(long)]
     pub trust_source: bool,
-    /// Between two nodes: move everything through this machine, because they do not reach each other
+    /// Between two nodes: move the data through this machine, because the nodes cannot reach each other
     #[arg(long)]
     pub through_here: bool,
 }
@@ -338,25 +339,25 @@ pub struct Verify {
     /// Only these points
     #[arg(value_parser = parsed::<Selector>)]
     pub point: Vec<Selector>,
-    /// Compare stored bytes with the packs' own hashes: all packs, or this share of them, those read longest ago; 0 is
-    /// structure alone
+    /// Also compare stored bytes with the packs' own hashes: of all packs, or of this share of them, those that were
+    /// read longest ago; 0: structure only
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100",
           value_parser = clap::value_parser!(u8).range(0..=100))]
     pub read_data: Option<u8>,
-    /// Decode and fingerprint every chunk
+    /// Also decode and fingerprint every chunk
     #[arg(long, conflicts_with = "read_data")]
     pub decode: bool,
-    /// Do not read again what was found sound no longer ago than this: how one that was interrupted goes on
+    /// Do not read packs again that were found sound within this time, for example after an interruption
     #[arg(long, value_name = "DURATION", value_parser = parsed_duration)]
     pub outdated_after: Option<Duration>,
-    /// Read no more than this in a second: 20MiB
+    /// Read at most this many bytes in a second: 20MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub rate: Option<u64>,
-    /// Replace what is damaged. All stored bytes are read to find it, unless --decode or --read-data says how much;
-    /// --read-data=0 replaces what is known to be damaged already
+    /// Replace what is damaged. All stored bytes are read to find it, unless --decode or --read-data is given;
+    /// --read-data=0 replaces only what is known to be damaged
     #[arg(long, requires = "also_from")]
     pub repair: bool,
-    /// The copy to repair from
+    /// The repository to repair from
     #[arg(long, value_name = "ADDR2", requires = "repair")]
     pub also_from: Option<RepositoryAddress>,
     #[command(flatten)]
@@ -372,7 +373,7 @@ Examples:
   windlass forget --machine web --keep-last 3 -r quic://store1.example/main")]
 #[command(group(clap::ArgGroup::new("keep").multiple(true)))]
 pub struct Forget {
-    /// Points to forget; the other points of their groups go with them
+    /// Points to forget; the other points of their groups are forgotten too
     #[arg(value_parser = parsed::<Selector>, required_unless_present = "keep", conflicts_with = "keep")]
     pub point: Vec<Selector>,
     /// Keep the newest N points of each machine
@@ -381,25 +382,25 @@ pub struct Forget {
     /// Keep the newest point of each of the last N hours (UTC) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_hourly: Option<u32>,
-    /// The same for days (UTC)
+    /// Keep the newest point of each of the last N days (UTC) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_daily: Option<u32>,
-    /// The same for weeks (UTC, from Monday on)
+    /// Keep the newest point of each of the last N weeks (UTC, from Monday) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_weekly: Option<u32>,
-    /// The same for months (UTC)
+    /// Keep the newest point of each of the last N months (UTC) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_monthly: Option<u32>,
-    /// The same for years (UTC)
+    /// Keep the newest point of each of the last N years (UTC) that have one
     #[arg(long, value_name = "N", group = "keep", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_yearly: Option<u32>,
     /// Apply the rules to this machine only
     #[arg(long, value_parser = parsed::<Machine>, value_name = "NAME", conflicts_with = "point")]
     pub machine: Option<Machine>,
-    /// Only tell what would be forgotten, and which rule keeps the rest
+    /// Only show what would be forgotten, and which rules keep the other points
     #[arg(long)]
     pub dry_run: bool,
-    /// Apply the rules although the repository's times make its clock doubtful
+    /// Apply the rules although the times in the repository make the clock doubtful
     #[arg(long, requires = "keep")]
     pub clock_is_right: bool,
     #[command(flatten)]
@@ -432,7 +433,7 @@ pub struct ChangePoints {
     pub place: Place,
 }
 
-/// Change the tags of points, or put right a time that a wrong clock gave them; the commit log keeps who did what
+/// Change the tags of points, or correct a time that a wrong clock gave them; the commit log keeps every change
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -444,20 +445,20 @@ pub struct Annotate {
     /// The points
     #[arg(value_parser = parsed::<Selector>, required = true)]
     pub point: Vec<Selector>,
-    /// Give them this tag
+    /// Add this tag
     #[arg(long, value_name = "T", group = "change")]
     pub tag: Vec<String>,
-    /// Take this tag away
+    /// Remove this tag
     #[arg(long, value_name = "T", group = "change")]
     pub remove_tag: Vec<String>,
-    /// The instant that their disks show, for rules and selectors; `original`: what the clock said then
+    /// Set the time that rules and selectors use; `original`: the time of the clock when the point was made
     #[arg(long, value_name = "TIME", group = "change", value_parser = parsed::<SetTime>)]
     pub time: Option<SetTime>,
     #[command(flatten)]
     pub place: Place,
 }
 
-/// Bring forgotten points back, as long as no sweep has made them final
+/// Bring back forgotten points, as long as no sweep has made them final
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -469,7 +470,7 @@ pub struct Unforget {
     pub of: ChangePoints,
 }
 
-/// Keep points whatever rules say, and whoever wants to forget them
+/// Protect points: neither rules nor commands can forget them
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -481,7 +482,7 @@ pub struct Pin {
     pub of: ChangePoints,
 }
 
-/// Let pinned points be forgotten again
+/// Allow pinned points to be forgotten again
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -493,7 +494,7 @@ pub struct Unpin {
     pub of: ChangePoints,
 }
 
-/// Reclaim the space of what forgotten points held alone
+/// Reclaim the space that only forgotten points used
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -501,23 +502,23 @@ Examples:
   windlass sweep --rate 50MiB -r quic://store1.example/main
   windlass sweep --repack-from 20 --json -r /backup/main")]
 pub struct Sweep {
-    /// Only tell what would be reclaimed; forgotten points can still come back
+    /// Only show what would be reclaimed; forgotten points can still be brought back
     #[arg(long)]
     pub dry_run: bool,
-    /// Pack again what is needed of packs of which so many per cent are dead
+    /// Repack packs of which at least this share is dead
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub repack_from: u8,
-    /// Read no more than this in a second while packing again: 20MiB
+    /// Read at most this many bytes in a second while repacking: 20MiB
     #[arg(long, value_parser = parse_bytes, value_name = "BYTES")]
     pub rate: Option<u64>,
-    /// End sessions of other processes that are older than this; what still runs in them fails
+    /// End sessions of other processes that are older than this; jobs that still run in them fail
     #[arg(long, value_name = "DURATION", value_parser = parsed_duration)]
     pub fence_older: Option<Duration>,
     #[command(flatten)]
     pub place: Place,
 }
 
-/// The bitmaps that Windlass keeps in an image
+/// List or remove the bitmaps that Windlass keeps in an image
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -531,7 +532,7 @@ pub struct Tracking {
 
 #[derive(Debug, Subcommand)]
 pub enum TrackingAction {
-    /// List them
+    /// List the bitmaps
     #[command(after_help = "\
 Examples:
   windlass tracking list /images/web.qcow2
@@ -541,13 +542,13 @@ Examples:
         /// A qcow2 image
         #[arg(value_parser = parsed::<SourceAddress>)]
         source: SourceAddress,
-        /// Besides the image's own folder, where its backing and data files may lie
+        /// Allow backing and data files in this folder too; the image's own folder is always allowed
         #[arg(long, value_name = "DIR")]
         image_root: Vec<PathBuf>,
         #[command(flatten)]
         patience: Patience,
     },
-    /// Remove them; the next backup reads everything once
+    /// Remove the bitmaps; the next backup reads everything once
     #[command(after_help = "\
 Examples:
   windlass tracking remove /images/web.qcow2
@@ -557,7 +558,7 @@ Examples:
         /// A qcow2 image that no machine uses
         #[arg(value_parser = parsed::<SourceAddress>)]
         source: SourceAddress,
-        /// Besides the image's own folder, where its backing and data files may lie
+        /// Allow backing and data files in this folder too; the image's own folder is always allowed
         #[arg(long, value_name = "DIR")]
         image_root: Vec<PathBuf>,
         #[command(flatten)]
@@ -565,7 +566,7 @@ Examples:
     },
 }
 
-/// Totals of a repository
+/// Show totals of a repository
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -577,7 +578,7 @@ pub struct Stats {
     pub place: Place,
 }
 
-/// Make the index again from the log and the packs
+/// Rebuild the index from the log and the packs
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -590,7 +591,7 @@ pub struct RebuildIndex {
     pub place: Place,
 }
 
-/// Tell what is installed and usable
+/// Check what is installed, and whether a repository can be used
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -598,16 +599,16 @@ Examples:
   windlass doctor -r quic://store1.example/main
   windlass doctor --accept-rollback -r /backup/main")]
 pub struct Doctor {
-    /// Also look at this repository: /path or file:///path
+    /// Also check this repository: /path, file:///path, or quic://host[:port]/name on a storage node
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
     pub repository: Option<RepositoryAddress>,
-    /// Go on with a repository that was put back to an older state on purpose, or whose log lost a record: what was committed
-    /// after that is given up
+    /// Accept that the repository was set back to an older state, or that its log lost a record. What was committed
+    /// after that is given up. Needs the repository's directory
     #[arg(long, requires = "repository")]
     pub accept_rollback: bool,
 }
 
-/// Let somebody join a site: make a token for them, or join with one
+/// Create a token for somebody who joins the site, or join with a token
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -621,29 +622,30 @@ pub struct Token {
 
 #[derive(Debug, Subcommand)]
 pub enum TokenAction {
-    /// Make a token; for administrators
+    /// Create a token (for administrators)
     ///
-    /// It is a secret, for the one who joins and nobody else; it works once, and not for long. The node asked must be the
-    /// one that holds the site's authority. A node that joins is told under which names it is reached.
+    /// The token is a secret: give it only to the one who joins. It works once, and only for the time of --valid. --node
+    /// must be the node that holds the site's authority. For a node that joins, give every name under which it is
+    /// reached.
     #[command(after_help = "\
 Examples:
   windlass token create --role proxy --name host7 --node quic://store1.example --out host7.token
   windlass token create --role admin --name anna --valid 10m --node quic://store1.example
   windlass token create --role node --name store2 --host store2.example --node quic://store1.example")]
     Create {
-        /// What its holder may do: node, proxy or admin
+        /// Role: node, proxy or admin
         #[arg(long, value_parser = parsed::<Role>)]
         role: Role,
-        /// Whose it will be
+        /// Name of the one who joins
         #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
         name: Name,
-        /// Of a proxy: whose machines it backs up and sees, where it is not alone with them; its own when nothing is said
+        /// For a proxy: the owner of the machines that it backs up and sees; its own name by default
         #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
         owner: Option<Name>,
-        /// Of a node: name or address under which it is reached
+        /// For a node: name or address under which it is reached
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
-        /// For how long it can be used: 30s, 10m, 1h
+        /// How long the token can be used: 30s, 10m, 1h
         #[arg(long, value_parser = parsed_duration, value_name = "DURATION", default_value = "1h")]
         valid: Duration,
         /// The node that holds the authority: quic://host[:port]
@@ -652,27 +654,27 @@ Examples:
         /// A repository on that node, instead of --node
         #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY", required_unless_present = "node")]
         repository: Option<RepositoryAddress>,
-        /// Write the token to this file, which must not be there, instead of printing it
+        /// Write the token to this new file instead of printing it
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Join with a token: makes a key here, and has it certified
+    /// Join with a token: create a key here, and get a certificate for it
     #[command(after_help = "\
 Examples:
   windlass token join --token-file host7.token
   windlass token join --token-file host7.token --out /etc/windlass/identity
   windlass token join < host7.token")]
     Join {
-        /// File with the token; stdin when none is named
+        /// File with the token; stdin by default
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
-        /// Folder to be made for the identity; WINDLASS_IDENTITY or ~/.config/windlass/identity when none is named
+        /// New folder for the identity; WINDLASS_IDENTITY or ~/.config/windlass/identity by default
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
 }
 
-/// Whose machines are
+/// Move machines between owners
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -686,9 +688,9 @@ pub struct OfMachine {
 
 #[derive(Debug, Subcommand)]
 pub enum MachineAction {
-    /// Hand a machine over: its points, and those that follow, are another owner's from then on
+    /// Give a machine to another owner, with its points
     ///
-    /// The new owner sees and restores all of them. Its first backup reads everything once, and stores nothing twice.
+    /// The new owner sees and restores all its points. The next backup reads everything once, but stores nothing twice.
     #[command(after_help = "\
 Examples:
   windlass machine move web --to-owner cluster1 -r quic://store1/main
@@ -698,10 +700,10 @@ Examples:
         /// The machine: NAME, or OWNER/NAME where several have that name
         #[arg(value_parser = parsed::<Machine>)]
         machine: Machine,
-        /// Whose it will be: an owner is called as its proxy, where no other name was given with --owner
+        /// The new owner: the name of a proxy, or the name that the proxy was given with --owner
         #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", required_unless_present = "to_site")]
         to_owner: Option<Name>,
-        /// The site's own: of administrators alone
+        /// Give it to the site: only administrators see it then
         #[arg(long, conflicts_with = "to_owner")]
         to_site: bool,
         #[command(flatten)]

@@ -67,8 +67,8 @@ pub async fn credentials(context: &Context) -> Result<Credentials> {
         usual.into_iter().flatten().find(|folder| Credentials::is_in(folder))
     });
     let folder = found.ok_or_else(|| {
-        Error::usage("a storage node is asked by somebody it knows, and there is no identity here").hint(
-            "`windlass token join` makes one; name its folder with WINDLASS_IDENTITY, or move it to \
+        Error::usage("no identity was found, and a storage node asks for one").hint(
+            "`windlass token join` creates one; set WINDLASS_IDENTITY to its folder, or move the folder to \
              ~/.config/windlass/identity",
         )
     })?;
@@ -78,7 +78,7 @@ pub async fn credentials(context: &Context) -> Result<Credentials> {
 /// Where an identity is put that is made here.
 pub fn identity_folder() -> Result<PathBuf> {
     let folder = named_identity().or_else(own_identity);
-    folder.ok_or_else(|| Error::usage("no folder for the identity").hint("name one with --out"))
+    folder.ok_or_else(|| Error::usage("no folder is given for the identity").hint("give one with --out"))
 }
 
 fn named_identity() -> Option<PathBuf> {
@@ -181,7 +181,7 @@ async fn identity(address: &RepositoryAddress) -> Option<RepositoryId> {
 pub async fn target(address: &TargetAddress, disk: &DiskRecord, existing: Existing) -> Result<DiskTarget> {
     if matches!(address, TargetAddress::Device(_)) && existing == Existing::Refuse {
         return Err(Error::usage(format!("{address} is a block device, and what is on it would be lost"))
-            .hint("say --overwrite if that is wanted, or --delta if it holds an older state of the disk"));
+            .hint("use --overwrite if that is intended, or --delta if it holds an older state of the disk"));
     }
     DiskTarget::open(address, disk.size, existing).await
 }

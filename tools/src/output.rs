@@ -18,7 +18,7 @@ pub struct Style {
     /// Print only errors, warnings and what was asked for
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// Log more to stderr; twice for still more (or set WINDLASS_LOG)
+    /// Write more log messages to stderr; give it twice for still more (or set WINDLASS_LOG)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }

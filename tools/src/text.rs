@@ -17,6 +17,11 @@ pub fn count(number: u64) -> String {
     indicatif::HumanCount(number).to_string()
 }
 
+/// `1 point`, `1,234 points`.
+pub fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
@@ -100,8 +105,8 @@ impl FromStr for SetTime {
             return Ok(Self::Original);
         }
         let bad = || {
-            Error::usage(format!("{text:?} is no time"))
-                .hint("write it as `windlass points` shows times, 2026-01-02 03:04:05 +01:00, or original")
+            Error::usage(format!("{text:?} is not a time"))
+                .hint("write a time as `windlass points` shows it, for example 2026-01-02 03:04:05 +01:00, or original")
         };
         Moment::parse(text, &TimeZone::system()).map(|typed| Self::At(typed.first)).ok_or_else(bad)
     }

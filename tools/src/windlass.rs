@@ -166,13 +166,15 @@ fn refused(refusal: &clap::Error) -> ExitCode {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let no_text = std::env::args_os().find(|argument| argument.to_str().is_none());
     let message =
-        no_text.map_or(message, |it| format!("argument {it:?} is no UTF-8 text, and paths and names have to be"));
+        no_text.map_or(message, |it| format!("argument {it:?} is not valid UTF-8, and paths and names must be"));
     let suggested = refusal.get(ContextKind::SuggestedSubcommand).or(refusal.get(ContextKind::SuggestedArg));
     let said = refusal.source().and_then(|error| error.downcast_ref::<Error>()).and_then(Error::remedy);
     let hint = match (said, suggested) {
         (Some(said), _) => said.to_owned(),
         (None, Some(suggested)) => format!("did you mean {suggested}?"),
-        (None, None) => "`windlass --help` lists the commands, `windlass COMMAND --help` what they take".into(),
+        (None, None) => {
+            "`windlass --help` lists the commands, `windlass COMMAND --help` the options of a command".into()
+        }
     };
     // The arguments could not be read, so this one is looked for by hand.
     let json = std::env::args_os().any(|argument| argument == "--json");

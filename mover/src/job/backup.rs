@@ -65,23 +65,23 @@ pub struct Allow {
 /// What a backup did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupReport {
-    /// The point.
+    /// The point that was committed.
     pub point: RecoveryPoint,
-    /// Its parent.
+    /// The point it was built on; none for a machine without an earlier point of its own here.
     pub parent: Option<PointId>,
-    /// What it amounts to.
+    /// State of the disks in the point: as after a crash, with file systems frozen, or with applications quiesced.
     pub consistency: Consistency,
     /// How long the machine stood still, in milliseconds; 0 when it did not.
     pub freeze_ms: u64,
-    /// Each disk.
+    /// What was done with each disk, in the order of the source.
     pub disks: Vec<DiskReport>,
     /// Distinct chunks the repository did not have.
     pub chunks_new: u64,
-    /// Their plain bytes.
+    /// Plain bytes of these chunks.
     pub bytes_new: u64,
-    /// Their blobs, as they went to the repository.
+    /// Bytes of their blobs, as they went to the repository.
     pub bytes_sent: u64,
-    /// All that was added to the repository's packs, pages and manifest too.
+    /// Bytes of all blobs that the repository stored, pages and manifest too.
     pub bytes_stored: u64,
     /// What the administrator should know.
     pub warnings: Vec<String>,
@@ -90,7 +90,7 @@ pub struct BackupReport {
 /// What a backup did with one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskReport {
-    /// The disk.
+    /// Name of the disk within its machine.
     pub name: Name,
     /// Its size in bytes.
     pub size: u64,
@@ -196,8 +196,7 @@ pub async fn parent_of<R: Repository>(repository: &R, options: &BackupOptions) -
 fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> {
     let (suspect, why) = suspect_times(&[before, point], point.commit_time).into_iter().next()?;
     Some(format!(
-        "the time of point {} cannot be right: {why}; look at the clocks, then put it right with `windlass annotate {} --time \
-         TIME`",
+        "the time of point {} cannot be right: {why}; check the clocks, then correct it with `windlass annotate {} --time TIME`",
         suspect.id, suspect.id
     ))
 }
@@ -255,7 +254,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
             check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
             if let Some(lie) = &changed.lie {
-                warnings.push(format!("disk {}: its change tracking is not believed: {lie}", description.name));
+                warnings
+                    .push(format!("disk {}: its change tracking is wrong and is not used: {lie}", description.name));
             }
             let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
             let begun = disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
@@ -350,7 +350,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             Ok(manifest) => Ok(Some(manifest)),
             Err(error) if self.may_read_all(&error) => {
                 tracing::warn!(%error, "the parent cannot be read; everything is read instead");
-                warnings.push(format!("everything was read, because the parent cannot be: {error}"));
+                warnings.push(format!("everything was read, because the parent cannot be read: {error}"));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -386,7 +386,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
                     let Some(point) = there.into_iter().find(|point| point.id == manifest.point) else {
                         return Err(error);
                     };
-                    warnings.push(format!("the point is committed, but its commit seemed to fail: {error}"));
+                    warnings.push(format!("the point is committed, although the commit reported an error: {error}"));
                     return Ok(point);
                 }
             }

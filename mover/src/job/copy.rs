@@ -43,12 +43,12 @@ pub async fn copy<A: Repository, B: Repository>(
         let (id, ends, sequence) = (from.config().id, from.log_head().await?.sequence, seen.sequence);
         // A source whose own index had seen that record would not have been opened: `doctor` finds nothing to accept.
         return Err(Error::rolled_back(format!(
-            "the source {id} was rolled back or replaced, together with its index: an earlier copy saw its log up to \
-             record {sequence}, and its log, which ends at record {ends}, does not go on from there"
+            "the source {id} was rolled back or replaced, together with its index: an earlier copy saw record {sequence} of \
+             its log, and the log, which now ends at record {ends}, does not continue from that record"
         ))
         .hint(
-            "bring the source's newer files back; or, when they are lost, copy to a new repository made with `windlass \
-             init --like`: what was copied before stays in this one",
+            "bring back the source's newer files; if they are lost, copy to a new repository made with `windlass init \
+             --like`: what was copied before stays in this one",
         ));
     }
     let there = to.list(&PointFilter::default()).await?;
@@ -57,7 +57,7 @@ pub async fn copy<A: Repository, B: Repository>(
     }
     let forgotten = to.list(&PointFilter { machine: None, forgotten: true }).await?;
     if forgotten.iter().any(|have| have.id == point.id) {
-        return Err(Error::usage(format!("point {} is there, and was forgotten", point.id))
+        return Err(Error::usage(format!("point {} was forgotten in the target", point.id))
             .hint(format!("`windlass unforget {}` brings it back there", point.id)));
     }
     progress.enter(Phase::Move);

@@ -7,21 +7,21 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Phase {
-    /// Opening things.
+    /// Opening repositories, sources and targets.
     #[default]
     Prepare = 0,
-    /// Moving bytes.
+    /// Reading, comparing and writing the bytes of disks, chunks or packs.
     Move = 1,
     /// Making what was moved durable and visible.
     Commit = 2,
-    /// Done.
+    /// The job has ended.
     Done = 3,
 }
 
 /// What the counters of a job say at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counters {
-    /// The phase.
+    /// What the job is doing.
     pub phase: Phase,
     /// Bytes that are done.
     pub bytes_done: u64,
@@ -38,7 +38,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Enters a phase.
+    /// Says that the job is in this phase from now on.
     pub fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
     }
@@ -53,7 +53,7 @@ impl Progress {
         self.bytes_done.fetch_add(bytes, Relaxed);
     }
 
-    /// The phase.
+    /// The phase that was entered last.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
             0 => Phase::Prepare,
@@ -68,7 +68,7 @@ impl Progress {
         (self.bytes_done.load(Relaxed), self.bytes_total.load(Relaxed))
     }
 
-    /// What they say now.
+    /// The values of all counters at this moment.
     pub fn counters(&self) -> Counters {
         let (bytes_done, bytes_total) = self.bytes();
         Counters { phase: self.phase(), bytes_done, bytes_total }

@@ -59,7 +59,7 @@ async fn restore_onto<R: ReadSession, T: Target>(
 ) -> Result<RestoreReport> {
     if target.size() < disk.size {
         return Err(Error::usage(format!(
-            "the target holds {} bytes, disk {} has {}",
+            "the target has {} bytes, and disk {} has {}",
             target.size(),
             disk.name,
             disk.size
@@ -265,7 +265,7 @@ impl Window {
         let places = self.places.lock().expect("not poisoned");
         let (id, of) = places.iter().next()?;
         let offset = of.first().copied().unwrap_or_default() * u64::from(GRID_BYTES);
-        Some(Error::integrity(format!("offset {offset}: chunk {id} and {} others never came", places.len() - 1)))
+        Some(Error::integrity(format!("offset {offset}: chunk {id} did not arrive ({} missing in all)", places.len())))
     }
 }
 

@@ -11,13 +11,13 @@ use tokio::sync::watch;
 /// Why a job is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
-    /// SIGINT.
+    /// The program got SIGINT.
     Interrupt,
-    /// SIGTERM.
+    /// The program got SIGTERM.
     Terminate,
     /// SIGHUP: its terminal is gone.
     Hangup,
-    /// SIGQUIT.
+    /// The program got SIGQUIT.
     Quit,
     /// An administrator cancelled it.
     Cancel,
@@ -34,7 +34,7 @@ pub struct Stop(watch::Receiver<Option<StopReason>>);
 pub struct Stopper(watch::Sender<Option<StopReason>>);
 
 impl Stopper {
-    /// With what it stops.
+    /// A stopper, and the [`Stop`] that it stops.
     pub fn new() -> (Self, Stop) {
         let (sender, receiver) = watch::channel(None);
         (Self(sender), Stop(receiver))

@@ -23,47 +23,47 @@ pub enum RecordError {
     /// The bytes end inside a field.
     #[error("{field} ends early")]
     Short {
-        /// Where.
+        /// Field in which the bytes end.
         field: &'static str,
     },
     /// A field has a value it may not have.
-    #[error("{field} has the bad value {value}")]
+    #[error("{field} has the invalid value {value}")]
     Value {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// Value that the field has.
         value: u64,
     },
     /// Text that is not UTF-8 or not a name.
     #[error("{field} is not valid text")]
     Text {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
     /// The items of a set stand in another order than theirs, or one stands twice.
-    #[error("{field} do not ascend")]
+    #[error("{field} are not in ascending order")]
     Order {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
     /// Bytes are left over.
     #[error("{bytes} bytes are left over")]
     Trailing {
-        /// How many.
+        /// Number of bytes behind the record.
         bytes: u64,
     },
     /// A newer format, or something that must be understood and is not.
     #[error("{field} {value} is newer than this program")]
     Newer {
-        /// What.
+        /// What is newer: the name of a version, feature or flag.
         field: &'static str,
-        /// Which.
+        /// Value that this program does not know.
         value: u64,
     },
     /// The checksum or hash does not match.
     #[error("{field} does not match")]
     Hash {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
 }
@@ -71,7 +71,7 @@ pub enum RecordError {
 impl From<RecordError> for Error {
     fn from(error: RecordError) -> Self {
         match error {
-            RecordError::Newer { .. } => Self::version(error.to_string()).hint("use a newer windlass"),
+            RecordError::Newer { .. } => Self::version(error.to_string()).hint("use a newer version of Windlass"),
             _ => Self::integrity(error.to_string()),
         }
     }
@@ -251,33 +251,33 @@ impl RecordWriter {
         Self::default()
     }
 
-    /// Raw bytes.
+    /// Appends these bytes as they are.
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         self
     }
 
-    /// A byte.
+    /// Appends one byte.
     pub fn u8(&mut self, value: u8) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// 16 bits.
+    /// Appends two bytes, little-endian.
     pub fn u16(&mut self, value: u16) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// 32 bits.
+    /// Appends four bytes, little-endian.
     pub fn u32(&mut self, value: u32) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// 64 bits.
+    /// Appends eight bytes, little-endian.
     pub fn u64(&mut self, value: u64) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// 64 bits, signed.
+    /// Appends eight bytes, little-endian, in two's complement.
     pub fn i64(&mut self, value: i64) -> &mut Self {
         self.bytes(&value.to_le_bytes())
     }
@@ -317,12 +317,12 @@ impl RecordWriter {
         self.u32(u32::try_from(raw.len()).expect("bounded where it was read")).bytes(raw)
     }
 
-    /// No extensions.
+    /// Appends extensions that are empty.
     pub fn no_extensions(&mut self) -> &mut Self {
         self.u32(0)
     }
 
-    /// Bytes so far.
+    /// Number of bytes that were appended so far.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }

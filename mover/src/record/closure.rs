@@ -177,8 +177,9 @@ impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
                 None => self.list(*id),
                 Some(have) => {
                     if let Some(what) = demand.misfit(id, *have) {
-                        return Err(Error::integrity(format!("offset {offset}: {what}"))
-                            .hint("the map is wrong, and putting chunks does not mend it: back the machine up anew"));
+                        return Err(Error::integrity(format!("offset {offset}: {what}")).hint(
+                            "the map is wrong, and storing chunks again does not repair it: back up the machine again",
+                        ));
                     }
                 }
             }
@@ -216,7 +217,7 @@ fn readable(page: Result<Arc<Page>>) -> Result<Option<Arc<Page>>> {
     match page {
         Ok(page) => Ok(Some(page)),
         Err(error) if error.kind() == ErrorKind::Integrity => {
-            tracing::warn!(%error, "a page does not read");
+            tracing::warn!(%error, "a page cannot be read");
             Ok(None)
         }
         Err(error) => Err(error),

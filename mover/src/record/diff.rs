@@ -113,9 +113,9 @@ async fn page_at<R: ReadSession>(reader: &MapReader<'_, R>, root: MapRoot, level
 pub struct ChangedBlock {
     /// Number of the block.
     pub block: u64,
-    /// Before.
+    /// What the old map has there.
     pub old: PageRef,
-    /// After.
+    /// What the new map has there.
     pub new: PageRef,
 }
 

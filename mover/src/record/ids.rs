@@ -41,7 +41,7 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A repository.
+    /// A repository; a copy of its directory has the same id.
     RepositoryId
     /// A machine: the hypervisor's UUID where there is one.
     MachineId

@@ -31,11 +31,12 @@ pub fn time_value(time: Timestamp) -> String {
 pub fn check(labels: &BTreeMap<String, String>) -> Result<()> {
     let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     if labels.len() > LABELS_MAX || bytes > LABELS_BYTES_MAX {
-        let what = format!("more than {LABELS_MAX} tags and labels of a point, or {LABELS_BYTES_MAX} bytes of them");
-        return Err(Error::usage(what).hint("take some away first: `windlass annotate POINT --remove-tag TAG`"));
+        let what =
+            format!("a point can have at most {LABELS_MAX} tags and labels, and {LABELS_BYTES_MAX} bytes of them");
+        return Err(Error::usage(what).hint("remove some first: `windlass annotate POINT --remove-tag TAG`"));
     }
     if let Some(key) = labels.keys().find(|key| key.as_str() == TAG || key.is_empty()) {
-        return Err(Error::usage(format!("{key:?} is no label")).hint("a tag has at least one letter"));
+        return Err(Error::usage(format!("{key:?} is not a label")).hint("a tag needs at least one letter"));
     }
     Ok(())
 }

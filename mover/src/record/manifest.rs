@@ -25,7 +25,7 @@ pub enum Consistency {
     Crash = 0,
     /// File systems were frozen.
     Filesystem = 1,
-    /// Applications took part.
+    /// File systems were frozen, and applications had written what they held.
     Application = 2,
 }
 
@@ -68,7 +68,7 @@ impl Consistency {
 pub struct Manifest {
     /// The point's id.
     pub point: PointId,
-    /// The machine.
+    /// Id of the machine.
     pub machine: MachineId,
     /// The machine's name at the time.
     pub machine_name: Name,
@@ -92,7 +92,7 @@ pub struct Manifest {
     pub labels: BTreeMap<String, String>,
     /// Program and version that made it.
     pub producer: String,
-    /// The disks.
+    /// The machine's disks, each with its map.
     pub disks: Vec<DiskRecord>,
     /// What else is needed to bring the machine back.
     pub attachments: Vec<Attachment>,
@@ -105,15 +105,15 @@ pub struct Manifest {
 /// One disk of a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskRecord {
-    /// The disk.
+    /// Id of the disk: stays the same in all points of the machine.
     pub id: DiskId,
-    /// Its name.
+    /// Name of the disk within its machine.
     pub name: Name,
     /// Exact size in bytes.
     pub size: u64,
     /// Width of the grid in bytes; [`GRID_BYTES`] in format 1.
     pub grid: u32,
-    /// Its map.
+    /// Root of the disk's map.
     pub root: MapRoot,
     /// Logical sector size, 0 when unknown.
     pub logical_sector_bytes: u32,
@@ -142,7 +142,7 @@ pub struct DiskRecord {
 pub struct TrackingRecord {
     /// How changes were found.
     pub mode: ChangeTracking,
-    /// Why that way.
+    /// Why changes were found in this way, for people.
     pub reason: String,
     /// The checkpoint begun at this point's snapshot, where one was.
     pub checkpoint: Option<CheckpointId>,
@@ -163,7 +163,7 @@ pub struct LayerIdentity {
     pub path: String,
     /// Device number; 0 for URIs, as all below.
     pub device: u64,
-    /// Inode number.
+    /// Inode number; 0 where changes of the file cannot be told.
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,
@@ -176,13 +176,13 @@ pub struct LayerIdentity {
 /// Something that belongs to a machine besides its disks: domain XML, NVRAM, TPM state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
-    /// What it is.
+    /// Kind of the attachment: domain, nvram, tpm or another word.
     pub kind: Name,
-    /// Its file name.
+    /// File name that it had.
     pub name: String,
     /// Length in bytes.
     pub bytes: u64,
-    /// Its stream map.
+    /// Root of the map of its bytes.
     pub root: MapRoot,
 }
 
@@ -243,7 +243,7 @@ impl Manifest {
     /// is read encodes to the same bytes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(RecordError::Value { field: "manifest length", value: bytes.len() as u64 });

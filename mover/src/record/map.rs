@@ -42,7 +42,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
         self.session
     }
 
-    /// One page.
+    /// Reads one page, and checks its id and level.
     ///
     /// # Errors
     /// `Integrity` when it is missing, damaged or not a page of this level.
@@ -133,9 +133,9 @@ const fn level_above(index: u64) -> u8 {
 /// A page that a builder made: to be stored as a chunk of kind page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewPage {
-    /// Its id.
+    /// Chunk id of the page.
     pub id: ChunkId,
-    /// Its bytes.
+    /// Plain bytes of the page.
     pub plain: Vec<u8>,
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub struct Name(String);
 
 impl Name {
-    /// The text.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -28,7 +28,7 @@ impl FromStr for Name {
             return Ok(Self(text.to_owned()));
         }
         Err(crate::Error::usage(format!("{text:?} is not a name"))
-            .hint("use letters, digits, '_', '.' and '-', not more than 128, beginning with a letter, digit or '_'"))
+            .hint("use up to 128 letters, digits, '_', '.' and '-'; begin with a letter, a digit or '_'"))
     }
 }
 

@@ -164,7 +164,7 @@ impl Page {
     /// Reads a page; refuses every byte string that [`Self::encode`] does not give (extensions apart).
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut from = RecordReader::new(bytes);
         let bad = |field, value: u64| Err(RecordError::Value { field, value });

@@ -18,7 +18,7 @@ pub struct Spot {
 /// What must stand behind a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Demand {
-    /// A page.
+    /// A page for this place.
     Page(Spot),
     /// A chunk of this shape.
     Chunk(Shape),
@@ -27,7 +27,7 @@ pub enum Demand {
 /// What is known of a chunk without decoding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
-    /// What it is.
+    /// Kind of the chunk.
     pub kind: ChunkKind,
     /// Length of its plain bytes.
     pub plain_bytes: u32,
@@ -112,7 +112,7 @@ impl Demand {
             Self::Page(_) => have.kind == ChunkKind::Page,
             Self::Chunk(wanted) => have == wanted,
         };
-        (!fits).then(|| format!("chunk {chunk} is {have}, where {self} belongs: nothing could be restored from it"))
+        (!fits).then(|| format!("chunk {chunk} is {have}, but {self} is needed there, so a restore would fail"))
     }
 }
 

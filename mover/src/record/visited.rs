@@ -19,8 +19,8 @@ impl Visited {
     /// `Usage` beyond [`Self::PAGES_MAX`].
     pub fn insert(&mut self, page: &ChunkId, spot: Spot) -> Result<bool> {
         if self.0.len() >= Self::PAGES_MAX && !self.contains(page, spot) {
-            return Err(Error::usage(format!("more than {} different pages in one walk", Self::PAGES_MAX))
-                .hint("ask for fewer points at once"));
+            return Err(Error::usage(format!("the points have more than {} different pages", Self::PAGES_MAX))
+                .hint("name fewer points in one command"));
         }
         Ok(self.0.insert(key(page, spot)))
     }
@@ -28,7 +28,7 @@ impl Visited {
     /// As [`Self::insert`], for who looks at ids only, wherever in a map of whichever length they stand.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Self::insert`].
     pub fn insert_at(&mut self, page: &ChunkId, level: u8) -> Result<bool> {
         self.insert(page, Spot { flavour: PageFlavour::Disk, level, bytes: 0 })
     }

@@ -13,9 +13,9 @@ use std::sync::Arc;
 /// One of two kinds of repositories or sessions.
 #[derive(Debug, Clone)]
 pub enum Either<A, B> {
-    /// The one.
+    /// The first kind.
     Left(A),
-    /// The other.
+    /// The second kind.
     Right(B),
 }
 

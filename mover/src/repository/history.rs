@@ -10,7 +10,7 @@ pub struct LogEntry {
     pub end: LogHead,
     /// By the clock of its writer.
     pub time: Timestamp,
-    /// Who wrote it.
+    /// The writer that created the record.
     pub writer: WriterId,
     /// In which term; 0 for readers.
     pub term: u64,

@@ -12,12 +12,12 @@ pub enum Role {
     Node,
     /// A proxy: backs up and restores.
     Proxy,
-    /// An administrator.
+    /// An administrator: may ask for everything but what proxies alone do.
     Admin,
 }
 
 impl Role {
-    /// Every role.
+    /// Every role, in the order of their numbers.
     pub const ALL: [Self; 3] = [Self::Node, Self::Proxy, Self::Admin];
 
     /// Its number in records of the log.
@@ -49,7 +49,7 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
-        found.ok_or_else(|| Error::usage(format!("{text:?} is no role")).hint("node, proxy or admin"))
+        found.ok_or_else(|| Error::usage(format!("{text:?} is not a role")).hint("use node, proxy or admin"))
     }
 }
 
@@ -95,8 +95,8 @@ impl Holder {
     /// `Usage`.
     pub fn check(&self) -> Result<()> {
         if self.owner.is_some() && self.role != Role::Proxy {
-            return Err(Error::usage(format!("{self} can have no owner"))
-                .hint("proxies alone have one: what administrators make is the site's own"));
+            return Err(Error::usage(format!("{self} cannot have an owner"))
+                .hint("only proxies have owners: what administrators make belongs to the site"));
         }
         Ok(())
     }

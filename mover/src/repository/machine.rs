@@ -10,7 +10,7 @@ use std::str::FromStr;
 pub struct Machine {
     /// Each the owner's name, or the first digits of the id of owner, machine, or the repository where its points were made.
     pub qualifiers: Vec<String>,
-    /// Its name.
+    /// Name of the machine, as points carry it.
     pub name: Name,
 }
 
@@ -20,7 +20,7 @@ impl Machine {
         point.machine_name == self.name && self.qualifiers.iter().all(|it| tells(it, point))
     }
 
-    /// Its points.
+    /// Those of `points` that are of this machine.
     pub fn of<'a>(&self, points: &'a [RecoveryPoint]) -> Vec<&'a RecoveryPoint> {
         points.iter().filter(|point| self.fits(point)).collect()
     }
@@ -34,7 +34,7 @@ impl Machine {
             return Ok(());
         }
         Err(Error::not_found(format!("machine {self} has no points here"))
-            .hint("`windlass points` lists what there is"))
+            .hint("`windlass points` lists the machines that have points"))
     }
 
     /// Its points, where they are of one machine of one owner made in one repository. `rest` is what follows the name.
@@ -49,7 +49,7 @@ impl Machine {
         }
         let names: BTreeSet<String> = qualifiers(&of).values().map(|it| format!("{it}/{}{rest}", self.name)).collect();
         let names: Vec<String> = names.into_iter().take(SHOWN_MAX).collect();
-        Err(Error::usage(format!("{self} is the name of {} machines here", lineages.len()))
+        Err(Error::usage(format!("{} machines here have the name {self}", lineages.len()))
             .hint(format!("write {}", names.join(" or "))))
     }
 }

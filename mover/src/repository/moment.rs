@@ -8,9 +8,9 @@ use jiff::tz::{Offset, TimeZone};
 /// The span of a typed time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Its first nanosecond.
+    /// First nanosecond of the span.
     pub first: Timestamp,
-    /// Its last.
+    /// Last nanosecond of the span.
     pub last: Timestamp,
 }
 

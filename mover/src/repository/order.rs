@@ -29,7 +29,7 @@ pub fn suspect_times<'a>(points: &[&'a RecoveryPoint], now: Timestamp) -> Vec<(&
     let mut found: Vec<(usize, String)> = Vec::new();
     let mut come: Vec<usize> = Vec::new();
     for (at, point) in points.iter().enumerate() {
-        if future(point) { found.push((at, "its time has not come".into())) } else { come.push(at) }
+        if future(point) { found.push((at, "its time is in the future".into())) } else { come.push(at) }
     }
     let kept = longest_row(&come, |at| points[at].time());
     for at in come.iter().copied().filter(|at| kept.binary_search(at).is_err()) {
@@ -37,10 +37,10 @@ pub fn suspect_times<'a>(points: &[&'a RecoveryPoint], now: Timestamp) -> Vec<(&
         let after = kept.iter().find(|other| **other > at).map(|other| points[*other]);
         let why = match (before, after) {
             (Some(before), _) if ahead(before.time(), points[at].time()) => {
-                format!("it was made after point {}, and its time is earlier", before.id)
+                format!("it was made after point {}, but its time is earlier", before.id)
             }
             (_, Some(after)) if ahead(points[at].time(), after.time()) => {
-                format!("it was made before point {}, and its time is later", after.id)
+                format!("it was made before point {}, but its time is later", after.id)
             }
             // Clocks that differ by less than a minute are put right all the time.
             _ => continue,
@@ -100,7 +100,7 @@ pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Tim
         .filter(|point| point.commit_time.0.saturating_sub(now.0) > BACK_MAX_NS);
     if let Some(point) = late.max_by_key(|point| point.commit_time) {
         let (id, at) = (point.id, civil(point.commit_time));
-        return Some(format!("point {id} was committed at {at} UTC, which has not come: the clock went back"));
+        return Some(format!("point {id} was committed at {at} UTC, which is in the future: the clock went back"));
     }
     let mut before: Option<&RecoveryPoint> = None;
     for point in points.iter().filter(|point| !point.forgotten && point.set_time().is_none()) {
@@ -108,8 +108,8 @@ pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Tim
             Some(first) if first.commit_time.0.saturating_sub(point.commit_time.0) > BACK_MAX_NS => {
                 let (at, then) = (civil(point.commit_time), civil(first.commit_time));
                 return Some(format!(
-                    "point {} was committed at {at} UTC, after point {} at {then} UTC: the clock went back meanwhile, and \
-                     rules would take one for older than it is",
+                    "point {} was committed at {at} UTC, after point {} at {then} UTC: the clock went back between them, and \
+                     rules would take one of them for older than it is",
                     point.id, first.id
                 ));
             }
@@ -122,14 +122,18 @@ pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Tim
     let at = civil(newest);
     match gap {
         ..NEGATIVE_BACK_MAX_NS => {
-            Some(format!("the log was written until {at} UTC, which has not come: the clock went back"))
+            Some(format!("the last record of the log is from {at} UTC, which is in the future: the clock went back"))
         }
         AHEAD_MIN_NS.. => Some(format!(
-            "nothing was written here for {} days, since {at} UTC: perhaps the clock jumped ahead",
-            gap / DAY_NS
+            "the last record of the log is from {at} UTC, {} ago: perhaps the clock jumped ahead",
+            days(gap / DAY_NS)
         )),
         _ => None,
     }
+}
+
+fn days(number: i64) -> String {
+    format!("{number} day{}", if number == 1 { "" } else { "s" })
 }
 
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;

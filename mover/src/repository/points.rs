@@ -12,9 +12,9 @@ use std::collections::BTreeSet;
 pub struct Lineage {
     /// The repository of the first commit.
     pub origin: RepositoryId,
-    /// Whose it is.
+    /// The owner of the points; zero for the site.
     pub owner: OwnerId,
-    /// The machine.
+    /// Id of the machine.
     pub machine: MachineId,
 }
 
@@ -64,7 +64,7 @@ impl Begin {
                     utc(now)
                 ))
                 .hint(
-                    "put the clock right that is wrong, the source's or the repository's, and run the backup again",
+                    "find out which clock is wrong, the source's or the repository's, correct it, and run the backup again",
                 ));
             }
         }
@@ -77,25 +77,25 @@ impl Begin {
             let manifest = &draft.manifest;
             let (point, machine) = (manifest.point, manifest.machine);
             if draft.origin.is_some() {
-                return Err(refused("only an administrator says where a point was made first".into()));
+                return Err(refused("only an administrator may commit copies of points".into()));
             }
             if let Some(same) = there.iter().find(|it| it.id == point) {
                 if same.owner != owner {
-                    return Err(refused(format!("the id {point} is another owner's point")));
+                    return Err(refused(format!("point {point} belongs to another owner")));
                 }
                 if same.forgotten {
                     return Err(refused(format!("point {point} was forgotten"))
-                        .hint(format!("an administrator brings it back with `windlass unforget {point}`")));
+                        .hint(format!("an administrator can bring it back with `windlass unforget {point}`")));
                 }
                 continue;
             }
             let made = || there.iter().filter(|it| it.machine == machine && it.was_made_in(here));
             if made().next().is_some() && made().all(|it| it.owner != owner) {
-                return Err(refused(format!("machine {machine} is another owner's"))
-                    .hint("an administrator hands it over with `windlass machine move MACHINE --to-owner NAME`"));
+                return Err(refused(format!("machine {machine} belongs to another owner"))
+                    .hint("an administrator can move it with `windlass machine move MACHINE --to-owner NAME`"));
             }
             if let Some(parent) = manifest.parent.filter(|parent| !self.parents.contains(parent)) {
-                return Err(refused(format!("point {parent} is no parent that the session was begun with")));
+                return Err(refused(format!("point {parent} is not a parent that the session began with")));
             }
         }
         Ok(())
@@ -122,25 +122,24 @@ impl PointChange {
     ) -> Result<Vec<PointId>> {
         let asked: BTreeSet<PointId> = asked.iter().copied().collect();
         if asked.len() > Self::POINTS_MAX {
-            return Err(Error::usage(format!("more than {} points at once", Self::POINTS_MAX)));
+            return Err(Error::usage(format!("more than {} points in one change", Self::POINTS_MAX)));
         }
         if self == Self::ForgetByRules
             && let Some(doubt) = clock_doubt(points, newest, now)
         {
-            return Err(Error::usage(doubt).hint(
-                "put the clock right, or say --clock-is-right; points that are named can be forgotten all the same",
-            ));
+            return Err(Error::usage(doubt)
+                .hint("correct the clock, or use --clock-is-right; points can still be forgotten by name"));
         }
         let named: Vec<&RecoveryPoint> = points.iter().filter(|point| asked.contains(&point.id)).collect();
         if let Some(id) = asked.iter().find(|id| named.iter().all(|point| point.id != **id)) {
             return Err(Error::not_found(format!("there is no point {id}"))
-                .hint("`windlass points --forgotten` lists those that can come back: a sweep makes it final"));
+                .hint("`windlass points` lists all points, `windlass points --forgotten` those that can still be brought back"));
         }
         if self == Self::Pin
             && let Some(point) = named.iter().find(|point| point.forgotten)
         {
             return Err(Error::usage(format!("point {} is forgotten", point.id))
-                .hint(format!("`windlass unforget {}` brings it back, then it can be pinned", point.id)));
+                .hint(format!("bring it back with `windlass unforget {}`, then pin it", point.id)));
         }
         let due: Vec<&RecoveryPoint> = named.iter().filter(|point| self.is_due(point)).copied().collect();
         if self.forgets() {
@@ -151,9 +150,9 @@ impl PointChange {
             let in_them = |point: &&RecoveryPoint| point.group.is_some_and(|group| groups.contains(&group));
             let left = points.iter().filter(in_them).find(|it| !asked.contains(&it.id) && self.is_due(it));
             if let Some(left) = left {
-                let what = format!("point {} belongs to a group with one of them", left.id);
+                let what = format!("point {} belongs to the same group as one of these points", left.id);
                 return Err(Error::new(ErrorKind::GroupIncomplete, what)
-                    .hint("a group is kept or forgotten whole: name it too"));
+                    .hint("a group is kept or forgotten as a whole: name this point too"));
             }
         }
         Ok(due.into_iter().map(|point| point.id).collect())
@@ -176,10 +175,11 @@ impl PointChange {
 fn may_go(point: &RecoveryPoint, now: Timestamp) -> Result<()> {
     let id = point.id;
     if point.pinned {
-        return Err(Error::usage(format!("point {id} is pinned")).hint(format!("`windlass unpin {id}` lets it go")));
+        return Err(Error::usage(format!("point {id} is pinned"))
+            .hint(format!("`windlass unpin {id}` allows it to be forgotten")));
     }
     if point.protected_until > now {
-        return Err(Error::usage(format!("point {id} is protected")).hint("`windlass points --json` tells until when"));
+        return Err(Error::usage(format!("point {id} is protected")).hint("`windlass points --json` shows until when"));
     }
     Ok(())
 }

@@ -19,12 +19,12 @@ pub trait Reach: Send + Sync {
     /// How `owner` came by each of these chunks; none where it did not.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     fn had(&self, owner: OwnerId, ids: &[ChunkId]) -> Result<Vec<Option<Had>>>;
 
     /// From now on it has had these; what is known already stays at least what it was.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     fn note(&self, owner: OwnerId, ids: &[ChunkId], had: Had) -> Result<()>;
 }

@@ -9,17 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 /// without a point do not. A point is kept when one rule keeps it, so the newest point of a machine always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Keep {
-    /// The newest points.
+    /// Number of newest points.
     pub last: u32,
-    /// Hours.
+    /// Number of hours, of each of which the newest point is kept.
     pub hourly: u32,
-    /// Days.
+    /// Number of days, likewise.
     pub daily: u32,
-    /// Weeks.
+    /// Number of ISO weeks, likewise.
     pub weekly: u32,
-    /// Months.
+    /// Number of months, likewise.
     pub monthly: u32,
-    /// Years.
+    /// Number of years, likewise.
     pub yearly: u32,
 }
 
@@ -30,13 +30,13 @@ pub enum Reason {
     Last,
     /// The newest of an hour.
     Hourly,
-    /// Of a day.
+    /// The newest of a day.
     Daily,
-    /// Of a week.
+    /// The newest of a week.
     Weekly,
-    /// Of a month.
+    /// The newest of a month.
     Monthly,
-    /// Of a year.
+    /// The newest of a year.
     Yearly,
     /// Pinned by an administrator.
     Pinned,
@@ -66,7 +66,7 @@ impl Reason {
 /// What becomes of a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// The point.
+    /// The point that was looked at.
     pub point: RecoveryPoint,
     /// Why it is kept; forgotten when there is no reason.
     pub reasons: BTreeSet<Reason>,

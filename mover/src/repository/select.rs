@@ -9,14 +9,14 @@ use std::str::FromStr;
 pub enum Selector {
     /// The n-th newest point of a machine, 0 being the newest.
     Latest {
-        /// The machine.
+        /// Machine of the point.
         machine: Machine,
         /// How many newer ones there are.
         back: u32,
     },
     /// The newest point of a machine whose snapshot time is not later than the end of what was typed.
     At {
-        /// The machine.
+        /// Machine of the point.
         machine: Machine,
         /// The last nanosecond of the time that was typed.
         time: Timestamp,
@@ -73,7 +73,8 @@ pub fn select<'a>(points: &'a [RecoveryPoint], selector: &Selector) -> Result<&'
             let mut fits = points.iter().filter(|point| point.id.to_string().starts_with(prefix));
             let first = fits.next();
             if fits.next().is_some() {
-                return Err(Error::usage(format!("{prefix} fits several points")).hint("write more digits"));
+                return Err(Error::usage(format!("several points have an id that begins with {prefix}"))
+                    .hint("write more digits"));
             }
             first
         }
@@ -85,7 +86,7 @@ pub fn select<'a>(points: &'a [RecoveryPoint], selector: &Selector) -> Result<&'
             }
             Selector::Prefix(prefix) => format!("there is no point {prefix}"),
         };
-        Error::not_found(what).hint("`windlass points` lists what there is")
+        Error::not_found(what).hint("`windlass points` lists the points")
     })
 }
 

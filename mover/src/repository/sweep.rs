@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How to sweep.
+/// What a sweep may do, and how fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SweepOptions {
     /// Only tell what would be reclaimed; nothing is deleted, nothing becomes final.
@@ -38,7 +38,7 @@ pub struct SweepReport {
     pub bytes_waiting: u64,
     /// Sessions that are waited for.
     pub sessions_waited_for: u64,
-    /// Packs deleted.
+    /// Number of packs whose files were deleted.
     pub packs_deleted: u64,
     /// What took how long: counting what is new, finding what died, the second look before deleting.
     pub milliseconds: SweepTimes,

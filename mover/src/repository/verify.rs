@@ -11,17 +11,17 @@ pub enum Depth {
     Structure,
     /// Also the stored bytes of so many per cent of the packs against their names: of those that were read longest ago.
     ReadData {
-        /// 1 to 100.
+        /// Share of the packs, 1 to 100.
         percent: u8,
     },
     /// Also every chunk, decoded and fingerprinted.
     Decode,
 }
 
-/// What to verify.
+/// What to verify, how deep and how fast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyOptions {
-    /// How deep.
+    /// How deep to look.
     pub depth: Depth,
     /// Only what these points need; everything when empty.
     pub points: Vec<PointId>,
@@ -39,7 +39,7 @@ impl VerifyOptions {
     }
 }
 
-/// What was found.
+/// What a verification looked at, and what it found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Points whose maps were walked.
@@ -72,15 +72,15 @@ impl VerifyReport {
 pub struct VerifyError {
     /// A point that needs it.
     pub point: Option<PointId>,
-    /// The disk or attachment.
+    /// Name of the disk, or kind of the attachment.
     pub disk: Option<Name>,
     /// Offset in it, in bytes.
     pub offset: Option<u64>,
-    /// The chunk.
+    /// The damaged or missing chunk.
     pub chunk: Option<ChunkId>,
-    /// The pack.
+    /// Name of the pack that is damaged, or that has the damaged chunk.
     pub pack: Option<String>,
-    /// What is wrong.
+    /// What is wrong, for people.
     pub what: String,
     /// It could not be read, which says nothing about what is stored.
     pub unread: bool,

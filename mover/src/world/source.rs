@@ -151,7 +151,7 @@ pub enum TrackingWish {
 /// What may have changed, and how that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// How.
+    /// How changes were found.
     pub mode: ChangeTracking,
     /// Why that way, for people.
     pub reason: String,

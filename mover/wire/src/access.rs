@@ -66,14 +66,13 @@ pub const fn allows_strangers(request: &Request) -> bool {
 /// # Errors
 /// `NotAuthorised`.
 pub fn check(holder: Option<&Holder>, request: &Request) -> Result<()> {
-    let (allowed, who) = match holder {
-        Some(holder) => (allows(holder.role, request), holder.to_string()),
-        None => (allows_strangers(request), "nobody without a certificate".to_owned()),
+    let (allowed, refusal) = match holder {
+        Some(holder) => (allows(holder.role, request), format!("{holder} may not do this")),
+        None => (allows_strangers(request), "only holders of a certificate may do this".to_owned()),
     };
     if allowed {
         return Ok(());
     }
-    let not = if holder.is_some() { " not" } else { "" };
-    let what = format!("{who} may{not} do this (request {:#06x})", request.code());
+    let what = format!("{refusal} (request {:#06x})", request.code());
     Err(Error::new(ErrorKind::NotAuthorised, what).hint("use an identity with another role"))
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct NodeAddress {
-    /// Where it is.
+    /// Host and UDP port.
     pub at: Address,
     /// How to react to loss.
     pub congestion: Congestion,
@@ -41,7 +41,8 @@ impl FromStr for NodeAddress {
     fn from_str(text: &str) -> Result<Self> {
         match Self::parse(text) {
             Some((node, None)) => Ok(node),
-            _ => Err(Error::usage(format!("{text:?} names no node")).hint("write quic://host or quic://host:port")),
+            _ => Err(Error::usage(format!("{text:?} is not the address of a node"))
+                .hint("write quic://host or quic://host:port")),
         }
     }
 }

@@ -233,7 +233,7 @@ impl Replies {
         waits::give_up(&self.connection);
         let seconds = self.silence.as_secs_f32();
         FrameError::Lost(match self.worked() {
-            true => format!("the node only says that it is at work on {}", self.what),
+            true => format!("the node only says that it is still working on {}", self.what),
             false => format!("no answer to {} within {seconds} s", self.what),
         })
     }

@@ -53,12 +53,14 @@ pub fn verified(made: &mut ChunkBatch, batch: ChunkBatch, asked: &[ChunkId]) -> 
         batch.iter().filter_map(|(_, blob)| blob.as_ref().ok()).map(|blob| blob.bytes().len()).sum()
     };
     if batch.iter().any(|(id, _)| !asked.contains(id)) || made.len() + batch.len() > 2 * asked.len() {
-        return Err(Error::transport("the node sends chunks that nobody asked for"));
+        return Err(Error::transport("the node sends chunks that were not requested"));
     }
     made.extend(batch);
     match bytes(made) {
         0..=VERIFIED_BYTES_MAX => Ok(()),
-        bytes => Err(Error::transport(format!("an answer of {bytes} bytes of chunks, more than {VERIFIED_BYTES_MAX}"))),
+        bytes => Err(Error::transport(format!(
+            "the node sends {bytes} bytes of chunks in one answer, more than {VERIFIED_BYTES_MAX}"
+        ))),
     }
 }
 
@@ -76,15 +78,15 @@ pub fn following(after: u64, entries: Vec<LogEntry>) -> Result<Vec<LogEntry>> {
 
 fn add<T>(made: &mut Vec<T>, page: Vec<T>, max: usize, what: &str) -> Result<()> {
     if made.len() + page.len() > max {
-        return Err(Error::transport(format!("the node has more than {max} {what} to tell"))
-            .hint("a list so long is taken from no node; ask for one machine, or sweep what was forgotten"));
+        return Err(Error::transport(format!("the node sends more than {max} {what}"))
+            .hint("ask for one machine with --machine, or sweep forgotten points"));
     }
     made.extend(page);
     Ok(())
 }
 
 fn out_of_order() -> Error {
-    Error::transport("the node tells the same again instead of what follows")
+    Error::transport("the node sends its answers in the wrong order")
 }
 
 /// Points of an answer: half a gigabyte of them.

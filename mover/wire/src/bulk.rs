@@ -19,14 +19,14 @@ pub fn of_blobs(chunks: &[(ChunkId, Blob)]) -> (Vec<u32>, Vec<Bytes>) {
     (lengths, [ids].into_iter().chain(blobs).collect())
 }
 
-/// The ids again.
+/// Reads what [`of_ids`] wrote.
 ///
 /// # Errors
 /// `Transport` when a part of one is left over.
 pub fn ids(bytes: &[u8]) -> Result<Vec<ChunkId>> {
     let (ids, rest) = bytes.as_chunks::<ID_BYTES>();
     if !rest.is_empty() {
-        return Err(Error::transport("a message with a part of an id"));
+        return Err(Error::transport("a message with an incomplete id"));
     }
     Ok(ids.iter().copied().map(ChunkId).collect())
 }
@@ -38,7 +38,7 @@ pub fn ids(bytes: &[u8]) -> Result<Vec<ChunkId>> {
 pub fn blobs(lengths: &[u32], mut bulk: Bytes) -> Result<Vec<(ChunkId, Bytes)>> {
     let blobs: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
     if bulk.len() as u64 != (lengths.len() * ID_BYTES) as u64 + blobs {
-        return Err(Error::transport("a message whose lengths do not fit"));
+        return Err(Error::transport("a message with lengths that do not match"));
     }
     let ids = ids(&bulk.split_to(lengths.len() * ID_BYTES))?;
     Ok(ids.into_iter().zip(lengths).map(|(id, length)| (id, bulk.split_to(*length as usize))).collect())

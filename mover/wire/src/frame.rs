@@ -16,9 +16,9 @@ use tokio::time::{Instant, timeout_at};
 /// A message as it arrived.
 #[derive(Debug)]
 pub struct Frame<M> {
-    /// The message.
+    /// The message itself.
     pub message: M,
-    /// What stands beside it.
+    /// Bulk bytes that follow the body.
     pub bulk: Bytes,
     /// True when more messages follow on this stream.
     pub more: bool,
@@ -159,7 +159,7 @@ impl Header {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let bad = |what: String| Error::transport(format!("the peer does not speak this protocol: {what}"));
         if bytes[..4] != MAGIC {
-            return Err(bad("no message begins so".into()));
+            return Err(bad("it does not begin like a message".into()));
         }
         let (code, flags) = (u16_at(4), u16_at(6));
         let limits = M::limits(code).ok_or_else(|| bad(format!("unknown message {code:#06x}")))?;

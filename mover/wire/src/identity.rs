@@ -32,21 +32,22 @@ use webpki::{EndEntityCert, KeyUsage};
 /// Whom a certificate that was verified names.
 ///
 /// # Errors
-/// `NotAuthorised` when it is none of a site's.
+/// `NotAuthorised` when it is not a certificate of a site.
 pub fn holder_of(certificate: &CertificateDer<'_>) -> Result<Holder> {
-    let none = |what: &str| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no site: {what}"));
+    let none =
+        |what: &str| Error::new(ErrorKind::NotAuthorised, format!("not a certificate of a Windlass site: {what}"));
     let parsed = EndEntityCert::try_from(certificate).map_err(|error| none(&error.to_string()))?;
     let mut holders = parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix(URI_SCHEME));
     let (holder, more) = (holders.next(), holders.next());
-    let (Some(holder), None) = (holder, more) else { return Err(none("it has no role, or several")) };
+    let (Some(holder), None) = (holder, more) else { return Err(none("it must have exactly one role")) };
     let (role, name) = holder.split_once('/').ok_or_else(|| none("it has no role"))?;
     let (name, owner) = match name.split_once(URI_OWNER) {
-        Some((name, owner)) => (name, Some(owner.parse().map_err(|_| none("its owner is none"))?)),
+        Some((name, owner)) => (name, Some(owner.parse().map_err(|_| none("its owner is not a valid name"))?)),
         None => (name, None),
     };
     let holder = Holder {
-        role: role.parse().map_err(|_| none("its role is not known"))?,
-        name: name.parse().map_err(|_| none("its name is none"))?,
+        role: role.parse().map_err(|_| none("its role is unknown"))?,
+        name: name.parse().map_err(|_| none("its name is not valid"))?,
         owner,
     };
     holder.check().map_err(|error| none(&error.message()))?;
@@ -72,7 +73,7 @@ impl Trust {
     /// `Usage` when it is no certificate.
     pub fn from_pem(pem: &str) -> Result<Self> {
         let authority = CertificateDer::from_pem_slice(pem.as_bytes());
-        Ok(Self { authority: authority.map_err(|error| Error::usage("no certificate").because(error))? })
+        Ok(Self { authority: authority.map_err(|error| Error::usage("not a certificate").because(error))? })
     }
 
     /// The authority's certificate.
@@ -90,7 +91,8 @@ impl Trust {
     /// # Errors
     /// `NotAuthorised`.
     pub fn verify(&self, certificate: &CertificateDer<'_>, world: &World) -> Result<()> {
-        let refused = |error: String| Error::new(ErrorKind::NotAuthorised, format!("a certificate of no use: {error}"));
+        let refused =
+            |error: String| Error::new(ErrorKind::NotAuthorised, format!("the certificate cannot be used: {error}"));
         let now = Duration::from_nanos(u64::try_from(world.now().0).unwrap_or_default());
         let roots = self.roots().map_err(|error| refused(error.to_string()))?;
         let parsed = EndEntityCert::try_from(certificate).map_err(|error| refused(error.to_string()))?;
@@ -101,7 +103,7 @@ impl Trust {
         Ok(())
     }
 
-    /// For rustls.
+    /// The trusted authority, in the form that rustls takes.
     ///
     /// # Errors
     /// When it cannot be an authority.
@@ -134,17 +136,17 @@ impl Identity {
     /// # Errors
     /// `Usage` when they are no certificate and its key.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self> {
-        let wrong = |error| Error::usage("no certificate with its key").because(error);
+        let wrong = |error| Error::usage("not a certificate with its key").because(error);
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(wrong)?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(wrong)?;
         let (holder, facts) = (holder_of(&certificate)?, Facts::of(&certificate)?);
         let lasting = blake3::derive_key("windlass 2026-11 lasting key of a node", key.secret_der());
         let certified = CertifiedKey::from_der(vec![certificate], key, &provider())
-            .map_err(|error| Error::usage("no certificate with its key").because(error))?;
+            .map_err(|error| Error::usage("not a certificate with its key").because(error))?;
         Ok(Self { certified: Arc::new(certified), holder, facts, lasting })
     }
 
-    /// Whom it names.
+    /// Holder that the certificate names.
     pub const fn holder(&self) -> &Holder {
         &self.holder
     }
@@ -154,12 +156,12 @@ impl Identity {
         &self.facts
     }
 
-    /// The certificate.
+    /// The certificate as DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certified.cert[0]
     }
 
-    /// For TLS.
+    /// Certificate and key in the form that TLS takes.
     pub fn certified(&self) -> Arc<CertifiedKey> {
         self.certified.clone()
     }
@@ -172,14 +174,14 @@ impl Identity {
 
 /// A certificate and its key as PEM, to be kept.
 pub struct Issued {
-    /// The certificate.
+    /// The certificate as PEM.
     pub certificate_pem: String,
     /// The key: for a file that only its owner can read.
     pub key_pem: String,
 }
 
 impl Issued {
-    /// For use.
+    /// Reads certificate and key, so that they can be shown to others.
     ///
     /// # Errors
     /// None in practice.
@@ -206,7 +208,7 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// A new one.
+    /// Makes a new authority, with a key and a certificate of its own.
     ///
     /// # Errors
     /// `Internal`.
@@ -223,7 +225,7 @@ impl Authority {
     /// # Errors
     /// `Usage` when they are no certificate and key.
     pub fn from_pem(site: &Name, certificate: &str, key: &str) -> Result<Self> {
-        let wrong = |error| Error::usage("no key of an authority").because(error);
+        let wrong = |error| Error::usage("not the key of a certificate authority").because(error);
         Trust::from_pem(certificate)?;
         let issuer = Issuer::new(authority_of(site), KeyPair::from_pem(key).map_err(wrong)?);
         Ok(Self { certificate_pem: certificate.to_owned(), issuer })
@@ -239,7 +241,7 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
-    /// Whom to believe.
+    /// The trust in certificates that this authority has signed.
     ///
     /// # Errors
     /// None in practice.
@@ -271,7 +273,7 @@ impl Authority {
     ) -> Result<String> {
         holder.check()?;
         let mut params = CertificateParams::new(hosts.to_vec())
-            .map_err(|error| Error::usage("a host that is no name or address").because(error))?;
+            .map_err(|error| Error::usage("a host is not a name or address").because(error))?;
         let uri = uri_of(holder).try_into().map_err(failed)?;
         params.subject_alt_names.push(SanType::URI(uri));
         params.distinguished_name.push(DnType::CommonName, holder.to_string());
@@ -297,7 +299,7 @@ fn authority_of(site: &Name) -> CertificateParams {
 /// From a little before now, for clocks that are not quite right.
 fn valid(params: &mut CertificateParams, world: &World, life: Duration) -> Result<()> {
     let now = OffsetDateTime::from_unix_timestamp_nanos(world.now().0.into());
-    let now = now.map_err(|error| Error::internal("the clock is wrong").because(error))?;
+    let now = now.map_err(|error| Error::internal("the clock shows a time that cannot be used").because(error))?;
     params.not_before = now - CLOCK_SKEW.min(life / 10);
     params.not_after = now + life;
     Ok(())

@@ -44,7 +44,7 @@ pub struct Share {
 }
 
 impl Budget {
-    /// Of this much altogether.
+    /// A budget of this amount.
     pub fn new(total: usize) -> Arc<Self> {
         Self::with_each(total, total)
     }
@@ -67,7 +67,7 @@ impl Budget {
 }
 
 impl Share {
-    /// How much it is.
+    /// Amount that the share has now.
     pub const fn amount(&self) -> usize {
         self.amount
     }
@@ -137,7 +137,7 @@ struct Waiting {
     oldest_first: VecDeque<(u64, Arc<Notify>)>,
 }
 
-/// One of them.
+/// A handshake that is under way.
 #[derive(Debug)]
 pub struct Handshake<'a> {
     all: &'a Handshakes,
@@ -151,7 +151,7 @@ impl Handshakes {
         self.0.lock().expect("no holder panics").oldest_first.len() >= HANDSHAKES_UNPROVEN_MAX
     }
 
-    /// Begins another.
+    /// Begins a handshake; of too many the oldest is given up.
     pub fn begin(&self) -> Handshake<'_> {
         let mut waiting = self.0.lock().expect("no holder panics");
         if waiting.oldest_first.len() >= HANDSHAKES_MAX
@@ -182,22 +182,22 @@ impl Drop for Handshake<'_> {
 /// How fast chunks may come and go.
 #[derive(Debug, Clone, Default)]
 pub struct Paces {
-    /// From others.
+    /// Chunks that others send to the node.
     pub receive: Arc<RateLimiter>,
-    /// To others.
+    /// Chunks that the node sends to others.
     pub send: Arc<RateLimiter>,
 }
 
 /// The budgets of a node.
 #[derive(Debug)]
 pub struct Limits {
-    /// Established connections.
+    /// Number of established connections.
     pub connections: Arc<Budget>,
     /// Of those, who shows no certificate.
     pub strangers: Semaphore,
     /// Handshakes that are not done.
     pub handshakes: Handshakes,
-    /// Requests under way.
+    /// Number of requests under way.
     pub requests: Arc<Budget>,
     /// Bytes beside requests, from the moment they are asked for until the repository has them.
     pub room: Arc<Budget>,
@@ -292,7 +292,7 @@ impl Allowance {
         share.wait(plain_bytes, self.limits.patience).await.then_some(share)
     }
 
-    /// The connection.
+    /// The connection that this allowance is of.
     pub const fn connection(&self) -> &Connection {
         &self.connection
     }

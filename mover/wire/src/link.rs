@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 /// Where a node is, and how to ask it.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Name or address.
+    /// Name or address of the node.
     pub host: String,
-    /// UDP port.
+    /// UDP port of the node.
     pub port: u16,
     /// Certificates, windows.
     pub config: ClientConfig,
@@ -84,7 +84,7 @@ pub struct Link {
 pub enum CallError {
     /// The node does not know the session (any more).
     NoSession,
-    /// It failed.
+    /// The request failed.
     Failed(Error),
 }
 
@@ -204,8 +204,8 @@ impl Link {
 
     fn given_up(&self, request: &Request) -> Error {
         self.reached.store(false, Ordering::Relaxed);
-        Error::transport(format!("{} does not answer {}, however often it is asked", self.name(), request.name()))
-            .hint("see the log of the node; run the job again when it answers")
+        Error::transport(format!("{} does not answer {}, after many attempts", self.name(), request.name()))
+            .hint("read the log of the node; run the job again when the node answers")
     }
 
     async fn attempt(&self, request: &Request, bulk: &[Bytes]) -> Result<(Frame<Reply>, Replies), Attempt> {
@@ -270,7 +270,7 @@ impl Link {
     async fn connect(&self) -> Result<Line, Attempt> {
         let patience = CONNECT_TIMEOUT.min(self.peer.patience);
         let addresses = tokio::net::lookup_host((self.peer.host.as_str(), self.peer.port));
-        let slow = |_| Attempt::Lost("whoever knows its address does not answer".into());
+        let slow = |_| Attempt::Lost("the name server does not answer".into());
         let addresses = timeout(patience * 2, addresses).await.map_err(slow)?;
         let mut tried = Attempt::Lost("its name has no address".into());
         let both = self.endpoint.local_addr().is_ok_and(|own| own.is_ipv6());
@@ -458,7 +458,7 @@ async fn exchange(
         () = taking => return Err(lost()),
     };
     let frame = match replied {
-        Ok(frame) => frame.ok_or_else(|| Attempt::Lost("an answer without a message".into()))?,
+        Ok(frame) => frame.ok_or_else(|| Attempt::Lost("an empty answer".into()))?,
         Err(FrameError::Lost(what)) if replies.worked() => return Err(Attempt::Later(what)),
         Err(error) => return Err(error.into()),
     };
@@ -494,8 +494,8 @@ fn refused(peer: &Peer, error: ConnectionError) -> Attempt {
             validity::refused(&node, &String::from_utf8_lossy(&close.reason))
         }
         ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == NO_APPLICATION_PROTOCOL => {
-            let error = Error::version(format!("{}: it speaks another version of the protocol", peer.host));
-            error.hint("use a windlass of the same version")
+            let error = Error::version(format!("{} speaks another version of the protocol", peer.host));
+            error.hint("use the same version of Windlass on both sides")
         }
         // That the node speaks another version of QUIC nobody has signed: a packet that was damaged on its way brings that answer
         // too. A certificate that has ended meanwhile (CLOSED_EXPIRED) may have been renewed: the next connection shows.
@@ -519,7 +519,7 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 
 /// A reply that does not belong to the request.
 pub fn unexpected() -> Error {
-    Error::transport("the node gave an answer of another kind")
+    Error::transport("the node gave an answer that does not belong to the request")
 }
 
 /// Waits longer each time, up to a limit for all of it, which begins with the first loss.
@@ -539,7 +539,7 @@ impl Backoff {
         let until = *self.until.get_or_insert_with(|| Instant::now() + self.patience);
         if Instant::now() + self.pause > until {
             return Err(Error::transport(format!("{host}:{port} cannot be reached: {what}"))
-                .hint("see that windlass-store runs there, what its log says, and that its UDP port is open"));
+                .hint("check that windlass-store runs there and what its log says, and that its UDP port is open"));
         }
         tracing::info!(host, port, what, pause_ms = self.pause.as_millis(), "connection lost, trying again");
         sleep(self.pause).await;

@@ -60,7 +60,7 @@ impl Remote {
     /// The client's half of a verification.
     pub(super) async fn verify_there(&self, options: VerifyOptions, progress: &Progress) -> Result<VerifyReport> {
         if options.points.len() > VERIFIED_POINTS_MAX {
-            let many = format!("{} points at once, more than {VERIFIED_POINTS_MAX}", options.points.len());
+            let many = format!("{} points in one command, more than {VERIFIED_POINTS_MAX}", options.points.len());
             return Err(Error::usage(many).hint("name fewer, or none to verify everything"));
         }
         let (began, repository) = (Instant::now(), self.config().id);

@@ -26,21 +26,21 @@ use std::collections::BTreeMap;
 /// How long a message of one type may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The serialised fields.
+    /// Most bytes of the serialised fields.
     pub body_bytes_max: u32,
-    /// What stands beside them.
+    /// Most bytes of the bulk behind them.
     pub bulk_bytes_max: u32,
 }
 
 /// A closed set of messages.
 pub trait Message: Sized + Send {
-    /// The type code.
+    /// Type code of this message.
     fn code(&self) -> u16;
 
     /// The limits of a type; none for a code that is not known.
     fn limits(code: u16) -> Option<Limits>;
 
-    /// The body.
+    /// The serialised fields.
     ///
     /// # Errors
     /// When it is over its limit.
@@ -62,7 +62,7 @@ macro_rules! messages {
         pub enum $name { $( $(#[$about])* $variant($body), )* }
 
         impl $name {
-            /// Every type code.
+            /// Type codes of all messages.
             pub const CODES: &'static [u16] = &[$($code),*];
 
             /// What a message of this type is called.
@@ -112,9 +112,9 @@ messages! {
         0x0005 Renew(RenewIn), 512, 0;
         /// The points of a repository.
         0x0010 List(List), 1 << 10, 0;
-        /// Its totals.
+        /// Totals of a repository.
         0x0011 Stats(RepositoryRef), 64, 0;
-        /// The end of its log.
+        /// The end of a repository's log.
         0x0012 LogHead(RepositoryRef), 64, 0;
         /// Whether its log once ended so.
         0x0013 HasBeen(HasBeen), 128, 0;
@@ -138,7 +138,7 @@ messages! {
         0x0021 Missing(MissingIn), 64, IDS_MAX * 32;
         /// Takes chunks. Bulk: the ids, then the blobs.
         0x0022 Put(Put), 8 * IDS_MAX, PUT_BYTES_MAX;
-        /// The write barrier.
+        /// Asks for everything that was put to be made durable.
         0x0023 Flush(SessionRef), 64, 0;
         /// Commits points. Bulk: the manifests.
         0x0024 Commit(CommitIn), 64 << 10, COMMIT_BYTES_MAX;
@@ -176,75 +176,75 @@ messages! {
 messages! {
     /// What the node answers: one, or several of which all but the last say that more follows.
     Reply {
-        /// It is done.
+        /// The request was done; there is nothing to tell.
         0x8000 Done(()), 0, 0;
-        /// It failed.
+        /// The request failed.
         0x8001 Failed(Failed), 16 << 10, 0;
-        /// To `Hello`.
+        /// Answer to `Hello`.
         0x8002 Welcome(Welcome), 1 << 10, 0;
-        /// To `Open`.
+        /// Answer to `Open`.
         0x8003 Opened(Opened), 128, 0;
-        /// To `Token`.
+        /// Answer to `Token`.
         0x8004 Expected(Expected), 64, 0;
-        /// To `Join` and `Renew`.
+        /// Answer to `Join` and `Renew`.
         0x8005 Certified(Certified), 16 << 10, 0;
-        /// To any request, before its answer: the node is at work on it.
+        /// Answer to any request, before its real answer: the node is at work on it.
         0x8006 Waiting(()), 0, 0;
-        /// To `List`, in several.
+        /// Answer to `List`, in several.
         0x8010 Points(Vec<RecoveryPoint>), POINTS_BYTES_MAX, 0;
-        /// To `Stats`.
+        /// Answer to `Stats`.
         0x8011 Totals(Stats), 256, 0;
-        /// To `Incarnation`.
+        /// Answer to `LogHead`.
         0x8012 LogHead(LogHead), 64, 0;
-        /// To `HasBeen`.
+        /// Answer to `HasBeen`.
         0x8013 Answer(bool), 8, 0;
-        /// To `Peer`.
+        /// Answer to `Peer`.
         0x8014 Seen(Option<LogHead>), 64, 0;
-        /// To `WantedChunks`. Bulk: the ids.
+        /// Answer to `WantedChunks`. Bulk: the ids.
         0x8016 WantedIds(()), 0, IDS_MAX * 32;
-        /// To `Log`.
+        /// Answer to `Log`.
         0x8017 Records(Vec<LogEntry>), LogEntry::TOGETHER_BYTES_MAX, 0;
-        /// To `GivenUp`.
+        /// Answer to `GivenUp`.
         0x8019 GivenUpAre(Vec<GivenUp>), 8 + GivenUp::MAX * 40, 0;
-        /// To `Begin` and `Read`: the session. More may follow.
+        /// Answer to `Begin` and `Read`: the session. More may follow.
         0x8020 Session(SessionRef), 64, 0;
-        /// To `Begin`, after `Session`: suspect chunks.
+        /// Answer to `Begin`, after `Session`: suspect chunks.
         0x8021 Suspects(Vec<Suspect>), 8 + SUSPECTS_MAX * 56, 0;
-        /// To `Missing`. Bulk: a byte for each id.
+        /// Answer to `Missing`. Bulk: a byte for each id.
         0x8022 Presences(()), 0, IDS_MAX;
-        /// To `Put` and `Flush`: what the session has stored so far.
+        /// Answer to `Put` and `Flush`: what the session has stored so far.
         0x8023 Stored(StoredTotals), 64, 0;
-        /// To `Commit`.
+        /// Answer to `Commit`.
         0x8024 Committed(Committed), POINTS_BYTES_MAX, 0;
-        /// To `Commit`: put these first. Bulk: the ids.
+        /// Answer to `Commit`: put these first. Bulk: the ids.
         0x8025 Lacking(()), 0, LACKING_MAX * 32;
-        /// To `Manifest`. Bulk: its bytes.
+        /// Answer to `Manifest`. Bulk: its bytes.
         0x8031 ManifestBytes(()), 0, COMMIT_BYTES_MAX;
-        /// To `Get` and `GetVerified`, in several. Bulk: the ids, then the blobs.
+        /// Answer to `Get` and `GetVerified`, in several. Bulk: the ids, then the blobs.
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
         /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
         0x8033 Parts(u32), 8, 0;
-        /// To `Attend` and `Run`: taken. More follows.
+        /// Answer to `Attend` and `Run`: taken. More follows.
         0x8040 Taken(()), 0, 0;
-        /// To `Attend`: a job.
+        /// Answer to `Attend`: a job.
         0x8041 Assigned(Job), JOB_BYTES_MAX, 0;
-        /// To `Attend`: a job is to end.
+        /// Answer to `Attend`: a job is to end.
         0x8042 CalledOff(JobOf), 64, 0;
-        /// To `Run`: what happens to it. The last one is its end.
+        /// Answer to `Run`: what happens to it. The last one is its end.
         0x8043 Event(Event), EVENT_BYTES_MAX, 0;
-        /// To `Pull`, now and then: plain bytes that came for it so far.
+        /// Answer to `Pull`, now and then: plain bytes that came for it so far.
         0x8050 Pulling(u64), 8, 0;
-        /// To `Pull`, for each point; `Done` follows the last.
+        /// Answer to `Pull`, for each point; `Done` follows the last.
         0x8051 Pulled(Pulled), 17 << 10, 0;
-        /// To `Verify`, `RebuildIndex` and `Sweep`, now and then: how far it is.
+        /// Answer to `Verify`, `RebuildIndex` and `Sweep`, now and then: how far it is.
         0x8052 Working(Counters), 64, 0;
-        /// To `Verify`: what is wrong, in several.
+        /// Answer to `Verify`: what is wrong, in several.
         0x8053 Damages(Vec<Damage>), DAMAGES_BYTES_MAX, 0;
-        /// To `Verify`: the end.
+        /// Answer to `Verify`: the end.
         0x8054 Verified(Verified), 64, 0;
-        /// To `RebuildIndex`: the end.
+        /// Answer to `RebuildIndex`: the end.
         0x8055 Rebuilt(IndexTotals), 64, 0;
-        /// To `Sweep`: the end.
+        /// Answer to `Sweep`: the end.
         0x8056 Swept(SweepReport), 128, 0;
     }
 }
@@ -263,9 +263,9 @@ pub struct Hello {
 /// The version and features that hold on this connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The version.
+    /// Version of the protocol on this connection.
     pub version: u16,
-    /// Features of both.
+    /// Bits of the features that both sides have.
     pub features: u64,
     /// What the node is, for the log.
     pub program: String,
@@ -274,7 +274,7 @@ pub struct Welcome {
 /// Names a repository of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
-    /// Its name.
+    /// Name of the repository in the node's configuration.
     pub name: String,
     /// A machine whose points follow the answer: from far away asking for them then costs another round trip.
     pub machine: Option<Name>,
@@ -283,7 +283,7 @@ pub struct Open {
 /// What a repository is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
-    /// Its id.
+    /// Id of the repository.
     pub repository: RepositoryId,
     /// The dedup domain's key.
     pub domain: [u8; 32],
@@ -296,63 +296,63 @@ pub struct Opened {
 /// Asks about a whole repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryRef {
-    /// Which.
+    /// Id of the repository.
     pub repository: RepositoryId,
 }
 
 /// Asks for points.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// Of this machine only.
+    /// Only points of a machine of this name.
     pub machine: Option<Name>,
-    /// The forgotten ones.
+    /// True: forgotten points instead of the others.
     pub forgotten: bool,
 }
 
 /// Asks whether a log once ended so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HasBeen {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// What was seen.
+    /// End that the log may have had.
     pub seen: LogHead,
 }
 
 /// Asks what a repository remembers of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerOf {
-    /// Which is asked.
+    /// Id of the repository that is asked.
     pub repository: RepositoryId,
-    /// About which.
+    /// Id of the other repository.
     pub peer: RepositoryId,
 }
 
 /// Asks for chunks that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantedOf {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// Those after this one.
+    /// Chunk id after which to begin; from the first on when none.
     pub after: Option<[u8; 32]>,
 }
 
 /// Asks what the commit log says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogAfter {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// After this record.
+    /// Number of the record after which to begin.
     pub after: u64,
 }
 
 /// Changes points.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeIn {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// What.
+    /// What to change.
     pub change: PointChange,
     /// Of which points; at most [`PointChange::POINTS_MAX`].
     pub points: Vec<PointId>,
@@ -361,11 +361,11 @@ pub struct ChangeIn {
 /// Hands a machine over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveIn {
-    /// In which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// Which.
+    /// Id of the machine.
     pub machine: MachineId,
-    /// Its points that were made there.
+    /// Repository in which its points were made.
     pub origin: RepositoryId,
     /// To whom; none: the site's own.
     pub owner: Option<Name>,
@@ -374,9 +374,9 @@ pub struct MoveIn {
 /// Sets labels of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnnotateIn {
-    /// Of which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// Of which point.
+    /// Id of the point.
     pub point: PointId,
     /// Keys and values; an empty value takes the label away.
     pub labels: Vec<(String, String)>,
@@ -385,25 +385,25 @@ pub struct AnnotateIn {
 /// Sweeps a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SweepIn {
-    /// Which.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// How.
+    /// What the sweep may do, and how fast.
     pub options: SweepOptions,
 }
 
 /// Opens a write session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BeginIn {
-    /// Where.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// What for.
+    /// Point, parents and verification of the session.
     pub begin: Begin,
 }
 
 /// Opens a read session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadIn {
-    /// Where.
+    /// Id of the repository.
     pub repository: RepositoryId,
     /// The points to be pinned.
     pub points: Vec<PointId>,
@@ -411,24 +411,24 @@ pub struct ReadIn {
 
 /// Names a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRef {
-    /// Which.
+pub struct Of {
+    /// Id of the session.
     pub session: SessionId,
 }
 
 /// Asks about chunks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingIn {
-    /// In which session.
+    /// Id of the session.
     pub session: SessionId,
-    /// The kind's code.
+    /// Code of the chunks' kind.
     pub kind: u8,
 }
 
 /// Puts chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Put {
-    /// In which session.
+    /// Id of the session.
     pub session: SessionId,
     /// Length of each blob.
     pub lengths: Vec<u32>,
@@ -437,9 +437,9 @@ pub struct Put {
 /// Commits points.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitIn {
-    /// The session.
+    /// Id of the session.
     pub session: SessionId,
-    /// The points.
+    /// The points, with the lengths of their manifests.
     pub drafts: Vec<WireDraft>,
 }
 
@@ -466,9 +466,9 @@ pub struct WireDraft {
 /// Asks for a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestOf {
-    /// In which session.
+    /// Id of the session.
     pub session: SessionId,
-    /// Of which point.
+    /// Id of the point.
     pub point: PointId,
 }
 
@@ -481,16 +481,16 @@ pub struct Place {
     pub port: u16,
     /// The repository's name there.
     pub name: String,
-    /// 0 cubic, 1 bbr.
+    /// Congestion control: 0 cubic, 1 bbr.
     pub congestion: u8,
 }
 
 /// Copies points from another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullIn {
-    /// Into which repository.
+    /// Id of the repository to copy into.
     pub repository: RepositoryId,
-    /// Where from.
+    /// The repository to copy from.
     pub from: Place,
     /// Which points; at most [`PULLED_TOGETHER`].
     pub points: Vec<PointId>,
@@ -501,7 +501,7 @@ pub struct PullIn {
 /// What became of a point that was to be pulled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulled {
-    /// Which.
+    /// Id of the point.
     pub point: PointId,
     /// What moved, or why it is not there.
     pub outcome: Result<CopyReport, Failed>,
@@ -519,7 +519,7 @@ pub struct Chunks {
 /// A chunk that cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedChunk {
-    /// Which.
+    /// Id of the chunk.
     pub chunk: [u8; 32],
     /// 0 missing, 1 damaged, 2 wrong, 3 unreadable.
     pub how: u8,
@@ -527,7 +527,7 @@ pub struct FailedChunk {
     pub code: u16,
     /// Of a damaged one, the pack.
     pub pack: String,
-    /// What is wrong.
+    /// What is wrong, for people.
     pub what: String,
 }
 
@@ -566,7 +566,7 @@ pub const fn presence_code(presence: Presence) -> u8 {
     }
 }
 
-/// What that byte means.
+/// What a byte of an answer to `Missing` means.
 pub const fn presence(code: u8) -> Option<Presence> {
     match code {
         0 => Some(Presence::Missing),

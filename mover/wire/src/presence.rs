@@ -21,7 +21,7 @@ pub struct PresenceBatcher {
 #[derive(Debug)]
 struct Question {
     kind: ChunkKind,
-    /// At most [`IDS_MAX`].
+    /// Ids that are asked about together, at most [`IDS_MAX`].
     ids: Vec<ChunkId>,
     answer: oneshot::Sender<Result<Vec<Presence>>>,
 }

@@ -42,15 +42,18 @@ impl Puller {
         tell: mpsc::Sender<Reply>,
     ) -> Result<()> {
         let Ok(_turn) = self.turns.clone().try_acquire_owned() else {
-            return Err(Error::busy(format!("the node pulls {PULLS_MAX} copies already")).hint("say --wait"));
+            return Err(Error::busy(format!("the node already makes {PULLS_MAX} copies, which is the limit"))
+                .hint("copy again when one of them has ended"));
         };
         let Place { host, port, name, congestion } = pull.from;
-        let congestion = Congestion::of_code(congestion).ok_or_else(|| Error::transport("an unknown congestion"))?;
+        let congestion =
+            Congestion::of_code(congestion).ok_or_else(|| Error::transport("unknown congestion control"))?;
         let (endpoint, config) = (self.reach)(congestion)?;
         // One connection is enough for another node, and bounds what comes unread.
         let peer = Peer { lanes: 1, patience: PATIENCE, receive, ..Peer::new(host, port, config) };
-        let from =
-            Remote::connect(endpoint, peer, &name, None).await.map_err(|error| error.context("from the other node"))?;
+        let from = Remote::connect(endpoint, peer, &name, None)
+            .await
+            .map_err(|error| error.context("the node to copy from"))?;
         let made = pull_all(&from, to, &pull.points, pull.verification, &tell).await;
         from.close().await;
         made
@@ -78,7 +81,7 @@ async fn pull_all<R: Repository>(
         let _ = tell.send(Reply::Pulled(outcome)).await;
     }
     for id in ids.iter().filter(|id| !points.iter().any(|point| point.id == **id)) {
-        let gone = Error::not_found(format!("the node has no point {id} (any more)"));
+        let gone = Error::not_found(format!("the node to copy from does not have point {id} any more"));
         let _ = tell.send(Reply::Pulled(Pulled { point: *id, outcome: Err(Failed::from(&gone)) })).await;
     }
     Ok(())
@@ -91,7 +94,7 @@ async fn told<T>(job: impl Future<Output = Result<T>>, progress: &Progress, tell
     loop {
         tokio::select! {
             done = &mut job => return done,
-            () = tell.closed() => return Err(Error::new(ErrorKind::Cancelled, "whoever asked for the copy is gone")),
+            () = tell.closed() => return Err(Error::new(ErrorKind::Cancelled, "the client that asked for the copy is gone")),
             _ = every.tick() => drop(tell.try_send(Reply::Pulling(progress.bytes().0))),
         }
     }

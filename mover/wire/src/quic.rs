@@ -30,7 +30,7 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
-    /// Loss means congestion.
+    /// Takes each lost packet for a sign of congestion.
     #[default]
     Cubic,
     /// Loss means little: for links that lose packets at random. Quinn's is experimental.
@@ -46,7 +46,7 @@ impl Congestion {
         }
     }
 
-    /// Whose code it is.
+    /// The congestion control with this code; none for an unknown one.
     pub const fn of_code(code: u8) -> Option<Self> {
         match code {
             0 => Some(Self::Cubic),
@@ -66,13 +66,13 @@ impl Current {
         Self(renewed)
     }
 
-    /// Of these for ever.
+    /// Credentials that are never renewed.
     pub fn fixed(identity: &Identity, trust: &Trust) -> Self {
         let credentials = Credentials { identity: identity.clone(), trust: trust.clone() };
         Self(watch::channel(Arc::new(credentials)).1)
     }
 
-    /// At the moment.
+    /// The credentials that are in use at this moment.
     pub fn get(&self) -> Arc<Credentials> {
         self.0.borrow().clone()
     }
@@ -125,7 +125,7 @@ pub fn server_of(address: SocketAddr, current: &Current, congestion: Congestion)
     bound.map_err(|error| {
         Error::usage(format!("cannot listen on {address}"))
             .because(error)
-            .hint("name an address of this host that is free")
+            .hint("set `listen` to an address and port of this host that are free")
     })
 }
 
@@ -140,7 +140,7 @@ pub fn client() -> Result<Endpoint> {
             let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
             Endpoint::new(taking_jumbos(EndpointConfig::default()), None, socket, runtime)
         });
-    made.map_err(|error| Error::transport("no UDP socket").because(error))
+    made.map_err(|error| Error::transport("cannot open a UDP socket").because(error))
 }
 
 /// How to ask a node.
@@ -235,8 +235,9 @@ impl ServerCertVerifier for ByFingerprint {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let authority = others.iter().find(|other| mover::digest(other) == self.0);
-        let authority = authority
-            .ok_or_else(|| rustls::Error::General("this node is not of the site that made the token".into()))?;
+        let authority = authority.ok_or_else(|| {
+            rustls::Error::General("this node does not belong to the site that made the token".into())
+        })?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();

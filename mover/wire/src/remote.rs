@@ -384,7 +384,7 @@ impl Lease {
                 let asked = manifest.point == point;
                 asked
                     .then_some(manifest)
-                    .ok_or_else(|| Error::integrity(format!("the manifest is not of point {point}")))
+                    .ok_or_else(|| Error::integrity(format!("the manifest does not belong to point {point}")))
             }
             _ => Err(unexpected()),
         }
@@ -411,10 +411,10 @@ impl Lease {
 /// A `get` under way.
 struct Fetch<'a> {
     lease: &'a Lease,
-    /// Not given yet.
+    /// Chunks that were not given to the caller yet.
     wanted: BTreeSet<ChunkId>,
     replies: Option<(Option<Frame<Reply>>, Replies)>,
-    /// Since something came.
+    /// Requests since the last chunk that was new.
     attempts: u32,
     fruitless: u32,
 }
@@ -432,7 +432,7 @@ impl Fetch<'_> {
                     // One may come twice; a node that sends only such, or what nobody asked for, never ends.
                     self.fruitless += 1;
                     if self.fruitless > FRUITLESS_MAX {
-                        let what = format!("{}: it sends chunks that nobody asked for", self.lease.link.name());
+                        let what = format!("{} sends chunks that were not requested", self.lease.link.name());
                         return Some(unreadable(std::mem::take(&mut self.wanted), &Error::transport(what)));
                     }
                 }
@@ -448,7 +448,10 @@ impl Fetch<'_> {
         let Some((first, replies)) = &mut self.replies else {
             self.attempts += 1;
             if self.attempts > ATTEMPTS {
-                return Err(Error::transport(format!("{}: chunks do not come", self.lease.link.name())));
+                return Err(Error::transport(format!(
+                    "{} does not send the chunks that were requested",
+                    self.lease.link.name()
+                )));
             }
             let ids = bulk::of_ids(self.wanted.iter().copied().take(GET_IDS_MAX));
             let (first, rest) = self.lease.calls(|session| Request::Get(SessionRef { session }), &[ids]).await?;

@@ -84,7 +84,7 @@ impl IdentityRenewer {
         let (folder, now) = (self.folder.clone(), self.world.now());
         match blocking(move || Credentials::load_at(&folder, now)).await {
             Ok(found) => self.show(found),
-            Err(error) => tracing::warn!(%error, "the identity cannot be read, the one before stays in use"),
+            Err(error) => tracing::warn!(%error, "the identity cannot be read, the previous one stays in use"),
         }
     }
 

@@ -367,7 +367,7 @@ impl<R: Repository + 'static> Node<R> {
                 let served = self.of(it.repository)?;
                 if served.sight(holder).is_some() {
                     // They grow with what nobody had before.
-                    let what = "totals of a repository whose owners are kept apart are told to administrators alone";
+                    let what = "where owners are kept apart (dedup = \"owner\"), only administrators may see totals";
                     return Err(Error::new(ErrorKind::NotAuthorised, what).into());
                 }
                 say(to, Reply::Totals(served.repository.stats().await?)).await
@@ -420,7 +420,7 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Missing(MissingIn { session, kind }) => {
                 let lease = self.lease(session, holder)?;
-                let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("an unknown kind of chunk"))?;
+                let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("unknown kind of chunk"))?;
                 let found = lease.write()?.missing(kind, &bulk::ids(&beside)?).await?;
                 let codes: Vec<u8> = found.into_iter().map(presence_code).collect();
                 Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
@@ -527,14 +527,15 @@ impl<R: Repository + 'static> Node<R> {
     }
 
     fn maintenance(&self) -> Result<SemaphorePermit<'_>> {
-        let busy =
-            || Error::busy("the node verifies or sweeps a repository already, or makes an index").hint("say --wait");
+        let busy = || {
+            Error::busy("the node already verifies or sweeps a repository, or rebuilds an index").hint(MAINTAIN_LATER)
+        };
         self.maintenance.try_acquire().map_err(|_| busy())
     }
 
     async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
         let served = self.of(it.repository)?;
-        let none = || Error::usage("this node does not ask other nodes");
+        let none = || Error::usage("this node does not copy from other nodes");
         let puller = self.puller.clone().ok_or_else(none)?;
         let (tell, mut told) = mpsc::channel(1);
         let receive = self.limits.paces.receive.clone();
@@ -552,13 +553,15 @@ impl<R: Repository + 'static> Node<R> {
     async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
         let (served, lease) = self.served(commit.session, holder)?;
         if commit.drafts.len() > DRAFTS_MAX {
-            return Err(Error::usage(format!("{} points at once, more than {DRAFTS_MAX}", commit.drafts.len())).into());
+            return Err(
+                Error::usage(format!("{} points in one commit, more than {DRAFTS_MAX}", commit.drafts.len())).into()
+            );
         }
         let mut drafts = Vec::new();
         for draft in commit.drafts {
             let length = draft.manifest_bytes as usize;
             if length > beside.len() {
-                return Err(Error::transport("a message whose lengths do not fit").into());
+                return Err(Error::transport("a message with lengths that do not match").into());
             }
             let manifest = Manifest::decode(&beside.split_to(length)).map_err(Error::from)?;
             // Tags are what the manifest says; of what else is known of a copy whoever copies is believed.
@@ -569,7 +572,7 @@ impl<R: Repository + 'static> Node<R> {
             drafts.push(PointDraft { manifest, origin: draft.origin, labels });
         }
         if !beside.is_empty() {
-            return Err(Error::transport("a message whose lengths do not fit").into());
+            return Err(Error::transport("a message with lengths that do not match").into());
         }
         let (session, share) = (lease.write()?, lease.share()?);
         let there = served.of_owner(holder).await?;
@@ -622,7 +625,7 @@ impl<R: Repository + 'static> Node<R> {
             let ended: Vec<_> = ended.collect();
             drop(leases);
             for (session, lease) in ended {
-                tracing::warn!(%session, holder = %lease.holder, "session ended: its holder is gone for long");
+                tracing::warn!(%session, holder = %lease.holder, "session ended: its holder was not connected for a long time");
                 self.let_go(Some(lease));
             }
         }
@@ -641,14 +644,16 @@ impl<R: Repository + 'static> Node<R> {
 fn welcome(hello: &Hello) -> Result<Reply> {
     let (lowest, highest) = hello.versions;
     if lowest > super::VERSION || highest < super::VERSION {
-        let what = format!("the node speaks version {}, not {lowest} to {highest}", super::VERSION);
-        return Err(Error::version(what).hint("use a windlass of the same version"));
+        let what =
+            format!("the node speaks version {} of the protocol, and the client {lowest} to {highest}", super::VERSION);
+        return Err(Error::version(what).hint("use the same version of Windlass on both sides"));
     }
     let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
     let features = hello.features & super::FEATURES;
     Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
 }
 
+const MAINTAIN_LATER: &str = "run the command again when that has ended (sweep can wait for it: --wait)";
 /// Chunks decoded and compared before the first is sent.
 const VERIFIED_TOGETHER: usize = 4;
 /// For somebody who was put on the deny list.

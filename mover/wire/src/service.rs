@@ -85,6 +85,6 @@ fn tell(state: &str) {
         socket.send_to_addr(state.as_bytes(), &address)
     })();
     if let Err(error) = told {
-        tracing::warn!(%error, "systemd could not be told");
+        tracing::warn!(%error, "systemd could not be notified");
     }
 }

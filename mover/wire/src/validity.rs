@@ -95,7 +95,7 @@ pub fn in_words(error: rustls::Error, certificate: &CertificateDer<'_>) -> rustl
         Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. } => {
             Facts::of(certificate).ok().map(|facts| out_of_time(&facts))
         }
-        UnknownIssuer | BadSignature => Some("is of another site".to_owned()),
+        UnknownIssuer | BadSignature => Some("belongs to another site".to_owned()),
         _ => None,
     };
     what.map_or(error, |what| rustls::Error::General(format!("{OF_THE_NODE}{what}")))
@@ -109,9 +109,9 @@ fn out_of_time(facts: &Facts) -> String {
 pub fn of_the_node(node: &str, reason: &str) -> Error {
     match reason.find(OF_THE_NODE).map(|at| &reason[at..]) {
         Some(what) if what.ends_with("site") => not_authorised(node, what)
-            .hint("name an identity of its site with WINDLASS_IDENTITY, or the address of a node of yours"),
+            .hint("set WINDLASS_IDENTITY to an identity of its site, or use the address of a node of your own site"),
         Some(what) => not_authorised(node, what).hint(format!(
-            "{CLOCK}; if it is, the node has to be given another certificate: its log says why it did not renew its own"
+            "{CLOCK}; if it is right, the node needs another certificate: its log says why it did not renew its own"
         )),
         None => refused(node, reason),
     }
@@ -120,22 +120,33 @@ pub fn of_the_node(node: &str, reason: &str) -> Error {
 /// The node does not take ours at this time.
 pub fn ours_out_of_time(node: &str, own: &Credentials) -> Error {
     let (holder, what) = (own.identity.holder(), out_of_time(own.identity.facts()));
-    not_authorised(node, &format!("the certificate of {holder} is not valid there now: it {what}"))
-        .hint(format!("{CLOCK}, and the node's? If both are, join again: see `windlass token create --help`"))
+    not_authorised(node, &format!("the node does not accept the certificate of {holder} now: it {what}")).hint(format!(
+        "{CLOCK}, and the node's clock; if both are right, join again: see `windlass token create --help`"
+    ))
 }
 
 /// The node does not know who signed ours.
 pub fn ours_of_another_site(node: &str, own: &Credentials) -> Error {
-    not_authorised(node, &format!("the certificate of {} is of another site than this node", own.identity.holder()))
-        .hint("name an identity of its site with WINDLASS_IDENTITY, or the address of a node of yours")
+    not_authorised(
+        node,
+        &format!("the certificate of {} belongs to another site than this node", own.identity.holder()),
+    )
+    .hint("set WINDLASS_IDENTITY to an identity of its site, or use the address of a node of your own site")
 }
 
 /// Either does not take the other, for another reason.
 pub fn refused(node: &str, reason: &str) -> Error {
-    not_authorised(node, reason).hint(
-        "both sides must hold valid certificates of one site, the node one for the name in the address; \
-         `windlass token create --help` tells how to get one",
-    )
+    let hint = match reason {
+        revoked if revoked.ends_with("was revoked") => {
+            "the node's deny list names this identity, or the node cannot read the list: see the node's log"
+        }
+        full if full.starts_with("too many") => "try again when some connections have ended",
+        _ => {
+            "both sides need valid certificates of one site, and that of the node must name the host in the address; \
+             see `windlass token create --help`"
+        }
+    };
+    not_authorised(node, reason).hint(hint)
 }
 
 fn not_authorised(node: &str, what: &str) -> Error {
@@ -143,6 +154,6 @@ fn not_authorised(node: &str, what: &str) -> Error {
 }
 
 const OF_THE_NODE: &str = "the node's certificate ";
-const CLOCK: &str = "is this machine's clock right (`timedatectl` shows it)";
+const CLOCK: &str = "check this machine's clock (`timedatectl` shows it)";
 const LOOK_MIN: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_secs(60);

@@ -101,7 +101,8 @@ impl Again {
             return Ok(());
         }
         let what = format!("{}: the answer broke off {} times", self.node, self.broke_off);
-        Err(Error::transport(what).hint("see the log of the node, and whether something between cuts connections"))
+        Err(Error::transport(what)
+            .hint("read the log of the node, and check whether something on the way cuts connections"))
     }
 }
 

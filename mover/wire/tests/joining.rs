@@ -363,7 +363,7 @@ async fn without_a_certificate_joining_is_all_that_may_be_asked() {
         match (code, &told) {
             (0x0001, Reply::Welcome(_)) => {}
             (_, Reply::Failed(Failed { code: 4, message, .. })) => {
-                let by_the_table = message.contains("nobody without a certificate may do this");
+                let by_the_table = message.contains("only holders of a certificate may do this");
                 assert_eq!(by_the_table, *code != 0x0004, "{code:#06x}: {message}");
             }
             _ => panic!("{code:#06x}: {told:?}"),
@@ -559,7 +559,7 @@ fn a_cut_identity_says_what_is_wrong() {
         fs::write(folder.join("identity.pem"), &whole[..length]).unwrap();
         let error = Credentials::load(&folder).unwrap_err();
         let (told, remedy) = (error.to_string(), error.remedy().unwrap_or_default());
-        assert!(told.contains("identity.pem") && told.contains("no certificate with its key"), "{length}: {told}");
+        assert!(told.contains("identity.pem") && told.contains("not a certificate with its key"), "{length}: {told}");
         assert!(remedy.contains("join again"), "{length}: {remedy}");
     }
 }
@@ -608,7 +608,10 @@ async fn a_node_without_the_authority_gives_nothing_out() {
     let refused = create_token(&us, address.clone(), proxy("p"), DAY, &world).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::NotFound && refused.remedy().is_some(), "{refused}");
     let refused = join(&Token { address, ..site.token("p").await }, &world).await.map(|_| ()).unwrap_err();
-    assert!(refused.kind() == ErrorKind::NotAuthorised && refused.message().contains("gives none out"), "{refused}");
+    assert!(
+        refused.kind() == ErrorKind::NotAuthorised && refused.message().contains("does not give out certificates"),
+        "{refused}"
+    );
     // An authority of the same name is another one.
     let name = "test".parse().unwrap();
     let other = Authority::create(&name, &world).unwrap();

@@ -16,7 +16,7 @@ use wire::control::{Attend, Event, Job, Jobs, Order, Report};
 /// A node, and its jobs.
 pub struct Attendance {
     host: Arc<Host>,
-    /// Our own name.
+    /// Name of this proxy.
     name: Name,
     node: String,
     peer: Peer,
@@ -60,7 +60,7 @@ impl Attendance {
                 Err(error) if error.kind() == ErrorKind::Busy => return Err(error.context(&self.node)),
                 Err(error) => error,
             };
-            tracing::warn!(node = self.node, %error, hint = error.remedy(), "not attended, trying again");
+            tracing::warn!(node = self.node, %error, hint = error.remedy(), "the node cannot be attended, trying again");
             sleep(PAUSE).await;
         }
     }
@@ -108,7 +108,7 @@ impl Attendance {
             }
             Some(_) => {}
             None if full => {
-                let full = Error::busy(format!("it holds {HELD_MAX} jobs of this node"));
+                let full = Error::busy(format!("it already has {HELD_MAX} jobs of this node, which is the limit"));
                 held.tasks.spawn(self.clone().tell_end(id, Event::of(Err(full.context(self.of_us())))));
             }
             None => {
@@ -138,7 +138,7 @@ impl Attendance {
             move || runtime.block_on(host.carry_out(job, peer, stop, progress, say))
         });
         let made = tokio::select! {
-            made = work => made.unwrap_or_else(|broken| Err(Error::internal("it broke down").because(broken))),
+            made = work => made.unwrap_or_else(|broken| Err(Error::internal("the job ended unexpectedly").because(broken))),
             never = self.tell_progress(id, &progress) => match never {},
         };
         self.ended(id, made).await;
@@ -164,7 +164,7 @@ impl Attendance {
                 Ok(()) => break,
                 Err(error) if error.kind() == ErrorKind::Transport && Instant::now() < until => sleep(PAUSE).await,
                 Err(error) => {
-                    tracing::warn!(job = %id, node = self.node, %error, "its end could not be told");
+                    tracing::warn!(job = %id, node = self.node, %error, "its end could not be reported");
                     break;
                 }
             }
@@ -182,7 +182,7 @@ impl Attendance {
             if told != Some(counters) {
                 match self.jobs.report(Report { job: id, event: Event::Progress(counters) }).await {
                     Ok(()) => told = Some(counters),
-                    Err(error) => tracing::debug!(job = %id, %error, "its progress could not be told"),
+                    Err(error) => tracing::debug!(job = %id, %error, "its progress could not be reported"),
                 }
             }
             sleep(PROGRESS).await;

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// A proxy: backs up machines where their disks are, into the storage nodes that it attends.
+/// Proxy: backs up machines on the host of their disks, when an administrator asks a storage node for it.
 #[derive(Debug, Parser)]
 #[command(
     name = "windlass-proxy",
@@ -25,7 +25,7 @@ pub enum Command {
     Serve(Serve),
 }
 
-/// Attend storage nodes until SIGTERM
+/// Attend storage nodes, and carry out their jobs, until SIGTERM
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -34,10 +34,10 @@ Examples:
   systemctl start windlass-proxy
 
 Configuration:
-  identity = \"host7\"                            # folder that `windlass token join` made
+  identity = \"host7\"                            # folder that `windlass token join` created
   nodes = [\"quic://store1.example\"]             # quic://host[:port][?congestion=bbr]
-  jobs = 2                                      # carried out at once; others wait
-  image_roots = [\"/templates\"]                # where backing files may lie, beside an image's own folder
+  jobs = 2                                      # at the same time; others wait
+  image_roots = [\"/templates\"]                # more folders in which backing files may lie
 
   [[machine]]
   name = \"web\"
@@ -45,7 +45,7 @@ Configuration:
   name = \"vda\"
   source = \"/images/web.qcow2\"                  # as SOURCE of `windlass backup`")]
 pub struct Serve {
-    /// Configuration
+    /// Configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/windlass/windlass-proxy.toml")]
     pub config: PathBuf,
 }

@@ -10,7 +10,7 @@ use wire::NodeAddress;
 use wire::control::DISKS_MAX;
 use wire::service::{configured, twice};
 
-/// The configuration.
+/// The configuration of a proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -30,13 +30,13 @@ pub struct Config {
     pub machine: Vec<Machine>,
 }
 
-/// A machine.
+/// A machine that may be backed up.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Its name.
+    /// Name of the machine.
     pub name: Name,
-    /// Its disks.
+    /// Disks of the machine.
     pub disk: Vec<Disk>,
     /// A command that is run before its disks are opened, with `sh -c`, on this host. When it fails nothing is backed up.
     #[serde(default)]
@@ -58,11 +58,11 @@ impl Machine {
     }
 }
 
-/// A disk of it.
+/// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Its name.
+    /// Name of the disk within its machine.
     pub name: Name,
     /// Where it is; a relative path begins at the configuration's folder.
     pub source: SourceAddress,
@@ -89,7 +89,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
         let wrong = |what: String| Err(Error::usage(what));
         if config.nodes.is_empty() {
-            return wrong("`nodes` names none".into());
+            return wrong("`nodes` is empty".into());
         }
         if let Some(node) = twice(config.nodes.iter().map(ToString::to_string)) {
             return wrong(format!("node {node} is named twice"));
@@ -148,7 +148,7 @@ mod tests {
             (format!("{GOOD}jobs = 0\n"), "line 3, column 8"),
             (format!("{GOOD}{}", WEB.replace("web.qcow2", "http://x")), "line 7, column 10"),
             (format!("{GOOD}{}", WEB.replace("\"web\"", "\"../web\"")), "line 4, column 8"),
-            (GOOD.replace("\"quic://store1\"", ""), "`nodes` names none"),
+            (GOOD.replace("\"quic://store1\"", ""), "`nodes` is empty"),
             (GOOD.replace("\"quic://store1\"", "\"quic://a\", \"quic://a:7440\""), "named twice"),
             (format!("{GOOD}{WEB}{WEB}"), "two machines are called web"),
             (format!("{GOOD}{WEB}{disk}"), "two disks of machine web are called a"),

@@ -53,8 +53,11 @@ async fn run(config: Config) -> Result<()> {
     let current = keeper.current();
     let holder = current.get().identity.holder().clone();
     if holder.role != Role::Proxy {
-        return Err(Error::usage(format!("{}: this is the identity of {holder}", config.identity.display()))
-            .hint("`windlass token create --role proxy --name NAME` and `windlass token join` make one of a proxy"));
+        return Err(Error::usage(format!(
+            "{}: this is the identity of {holder}, not of a proxy",
+            config.identity.display()
+        ))
+        .hint("`windlass token create --role proxy --name NAME` and `windlass token join` create one of a proxy"));
     }
     let endpoint = client()?;
     let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, world));
@@ -76,7 +79,7 @@ async fn run(config: Config) -> Result<()> {
             ended.unwrap_or_else(|error| Err(Error::internal("a node is not attended any more").because(error)))
         }
     };
-    tracing::info!("stopping: jobs are cancelled, and told so");
+    tracing::info!("stopping: jobs are cancelled");
     service::stopping();
     let stopped = async {
         for attendance in &attendances {
@@ -90,7 +93,7 @@ async fn run(config: Config) -> Result<()> {
     tokio::select! {
         told = timeout(STOP_TIMEOUT, stopped) => {
             if told.is_err() {
-                tracing::warn!("a job could not be ended, or a node not be told in time");
+                tracing::warn!("a job did not end in time, or a node could not be told of its end");
             }
         }
         _ = signals.next() => tracing::warn!("stopping at once"),

@@ -96,7 +96,7 @@ impl Host {
     fn unknown(&self, machine: &Name) -> Error {
         let known: Vec<&str> = self.machines.keys().map(Name::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        Error::not_found(format!("its configuration has no machine {machine}, but {known}"))
-            .hint("add it to windlass-proxy.toml there, and start the proxy again")
+        Error::not_found(format!("its configuration has no machine {machine} (it has: {known})"))
+            .hint("add it to windlass-proxy.toml there, and restart windlass-proxy")
     }
 }

@@ -135,7 +135,7 @@ pub async fn run_hook(asked: &Asked, phase: Phase, ok: bool, unheard: bool) -> R
             group.signal(Signal::TERM);
             let _ = timeout(TERM_TIMEOUT, child.wait()).await;
             Err(format!(
-                "it took longer than {} s and was ended; allow more with --hook-timeout or hook_timeout",
+                "it took longer than {} s and was stopped; set a longer limit with --hook-timeout or hook_timeout",
                 asked.limit.as_secs_f64()
             ))
         }

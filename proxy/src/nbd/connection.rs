@@ -87,7 +87,7 @@ impl Connection {
         Ok(Self { export: export.into(), requests })
     }
 
-    /// What was negotiated.
+    /// The export as it was negotiated.
     pub fn export(&self) -> &Export {
         &self.export
     }

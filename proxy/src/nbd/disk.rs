@@ -214,7 +214,7 @@ impl NbdDisk {
                 Ok(answer) => answer,
                 // Servers that cannot tell say so each time: from here on everything may hold anything.
                 Err(error) if error.is_request() => {
-                    tracing::debug!(%error, "block status is not to be had; what it would leave out is read");
+                    tracing::debug!(%error, "block status is not available; everything is read");
                     marked.iter_mut().for_each(|all| all.insert(Extent::from(told..export.size)));
                     extents.failed = Some(error);
                     break;

@@ -14,11 +14,11 @@ pub enum NbdError {
     /// The server went past one of our limits; the connection is not usable any more.
     #[error("the NBD server sent {what} of {have}, more than the limit of {max}")]
     Limit {
-        /// What was too much.
+        /// What was too long or too many.
         what: &'static str,
-        /// How much.
+        /// Length or number that the server sent.
         have: u64,
-        /// How much is accepted.
+        /// Length or number that is accepted.
         max: u64,
     },
     /// The server refused the session.
@@ -28,33 +28,33 @@ pub enum NbdError {
         option: &'static str,
         /// Its words, or what its code means.
         reason: String,
-        /// What is refused.
+        /// What the refusal means.
         refusal: Refusal,
     },
     /// The server failed one request; others go on.
     #[error("NBD {} of {length} bytes at {offset} failed: {}{}{message}", command.as_str(), errno_text(*errno), if message.is_empty() { "" } else { ": " })]
     Request {
-        /// What was asked.
+        /// Command of the request.
         command: Command,
-        /// Where.
+        /// First byte of the request.
         offset: u64,
-        /// How many bytes.
+        /// Number of bytes of the request.
         length: u64,
         /// The server's error number (Linux values).
         errno: u32,
-        /// The server's words.
+        /// Text that the server sent with it; may be empty.
         message: String,
     },
     /// A request that this export cannot take; nothing was sent.
     #[error("NBD {} of {length} bytes at {offset}: {why}", command.as_str())]
     Unsuitable {
-        /// What was asked.
+        /// Command of the request.
         command: Command,
-        /// Where.
+        /// First byte of the request.
         offset: u64,
-        /// How many bytes.
+        /// Number of bytes of the request.
         length: u64,
-        /// Why not.
+        /// Why the export cannot take the request.
         why: &'static str,
     },
     /// The server said nothing for as long as it is waited for; the connection is given up.
@@ -65,10 +65,10 @@ pub enum NbdError {
         /// How long it was waited for.
         limit: Duration,
     },
-    /// The connection ended.
+    /// The connection ended; the text says when.
     #[error("the NBD connection ended{0}")]
     Closed(&'static str),
-    /// The connection failed.
+    /// The connection failed with this error.
     #[error("the NBD connection failed: {0}")]
     Io(Arc<io::Error>),
 }
@@ -78,9 +78,9 @@ pub enum NbdError {
 pub enum Refusal {
     /// It has no export of that name.
     UnknownExport,
-    /// It wants TLS.
+    /// It only serves over TLS.
     TlsRequired,
-    /// Something else.
+    /// It refuses for another reason.
     Other,
 }
 

@@ -21,7 +21,7 @@ pub struct Hello {
 pub enum Framing {
     /// Simple replies: no holes, no metadata.
     Simple,
-    /// Structured replies.
+    /// Structured replies: holes and metadata, lengths of 32 bits.
     Structured,
     /// Extended headers: 64-bit lengths.
     Extended,
@@ -32,7 +32,7 @@ pub enum Framing {
 pub struct Export {
     /// Size in bytes; never 0.
     pub size: u64,
-    /// What it can do.
+    /// What the server can do with the export.
     pub flags: ExportFlags,
     /// Offsets and lengths must be multiples of this, except at the end of the export.
     pub block_bytes_min: u32,
@@ -53,27 +53,27 @@ pub struct Context {
     pub name: String,
 }
 
-/// Transmission flags.
+/// Transmission flags of an export, as the protocol numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExportFlags(pub u16);
 
 impl ExportFlags {
-    /// Writing is refused.
+    /// True when the server refuses writes.
     pub const fn is_read_only(self) -> bool {
         self.0 & 1 << 1 != 0
     }
 
-    /// Flush is known.
+    /// True when the server can flush.
     pub const fn can_flush(self) -> bool {
         self.0 & 1 << 2 != 0
     }
 
-    /// Trim is known.
+    /// True when the server can discard ranges.
     pub const fn can_trim(self) -> bool {
         self.0 & 1 << 5 != 0
     }
 
-    /// Write zeroes is known.
+    /// True when the server can write zeroes.
     pub const fn can_zero(self) -> bool {
         self.0 & 1 << 6 != 0
     }

@@ -18,28 +18,28 @@ use std::collections::{BTreeMap, VecDeque};
 pub enum Request {
     /// Read `length` bytes.
     Read {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
         /// Number of bytes.
         length: u32,
     },
     /// Write bytes.
     Write {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// The bytes.
+        /// Bytes to write.
         data: Bytes,
     },
     /// Make a range read as zeros; the server may punch a hole.
     WriteZeroes {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
         /// Number of bytes; below 2^32 without extended headers.
         length: u64,
     },
     /// Discard a range.
     Trim {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
         /// Number of bytes; below 2^32 without extended headers.
         length: u64,
@@ -48,7 +48,7 @@ pub enum Request {
     Flush,
     /// The extents of a range in every negotiated context.
     BlockStatus {
-        /// First byte.
+        /// Offset of the first byte.
         offset: u64,
         /// Number of bytes; below 2^32 without extended headers.
         length: u64,
@@ -62,7 +62,7 @@ pub enum Request {
 pub enum Reply {
     /// The bytes of a read, exactly as many as asked for.
     Read(Bytes),
-    /// Done.
+    /// The request was done, and has no data.
     Done,
     /// For each context of [`Export::contexts`], in its order, runs from the start of the request. They cover at
     /// least one byte, perhaps less than asked for, never more.
@@ -74,11 +74,11 @@ pub enum Reply {
 pub struct Run {
     /// Number of bytes; never 0.
     pub length: u64,
-    /// The context's flags.
+    /// Status flags of the context.
     pub flags: u64,
 }
 
-/// An answered request.
+/// A request that was answered.
 #[derive(Debug)]
 pub struct Completed {
     /// The number [`Session::submit`] gave it.
@@ -103,7 +103,7 @@ impl Session {
         Self { export, output: VecDeque::new(), in_flight: BTreeMap::new(), next_cookie: 1, incoming: Incoming::Head }
     }
 
-    /// What was negotiated.
+    /// The export as it was negotiated.
     pub fn export(&self) -> &Export {
         &self.export
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Where an export is: `nbd://host[:port]/export` or `nbd+unix:///export?socket=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NbdUri {
-    /// The server.
+    /// How the server is reached.
     pub server: NbdServer,
     /// The export's name; empty for the default one.
     pub export: String,
@@ -27,10 +27,10 @@ pub enum NbdServer {
     Tcp {
         /// Name or address, an IPv6 one without brackets.
         host: String,
-        /// Port.
+        /// TCP port.
         port: u16,
     },
-    /// Over a unix socket.
+    /// Over the unix socket at this path.
     Unix(PathBuf),
 }
 
@@ -63,9 +63,9 @@ impl FromStr for NbdUri {
         match scheme {
             "nbd" | "nbd+unix" => {}
             "nbds" | "nbds+unix" => {
-                return Err(Error::usage(format!("{scheme}:// is NBD over TLS, which this version cannot speak"))
+                return Err(Error::usage(format!("{scheme}:// is NBD over TLS, which is not supported"))
                     .hint(
-                        "serve the disk on a unix socket or through an SSH or WireGuard tunnel and name it with nbd",
+                        "serve the disk on a unix socket or through an SSH or WireGuard tunnel, and use nbd:// or nbd+unix://",
                     ));
             }
             _ => return Err(wrong("unknown scheme")),

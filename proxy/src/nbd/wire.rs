@@ -98,7 +98,7 @@ pub enum Command {
     Trim = 4,
     /// Make a range read as zeros.
     WriteZeroes = 6,
-    /// Ask for extents.
+    /// Ask for the extents of a range.
     BlockStatus = 7,
 }
 

@@ -17,9 +17,9 @@ pub struct Graph {
 /// What holds bytes of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
-    /// A regular file.
+    /// A regular file: QEMU's driver `file`.
     Regular,
-    /// A block device.
+    /// A block device: QEMU's driver `host_device`.
     Device,
 }
 
@@ -68,7 +68,7 @@ fn file(path: &Path, kind: FileKind) -> Result<Value> {
         FileKind::Device => "host_device",
     };
     let path = path.to_str().ok_or_else(|| {
-        Error::usage(format!("the path {} is no text", path.display())).hint("give the file a name of UTF-8")
+        Error::usage(format!("the path {} is not valid UTF-8", path.display())).hint("rename the file")
     })?;
     Ok(json!({ "driver": driver, "filename": path }))
 }

@@ -40,7 +40,7 @@ pub enum HeaderError {
     #[error("it does not begin like a qcow2 image")]
     Foreign,
     /// A version that QEMU's tools would read in another way than this does.
-    #[error("it is of version {0} of qcow2, not 2 or 3")]
+    #[error("its qcow2 version is {0}, and not 2 or 3")]
     Version(u32),
     /// A field that cannot be.
     #[error("its qcow2 header is damaged: {0}")]

@@ -23,9 +23,9 @@ pub struct ImageLayer {
 /// A persistent dirty bitmap.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Bitmap {
-    /// Its name.
+    /// Name of the bitmap in the image.
     pub name: String,
-    /// Bytes for one bit.
+    /// Bytes of the disk for one bit of the bitmap.
     pub granularity: u64,
     flags: Vec<String>,
 }

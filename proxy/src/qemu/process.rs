@@ -20,7 +20,7 @@ pub(super) struct Process {
 /// What becomes of a process when ours dies in whatever way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Death {
-    /// It is killed.
+    /// The process is killed.
     Shared,
     /// It goes on to its own end.
     Own,

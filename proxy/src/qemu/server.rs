@@ -38,7 +38,7 @@ pub enum Access {
 /// Why an image cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The process failed.
+    /// `qemu-nbd` could not be started, or ended.
     #[error(transparent)]
     Tool(#[from] ToolError),
     /// It runs, but cannot be talked to.
@@ -57,7 +57,7 @@ pub struct NbdServerProcess {
 /// How the process is ended when it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    /// At once.
+    /// It is killed at once.
     Kill,
     /// It closes the image first, and that is waited for.
     InOrder,

@@ -19,23 +19,23 @@ pub enum ToolError {
     /// It is not installed.
     #[error("{program} is not installed")]
     Missing {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
     },
     /// It could not be started.
     #[error("{program} cannot be started: {error}")]
     Start {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// Why.
+        /// Why it could not be started.
         error: io::Error,
     },
     /// It ended with an error.
     #[error("{program} failed ({status}): {words}")]
     Failed {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// What it said on stderr.
         words: String,
@@ -43,7 +43,7 @@ pub enum ToolError {
     /// It did not end in time.
     #[error("{program} did not end within {} s", limit.as_secs())]
     Late {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
         /// How long it was waited for.
         limit: Duration,
@@ -51,9 +51,9 @@ pub enum ToolError {
     /// Its answer makes no sense.
     #[error("{program} gave an unexpected answer: {what}")]
     Answer {
-        /// Its name.
+        /// Name of the program.
         program: &'static str,
-        /// What is wrong.
+        /// What is wrong with the answer.
         what: String,
     },
 }
@@ -72,7 +72,7 @@ impl ToolError {
         let error = match &self {
             Self::Missing { .. } => Error::new(kind, self.to_string()).hint("install the package qemu-utils"),
             Self::Late { .. } => {
-                Error::new(kind, self.to_string()).hint("see whether the storage that the image is on still answers")
+                Error::new(kind, self.to_string()).hint("check whether the storage of the image still answers")
             }
             Self::Failed { words, .. } if words.contains("No space left") && kind == ErrorKind::Target => {
                 Error::new(ErrorKind::TargetFull, self.to_string())
@@ -86,7 +86,7 @@ impl ToolError {
 /// The image is in use by a machine that runs.
 pub fn busy(path: &Path) -> Error {
     Error::busy(format!("{} is in use by another process, probably a running machine", path.display()))
-        .hint("back a running machine up through its monitor: qmp+unix:///PATH; or shut it down")
+        .hint("shut the machine down, or back up a snapshot of the disk")
 }
 
 /// How long a tool may take, and what becomes of it when we go away.

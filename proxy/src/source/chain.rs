@@ -17,7 +17,7 @@ pub struct Chain {
     layers: Vec<Layer>,
 }
 
-/// One image of it.
+/// One image of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Layer {
     format: ImageFormat,
@@ -32,7 +32,7 @@ struct Layer {
 pub struct Place {
     /// Where it is; symbolic links are followed, but for those of the image itself.
     pub path: PathBuf,
-    /// What it is.
+    /// Regular file or block device.
     pub kind: FileKind,
 }
 
@@ -75,16 +75,16 @@ impl Chain {
                 DataFile::Named(name) => Some(allowed.named(&place.path, name, "data file")?.0),
                 DataFile::Unnamed => {
                     return Err(Error::usage(format!(
-                        "{} has its data in a file that it does not name",
+                        "{} has its data in another file, and does not name that file",
                         place.path.display()
                     ))
-                    .hint("serve it with qemu-nbd, and name it as NBD URI"));
+                    .hint("serve it with qemu-nbd, and give its NBD URI"));
                 }
             };
             if let Some(data) = &data
                 && !seen.insert(see(&data.path, OFlags::NOFOLLOW)?.identity)
             {
-                return Err(Error::usage(format!("{} is named twice", data.path.display())));
+                return Err(Error::usage(format!("{} is used twice in the image's chain", data.path.display())));
             }
             if let Some(name) = &header.backing {
                 let (backing, file) = allowed.named(&place.path, name, "backing file")?;
@@ -164,8 +164,9 @@ impl Allowed {
         let of = by.display();
         // As QEMU has it: a colon before any slash ends the name of a protocol.
         if name.find([':', '/']).is_some_and(|at| name[at..].starts_with(':')) {
-            return Err(Error::usage(format!("{of} names a {what} that is no path: {name:?}"))
-                .hint("nothing but files of this host is opened; `qemu-img rebase -u -b PATH -F FORMAT` names one"));
+            return Err(Error::usage(format!("the {what} of {of} is not a path: {name:?}")).hint(
+                "only files of this host are opened; `qemu-img rebase -u -b PATH -F FORMAT` sets another backing file",
+            ));
         }
         let path = by.parent().unwrap_or(Path::new("/")).join(name);
         let cannot =
@@ -178,8 +179,8 @@ impl Allowed {
         let by_link = link.is_some_and(|link| inside(&self.roots, &link));
         // Nothing is opened that is not allowed: opening a device or pipe does something.
         if !by_root && !by_link && !inside(&self.own, &place) {
-            return Err(Error::usage(format!("{of} names {} as its {what}, which is not under its own folder", place.display()))
-                .hint("say --image-root DIR (image_roots in windlass-proxy.toml) if that folder holds images that may be read"));
+            return Err(Error::usage(format!("the {what} of {of} is {}, which is not in the image's own folder", place.display()))
+                .hint("if that folder holds images that may be read, allow it with --image-root DIR (image_roots in windlass-proxy.toml)"));
         }
         let Seen { file, kind, .. } = see(&place, OFlags::NOFOLLOW)?;
         let allowed = match kind {
@@ -188,10 +189,10 @@ impl Allowed {
         };
         if !allowed {
             return Err(Error::usage(format!(
-                "{of} names {} as its {what}, which is a device or a link out of its root",
+                "the {what} of {of} is {}, which is a device, or a link that leads out of its root",
                 place.display()
             ))
-            .hint("say --image-root with the device, or its folder, if it may be read"));
+            .hint("if it may be read, allow the device or its folder with --image-root (image_roots in windlass-proxy.toml)"));
         }
         Ok((Place { path: place, kind }, file))
     }
@@ -204,12 +205,12 @@ fn backing_format(by: &Path, path: &Path, said: Option<&str>, file: &File) -> Re
         Some("qcow2") => ImageFormat::Qcow2,
         Some(other) => {
             return Err(Error::usage(format!("{} has a backing file of format {other:?}", by.display()))
-                .hint("flatten it with `qemu-img convert`, or serve it with qemu-nbd and name it as NBD URI"));
+                .hint("flatten it with `qemu-img convert`, or serve it with qemu-nbd and give its NBD URI"));
         }
         None => ImageFormat::of_name(path).ok_or_else(|| {
             Error::usage(format!("{} does not say which format its backing file {} has", by.display(), path.display()))
                 .hint(format!(
-                    "say it once: `qemu-img rebase -u -b {} -F raw {}`, or -F qcow2",
+                    "set it once: `qemu-img rebase -u -b {} -F raw {}`, or -F qcow2",
                     path.display(),
                     by.display()
                 ))
@@ -227,13 +228,13 @@ pub fn header(file: &File, path: &Path) -> Result<Qcow2Header> {
     let read =
         read.map_err(|error| Error::source("its header cannot be read").because(error).context(path.display()))?;
     read.map_err(|error| match error {
-        HeaderError::Foreign => Error::usage(format!("{} is no qcow2 image, and should be one", path.display()))
-            .hint("say ?format=raw if these are the bytes of the disk itself"),
+        HeaderError::Foreign => Error::usage(format!("{} should be a qcow2 image, and is not", path.display()))
+            .hint("write ?format=raw behind it if it is a raw disk"),
         HeaderError::Version(_) => Error::usage(error.to_string())
-            .hint("convert it with `qemu-img convert -O qcow2`; say ?format=raw if these are the bytes of the disk itself")
+            .hint("convert it with `qemu-img convert -O qcow2`; write ?format=raw behind it if it is a raw disk")
             .context(path.display()),
         HeaderError::Damaged(_) => {
-            Error::source(error.to_string()).hint("see `qemu-img check`").context(path.display())
+            Error::source(error.to_string()).hint("run `qemu-img check`").context(path.display())
         }
     })
 }
@@ -248,9 +249,8 @@ fn refuse_cut_short(file: &File, place: &Place) -> Result<()> {
         |error: io::Error| Error::source("its tables cannot be read").because(error).context(place.path.display());
     let Some(at) = cut_short_at(file).map_err(failed)? else { return Ok(()) };
     let length = file.metadata().map_err(failed)?.len();
-    let what =
-        format!("{} was cut short: it has {length} bytes, and refers to what should be at {at}", place.path.display());
-    Err(Error::source(what).hint("bring the whole file back; `qemu-img check` tells more"))
+    let what = format!("{} is truncated: it has {length} bytes, and refers to data at {at}", place.path.display());
+    Err(Error::source(what).hint("bring back the whole file; `qemu-img check` shows more"))
 }
 
 fn real(path: impl AsRef<Path>) -> Option<PathBuf> {

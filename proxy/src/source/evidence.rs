@@ -37,7 +37,7 @@ impl Evidence {
     /// # Errors
     /// Why it proves nothing.
     pub fn read(options: &str) -> Result<Self, String> {
-        let earlier = || "the parent was made by an earlier version, which recorded less of the image".to_owned();
+        let earlier = || "the parent was made by an earlier version, which recorded less about the image".to_owned();
         let mut parts = options.splitn(5, ',');
         let mut next = |key: &str| parts.next()?.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
         let layers = next(LAYERS).ok_or_else(earlier)?;
@@ -122,7 +122,7 @@ pub fn believable(
         return Err(Doubt::Lie(lie));
     }
     if dirty != twin {
-        let lie = format!("bitmap {name} and its twin tell different things: one did not record all the time");
+        let lie = format!("bitmap {name} and its twin differ: one of them did not record all the time");
         return Err(Doubt::Lie(lie));
     }
     Ok(())

@@ -17,7 +17,7 @@ pub struct ImageFile {
     pub path: PathBuf,
     /// What kind of file it is.
     pub kind: FileKind,
-    /// Its format.
+    /// Format of the image.
     pub format: ImageFormat,
     /// What is odd about it.
     pub warning: Option<String>,
@@ -43,11 +43,11 @@ pub struct SilentImage {
 /// A file that is open for looking at it.
 #[derive(Debug)]
 pub struct Seen {
-    /// Open for reading.
+    /// The file, open for reading.
     pub file: File,
-    /// What it is.
+    /// Regular file or block device.
     pub kind: FileKind,
-    /// Device and inode.
+    /// Device and inode number of the file.
     pub identity: (u64, u64),
 }
 
@@ -90,10 +90,13 @@ impl SilentImage {
             }
             Some(format) if found == QCOW2 => Ok(ImageFile { path, kind, format, warning: None }),
             None if found == QCOW2 => {
-                let what = format!("{} begins like a qcow2 image, and nothing says that it is one", path.display());
+                let what = format!(
+                    "{} begins like a qcow2 image, but neither its name nor its address says that it is one",
+                    path.display()
+                );
                 Err(Error::usage(what).hint(
-                    "say ?format=qcow2 behind it if it is an image, ?format=raw if these are the bytes of the disk \
-                     itself: a machine may have written them",
+                    "write ?format=qcow2 behind it if it is an image, or ?format=raw if it is a raw disk on which the machine \
+                     itself wrote these bytes",
                 ))
             }
             _ => Err(other_format(&path, &format!("a {found} image"))),
@@ -121,13 +124,13 @@ pub fn see(path: &Path, more: OFlags) -> Result<Seen> {
 }
 
 fn read_as_raw(found: &str, by: &str) -> String {
-    format!("it begins like a {found} image; its bytes are taken as those of the disk itself, as {by}")
+    format!("it begins like a {found} image, but is read as a raw disk, because {by} so")
 }
 
 fn other_format(path: &Path, what: &str) -> Error {
     Error::usage(format!("{} is {what}", path.display())).hint(
-        "convert it with `qemu-img convert -O qcow2`, or serve it with qemu-nbd and name it as NBD URI; say ?format=raw \
-         when these are the bytes of the disk itself",
+        "convert it with `qemu-img convert -O qcow2`, or serve it with qemu-nbd and give its NBD URI; write ?format=raw \
+         behind it if it is a raw disk",
     )
 }
 
@@ -207,7 +210,7 @@ impl Stamp {
             return Ok(());
         }
         Err(Error::source(format!("{} changed while it was read", self.path.display()))
-            .hint("shut the machine down, or back it up through its monitor: qmp+unix:///PATH"))
+            .hint("shut the machine down, or back up a snapshot of the disk"))
     }
 }
 

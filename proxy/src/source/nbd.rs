@@ -17,7 +17,7 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    /// Connects.
+    /// Connects to the server and negotiates the export.
     ///
     /// # Errors
     /// `Transport` when the server cannot be reached or talks nonsense, `Usage` when it has no such export.
@@ -56,14 +56,15 @@ impl NbdExport {
 
     fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("asked for".into());
+            return Err("requested".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;
         if let Some(error) = &extents.failed {
             return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}").into());
         }
-        let name: TrackingName = bitmap.parse().map_err(|_| format!("the name of bitmap {bitmap} proves nothing"))?;
+        let name: TrackingName =
+            bitmap.parse().map_err(|_| format!("bitmap {bitmap} does not have a name that Windlass gives"))?;
         let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
         if parent.tracking.checkpoint != Some(name.checkpoint) {
             return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint").into());
@@ -111,14 +112,13 @@ pub(crate) fn nbd_error(error: NbdError, side: ErrorKind) -> Error {
         }
         NbdError::Request { .. } | NbdError::Unsuitable { .. } => Error::new(side, text),
         NbdError::Refused { refusal: Refusal::TlsRequired, .. } => {
-            Error::usage(text).hint("this version speaks no TLS; use a unix socket or a tunnel")
+            Error::usage(text).hint("NBD over TLS is not supported; use a unix socket or a tunnel")
         }
         NbdError::Refused { refusal: Refusal::UnknownExport, .. } => {
             Error::usage(text).hint("`nbdinfo --list URI` shows what the server exports")
         }
-        NbdError::Silent { .. } => {
-            Error::transport(text).hint("see whether it is alive; ?timeout=SECONDS behind its address waits longer")
-        }
+        NbdError::Silent { .. } => Error::transport(text)
+            .hint("check whether the server still runs; ?timeout=SECONDS behind its address sets a longer limit"),
         NbdError::Refused { .. }
         | NbdError::Protocol(_)
         | NbdError::Limit { .. }

@@ -99,7 +99,7 @@ impl Qcow2Disk {
         let (path, image_warning) = (image.path.clone(), image.warning.clone());
         if chain.is_encrypted() {
             return Err(Error::usage(format!("{} is encrypted", path.display()))
-                .hint("serve it with qemu-nbd and its secret, and name it as NBD URI"));
+                .hint("serve it with qemu-nbd and its secret, and give its NBD URI"));
         }
         let (whole, alone) = (chain.graph()?, chain.top_graph()?);
         let top = image_info(&alone).await.map_err(|error| error.about(&path, ErrorKind::Source))?;
@@ -113,7 +113,9 @@ impl Qcow2Disk {
         if let Some(only) = bitmap {
             candidates.retain(|name| name.to_string() == only);
             if candidates.is_empty() && unusable.is_none() {
-                unusable = Some(format!("bitmap {only} is not there, not sound, or its name proves nothing"));
+                unusable = Some(format!(
+                    "bitmap {only} does not exist, is not sound, or does not have a name that Windlass gives"
+                ));
             }
         }
         let mut witnesses = witnesses(&top);
@@ -305,7 +307,7 @@ impl Qcow2Disk {
         let result = match &mut *survey {
             Survey::Done(done) => return Ok(done.clone()),
             Survey::Failed => {
-                return Err(Error::source("the image could not be looked at").context(self.path.display()));
+                return Err(Error::source("the image could not be examined").context(self.path.display()));
             }
             Survey::Running(task) => task.await,
         };
@@ -314,7 +316,7 @@ impl Qcow2Disk {
             Ok(Ok(done)) => Arc::new(done),
             Ok(Err(SurveyError::Tool(error))) => return Err(error.about(&self.path, ErrorKind::Source)),
             Ok(Err(SurveyError::Nbd(error))) => return Err(local_error(error, &self.path)),
-            Err(error) => return Err(Error::internal("looking at the image broke off").because(error)),
+            Err(error) => return Err(Error::internal("examining the image ended unexpectedly").because(error)),
         };
         *survey = Survey::Done(done.clone());
         Ok(done)
@@ -328,7 +330,7 @@ impl Qcow2Disk {
         survey: &Surveyed,
     ) -> Result<(TrackingName, ExtentSet), Doubt> {
         if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("asked for".into());
+            return Err("requested".into());
         }
         let parent = parent.ok_or("the first backup of this disk")?.record;
         if let Some(why_not) = &self.unusable {
@@ -339,7 +341,7 @@ impl Qcow2Disk {
         let name = *name.ok_or_else(|| format!("there is no sound bitmap of the parent's checkpoint {checkpoint}"))?;
         // Looked up in what was seen under the image's lock, not in what made it a candidate.
         let text = name.to_string();
-        let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text} vanished"))?;
+        let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text} disappeared"))?;
         sound(bitmap, parent.tracking.granularity)?;
         self.same_disk(parent)?;
         let then = Evidence::read(&parent.format_options)?;
@@ -364,7 +366,7 @@ impl Qcow2Disk {
         }
         for (now, then) in now.iter().zip(then) {
             if now.inode == 0 {
-                return Err(format!("whether {} below the image changed cannot be told", now.path));
+                return Err(format!("it is not known whether {} below the image changed", now.path));
             }
             if now != then {
                 return Err(format!("{} below the image is not what it was", then.path));
@@ -531,9 +533,9 @@ fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
 
 /// The files of an image, seen while it is locked.
 struct Locked {
-    /// The image, open.
+    /// The image, open for reading.
     file: File,
-    /// Which file that is.
+    /// Inode and time of birth: another file in its place has others.
     which: String,
     /// All of them, the image first.
     identities: Vec<LayerIdentity>,
@@ -564,13 +566,13 @@ impl Locked {
 }
 
 fn cannot_look(path: &Path, error: std::io::Error) -> Error {
-    Error::source("cannot be looked at").because(error).context(path.display())
+    Error::source("cannot be examined").because(error).context(path.display())
 }
 
 fn warning(top: &ImageLayer) -> Option<String> {
     let ours = top.bitmaps().iter().filter(|bitmap| bitmap.name.parse::<TrackingName>().is_ok()).count();
     if top.is_corrupt() {
-        return Some("QEMU marked the image as corrupt; see `qemu-img check`".to_owned());
+        return Some("QEMU marked the image as corrupt; run `qemu-img check`".to_owned());
     }
     (ours > BITMAPS_WARN)
         .then(|| format!("the image holds {ours} bitmaps of Windlass; `windlass tracking list` shows them"))

@@ -40,7 +40,7 @@ impl RawDisk {
                 Locked::Conflict => return Err(busy(&image.path)),
                 Locked::Unsupported => {
                     let what =
-                        "the file system has no locks: a machine that writes would only be noticed by the file's times";
+                        "the file system has no locks: a machine that writes is only noticed by the file's times";
                     warnings.push(what.to_owned());
                 }
             }
@@ -107,8 +107,8 @@ fn open(image: &ImageFile) -> io::Result<(File, Option<String>)> {
     match open(OFlags::EXCL) {
         Ok(file) => Ok((file, None)),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            let warning = "the device is in use (mounted, or part of another device): that all was read at one moment \
-                           cannot be promised";
+            let warning = "the device is in use (mounted, or part of another device): the backup may contain states of \
+                           different moments";
             open(OFlags::empty()).map(|file| (file, Some(warning.into())))
         }
         Err(error) => Err(error),

@@ -38,7 +38,7 @@ pub struct FileTarget {
 enum Content {
     /// Nothing: it reads as zeros.
     Zero,
-    /// Anything.
+    /// Anything: bytes of an older state.
     Old,
 }
 
@@ -226,8 +226,11 @@ fn expect_raw(file: &File, path: &Path) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(target_error(error, path)),
         _ => return Ok(()),
     }
-    Err(Error::usage(format!("{} begins like a qcow2 image, and its name does not say what it is", path.display()))
-        .hint("write ?format=qcow2 behind it to update that image, or ?format=raw where the guest itself wrote this"))
+    Err(Error::usage(format!(
+        "{} begins like a qcow2 image, and its name does not say which format it has",
+        path.display()
+    ))
+    .hint("write ?format=qcow2 behind it to update that image, or ?format=raw if the guest itself wrote these bytes"))
 }
 
 fn zero(file: &File, extent: Extent) -> io::Result<()> {

@@ -31,9 +31,9 @@ enum Held {
 /// How a file gets its final name without taking anybody's. Found out before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// renameat2(2) with `RENAME_NOREPLACE`.
+    /// It is renamed with renameat2(2) and `RENAME_NOREPLACE`.
     Rename,
-    /// A second link (NFS).
+    /// It gets a second link (NFS).
     Link,
     /// An empty file of that name (`O_EXCL`), which is then replaced: file systems with neither (exFAT, SFTP).
     Placeholder,
@@ -42,9 +42,9 @@ enum Way {
 /// What may be at the final name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
-    /// Nothing.
+    /// Nothing may be there.
     Nothing,
-    /// A file, which goes.
+    /// A file, which is replaced.
     Anything,
 }
 
@@ -200,7 +200,9 @@ pub fn behind_links(path: &Path) -> Result<PathBuf> {
                 path.display(),
                 to.display()
             ))
-            .hint("is a disk not mounted? Otherwise remove the link, or name the file itself"))
+            .hint(
+                "check whether a disk is not mounted; otherwise remove the link, or give the path of the file itself",
+            ))
         }
         found => found.map_err(|error| target_error(error, path)),
     }
@@ -211,7 +213,7 @@ pub fn read_error(error: io::Error, path: &Path, extent: Extent) -> Error {
     let Extent { offset, length } = extent;
     Error::target(format!("cannot read {length} bytes at {offset} of {}", path.display()))
         .because(error)
-        .hint("restore without --delta: that reads nothing of the target")
+        .hint("restore without --delta, which does not read the target")
 }
 
 /// `error` as one of a target at `path`.
@@ -225,13 +227,13 @@ pub fn target_error(error: io::Error, path: &Path) -> Error {
 
 /// The error for a file that is there.
 pub fn exists(path: &Path) -> Error {
-    Error::usage(format!("{} exists", path.display())).hint("say --overwrite to lose what is in it")
+    Error::usage(format!("{} already exists", path.display())).hint("use --overwrite to replace what is in it")
 }
 
 /// The error for a file that is to be updated and is not there.
 pub fn nothing_to_update(path: &Path) -> Error {
-    Error::usage(format!("{} does not exist, and --delta updates what is there", path.display()))
-        .hint("leave --delta out to make it")
+    Error::usage(format!("{} does not exist, and --delta updates an existing target", path.display()))
+        .hint("leave out --delta to create it")
 }
 
 /// The error for a file that somebody uses.

@@ -161,14 +161,14 @@ fn look_at_old(path: &Path, existing: Existing) -> Result<Option<Old>> {
 fn only_itself(file: &File, path: &Path) -> Result<()> {
     let names = Names::read(file).map_err(|error| target_error(error, path))?;
     let names = names.ok_or_else(|| {
-        Error::usage(format!("{} is no qcow2 image", path.display()))
-            .hint("write ?format=raw behind it if it is a raw disk, or say --overwrite instead of --delta")
+        Error::usage(format!("{} is not a qcow2 image", path.display()))
+            .hint("write ?format=raw behind it if it is a raw disk, or use --overwrite instead of --delta")
     })?;
     for (what, name) in [("data", names.data), ("backing", names.backing)] {
         let Some(name) = name else { continue };
         if !lies_beside(path, &name) {
             return Err(Error::usage(format!(
-                "{}: its header names the {what} file {name:?}, which does not lie beside it",
+                "{}: its header names the {what} file {name:?}, which is not in the same folder",
                 path.display()
             ))
             .hint("nothing was written; restore to a new image, or with --overwrite instead of --delta"));

@@ -150,6 +150,6 @@ async fn an_image_that_lost_its_end_is_no_disk_of_zeros() {
         let top = place.path("top.qcow2");
         std::fs::write(&image, &whole[..whole.len() / 2]).unwrap();
         run("qemu-img", &["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "a.qcow2", text(&top), "8M"]);
-        assert!(refused(text(&top)).await.to_string().contains("cut short"), "{layout}");
+        assert!(refused(text(&top)).await.to_string().contains("is truncated"), "{layout}");
     }
 }

@@ -347,7 +347,7 @@ async fn content_never_decides_what_a_target_is() {
     // By its name an image, and none.
     std::fs::write(place.path("c.qcow2"), vec![1; 1 << 20]).unwrap();
     let error = open(text(&place.path("c.qcow2")), MIB, Existing::Keep).await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Usage && error.message().contains("no qcow2"), "{error}");
+    assert!(error.kind() == ErrorKind::Usage && error.message().contains("not a qcow2 image"), "{error}");
     // An image whose data or base lies elsewhere.
     let elsewhere = other.raw("secret.raw", MIB);
     let option = format!("data_file={},data_file_raw=on", text(&elsewhere));

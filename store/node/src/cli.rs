@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use mover::{Name, Role};
 use std::path::PathBuf;
 
-/// A storage node: serves repositories to proxies, administrators and other nodes.
+/// Storage node: serves repositories to proxies, administrators and other nodes.
 #[derive(Debug, Parser)]
 #[command(
     name = "windlass-store",
@@ -28,7 +28,7 @@ pub enum Command {
     Serve(Serve),
 }
 
-/// Make a site: its certificate authority, the identity of this node and one of an administrator
+/// Create a site: its certificate authority, and the identities of this node and of an administrator
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -45,16 +45,16 @@ pub struct Init {
     /// Address and UDP port for the configuration that is written
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:7440")]
     pub listen: String,
-    /// Say nothing when all is well
+    /// Print nothing on success
     #[arg(long, short)]
     pub quiet: bool,
-    /// Folder for certificates and configuration; made when it is not there
+    /// Folder for certificates and configuration; created if it does not exist
     pub folder: PathBuf,
 }
 
-/// Give out an identity without a network: a folder to be brought to its holder, and to nobody else
+/// Create an identity without a network: a folder to copy to its holder, and to nobody else
 ///
-/// Where there is one, `windlass token create` is better: the key is made where it is used.
+/// With a network, `windlass token create` is better: then the key never leaves the machine that uses it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -62,28 +62,28 @@ Examples:
   windlass-store issue --role admin --name anna --days 30 --out ./anna /etc/windlass
   windlass-store issue --role node --name store2 --host store2.example --out ./store2 /etc/windlass")]
 pub struct Issue {
-    /// What it may do: node, proxy or admin
+    /// Role: node, proxy or admin
     #[arg(long)]
     pub role: Role,
-    /// Whose it is
+    /// Name of the holder
     #[arg(long)]
     pub name: Name,
-    /// Of a proxy: whose machines it backs up and sees, where it is not alone with them
+    /// For a proxy: the owner of the machines that it backs up and sees; its own name by default
     #[arg(long, value_name = "NAME")]
     pub owner: Option<Name>,
-    /// Of a node: name or address under which it is reached
+    /// For a node: name or address under which it is reached
     #[arg(long, value_name = "HOST")]
     pub host: Vec<String>,
-    /// How long it is valid
+    /// How long the certificate is valid
     #[arg(long, value_name = "DAYS", default_value_t = 90)]
     pub days: u32,
-    /// Folder to be made for it
+    /// New folder for the identity
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Say nothing when all is well
+    /// Print nothing on success
     #[arg(long, short)]
     pub quiet: bool,
-    /// Folder of the site
+    /// Folder of the site, which `windlass-store init` created
     pub folder: PathBuf,
 }
 
@@ -95,7 +95,7 @@ Examples:
   WINDLASS_LOG=debug windlass-store serve --config ./lab/windlass-store.toml
   systemctl start windlass-store")]
 pub struct Serve {
-    /// Configuration
+    /// Configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/windlass/windlass-store.toml")]
     pub config: PathBuf,
 }

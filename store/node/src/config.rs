@@ -10,11 +10,11 @@ use wire::identity::LIFE;
 use wire::service::{configured, twice};
 use wire::{Congestion, Quota, Quotas};
 
-/// The configuration.
+/// The configuration of a storage node.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Address and UDP port.
+    /// Address and UDP port to listen on.
     pub listen: SocketAddr,
     /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
     pub identity: PathBuf,
@@ -44,7 +44,7 @@ pub struct Config {
     /// Most bytes of each repository that are read for that in a second; `20MiB` when it is not said.
     #[serde(default = "scrub_rate")]
     pub scrub_rate: Rate,
-    /// What is served.
+    /// Repositories that are served.
     #[serde(default)]
     pub repository: Vec<Repository>,
 }
@@ -66,9 +66,9 @@ impl TryFrom<String> for Rate {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
-    /// Its name in addresses.
+    /// Name of the repository in addresses.
     pub name: Name,
-    /// Its directory.
+    /// Directory of the repository; a relative one begins at the configuration's folder.
     pub path: PathBuf,
     /// What proxies are told of chunks that are there: `site`, of all; `owner`, only of what their own owner has had.
     #[serde(default)]
@@ -82,10 +82,10 @@ pub struct Repository {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
-    /// Of all.
+    /// Of all chunks in the repository.
     #[default]
     Site,
-    /// Of its owner's.
+    /// Of chunks that its own owner has had.
     Owner,
 }
 
@@ -99,12 +99,12 @@ pub struct OwnerQuota {
     pub bytes: Option<Rate>,
     /// Points that are not forgotten.
     pub points: Option<u64>,
-    /// Sessions at a time.
+    /// Sessions that are open at the same time.
     pub sessions: Option<usize>,
 }
 
 impl Repository {
-    /// Its quotas.
+    /// The quotas of its owners.
     pub fn quotas(&self) -> Quotas {
         let of = |it: &OwnerQuota| Quota {
             bytes: it.bytes.map_or(Quota::NONE.bytes, |bytes| bytes.0),
@@ -135,7 +135,7 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
         if !CERTIFICATE_SECONDS.contains(&config.certificate_seconds) {
             let (least, most) = (CERTIFICATE_SECONDS.start(), CERTIFICATE_SECONDS.end());
-            return Err(Error::usage(format!("certificate_seconds is {least} to {most}")));
+            return Err(Error::usage(format!("certificate_seconds must be {least} to {most}")));
         }
         if let Some(name) = twice(config.repository.iter().map(|it| &it.name)) {
             return Err(Error::usage(format!("two repositories are called {name}")));
@@ -203,7 +203,7 @@ mod tests {
             ),
             (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
             (good.replace("identity", "identify"), "identify"),
-            (format!("{good}certificate_seconds = 9\n"), "certificate_seconds is 10 to 31536000"),
+            (format!("{good}certificate_seconds = 9\n"), "certificate_seconds must be 10 to 31536000"),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.to_string().contains(told), "{text}\n{error}");

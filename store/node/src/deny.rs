@@ -77,8 +77,11 @@ impl DenyList {
         };
         if seen.shouted.is_none_or(|shouted| shouted.elapsed() > SHOUT_AGAIN) {
             seen.shouted = Some(Instant::now());
-            let holds =
-                if seen.denied.is_some() { "the one before holds for a minute" } else { "everybody is refused" };
+            let holds = if seen.denied.is_some() {
+                "the previous list is used for up to a minute"
+            } else {
+                "everybody is refused"
+            };
             tracing::error!(path = %self.path.display(), what, "the deny list cannot be used: {holds}");
         }
     }
@@ -98,12 +101,12 @@ impl DenyList {
         let file = File::options().read(true).custom_flags(flags).open(&self.path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() || metadata.len() > LIST_BYTES_MAX {
-            return Err(Unusable::Lasting(format!("it is no file of at most {LIST_BYTES_MAX} bytes")));
+            return Err(Unusable::Lasting(format!("it is not a file of at most {LIST_BYTES_MAX} bytes")));
         }
         let mut bytes = Vec::new();
         file.take(LIST_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
         let text = String::from_utf8(bytes).map_err(|error| Unusable::Lasting(error.to_string()))?;
-        parse(&text).map_err(|line| Unusable::Lasting(format!("a line is no ROLE NAME: {line:?}")))
+        parse(&text).map_err(|line| Unusable::Lasting(format!("a line is not ROLE NAME: {line:?}")))
     }
 }
 
@@ -121,7 +124,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the list of before holds when reading fails by what may pass.
 const PASSING_MAX: Duration = Duration::from_secs(60);
 const SHOUT_AGAIN: Duration = Duration::from_secs(60);
-/// Thousands of lines.
+/// Longest list that is read: room for tens of thousands of lines.
 const LIST_BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl Hosts {
             tokio::time::sleep(RETRY).await;
             match self.open(&repository).await {
                 Ok(local) => {
-                    tracing::info!("repository {} is there now", repository.name);
+                    tracing::info!("repository {} is available now", repository.name);
                     return local;
                 }
                 Err(error) => {
@@ -104,7 +104,7 @@ impl Hosts {
 }
 
 fn tell_away(repository: &Repository, error: &Error) {
-    tracing::warn!(%error, every = ?RETRY, "repository {} is away; trying again", repository.name);
+    tracing::warn!(%error, every = ?RETRY, "repository {} is not available; trying again", repository.name);
 }
 
 /// Between two attempts to open a repository.

@@ -91,7 +91,7 @@ async fn run(config: Config, world: &World) -> Result<()> {
             return Err(Error::transport(format!("the node stopped serving: {why}")));
         }
     }
-    tracing::info!("stopping: what is under way is finished");
+    tracing::info!("stopping after the requests that are under way");
     service::stopping();
     let _ = stop.send(true);
     // A second signal does not wait.

@@ -34,9 +34,9 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
     }
     let config = format!(
         "# See `windlass-store serve --help`.\nlisten = \"{}\"\nidentity = \"node\"\n\
-         # Makes tokens and gives certificates out, with what is in this folder.\nauthority = \".\"\n# Who is shut out, a line for each: proxy host7\n\
+         # Folder of the site's authority: this node makes tokens and gives out certificates.\nauthority = \".\"\n# Lists who is denied access, one in each line: proxy host7\n\
          deny = \"deny\"\n\
-         # Each pack is read again, chunk by chunk, after 30 days; 0: never.\n# scrub_seconds = 2592000\n# scrub_rate = \"20MiB\"\n\n# [[repository]]\n# name = \"main\"\n\
+         # Each pack is read again, chunk by chunk, 30 days after the last time; 0: never.\n# scrub_seconds = 2592000\n# scrub_rate = \"20MiB\"\n\n# [[repository]]\n# name = \"main\"\n\
          # path = \"/backup/main\"\n",
         arguments.listen
     );
@@ -46,12 +46,15 @@ pub fn init(arguments: &Init, world: &World) -> Result<()> {
         return Ok(());
     }
     println!(
-        "site {} in {}: name repositories in {CONFIG}, then `windlass-store serve`",
+        "site {} in {}: add repositories to {CONFIG}, then run `windlass-store serve`",
         arguments.site,
         folder.display()
     );
-    println!("administrators: bring {} to their machine", folder.join("admin").display());
-    println!("others join: see `windlass token create --help`");
+    println!(
+        "for an administrator: copy {} to ~/.config/windlass/identity on the administrator's machine",
+        folder.join("admin").display()
+    );
+    println!("others join with a token: see `windlass token create --help`");
     Ok(())
 }
 
@@ -65,7 +68,8 @@ pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
     };
     Credentials::store(&arguments.out, &issued, authority.certificate_pem(), address.as_ref())?;
     if !arguments.quiet {
-        println!("identity of {holder}, valid for {} days, in {}", arguments.days, arguments.out.display());
+        let days = if arguments.days == 1 { "1 day".to_owned() } else { format!("{} days", arguments.days) };
+        println!("identity of {holder}, valid for {days}, in {}", arguments.out.display());
     }
     Ok(())
 }
@@ -82,7 +86,7 @@ pub fn authority(folder: &Path) -> Result<Authority> {
     let read = |name: &str| {
         let path = folder.join(name);
         fs::read_to_string(&path)
-            .map_err(|error| failed(&path, error).hint("name the folder that `windlass-store init` made"))
+            .map_err(|error| failed(&path, error).hint("give the folder that `windlass-store init` created"))
     };
     is_private(&folder.join(AUTHORITY_KEY))?;
     [folder, &folder.join(AUTHORITY), &folder.join(SITE)].into_iter().try_for_each(is_guarded)?;

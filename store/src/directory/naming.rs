@@ -51,14 +51,14 @@ impl Directory {
     fn replace_nothing(&self, from: &Path, to: &Path) -> io::Result<()> {
         if !self.naming.alone.load(Relaxed) {
             return Err(io::Error::other(
-                "this file system has no hard links, so only the process that has the repository open for writing adds to it",
+                "this file system has no hard links, so only the process that has the repository open for writing can add to it",
             ));
         }
         let name = to.file_name().unwrap_or_default().to_string_lossy();
         let claim = self.root().join(INCOMING).join(format!("{INCOMING_CLAIM}{name}"));
         if let Err(error) = self.io().create(&claim) {
             return Err(match error.kind() {
-                ErrorKind::AlreadyExists => io::Error::other("another computer is writing here"),
+                ErrorKind::AlreadyExists => io::Error::other("another computer is writing to this repository"),
                 _ => error,
             });
         }

@@ -17,7 +17,7 @@ pub use body::{AddedPack, CommittedPoint, Doomed, Dropped, Orphan, SessionOpened
 pub enum Event {
     /// The record's writer begins the term in the record's header: its open sessions of older terms have ended.
     WriterTerm,
-    /// A lease begins.
+    /// A session begins.
     SessionOpened(SessionOpened),
     /// A lease ended by its holder.
     SessionClosed(SessionId),
@@ -33,7 +33,7 @@ pub enum Event {
     Unforgotten(Vec<PointId>),
     /// Points are kept whatever retention says.
     Pinned(Vec<PointId>),
-    /// They no longer are.
+    /// Pinned points can be forgotten again.
     Unpinned(Vec<PointId>),
     /// A label of a point is set, or removed when the value is empty.
     Annotated(PointId, String, String),
@@ -59,7 +59,7 @@ pub enum Event {
     NewIncarnation(LogHead),
     /// An event of a later version; who does not know a critical one reads on, but must not write.
     Unknown {
-        /// Its code.
+        /// Code of the event.
         code: u16,
         /// Whether it must be understood to write.
         critical: bool,

@@ -62,26 +62,26 @@ impl PackKind {
 /// The first bytes of a pack. The nonce makes every name unique, so a name never comes back (R4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackHeader {
-    /// What it holds.
+    /// Kind of the chunks in the pack.
     pub kind: PackKind,
     /// The repository it was made for.
     pub repository: RepositoryId,
-    /// Who made it.
+    /// The writer that made the pack.
     pub writer: WriterId,
-    /// In which term.
+    /// Term of that writer.
     pub term: u64,
-    /// Whose data it is.
+    /// Reserved: zero in this version.
     pub owner: OwnerId,
     /// Fingerprint of the dedup domain's key.
     pub domain: [u8; 16],
-    /// Random.
+    /// Random bytes that make the pack's name unique.
     pub nonce: [u8; 16],
-    /// When it was begun.
+    /// Time at which the pack was begun.
     pub created: Timestamp,
 }
 
 impl PackHeader {
-    /// Its bytes.
+    /// The bytes of the header, with their checksum.
     pub fn encode(&self) -> Vec<u8> {
         let mut to = RecordWriter::new();
         to.bytes(PACK_MAGIC).u16(PACK_VERSION).u8(self.kind as u8).u8(0).u16(super::config::CUT_FORMAT).u16(0);
@@ -95,7 +95,7 @@ impl PackHeader {
     /// Reads the first [`PACK_HEADER_BYTES`] of a pack.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let bytes = bytes.get(..PACK_HEADER_BYTES).ok_or(RecordError::Short { field: "pack header" })?;
         let mut from = RecordReader::new(bytes);
@@ -160,9 +160,9 @@ pub fn read_record_header(bytes: &[u8], nonce: &[u8; 16]) -> Result<(u32, ChunkI
 /// One record as the footer has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackEntry {
-    /// The chunk.
+    /// Id of the chunk.
     pub id: ChunkId,
-    /// What it is.
+    /// Kind of the chunk.
     pub kind: ChunkKind,
     /// Offset of the record (its header, not its blob) in the pack.
     pub offset: u32,

@@ -13,15 +13,15 @@ pub struct LogRecord {
     pub sequence: u64,
     /// Hash of the record before; of `config` in the first.
     pub previous: [u8; 32],
-    /// The repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
-    /// Who wrote it.
+    /// The writer that created the record.
     pub writer: WriterId,
-    /// In which term; 0 for readers, which have none.
+    /// Term of that writer; 0 for readers, which have none.
     pub term: u64,
     /// Random: tells the own record from another's after an unclear answer (R2).
     pub nonce: [u8; 16],
-    /// The writer's clock.
+    /// Time of writing, by the writer's clock.
     pub time: Timestamp,
     /// What it states, in order.
     pub events: Vec<Event>,
@@ -42,7 +42,7 @@ impl LogRecord {
     /// Reads a record and gives its hash.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<(Self, LogHead), RecordError> {
         if bytes.len() > RECORD_BYTES_MAX {
             return Err(RecordError::Value { field: "log record length", value: bytes.len() as u64 });

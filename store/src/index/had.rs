@@ -17,7 +17,7 @@ impl Index {
     /// How `owner` came by each of these chunks.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn had(&self, owner: OwnerId, ids: &[ChunkId]) -> Result<Vec<Option<Had>>> {
         let keys = ids.iter().map(|id| key(owner, id));
         let had = self.had.lock().expect("no holder panics");
@@ -38,7 +38,7 @@ impl Index {
     /// Notes it; what is known already stays at least what it was.
     ///
     /// # Errors
-    /// Of the storage.
+    /// When the storage fails.
     pub fn note_had(&self, owner: OwnerId, ids: &[ChunkId], had: Had) -> Result<()> {
         let known = self.had(owner, ids)?;
         let new = ids.iter().zip(known).filter(|(_, known)| *known < Some(had)).map(|(id, _)| key(owner, id));

@@ -43,7 +43,7 @@ enum Hold {
     None,
     /// The operation of this number is to wait.
     Planned(u64),
-    /// It waits.
+    /// The operation is waiting.
     Held,
 }
 
@@ -111,7 +111,7 @@ impl<I: Io> FaultIo<I> {
         self.plan.lock().expect("not poisoned").names
     }
 
-    /// Operations so far.
+    /// Number of operations so far.
     pub fn operations(&self) -> u64 {
         self.plan.lock().expect("not poisoned").operations
     }

@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 /// What every pack of this process has in its header.
 #[derive(Clone)]
 pub struct PackMaker {
-    /// The directory.
+    /// Directory of the repository.
     pub directory: Directory,
-    /// The repository.
+    /// Id and dedup domain of the repository.
     pub config: RepositoryConfig,
-    /// This process.
+    /// Writer and term of this process.
     pub author: Author,
 }
 

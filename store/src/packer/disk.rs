@@ -101,7 +101,7 @@ fn seal(directory: &Directory, pending: &Mutex<Pending>, step: Seal) -> Result<b
 fn if_taken_over(directory: &Directory, path: &Path, error: Error) -> Error {
     match directory.io().open(path) {
         Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => {
-            Error::fenced("another process took over what this one was writing, as if its term was over").because(error)
+            Error::fenced("another process took over the packs that this one was writing").because(error)
         }
         _ => error,
     }

@@ -44,9 +44,9 @@ impl Logged {
 /// A chunk that the log does not know yet.
 #[derive(Clone, Copy)]
 pub struct PendingChunk {
-    /// Who put it first.
+    /// The session that put it first.
     pub session: SessionId,
-    /// What it is.
+    /// Kind and length of the chunk.
     pub shape: Shape,
     /// The pack (a number of this process), offset of its record and length of its blob, once it is written.
     pub place: Option<(u64, u32, u32)>,
@@ -58,18 +58,18 @@ pub struct PendingPack {
     pub path: PathBuf,
     /// Where they are when they are not there any more.
     pub target: Option<PathBuf>,
-    /// Its nonce.
+    /// Nonce in the pack's header.
     pub nonce: [u8; 16],
     /// What to log, once it is durable under its own name.
     pub sealed: Option<SealedPack>,
 }
 
-/// A durable pack.
+/// A pack that is durable under its own name.
 #[derive(Clone)]
 pub struct SealedPack {
-    /// For the log.
+    /// What the log will say of it.
     pub added: AddedPack,
-    /// For the index.
+    /// Its records, for the index.
     pub entries: Arc<Vec<PackEntry>>,
 }
 
@@ -181,10 +181,10 @@ impl Pending {
         let hint = match kind {
             ErrorKind::Fenced => "run the job again; nothing that was committed is affected",
             ErrorKind::StoreFull => {
-                "free space on its storage, restart the node that serves it if there is one, and run the job again; nothing \
-                 that was committed is affected"
+                "free space on its storage, restart windlass-store if it serves the repository, and run the job again; \
+                 nothing that was committed is affected"
             }
-            _ => "when the storage is sound again, run the job again; nothing that was committed is affected",
+            _ => "repair the storage, then run the job again; nothing that was committed is affected",
         };
         Err(Error::new(*kind, format!("the repository stopped writing: {message}")).hint(hint))
     }

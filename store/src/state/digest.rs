@@ -15,7 +15,7 @@ pub const DIGEST_BYTES_MAX: u64 = 1 << 30;
 pub struct Digest {
     /// The bytes of `config`.
     pub config: Vec<u8>,
-    /// The state.
+    /// The state after the digest's record.
     pub state: State,
     /// Extensions of later versions, as they stand. They say of the state what this version does not know.
     pub extensions: Vec<u8>,
@@ -97,7 +97,7 @@ impl Digest {
     /// Reads a digest; refuses every byte string that [`Self::encode`] does not give, so that a state has one digest.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let (body, hash) = bytes.split_last_chunk::<32>().ok_or(RecordError::Short { field: "digest" })?;
         let mut from = RecordReader::new(body);

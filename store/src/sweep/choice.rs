@@ -62,7 +62,7 @@ impl Forecast {
 /// What is to become of packs.
 #[derive(Default)]
 pub(super) struct Choice {
-    /// To be doomed.
+    /// Running numbers of the packs to be doomed.
     pub packs: BTreeSet<u32>,
     /// Those of which something is to be packed again before: for each of its records, whether it is.
     pub again: BTreeMap<u32, Vec<bool>>,
@@ -188,7 +188,7 @@ impl Inner {
     /// ascending: they are not asked for again.
     ///
     /// # Errors
-    /// Of the counts.
+    /// When the counts of references fail.
     fn look_at(&self, references: &References, state: &State, number: u32, died: &[u32]) -> Result<Option<Looked>> {
         let pack = &state.packs()[&number].added;
         let entries = match self.records_of(state, number) {
@@ -262,7 +262,7 @@ impl Inner {
         if whole(&entries) {
             return Ok(entries);
         }
-        Err(Error::integrity(format!("of {} records only {} are known", pack.chunks, entries.len())))
+        Err(Error::integrity(format!("only {} of {} records are known", entries.len(), pack.chunks)))
     }
 
     /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`

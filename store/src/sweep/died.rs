@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What died in one pack.
 #[derive(Default)]
 pub(super) struct Died {
-    /// Of the records.
+    /// Bytes of the records that died.
     pub bytes: u64,
-    /// Where they begin, ascending.
+    /// Offsets at which these records begin, ascending.
     pub offsets: Vec<u32>,
 }
 
@@ -30,9 +30,9 @@ impl Died {
 struct Search {
     /// The beginnings of their ids, ascending.
     heads: Vec<u64>,
-    /// Those that were found.
+    /// Which of them were found.
     found: Vec<bool>,
-    /// Packs that were read.
+    /// Running numbers of packs that were read.
     read: BTreeSet<u32>,
     died: BTreeMap<u32, Died>,
 }

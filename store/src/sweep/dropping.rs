@@ -79,7 +79,7 @@ impl Inner {
             let looked = self.only_there(state, packs, *number, |ids| wanted.add(&ids));
             if let Err(error) = looked {
                 let pack = &state.packs()[number].added.name;
-                tracing::warn!(%pack, %error, "a doomed pack stays, because it cannot be told what is in it");
+                tracing::warn!(%pack, %error, "a doomed pack stays, because its content cannot be read");
                 needed.insert(*number, Vec::new());
             }
         }

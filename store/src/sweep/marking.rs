@@ -105,7 +105,7 @@ fn manifest_of(state: &State, point: PointId) -> Result<ChunkId> {
 fn of_point(error: Error, point: PointId) -> Error {
     error
         .context(format_args!("point {point}"))
-        .hint("what it needs cannot be told: `windlass verify` names the damage; repair it, or forget the point, and sweep again")
+        .hint("it is damaged, so it is not known what it needs: `windlass verify` shows the damage; repair it or forget the point, then sweep again")
 }
 
 /// Chunks that are looked for: 8 bytes for each.

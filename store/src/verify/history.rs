@@ -19,7 +19,7 @@ pub fn check_history(inner: &Inner) -> Vec<VerifyError> {
     };
     let read_digest = |sequence: u64| -> Result<Digest> {
         let bytes = inner.directory.read_hashed(&state_object(sequence), DIGEST_BYTES_MAX)?;
-        let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is gone"))?;
+        let bytes = bytes.ok_or_else(|| Error::integrity("a state digest is missing"))?;
         Ok(Digest::decode(&bytes)?)
     };
     let read_record = |sequence: u64| -> Result<Option<(LogRecord, LogHead)>> {
@@ -36,13 +36,13 @@ pub fn check_history(inner: &Inner) -> Vec<VerifyError> {
         // nothing.
         match digests.first().map(|sequence| read_digest(*sequence)) {
             Some(Ok(digest)) if digest.config == config => state = digest.state,
-            Some(Ok(_)) => return vec![damage("the oldest state digest is of another repository".into())],
+            Some(Ok(_)) => return vec![damage("the oldest state digest belongs to another repository".into())],
             Some(Err(error)) => return vec![at("the oldest state digest", &error)],
             None => return vec![damage(format!("{} is missing", log_object(1)))],
         }
     }
     if let Some(beyond) = digests.iter().find(|sequence| **sequence > end) {
-        wrong.push(damage(format!("{} is of a record that is not there", state_object(*beyond))));
+        wrong.push(damage(format!("{} belongs to a record that does not exist", state_object(*beyond))));
     }
     for sequence in state.end().sequence + 1..=end {
         let name = log_object(sequence);

@@ -32,7 +32,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Nothing was found.
+    /// True when nothing wrong was found.
     pub const fn is_sound(&self) -> bool {
         self.bad.is_empty() && self.errors.is_empty()
     }
@@ -122,7 +122,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// Blocking.
+    /// Reads header and footer. Blocking.
     fn read(inner: &Inner, pack: &AddedPack) -> Result<(Arc<File>, Self)> {
         let file = inner.directory.open_pack(&pack.name)?;
         let length = inner.directory.io().length(&file);
@@ -216,7 +216,7 @@ impl Scan {
         let blob_at = at + RECORD_HEADER_BYTES;
         let (have, id) = read_record_header(&window[at..blob_at], &self.nonce).map_err(|error| error.to_string())?;
         if id != entry.id || self.whole && usize::try_from(have) != Ok(ordinal) {
-            return Err("the record in its place is another one".into());
+            return Err("another record is in its place".into());
         }
         let blob = window.slice(blob_at..end);
         if self.look == Look::Hash && blob_hash(&blob) != entry.blob_hash {

@@ -152,7 +152,7 @@ pub async fn growing_and_shrinking<F: Fixture>(lab: Lab<F>) {
     machine.resize(0, LEAF);
     let report = lab.backup("elastic", &machine).await;
     assert_eq!(report.disks[0].tracking.mode, ChangeTracking::Fingerprint);
-    assert!(report.warnings.iter().any(|warning| warning.contains("lack it")), "{:?}", report.warnings);
+    assert!(report.warnings.iter().any(|warning| warning.contains("lack that change")), "{:?}", report.warnings);
     history.push((report.point.id, machine.images()));
     for (point, images) in &history {
         lab.assert_restores(*point, images).await;

@@ -35,7 +35,7 @@ fn cause(kind: ErrorKind) -> Cause {
         }
         ErrorKind::TargetFull => Run(target_full, "space"),
         ErrorKind::Quiesce => {
-            Run(|b| b.run(&["backup", "--machine", "m", "--quiesce", "require", "-r", "REPO", "DISK"]), "quiesced")
+            Run(|b| b.run(&["backup", "--machine", "m", "--quiesce", "require", "-r", "REPO", "DISK"]), "quiesce")
         }
         ErrorKind::Tracking => {
             Run(|b| b.run(&["backup", "--machine", "m", "--change-tracking", "bitmap", "-r", "REPO", "DISK"]), "bitmap")

@@ -111,7 +111,7 @@ fn a_token_joins_a_proxy_once_also_past_nodes_that_are_killed() {
     node = site.serve("site");
     let join: &[&str] = &["token", "join", "--token-file", "HERE/host7.token", "--out"];
     // What must fail does so before the token is used.
-    refused(&site.run(&[join, &["HERE/site/admin"]].concat()), 2, "holds an identity already");
+    refused(&site.run(&[join, &["HERE/site/admin"]].concat()), 2, "already holds an identity");
     let told = done(site.run(&[join, &["HERE/host7"]].concat()));
     assert!(told.contains("proxy host7"), "{told}");
     assert_eq!((mode(&site.path("host7")), mode(&site.path("host7/identity.pem"))), (0o700, 0o600));
@@ -119,7 +119,7 @@ fn a_token_joins_a_proxy_once_also_past_nodes_that_are_killed() {
     assert!(done(site.run_as("host7", &["points", "-r", "NODE/main"], "")).contains("web"));
     refused(&site.run_as("host7", CREATE, ""), 12, "proxy host7 may not do this");
     for _ in 0..2 {
-        refused(&site.run(&[join, &["HERE/again"]].concat()), 12, "it was used, or has expired");
+        refused(&site.run(&[join, &["HERE/again"]].concat()), 12, "it was used already, or it has expired");
         kill(&mut node);
         node = site.serve("site");
     }
@@ -148,7 +148,7 @@ fn tokens_come_by_stdout_and_stdin_and_are_never_repeated() {
     let cut = &token[..token.len() - 30];
     for garbage in ["", "garbage", cut, &token.replace("token-1", "token-2"), &"a".repeat(5000)] {
         let output = site.run_as("nobody", &["token", "join"], garbage);
-        refused(&output, 2, "no join token");
+        refused(&output, 2, "not a join token");
         assert!(!String::from_utf8_lossy(&output.stderr).contains(&token[20..60]));
     }
     let expired = ["token", "create", "--role", "admin", "--name", "eve", "--valid", "1s", "--node", "NODE"];

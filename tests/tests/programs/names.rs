@@ -50,7 +50,7 @@ fn machines_of_one_name_are_told_apart() {
         [&["show", "web@latest"][..], &["verify", "web@latest"], &["pin", "web@latest"], &["forget", "web@latest"]]
     {
         let (code, refused) = place.fails(&[command, &["-r", "REPO"]].concat());
-        assert!(code == 2 && refused.contains("web is the name of 3 machines here"), "{command:?} {code} {refused}");
+        assert!(code == 2 && refused.contains("3 machines here have the name web"), "{command:?} {code} {refused}");
         let hint = refused.split("write ").nth(1).unwrap();
         let choices: BTreeSet<&str> = hint.split(" or ").map(|it| it.split('"').next().unwrap().trim()).collect();
         assert_eq!(choices.len(), 3, "{refused}");

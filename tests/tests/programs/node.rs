@@ -58,7 +58,7 @@ fn a_repository_that_is_away_does_not_stop_the_others() {
     place.done(&["backup", "--machine", "web", "-r", "NODE", "DISK"]);
     let other = format!("quic://127.0.0.1:{}/second", place.port);
     let (code, said) = place.fails(&["points", "-r", &other]);
-    assert!(code == 20 && said.contains("away") && said.contains("mount"), "{code} {said}");
+    assert!(code == 20 && said.contains("not available") && said.contains("mount"), "{code} {said}");
     place.done(&["init", "-r", "HERE/second"]);
     wait_until("it is there", || place.windlass(&["points", "-r", &other]).output().unwrap().status.success());
     place.done(&["backup", "--machine", "web", "-r", &other, "DISK"]);

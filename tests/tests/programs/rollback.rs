@@ -28,7 +28,7 @@ fn a_copy_refuses_it_and_says_what_can_be_done() {
         assert_eq!(refused.code, 13, "{}{}", refused.stdout, refused.stderr);
         assert!(refused.stderr.contains("\"code\":\"rolled_back\""), "{}", refused.stderr);
         for part in
-            ["rolled back or replaced, together with its index", "bring the source's newer files back", "init --like"]
+            ["rolled back or replaced, together with its index", "bring back the source's newer files", "init --like"]
         {
             assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
         }

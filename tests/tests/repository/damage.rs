@@ -356,9 +356,9 @@ async fn known_damage_is_told_as_damage() {
     };
     told(two.restore(0).await.unwrap_err());
     // Now this process knows; after the next record the log does, too.
-    assert!(told(two.restore(0).await.unwrap_err()).contains("known already"));
+    assert!(told(two.restore(0).await.unwrap_err()).contains("found damaged before"));
     let two = two.reopened_after(|_| ()).await;
-    assert!(told(two.restore(0).await.unwrap_err()).contains("known already"));
+    assert!(told(two.restore(0).await.unwrap_err()).contains("found damaged before"));
     let report = two.bench.verify(&two.local, Depth::Structure).await;
     let error = report.errors.iter().find(|error| error.chunk == Some(victim)).unwrap();
     assert_eq!((error.pack.as_ref(), error.offset), (Some(&pack), Some(11 * BLOCK)));
@@ -569,7 +569,7 @@ async fn what_is_newer_is_told_apart() {
             Access::Read => assert_eq!(refused.kind(), ErrorKind::Usage, "{why}"),
             Access::Write => {
                 assert!(refused.kind() == ErrorKind::Version && why.contains("events of kind 999"), "{why}");
-                assert!(refused.remedy().is_some_and(|remedy| remedy.contains("newer windlass")));
+                assert!(refused.remedy().is_some_and(|remedy| remedy.contains("newer version of Windlass")));
             }
         }
         assert_eq!(replay(&root).end().sequence, record.sequence, "nothing is written");

@@ -114,7 +114,7 @@ fn a_target_that_cannot_be_updated_is_left_alone() {
         assert!(run.stderr.contains(says) && run.stderr.contains(hint), "{target}: {}", run.stderr);
     };
     for name in ["HERE/none.raw", "HERE/none.qcow2"] {
-        refused(name, 2, "does not exist", "leave --delta out");
+        refused(name, 2, "does not exist", "leave out --delta");
     }
     let small = days.bench.path("small.raw");
     fs::write(&small, &days.day1[1..]).unwrap();

@@ -346,7 +346,7 @@ async fn a_sweep_takes_no_more_room_than_there_is() {
     let room = |bytes: u64| io.claim_space(Some(Space { free: (128 << 20) + bytes, total: 10 << 40, files: u64::MAX }));
     room(0);
     let refused = sweep(&local, options).await.unwrap_err();
-    assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("1 MiB of room"), "{refused}");
+    assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("1 MiB of free space"), "{refused}");
     assert!(stored(base.path()).values().all(|times| *times == 1), "nothing was packed again");
     let before = local.stats().await.unwrap();
     assert!(before.points == 1, "what was forgotten is final, and its pages are gone");

@@ -58,7 +58,7 @@ fn an_address_changes_in_the_middle() {
     relay.readdress();
     ends_well(&place, &relay, backup, WINDOW_BYTES.into());
     let log = fs::read_to_string(place.path("windlass-store.log")).unwrap();
-    assert!(!log.contains("gone for long"), "{log}");
+    assert!(!log.contains("was not connected for a long time"), "{log}");
 }
 
 #[test]

@@ -228,7 +228,7 @@ async fn an_owner_has_no_more_than_its_quota() {
     let web = field.machine(1);
     field.backup(HOST_1, &options("web"), &web).await.unwrap();
     field.backup(HOST_1, &options("web"), &web).await.unwrap();
-    fails(&web, "2 points").await;
+    fails(&web, "2 of 2").await;
     let oldest = field.points().await[0].id;
     field.repository.change_points(&[oldest], PointChange::Forget).await.unwrap();
     // Those of a cluster share its quota. What came to nothing counts too.
@@ -258,7 +258,10 @@ async fn an_owner_has_no_more_than_its_quota() {
     field.backup(HOST_2, &options("web"), &web).await.unwrap();
     let _two = [remote.read(&[]).await.unwrap(), remote.read(&[]).await.unwrap()];
     let refused = field.backup(HOST_1, &options("web"), &web).await.unwrap_err();
-    assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("2 sessions"), "{refused}");
+    assert!(
+        refused.kind() == ErrorKind::Busy && refused.to_string().contains("too many open sessions: 2"),
+        "{refused}"
+    );
 }
 
 /// An administrator hands a machine from one owner to another.

@@ -224,14 +224,14 @@ fn identities_are_kept_in_folders_and_keys_are_private() {
     assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o640)).unwrap();
     let error = Credentials::load(&place).unwrap_err();
-    assert!(error.to_string().contains("can be read by others") && error.remedy().is_some(), "{error}");
+    assert!(error.to_string().contains("others can read") && error.remedy().is_some(), "{error}");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
     // Whoever can write says whom to believe.
     for (name, mode, right) in [("", 0o770, 0o700), ("ca.pem", 0o664, 0o644), ("identity.pem", 0o602, 0o600)] {
         let path = place.join(name);
         std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
         let error = Credentials::load(&place).unwrap_err();
-        assert!(error.to_string().contains("can be written by others") && error.remedy().is_some(), "{name}: {error}");
+        assert!(error.to_string().contains("others can write") && error.remedy().is_some(), "{name}: {error}");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(right)).unwrap();
     }
     Credentials::load(&place).unwrap();
@@ -239,5 +239,5 @@ fn identities_are_kept_in_folders_and_keys_are_private() {
     std::fs::create_dir(&tokens).unwrap();
     std::fs::set_permissions(&tokens, PermissionsExt::from_mode(0o777)).unwrap();
     let opened = Registry::open(authority, folder.path(), std::time::Duration::from_secs(60), world);
-    assert!(opened.unwrap_err().to_string().contains("can be written by others"));
+    assert!(opened.unwrap_err().to_string().contains("others can write"));
 }

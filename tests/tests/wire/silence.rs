@@ -73,7 +73,7 @@ async fn a_node_that_goes_silent_while_it_is_connected_to_is_given_up() {
     });
     // It is asked again, and in all for 75 times the silence.
     let told = told_soon("at work for ever", node.connect(SILENCE / 3)).await;
-    assert!(told.contains("does not answer Open, however often it is asked"), "{told}");
+    assert!(told.contains("does not answer Open, after many attempts"), "{told}");
 }
 
 /// In a session: no answer, and parts of one that were announced and do not come, or not whole.

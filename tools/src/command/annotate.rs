@@ -3,7 +3,7 @@
 use crate::cli::Annotate;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
-use crate::text::{SetTime, count};
+use crate::text::{SetTime, counted};
 use mover::labels::{TAGGED, TIME_KEY, UNTAGGED, tag_key, time_value};
 use mover::{Error, PointFilter, PointId, Repository as _, Result, select};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub async fn run(context: &Context, arguments: &Annotate) -> Result<Exit> {
     let points = made?;
     closed?;
     context.out.document(&Annotated { points: points.iter().map(PointId::to_string).collect() });
-    context.out.done(&format!("{} points changed", count(points.len() as u64)));
+    context.out.done(&format!("{} changed", counted(points.len() as u64, "point")));
     Ok(Exit::Done)
 }
 

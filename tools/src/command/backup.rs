@@ -9,7 +9,7 @@ use crate::job::watched;
 use crate::open::{self, Access, Opened, SnapshotSession};
 use crate::output::table;
 use crate::stop::Stoppable;
-use crate::text::{count, escaped, milliseconds, seconds, short, size};
+use crate::text::{counted, escaped, milliseconds, seconds, short, size};
 use mover::{
     Allow, Audit, BackupOptions, BackupReport, Error, ErrorKind, MachineSource as _, NewAttachment, Outcome, PastOf,
     Progress, Repository as _, Result, Source as _, TrackingWish, Verification, Wanted, backup, blocking,
@@ -87,8 +87,8 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
 
 fn refuse_what_cannot_be_done(arguments: &Backup) -> Result<()> {
     if arguments.quiesce == Quiesce::Require {
-        return Err(Error::new(ErrorKind::Quiesce, "a disk image without its machine cannot be quiesced")
-            .hint("leave out --quiesce require, and quiesce with --pre-freeze and --post-thaw where that is needed"));
+        return Err(Error::new(ErrorKind::Quiesce, "this version cannot quiesce a machine by itself")
+            .hint("leave out --quiesce require, and quiesce the machine with --pre-freeze and --post-thaw"));
     }
     Ok(())
 }
@@ -125,13 +125,13 @@ fn read_attachment(attach: &Attach) -> Result<NewAttachment> {
     let kind = file.metadata().map_err(failed)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Error::usage(format!("attachment {path} is neither a file nor a block device"))
-            .hint("write what is to be attached into a file first"));
+            .hint("save it to a file first, and attach the file"));
     }
     let mut bytes = Vec::new();
     file.take(ATTACHMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > ATTACHMENT_BYTES_MAX {
-        return Err(Error::usage(format!("attachment {path} has more than {}", size(ATTACHMENT_BYTES_MAX)))
-            .hint("attachments are small files of a machine; back a disk up with --disk"));
+        return Err(Error::usage(format!("attachment {path} is larger than {}", size(ATTACHMENT_BYTES_MAX)))
+            .hint("attachments are small files of a machine; back up a disk with --disk"));
     }
     let name = attach.file.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
     Ok(NewAttachment { kind: attach.kind.clone(), name, bytes: bytes.into() })
@@ -262,20 +262,25 @@ fn print(context: &Context, report: &BackupReport, duration: Duration) {
     for disk in &report.disks {
         let Some(audit) = disk.audit else { continue };
         let ends = match (audit.turn_completed, audit.cut_short) {
-            (true, _) => "this completes a turn over the disk".to_owned(),
-            (false, true) => format!("its time was up, the next increment goes on at {}", size(audit.position)),
-            (false, false) => format!("the next increment goes on at {}", size(audit.position)),
+            (true, _) => "the audit has now seen the whole disk".to_owned(),
+            (false, true) => {
+                format!("it reached its time limit, and the next increment continues at {}", size(audit.position))
+            }
+            (false, false) => format!("the next increment continues at {}", size(audit.position)),
         };
         let audited = size(disk.tracking.bytes_audited);
-        out.line(&format!("{}: {audited} that the bitmap calls unchanged are unchanged; {ends}", disk.name));
+        out.line(&format!(
+            "{}: the audit read {audited} that the bitmap calls unchanged, and found no change; {ends}",
+            disk.name
+        ));
     }
     out.line(&format!(
-        "point {} of {}, {} consistent: {} new in {} chunks, {} stored, {}",
+        "point {} of {}, {} consistent: {} new in {}, {} stored, {}",
         short(report.point.id),
         report.point.machine_name,
         report.consistency.as_str(),
         size(report.bytes_new),
-        count(report.chunks_new),
+        counted(report.chunks_new, "chunk"),
         size(report.bytes_stored),
         seconds(duration),
     ));

@@ -3,7 +3,7 @@
 use crate::cli::ChangePoints;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
-use crate::text::count;
+use crate::text::counted;
 use mover::{PointChange, PointFilter, PointId, Repository as _, Result, select};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -23,11 +23,11 @@ pub async fn run(context: &Context, arguments: &ChangePoints, change: PointChang
     context.out.document(&Changed { points: points.iter().map(PointId::to_string).collect() });
     let what = match change {
         PointChange::Forget | PointChange::ForgetByRules => "forgotten",
-        PointChange::Unforget => "back",
+        PointChange::Unforget => "brought back",
         PointChange::Pin => "pinned",
         PointChange::Unpin => "no longer pinned",
     };
-    context.out.done(&format!("{} points {what}", count(points.len() as u64)));
+    context.out.done(&format!("{} {what}", counted(points.len() as u64, "point")));
     Ok(Exit::Done)
 }
 

@@ -5,7 +5,7 @@ use crate::cli::Copy;
 use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
-use crate::text::{count, milliseconds, seconds, short, size};
+use crate::text::{count, counted, milliseconds, seconds, short, size};
 use mover::{
     CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
     Verification, copy, select, still_wanted,
@@ -37,8 +37,8 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(from), Ok(to)) if from.config().id == to.config().id => {
             let closed = open::close(to).await;
             let same = Error::usage("both addresses are the same repository").hint(
-                "name another one; a directory that was copied file by file is the same one too: make a copy with \
-                 `windlass init --like`",
+                "choose another target; a directory that was copied file by file is the same repository too: create the \
+                 target with `windlass init --like`",
             );
             (Err(same), open::close(from).await.and(closed))
         }
@@ -73,12 +73,12 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     };
     context.out.summary(&summary, || {
         context.out.line(&format!(
-            "copied {} points ({} were there already, {} failed): {} in {} chunks, {}",
-            count(sum.points),
+            "copied {} ({} already there, {} failed): {} in {}, {}",
+            counted(sum.points, "point"),
             count(there),
             count(failed),
             size(sum.bytes_moved),
-            count(sum.chunks_moved),
+            counted(sum.chunks_moved, "chunk"),
             seconds(began.elapsed()),
         ));
     });
@@ -182,9 +182,9 @@ async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened)
         let left = (before - chosen.len()) as u64;
         if left > 0 {
             context.out.note(&format!(
-                "{} points are left out, because the target has forgotten them, or newer ones of their machines for good: name \
-                 those that are wanted all the same",
-                count(left)
+                "left out {}: forgotten in the target (`windlass unforget` brings such a point back there), or not newer than \
+                 what a sweep made final there (such a point is copied if you name it)",
+                counted(left, "point")
             ));
         }
     }

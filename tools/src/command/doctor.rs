@@ -6,7 +6,7 @@ use crate::cli::Patience;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Local};
 use crate::output::table;
-use crate::text::{count, escaped};
+use crate::text::{counted, escaped};
 use mover::{PointFilter, Repository as _, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     if let Some(address) = arguments.repository.as_ref().filter(|_| arguments.accept_rollback) {
         Local::accept_rollback(address.directory()?, context.pool.clone(), context.world.clone()).await?;
         context.out.document(&serde_json::json!({ "repository": address.to_string(), "rollback_accepted": true }));
-        context.out.done(&format!("{address} is used as it is now"));
+        context.out.done(&format!("{address}: the rollback is accepted, and the repository is used as it is now"));
         return Ok(Exit::Done);
     }
     let mut findings = Vec::new();
@@ -54,7 +54,7 @@ async fn installed(program: &str, purpose: &str) -> Finding {
         text.lines().next().map(str::to_owned)
     });
     let sound = version.is_some();
-    let remark = version.unwrap_or_else(|| format!("needed {purpose}: install qemu-utils"));
+    let remark = version.unwrap_or_else(|| format!("not usable, and needed {purpose}: install qemu-utils"));
     Finding { subject: program.into(), sound, remark }
 }
 
@@ -65,14 +65,14 @@ async fn totals(context: &Context, address: &crate::address::RepositoryAddress) 
     open::close(repository).await?;
     let stats = stats?;
     let suspects = suspects(&points?, context.world.now());
-    let mut remark = format!("{} points, {} damaged chunks", count(stats.points), count(stats.suspects));
+    let mut remark = format!("{}, {}", counted(stats.points, "point"), counted(stats.suspects, "damaged chunk"));
     if !suspects.is_empty() {
         remark += &format!(
-            ", {} points whose time cannot be right: see `windlass points --suspect-times`",
-            count(suspects.len() as u64)
+            ", {} with a time that cannot be right: see `windlass points --suspect-times`",
+            counted(suspects.len() as u64, "point")
         );
     }
     Ok((suspects.is_empty(), remark))
 }
 
-const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "for qcow2"), ("qemu-nbd", "for qcow2")];
+const PROGRAMS: [(&str, &str); 2] = [("qemu-img", "for qcow2 images"), ("qemu-nbd", "for qcow2 images")];

@@ -5,7 +5,7 @@ use crate::command::points::named as named_machine;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
-use crate::text::{count, local_time, short, utc_time};
+use crate::text::{count, counted, local_time, short, utc_time};
 use mover::{
     Keep, PointChange, PointFilter, PointId, Reason, RecoveryPoint, Repository as _, Result, Verdict, qualifiers,
     retain, retention_time, select,
@@ -64,9 +64,9 @@ pub async fn run(context: &Context, arguments: &Forget) -> Result<Exit> {
     }
     let (would, tail) = match arguments.dry_run {
         true => ("would be ", ""),
-        false => ("", "; `windlass unforget` brings them back until `windlass sweep`"),
+        false => ("", "; until `windlass sweep`, `windlass unforget` can bring forgotten points back"),
     };
-    context.out.done(&format!("{} points {would}forgotten, {} kept{tail}", count(forgotten), count(kept)));
+    context.out.done(&format!("{} {would}forgotten, {} kept{tail}", counted(forgotten, "point"), count(kept)));
     Ok(Exit::Done)
 }
 

@@ -3,7 +3,7 @@
 use crate::cli::MachineAction;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
-use crate::text::count;
+use crate::text::counted;
 use mover::{Machine, Name, PointFilter, RecoveryPoint, Repository as _, Result};
 use serde::Serialize;
 
@@ -24,8 +24,12 @@ pub async fn run(context: &Context, action: &MachineAction) -> Result<Exit> {
     let closed = open::close(repository).await;
     let moved = made?;
     closed?;
-    let whose = moved.owner.as_ref().map_or("the site's own".into(), |owner| format!("{owner}'s"));
-    context.out.done(&format!("{} is {whose} now, with {} points", moved.machine, count(moved.points as u64)));
+    let whose = moved.owner.as_deref().unwrap_or("the site");
+    context.out.done(&format!(
+        "machine {} now belongs to {whose}, with {}",
+        moved.machine,
+        counted(moved.points as u64, "point")
+    ));
     context.out.document(&moved);
     Ok(Exit::Done)
 }

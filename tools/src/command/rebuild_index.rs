@@ -4,7 +4,7 @@ use crate::cli::RebuildIndex;
 use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access};
-use crate::text::count;
+use crate::text::counted;
 use mover::{Progress, Repository as _, Result};
 use std::sync::Arc;
 
@@ -17,6 +17,6 @@ pub async fn run(context: &Context, arguments: &RebuildIndex) -> Result<Exit> {
     let made = made?;
     closed?;
     context.out.document(&serde_json::json!({ "packs": made.packs, "chunks": made.chunks }));
-    context.out.done(&format!("index made of {} chunks in {} packs", count(made.chunks), count(made.packs)));
+    context.out.done(&format!("index rebuilt: {} in {}", counted(made.chunks, "chunk"), counted(made.packs, "pack")));
     Ok(Exit::Done)
 }

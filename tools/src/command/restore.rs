@@ -37,7 +37,9 @@ struct Summary {
 
 pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     if arguments.to == "-" && context.out.json() {
-        return Err(Error::usage("stdout cannot hold a disk and events").hint("leave --json out, or name a file"));
+        return Err(
+            Error::usage("--json and --to - would both write to stdout").hint("leave out --json, or restore to a file")
+        );
     }
     if let Some(wanted) = &arguments.attachment {
         return attachment::run(context, arguments, wanted).await;
@@ -55,8 +57,8 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     let (manifest, disk, report, bytes_from) = made.map_err(|error| match error.kind() {
         // Each copy was asked for what the one before could not serve.
         ErrorKind::Integrity | ErrorKind::StoreIo if many => {
-            Error::new(ErrorKind::NoCopy, format!("no copy can serve it: {}", error.message()))
-                .hint("`windlass verify` tells what is damaged in a copy")
+            Error::new(ErrorKind::NoCopy, format!("no copy can serve the disk: {}", error.message()))
+                .hint("`windlass verify` shows what is damaged in a copy")
         }
         _ => error,
     })?;
@@ -106,7 +108,7 @@ impl Place {
             return Ok(Self::Target(target));
         }
         if arguments.delta || arguments.overwrite {
-            return Err(Error::usage("--delta and --overwrite have no meaning for stdout"));
+            return Err(Error::usage("--delta and --overwrite cannot be used with stdout"));
         }
         stdout::check()?;
         Ok(Self::Stdout)
@@ -116,8 +118,8 @@ impl Place {
 /// A pack or record that is written over is lost, and a file that is left there is in the way.
 fn not_in_a_repository(target: &Path) -> Result<()> {
     let Some(repository) = Local::around(target) else { return Ok(()) };
-    Err(Error::usage(format!("{} lies in the repository {}", target.display(), repository.display()))
-        .hint("name a place outside of it"))
+    Err(Error::usage(format!("{} is inside the repository {}", target.display(), repository.display()))
+        .hint("choose a target outside of it"))
 }
 
 /// Repositories that can be read and have the point.
@@ -130,7 +132,8 @@ struct Copies {
 /// passed over with a warning as long as another one serves.
 async fn open_copies(context: &Context, arguments: &Restore) -> Result<Copies> {
     let first = arguments.copy.as_ref().or(arguments.repository.as_ref());
-    let first = first.ok_or_else(|| Error::usage("no repository").hint("name it with -r, or a copy with --copy"))?;
+    let first =
+        first.ok_or_else(|| Error::usage("no repository is given").hint("give it with -r, or a copy with --copy"))?;
     let mut copies = Copies { point: PointId::default(), repositories: Vec::new() };
     let mut failed: Vec<Error> = Vec::new();
     for address in std::iter::once(first).chain(&arguments.also_from) {
@@ -162,7 +165,7 @@ async fn add_copy(
             return select(&points, &arguments.point).map(|point| point.id);
         };
         if first.config().domain != repository.config().domain {
-            return Err(Error::domain(format!("it is not of the same dedup domain as {first_address}")));
+            return Err(Error::domain(format!("it does not belong to the dedup domain of {first_address}")));
         }
         let have = points.iter().any(|point| point.id == copies.point);
         have.then_some(copies.point).ok_or_else(|| Error::not_found(format!("it has no point {}", copies.point)))
@@ -237,10 +240,12 @@ fn choose_disk<'a>(manifest: &'a Manifest, arguments: &Restore) -> Result<&'a Di
     let names = || manifest.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
     match (&arguments.disk, manifest.disks.as_slice()) {
         (Some(name), _) => manifest.disk(name).ok_or_else(|| {
-            Error::not_found(format!("the point has no disk {name}")).hint(format!("it has {}", names()))
+            Error::not_found(format!("the point has no disk {name}")).hint(format!("its disks: {}", names()))
         }),
         (None, [only]) => Ok(only),
         (None, []) => Err(Error::not_found("the point has no disks")),
-        (None, _) => Err(Error::usage(format!("the point has the disks {}", names())).hint("name one with --disk")),
+        (None, _) => {
+            Err(Error::usage(format!("the point has several disks: {}", names())).hint("choose one with --disk"))
+        }
     }
 }

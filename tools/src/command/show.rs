@@ -123,7 +123,7 @@ fn print(context: &Context, point: &RecoveryPoint, manifest: &Manifest) {
     row("time", local_time(point.time()) + &set);
     if let Some(holder) = &point.holder {
         row("owner", point.owner_name.as_ref().map_or("the site".into(), ToString::to_string));
-        row("brought by", holder.to_string());
+        row("committed by", holder.to_string());
     }
     row("committed", local_time(point.commit_time));
     row("consistency", manifest.consistency.as_str().into());

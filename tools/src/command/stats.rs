@@ -3,7 +3,7 @@
 use crate::cli::Stats;
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
-use crate::text::{count, local_time, size, utc_time};
+use crate::text::{count, counted, local_time, size, utc_time};
 use chunker::ChunkId;
 use mover::{Repository as _, Result, ScrubTotals};
 use serde::Serialize;
@@ -97,17 +97,17 @@ pub async fn run(context: &Context, arguments: &Stats) -> Result<Exit> {
         row("reserved", size(stats.bytes_reserved));
     }
     if stats.packs_unverified > 0 {
-        row("unverified", format!("{} packs", count(stats.packs_unverified)));
+        row("unverified", counted(stats.packs_unverified, "pack"));
     }
     if let Some(oldest) = stats.oldest_verified {
         row("verified", format!("since {}", local_time(oldest)));
     }
     if let Some(scrub) = stats.scrub {
-        let left = format!("{} packs left", count(scrub.packs_left));
-        row("scrub", format!("{} read, {left}, {} chunks damaged", size(scrub.bytes), count(scrub.chunks_damaged)));
+        let left = format!("{} left", counted(scrub.packs_left, "pack"));
+        row("scrub", format!("{} read, {left}, {}", size(scrub.bytes), counted(scrub.chunks_damaged, "damaged chunk")));
     }
     if stats.suspects > 0 {
-        row("wanted", count(stats.suspects));
+        row("damaged", counted(stats.suspects, "chunk"));
         wanted.iter().take(WANTED_SHOWN).for_each(|chunk| context.out.line(&format!("  {chunk}")));
     }
     Ok(Exit::Done)

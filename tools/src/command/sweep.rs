@@ -4,7 +4,7 @@ use crate::cli::Sweep;
 use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access};
-use crate::text::{count, milliseconds, seconds, size};
+use crate::text::{counted, milliseconds, seconds, size};
 use mover::{Progress, Repository as _, Result, SweepOptions, SweepReport};
 use serde::Serialize;
 use std::sync::Arc;
@@ -69,19 +69,19 @@ pub async fn run(context: &Context, arguments: &Sweep) -> Result<Exit> {
         let out = &context.out;
         let would = if arguments.dry_run { "would be " } else { "" };
         out.line(&format!(
-            "{} {would}reclaimed in {} packs, {} packed again, {} points final",
+            "{} {would}reclaimed in {}, {} {would}repacked, {} {would}made final",
             size(bytes_reclaimed),
-            count(packs_deleted),
+            counted(packs_deleted, "pack"),
             size(bytes_repacked),
-            count(points_final)
+            counted(points_final, "point")
         ));
         let left = format!("{} needed, {} dead in packs that stay", size(bytes_live), size(bytes_dead));
         out.line(&format!("{left}, {}", seconds(began.elapsed())));
         if bytes_waiting > 0 {
             out.line(&format!(
-                "{} more wait for {} sessions to end: sweep again then, or end those of dead processes with --fence-older",
+                "{} more can be reclaimed after the end of {}: sweep again then, or end sessions of dead processes with --fence-older",
                 size(bytes_waiting),
-                count(sessions_waited_for)
+                counted(sessions_waited_for, "session")
             ));
         }
     });

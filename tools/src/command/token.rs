@@ -35,7 +35,7 @@ pub async fn run(context: &Context, action: &TokenAction) -> Result<Exit> {
             let node = match (node, repository) {
                 (Some(node), _) => node.at.clone(),
                 (None, Some(repository)) => repository.node()?,
-                (None, None) => return Err(Error::usage("no node is named").hint("name one with --node")),
+                (None, None) => return Err(Error::usage("no node is given").hint("give it with --node")),
             };
             let us = open::credentials(context).await?;
             let holder = Holder { role: *role, name: name.clone(), owner: owner.clone() };
@@ -56,7 +56,7 @@ async fn create(
 ) -> Result<Exit> {
     let holder = wanted.holder.clone();
     if let Some(file) = out.filter(|file| file.exists()) {
-        return Err(Error::usage(format!("{} exists", file.display())).hint("name another file with --out"));
+        return Err(Error::usage(format!("{} already exists", file.display())).hint("choose another file with --out"));
     }
     let (token, expires) = wire::create_token(us, node, wanted, valid, &context.world).await?;
     if let Some(file) = out {
@@ -70,10 +70,10 @@ async fn create(
         file: out.map(Path::to_owned),
     });
     match out {
-        Some(file) => context.out.done(&format!("token for {holder} in {}", file.display())),
+        Some(file) => context.out.done(&format!("token for {holder} written to {}", file.display())),
         None => context.out.line(&token.to_string()),
     }
-    context.out.note(&format!("works once, until {}", local_time(expires)));
+    context.out.note(&format!("the token works once, until {}", local_time(expires)));
     Ok(Exit::Done)
 }
 

@@ -60,7 +60,7 @@ pub async fn run(context: &Context, action: &TrackingAction) -> Result<Exit> {
     let bitmaps: Vec<Bitmap> = bitmaps.iter().map(Bitmap::from).collect();
     out.document(&BTreeMap::from([(listed, &bitmaps)]));
     if bitmaps.is_empty() {
-        out.line("no bitmaps");
+        out.line("no bitmaps of Windlass");
         return Ok(Exit::Done);
     }
     let mut rows =

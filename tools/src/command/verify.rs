@@ -5,7 +5,7 @@ use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::output::table;
-use crate::text::{count, escaped, milliseconds, seconds, size};
+use crate::text::{counted, escaped, milliseconds, seconds, size};
 use mover::{
     Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyError, VerifyOptions,
     VerifyReport, repair, select,
@@ -74,20 +74,20 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     if summary.errors.is_empty() {
         return Ok(Exit::Done);
     }
-    let errors = summary.errors.len();
+    let errors = summary.errors.len() as u64;
     if report.errors.iter().all(|error| error.unread) {
-        let failed = format!("{} has {errors} places that could not be read", arguments.place.repository);
-        let failed = Error::store_io(failed).hint("nothing was found damaged; look at the storage, and verify again");
+        let failed = format!("{}: {} could not be read", arguments.place.repository, counted(errors, "place"));
+        let failed = Error::store_io(failed).hint("no damage was found; check the storage, then verify again");
         context.out.failure(&failed, false);
         return Ok(Exit::Failed);
     }
     let all_whole = arguments.point.is_empty() && report.errors.iter().all(|error| error.point.is_none());
     let hint = if all_whole {
-        "every point is whole: what is damaged was replaced, or is needed by none; `windlass sweep` takes it away"
+        "all points are complete: what is damaged was replaced, or no point needs it; `windlass sweep` removes it"
     } else {
-        "repair it from another copy with --repair --also-from, or back the machine up again; restore meanwhile with --also-from"
+        "repair it from another copy with --repair --also-from, or back up the machine again; until then restore with --also-from"
     };
-    let found = Error::integrity(format!("{} has {errors} errors", arguments.place.repository)).hint(hint);
+    let found = Error::integrity(format!("{} has {}", arguments.place.repository, counted(errors, "error"))).hint(hint);
     context.out.failure(&found, false);
     Ok(Exit::Corrupt)
 }
@@ -173,22 +173,25 @@ fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: I
         context.out.table(&rows);
     }
     if repaired.chunks > 0 {
-        context.out.line(&format!("repaired {} chunks, {}", count(repaired.chunks), size(repaired.bytes)));
+        context.out.line(&format!("repaired {}, {}", counted(repaired.chunks, "chunk"), size(repaired.bytes)));
     }
     if repaired.left > 0 {
-        context.out.line(&format!("{} chunks are not sound in the other copy either", count(repaired.left)));
+        context.out.line(&format!(
+            "not repaired, because the other copy does not have them: {}",
+            counted(repaired.left, "chunk")
+        ));
     }
     if summary.packs_skipped > 0 {
-        let skipped = count(summary.packs_skipped);
-        context.out.line(&format!("{skipped} packs were found sound a short time ago and not read again"));
+        let skipped = counted(summary.packs_skipped, "pack");
+        context.out.line(&format!("not read again, because found sound a short time ago: {skipped}"));
     }
     if context.out.shows_progress() {
         context.out.line(&format!(
-            "verified {} points, {} chunks, {} read, {} errors, {}",
-            count(summary.points),
-            count(summary.chunks),
+            "verified {}, {}, {} read, {}, {}",
+            counted(summary.points, "point"),
+            counted(summary.chunks, "chunk"),
             size(summary.bytes_read),
-            summary.errors.len(),
+            counted(summary.errors.len() as u64, "error"),
             seconds(began.elapsed()),
         ));
     }

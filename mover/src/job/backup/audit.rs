@@ -83,7 +83,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             }
             Found::Changed(bytes, offset) => (bytes, offset),
         };
-        let lie = format!("the audit found offset {offset} changed, which the bitmap calls unchanged");
+        let lie = format!("the audit found a change at offset {offset}, which the bitmap calls unchanged");
         if self.job.options.wish == TrackingWish::Bitmap {
             return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
         }

@@ -15,14 +15,14 @@ pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription], 
     for it in options.attachments.iter().chain(found) {
         check_text("the name of an attachment", &it.name)?;
         if !files.insert((&it.kind, &it.name)) {
-            return Err(Error::usage(format!("two attachments of kind {} are called {:?}", it.kind, it.name))
+            return Err(Error::usage(format!("two attachments of kind {} have the name {:?}", it.kind, it.name))
                 .hint("give one of them another kind or file name"));
         }
     }
     let mut names = BTreeSet::new();
     for disk in disks {
         if !names.insert(&disk.name) {
-            return Err(Error::usage(format!("two disks are called {}", disk.name)));
+            return Err(Error::usage(format!("two disks have the name {}", disk.name)));
         }
         check_disk(disk).map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
     }
@@ -31,7 +31,7 @@ pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription], 
 
 fn check_disk(disk: &DiskDescription) -> Result<()> {
     if disk.size > DISK_BYTES_MAX {
-        return Err(Error::usage(format!("it has {} bytes, more than {DISK_BYTES_MAX}", disk.size)));
+        return Err(Error::usage(format!("it has {} bytes, more than the limit of {DISK_BYTES_MAX}", disk.size)));
     }
     check_text("its bus", &disk.bus)?;
     check_text("its serial number", &disk.serial)?;
@@ -56,15 +56,15 @@ pub(super) fn check_changes(parent: &Manifest, disks: &[DiskDescription], allow:
 
 fn check_change(before: &DiskRecord, now: &DiskDescription, allow: Allow) -> Result<()> {
     if is_reinterpreted(before, now) && !allow.format_change {
-        return Err(Error::usage(format!("it is read as {} and was {} in the parent", now.format, before.format))
+        return Err(Error::usage(format!("its format is {} and was {} in the parent", now.format, before.format))
             .hint(
-                "say ?format= behind its address if that is wrong; if the image was converted, allow it once with \
-             --allow-format-change",
+                "if that is wrong, write ?format=raw or ?format=qcow2 behind its address; if the image was converted, use \
+                 --allow-format-change once",
             ));
     }
     if now.size < before.size && !allow.shrink {
         return Err(Error::usage(format!("it has {} bytes and had {} in the parent", now.size, before.size))
-            .hint("see whether this is the right disk; if it was made smaller, allow it once with --allow-shrink"));
+            .hint("check that this is the right disk; if it was made smaller, use --allow-shrink once"));
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let name = &self.description.name;
         tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
         warnings.push(format!(
-            "disk {name}: {lie}; this point is right, but points made by bitmap since the change was written lack it"
+            "disk {name}: {lie}; this point is right, but earlier points made by bitmap may lack that change"
         ));
     }
 
@@ -190,7 +190,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             if let Some(block) = bad {
                 let at = block.offset;
                 return Ok(Some(format!(
-                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and did not"
+                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and had data in the parent"
                 )));
             }
         }
@@ -204,7 +204,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         if bytes.len() as u64 == extent.length {
             return Ok(bytes);
         }
-        Err(Error::source(format!("got {} bytes of {} at {}", bytes.len(), extent.length, extent.offset)))
+        Err(Error::source(format!("read only {} of {} bytes at offset {}", bytes.len(), extent.length, extent.offset)))
     }
 
     /// Blocks whose chunk in the parent is suspect.
@@ -246,8 +246,10 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
                 cut = self.read_and_cut(extent, pacer).await?;
                 if !cut.changed.iter().map(|(id, _)| id).eq(&ids) {
                     let at = extent.offset;
-                    return Err(Error::source(format!("other bytes at {at} when they were read again"))
-                        .hint("the snapshot does not hold still: look at what takes it, and back up again"));
+                    return Err(Error::source(format!(
+                        "the bytes at offset {at} were different when they were read again"
+                    ))
+                    .hint("the disk changed while it was read: check how its snapshot is made, and back up again"));
                 }
             }
             self.put_missing(cut.changed, present).await?;

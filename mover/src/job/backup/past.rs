@@ -6,7 +6,7 @@ use crate::{BackupOptions, CheckpointId, DiskRecord, Name, Past, PointFilter, Re
 /// What a repository knows of the machine that `options` name.
 #[derive(Debug, Clone, Copy)]
 pub struct PastOf<'a, R> {
-    /// Where its points are.
+    /// Repository that has the machine's points.
     pub repository: &'a R,
     /// What the backup is to be.
     pub options: &'a BackupOptions,

@@ -52,10 +52,10 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
         match lost.first() {
             // What is still lacking, the next commit tells.
-            Some(id) if !made_again => {
-                Err(Error::integrity(format!("the repository lost chunk {id}, which the source cannot give"))
-                    .hint("run the backup again"))
-            }
+            Some(id) if !made_again => Err(Error::integrity(format!(
+                "the repository lost chunk {id}, and the source does not have it any more"
+            ))
+            .hint("run the backup again")),
             _ => Ok(()),
         }
     }

@@ -18,7 +18,7 @@ pub async fn read_attachment<R: ReadSession, S: Sink>(
 ) -> Result<()> {
     let reader = MapReader::new(session, prints);
     let mut left = attachment.bytes;
-    let wrong = || Error::integrity("it is not as long as the point says").context(&attachment.kind);
+    let wrong = || Error::integrity("its length is not what the point says").context(&attachment.kind);
     // What is still to be written, the next last: a page of this level (one below 0 is a chunk) and its bytes.
     let mut stack = Vec::from_iter(attachment.root.id.map(|id| (id, u32::from(attachment.root.level) + 1, left)));
     while let Some((id, level, bytes)) = stack.pop() {
@@ -53,7 +53,7 @@ async fn chunk<R: ReadSession>(session: &R, prints: &Fingerprinter, id: ChunkId,
     if plain.len() as u64 == bytes {
         return Ok(plain.into());
     }
-    Err(Error::integrity(format!("chunk {id} has {} bytes where {bytes} belong", plain.len())))
+    Err(Error::integrity(format!("chunk {id} has {} bytes instead of {bytes}", plain.len())))
 }
 
 fn open(prints: &Fingerprinter, id: ChunkId, blob: chunker::Blob, plain: &mut Vec<u8>) -> Result<()> {
@@ -62,6 +62,6 @@ fn open(prints: &Fingerprinter, id: ChunkId, blob: chunker::Blob, plain: &mut Ve
     opened.map_err(|error| Error::integrity(format!("chunk {id}")).because(error))?;
     match blob.header().kind {
         ChunkKind::Attachment => Ok(()),
-        _ => Err(Error::integrity(format!("chunk {id} is not of an attachment"))),
+        _ => Err(Error::integrity(format!("chunk {id} does not belong to an attachment"))),
     }
 }

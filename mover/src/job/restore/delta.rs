@@ -33,7 +33,7 @@ pub async fn restore_delta<R: ReadSession, T: Target>(
 
 /// `error`, after which the target is neither what it was nor what it should be.
 fn unfinished(error: &Error) -> Error {
-    let again = "the same command finishes the update; until then the target holds parts of both states";
+    let again = "run the same command again to finish the update; until then the target holds parts of both states";
     let hint = error.remedy().map_or_else(|| again.into(), |hint| format!("{hint}; then {again}"));
     Error::new(error.kind(), format!("the target is only partly updated: {}", error.message())).hint(hint)
 }

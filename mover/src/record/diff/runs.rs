@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub struct ChangedRun {
     /// Number of the first block.
     pub block: u64,
-    /// How many there are.
+    /// Number of blocks.
     pub blocks: u64,
     /// What the newer map has there.
     pub kind: RunKind,
@@ -23,7 +23,7 @@ pub struct ChangedRun {
 pub enum RunKind {
     /// Chunks, or what could not be read.
     Data,
-    /// Zeros.
+    /// Blocks that read as zeros.
     Zero,
 }
 
@@ -107,7 +107,7 @@ fn add(runs: &mut Vec<ChangedRun>, run: ChangedRun) -> Result<()> {
 }
 
 fn too_much(what: String) -> Error {
-    Error::usage(what).hint("compare points that lie closer together")
+    Error::usage(what).hint("compare points that are closer together")
 }
 
 /// Runs told of one disk: 96 MiB.

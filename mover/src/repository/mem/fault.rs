@@ -7,7 +7,7 @@ use crate::ErrorKind;
 pub struct Fault {
     /// How many operations go well before it.
     pub after: u64,
-    /// What happens then.
+    /// What the operation after these does.
     pub effect: FaultEffect,
 }
 

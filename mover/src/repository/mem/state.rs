@@ -12,7 +12,7 @@ use std::ops::Bound;
 
 #[derive(Default)]
 pub(super) struct State {
-    /// Durable chunks.
+    /// Durable chunks by id.
     pub chunks: HashMap<ChunkId, Held>,
     /// Chunks of the open pack, which all sessions share (R18).
     pub open: HashMap<ChunkId, Blob>,

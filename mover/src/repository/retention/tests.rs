@@ -136,7 +136,7 @@ fn clocks_that_moved_are_noticed() {
     for (committed, now) in [([48, 40, year, 1], NOON), ([48, -year, 30, 1], NOON + (year + 1) * hour)] {
         let mut points = before_noon(&committed);
         let doubt = clock_doubt(&points, newest, Timestamp(now)).unwrap();
-        assert!(doubt.contains("the clock went back meanwhile"), "{doubt}");
+        assert!(doubt.contains("the clock went back between them"), "{doubt}");
         points
             .iter_mut()
             .for_each(|point| point.forgotten = point.commit_time.0.abs_diff(NOON) > DAY_NS.unsigned_abs() * 3);

@@ -32,7 +32,7 @@ impl Drop for Attendance<'_> {
 }
 
 impl JobBroker {
-    /// Nobody attends.
+    /// A broker without proxies and jobs.
     pub fn new() -> Self {
         let (changes, _) = watch::channel(0);
         Self { state: Mutex::new(State::new(Instant::now())), changes, stopping: AtomicBool::new(false) }

@@ -20,9 +20,9 @@ pub struct Jobs {
 /// What a proxy is told to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// Carry this out.
+    /// Carry this job out.
     Job(Job),
-    /// End this one.
+    /// End the job with this id.
     Cancel(PointId),
 }
 
@@ -140,5 +140,5 @@ async fn following(replies: &mut Replies) -> Result<Option<Frame<Reply>>> {
 
 /// A node that waited for the job for so long is there: a job may take days, and many connections.
 const AT_WORK: Duration = Duration::from_secs(10);
-/// Between two askings.
+/// Between two requests for the same thing.
 const PAUSE: Duration = Duration::from_millis(100);

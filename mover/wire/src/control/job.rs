@@ -39,14 +39,16 @@ impl Job {
     /// `Usage` for what a job does not carry.
     pub fn new(id: PointId, repository: Name, options: &BackupOptions) -> Result<Self> {
         if !options.attachments.is_empty() {
-            return Err(Error::usage("a proxy attaches no files of this machine")
+            return Err(Error::usage("--attach cannot be used with --proxy")
                 .hint("leave out --attach, or run the backup on the host of the disks"));
         }
         let tags = options.tags.iter().map(String::len).sum::<usize>();
         if options.tags.len() > TAGS_MAX || tags > TAGS_BYTES_MAX {
-            return Err(Error::usage(format!("more than {TAGS_MAX} tags or {TAGS_BYTES_MAX} bytes of them")));
+            return Err(Error::usage(format!(
+                "a job can have at most {TAGS_MAX} tags, and {TAGS_BYTES_MAX} bytes of them"
+            )));
         }
-        let level = |level| u8::try_from(level).map_err(|_| Error::usage(format!("no level of zstd: {level}")));
+        let level = |level| u8::try_from(level).map_err(|_| Error::usage(format!("{level} is not a level of zstd")));
         Ok(Self {
             id,
             machine: options.machine_name.clone(),
@@ -75,10 +77,10 @@ impl Job {
         let compression = match self.compression {
             None => Compression::None,
             Some(level @ 1..=22) => Compression::Zstd(level.into()),
-            Some(level) => return Err(Error::usage(format!("no level of zstd: {level}"))),
+            Some(level) => return Err(Error::usage(format!("{level} is not a level of zstd"))),
         };
         if self.rate == Some(0) || self.audit.is_some_and(|percent| percent > 100) {
-            return Err(Error::usage("a rate of nothing, or an audit of more than everything"));
+            return Err(Error::usage("the rate must not be 0, and the audit not more than 100 per cent"));
         }
         Ok(BackupOptions {
             machine_name: self.machine.clone(),
@@ -108,25 +110,25 @@ pub struct Attend {
 /// Has a proxy carry a job out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Which.
+    /// Name of the proxy.
     pub proxy: Name,
-    /// What.
+    /// What it is to do.
     pub job: Job,
 }
 
 /// Names a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobOf {
-    /// Which.
+    /// Id of the job.
     pub job: PointId,
 }
 
 /// What a proxy tells of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Which.
+    /// Id of the job.
     pub job: PointId,
-    /// What.
+    /// What happened to the job.
     pub event: Event,
 }
 
@@ -137,7 +139,7 @@ pub enum Event {
     Progress(Counters),
     /// It goes on, but somebody should know.
     Warning(String),
-    /// It is done.
+    /// The point is committed.
     Ended(Box<BackupReport>),
     /// It failed. A node tells this one as the reply of every failure.
     Failed(Failed),
@@ -153,7 +155,7 @@ impl Event {
         let left = report.warnings.len().saturating_sub(WARNINGS_MAX);
         if left > 0 {
             report.warnings.truncate(WARNINGS_MAX);
-            report.warnings.push(format!("{left} more warnings are in the proxy's log"));
+            report.warnings.push(format!("more warnings are in the proxy's log: {left}"));
         }
         report.warnings.iter_mut().for_each(cut);
         report.disks.iter_mut().for_each(|disk| cut(&mut disk.tracking.reason));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Proxies and jobs.
+/// What a node knows of proxies and their jobs.
 pub struct State {
     began: Instant,
     proxies: BTreeMap<Name, Attendee>,
@@ -40,20 +40,20 @@ struct Entry {
 }
 
 enum Stage {
-    /// Nobody has it.
+    /// It is still to be given to its proxy.
     Waiting,
     /// This instance of its proxy has it.
     Given([u8; 16]),
-    /// As this event tells.
+    /// It ended at this time, as the event says.
     Over(Event, Instant),
 }
 
 /// What comes next for a proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// This.
+    /// Send this reply.
     Say(Reply),
-    /// Nothing yet.
+    /// There is nothing to send yet.
     Wait,
     /// The same proxy attends on another stream.
     Elsewhere,
@@ -76,7 +76,7 @@ pub struct Cursor {
 }
 
 impl State {
-    /// Nobody and nothing.
+    /// No proxies and no jobs.
     pub fn new(now: Instant) -> Self {
         Self { began: now, proxies: BTreeMap::new(), jobs: HashMap::new(), last: 0 }
     }
@@ -86,7 +86,7 @@ impl State {
     pub fn attend(&mut self, proxy: &Name, attend: &Attend, now: Instant) -> Result<u64> {
         if !self.proxies.contains_key(proxy) && self.proxies.len() >= PROXIES_MAX {
             // Tried again, unlike a name that somebody else has.
-            return Err(Error::transport(format!("{PROXIES_MAX} proxies attend this node already")));
+            return Err(Error::transport(format!("this node already has {PROXIES_MAX} proxies, which is the limit")));
         }
         self.last += 1;
         let (turn, instance) = (self.last, attend.instance);
@@ -107,8 +107,8 @@ impl State {
             }
         }
         for id in lost {
-            let error = Error::transport(format!("proxy {proxy} was started again in the middle of the job"));
-            self.end(id, failed(&error.hint("run the backup again: nothing that was stored is sent twice")), now);
+            let error = Error::transport(format!("proxy {proxy} was started again during the job"));
+            self.end(id, failed(&error.hint("run the backup again: what was stored already is not sent again")), now);
         }
         for id in &attend.jobs {
             // One of before this node was started.
@@ -119,7 +119,7 @@ impl State {
         Ok(turn)
     }
 
-    /// An attendance ended.
+    /// Notes that an attendance has ended.
     pub fn leave(&mut self, proxy: &Name, turn: u64, now: Instant) {
         if let Some(attendee) = self.proxies.get_mut(proxy).filter(|it| it.turn == turn) {
             attendee.away = Some(now);
@@ -164,7 +164,7 @@ impl State {
             if entry.proxy == run.proxy {
                 return Ok(());
             }
-            return Err(Error::usage(format!("job {} is one of proxy {}", run.job.id, entry.proxy)));
+            return Err(Error::usage(format!("job {} belongs to proxy {}", run.job.id, entry.proxy)));
         }
         if self.gone_at(&run.proxy).is_some_and(|at| at <= now) {
             return Err(self.unknown(&run.proxy));
@@ -268,16 +268,18 @@ impl State {
     fn unknown(&self, proxy: &Name) -> Error {
         let there: Vec<&str> =
             self.proxies.iter().filter(|(_, it)| it.away.is_none()).map(|(name, _)| name.as_str()).collect();
-        let there = if there.is_empty() { "none does".to_owned() } else { format!("{} do", there.join(", ")) };
-        let what = format!("no proxy {proxy} attends this node; {there}");
-        Error::not_found(what).hint("start windlass-proxy there, with this node in its configuration")
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        let what = format!("proxy {proxy} does not attend this node (attending: {there})");
+        Error::not_found(what).hint("start windlass-proxy on that host, with this node in its configuration")
     }
 
     fn room(&self, proxy: &Name) -> Result<()> {
         let open = self.jobs.values().filter(|entry| !matches!(entry.stage, Stage::Over(..)));
         if open.filter(|entry| entry.proxy == *proxy).count() >= JOBS_MAX || self.jobs.len() >= JOBS_ALL_MAX {
-            return Err(Error::busy(format!("proxy {proxy} has {JOBS_MAX} jobs, or this node {JOBS_ALL_MAX}"))
-                .hint("wait until some have ended, or say --wait"));
+            return Err(Error::busy(format!(
+                "too many jobs: proxy {proxy} has {JOBS_MAX}, or this node has {JOBS_ALL_MAX}"
+            ))
+            .hint("wait until some have ended, or use --wait"));
         }
         Ok(())
     }
@@ -306,8 +308,9 @@ impl State {
             Stage::Over(..) => return,
             Stage::Waiting => self.unknown(&entry.proxy),
             Stage::Given(_) => {
-                let what = format!("proxy {} is gone since more than {} s", entry.proxy, ABSENCE_MAX.as_secs());
-                Error::transport(what).hint("see whether it runs; if it does, the job may have ended well all the same")
+                let what =
+                    format!("proxy {} has not been connected for more than {} s", entry.proxy, ABSENCE_MAX.as_secs());
+                Error::transport(what).hint("check whether windlass-proxy runs there; `windlass points` shows whether the job made its point all the same")
             }
         };
         self.end(id, failed(&error), now);
@@ -333,7 +336,7 @@ fn failed(error: &Error) -> Event {
     Event::Failed(Failed::from(error))
 }
 
-/// Proxies that attend.
+/// Most proxies that attend a node.
 pub const PROXIES_MAX: usize = 256;
 /// Jobs of a proxy that are not over.
 pub const JOBS_MAX: usize = 16;
@@ -341,7 +344,7 @@ pub const JOBS_MAX: usize = 16;
 pub const JOBS_ALL_MAX: usize = 1024;
 /// Jobs of a proxy that are over, and still known.
 pub const RESULTS_MAX: usize = 16;
-/// How long they are.
+/// How long they are known after their end.
 pub const RESULT_KEPT: Duration = Duration::from_secs(600);
 /// How long a proxy that attended is waited for.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);

@@ -215,12 +215,12 @@ fn a_node_that_was_started_again_learns_what_there_is() {
 fn who_is_not_there_is_waited_for_within_limits() {
     let mut at = At::new();
     let unknown = at.run(1).unwrap_err();
-    assert!(unknown.kind() == ErrorKind::NotFound && unknown.message().contains("none does"), "{unknown}");
+    assert!(unknown.kind() == ErrorKind::NotFound && unknown.message().contains("attending: none"), "{unknown}");
     let turn = at.attend(1, &[]);
     let mut elsewhere = run(1);
     elsewhere.proxy = name("host8");
     let unknown = at.state.run(&elsewhere, at.now).unwrap_err();
-    assert!(unknown.message().contains("host7 do"), "{unknown}");
+    assert!(unknown.message().contains("attending: host7"), "{unknown}");
     at.run(1).unwrap();
     assert_eq!(at.assigned(turn, 1), Some(1));
     at.state.leave(&name("host7"), turn, at.now);

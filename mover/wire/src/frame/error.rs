@@ -10,7 +10,7 @@ pub enum FrameError {
     #[error("the connection was lost: {0}")]
     Lost(String),
     /// It does not come, or too slowly.
-    #[error("it does not come, or too slowly")]
+    #[error("it did not arrive, or it arrived too slowly")]
     Slow,
     /// The peer does not speak this protocol.
     #[error("{0}")]

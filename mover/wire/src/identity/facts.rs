@@ -9,9 +9,9 @@ use time::{Date, Month, OffsetDateTime};
 /// What a certificate says beside its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Valid from here.
+    /// First moment at which the certificate is valid.
     pub not_before: Timestamp,
-    /// Valid up to here.
+    /// Last moment at which the certificate is valid.
     pub not_after: Timestamp,
     /// Names and addresses under which a node is reached.
     pub hosts: Vec<String>,

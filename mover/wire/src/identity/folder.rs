@@ -11,9 +11,9 @@ use std::path::Path;
 /// where to have it renewed, `authority`; after a renewal also the one before, `previous.pem`.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    /// Who one is.
+    /// Certificate and key of the holder.
     pub identity: Identity,
-    /// Whom to believe.
+    /// Certificate of the site's authority: what it has signed is believed.
     pub trust: Trust,
 }
 
@@ -33,7 +33,7 @@ impl Credentials {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(|error| {
                 Error::usage(path.display().to_string()).because(error).hint(
-                    "`windlass token join` and `windlass-store issue` make such a folder; name it with WINDLASS_IDENTITY",
+                    "`windlass token join` and `windlass-store issue` create such a folder; set WINDLASS_IDENTITY to it",
                 )
             })
         };
@@ -46,15 +46,15 @@ impl Credentials {
             }
         }
         let mut identity = Identity::from_pem(&pem, &pem).map_err(|error| {
-            error.context(folder.join(IDENTITY).display()).hint(
-                "it should hold a certificate and its key, whole: bring it back from where it was copied, or join again",
-            )
+            error
+                .context(folder.join(IDENTITY).display())
+                .hint("it must hold a complete certificate and its key: bring it back from a copy, or join again")
         })?;
         if let Some(previous) = previous_in_time(folder, &identity, now) {
             identity = previous;
         }
         if let Ok(lasting) = fs::read(folder.join(LASTING)) {
-            let wrong = |_| Error::usage(format!("{}: not 32 bytes", folder.join(LASTING).display()));
+            let wrong = |_| Error::usage(format!("{} does not have 32 bytes", folder.join(LASTING).display()));
             identity.lasting = lasting.try_into().map_err(wrong)?;
         }
         Ok(Self { identity, trust: Trust::from_pem(&read(AUTHORITY)?)? })
@@ -80,8 +80,8 @@ impl Credentials {
     /// As [`Self::store`].
     pub fn prepare(folder: &Path) -> Result<()> {
         if Self::is_in(folder) {
-            return Err(Error::usage(format!("{} holds an identity already", folder.display()))
-                .hint("name another folder with --out, or move this one away"));
+            return Err(Error::usage(format!("{} already holds an identity", folder.display()))
+                .hint("choose another folder with --out, or move this one away"));
         }
         make_private_folder(folder)
     }
@@ -100,7 +100,7 @@ impl Credentials {
         let text = fs::read_to_string(&path).map_err(|error| {
             Error::usage(path.display().to_string())
                 .because(error)
-                .hint("write host:port of the node that holds the site's authority into it")
+                .hint("write host:port of the node that holds the site's authority into this file")
         })?;
         text.trim().parse().map_err(|error: Error| error.context(path.display()))
     }
@@ -133,7 +133,7 @@ impl Credentials {
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::busy(format!("{}: another process renews it", folder.display())))
+                Err(Error::busy(format!("{}: another process is renewing it", folder.display())))
             }
             Err(fs::TryLockError::Error(error)) => Err(failed(error)),
         }
@@ -200,8 +200,8 @@ pub fn is_guarded(path: &Path) -> Result<()> {
     let shown = path.display();
     let metadata = fs::metadata(path).map_err(|error| Error::usage(shown.to_string()).because(error))?;
     if metadata.permissions().mode() & 0o022 != 0 {
-        return Err(Error::usage(format!("{shown} can be written by others"))
-            .hint(format!("see who wrote it last; when it is as it should be: chmod go-w {shown}")));
+        return Err(Error::usage(format!("others can write to {shown}"))
+            .hint(format!("check that its content is right, then run `chmod go-w {shown}`")));
     }
     // Who is root reads what is anybody's when he is told to.
     let (own, of) = (rustix::process::geteuid().as_raw(), metadata.uid());
@@ -209,7 +209,7 @@ pub fn is_guarded(path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(format!("{shown} belongs to user {of}, who can change it"))
-        .hint(format!("when it is as it should be: chown {own} {shown}")))
+        .hint(format!("check that its content is right, then run `chown {own} {shown}`")))
 }
 
 /// Refuses a secret that others can read, or write.
@@ -223,8 +223,8 @@ pub fn is_private(path: &Path) -> Result<()> {
     if metadata.permissions().mode() & 0o077 == 0 {
         return Ok(());
     }
-    Err(Error::usage(format!("{shown} can be read by others"))
-        .hint(format!("chmod 600 {shown}; when others may have read it, have it revoked")))
+    Err(Error::usage(format!("others can read {shown}"))
+        .hint(format!("run `chmod 600 {shown}`; if others may have read it, have it revoked")))
 }
 
 pub(super) fn make_private_folder(folder: &Path) -> Result<()> {

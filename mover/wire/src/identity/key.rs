@@ -19,7 +19,7 @@ pub struct KeyClaim {
 }
 
 impl NewKey {
-    /// Makes one.
+    /// Makes a new key of P-256.
     ///
     /// # Errors
     /// `Internal`.
@@ -59,7 +59,7 @@ impl KeyClaim {
             && wanted.verify_signature(&self.point, &signed(purpose, &self.point), &self.signature).is_ok();
         match proven {
             true => Ok(Point(self.point.clone())),
-            false => Err(Error::new(ErrorKind::NotAuthorised, "a key that whoever sends it does not have")),
+            false => Err(Error::new(ErrorKind::NotAuthorised, "the sender did not prove that it has the key")),
         }
     }
 }

@@ -32,7 +32,7 @@ impl fmt::Debug for Registry {
 /// Whom a token is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Who will join.
+    /// Role, name and owner of whoever joins with the token.
     pub holder: Holder,
     /// Of a node: names and addresses under which it is reached.
     pub hosts: Vec<String>,
@@ -51,7 +51,7 @@ impl Registry {
         Ok(Self { authority, tokens, life, world, adding: Mutex::default() })
     }
 
-    /// Whom to believe.
+    /// The trust in certificates that this authority has signed.
     ///
     /// # Errors
     /// None in practice.
@@ -72,13 +72,13 @@ impl Registry {
         wanted.check()?;
         if valid > TOKEN_VALID_MAX || valid.is_zero() {
             return Err(Error::usage(format!(
-                "a token is valid for 1 s to {} days",
+                "a token can be valid for 1 s to {} days",
                 TOKEN_VALID_MAX.as_secs() / 86_400
             )));
         }
         let _adding = self.adding.lock().expect("no holder panics");
         if self.sweep()? >= PENDING_MAX {
-            return Err(Error::busy(format!("{PENDING_MAX} tokens wait to be used"))
+            return Err(Error::busy(format!("there are already {PENDING_MAX} unused tokens"))
                 .hint(format!("wait until some expire, or remove files from {}", self.tokens.display())));
         }
         let expires = Timestamp(self.world.now().0.saturating_add(valid.as_nanos() as i64));
@@ -90,7 +90,7 @@ impl Registry {
         }
         match self.pending(&path)? {
             Some(pending) if pending.wanted == *wanted => Ok(pending.expires),
-            _ => Err(Error::usage("a token of this hash is there, for somebody else")),
+            _ => Err(Error::usage("a token with this hash exists already, for another holder")),
         }
     }
 
@@ -108,8 +108,8 @@ impl Registry {
         let key = claim.check(&hash)?;
         let (path, now) = (self.path(&hash), self.world.now());
         let gone = || {
-            Error::new(ErrorKind::NotAuthorised, "this token is not known here: it was used, or has expired")
-                .hint("have another one made with `windlass token create`; it works once")
+            Error::new(ErrorKind::NotAuthorised, "this token is not valid: it was used already, or it has expired")
+                .hint("ask an administrator for a new one, made with `windlass token create`; a token works once")
         };
         let pending = self.pending(&path)?.ok_or_else(gone)?;
         if denied(&pending.wanted.holder) {
@@ -177,15 +177,15 @@ impl Wanted {
         self.holder.check()?;
         let node = self.holder.role == Role::Node;
         if node == self.hosts.is_empty() {
-            let hint = "say --host for each name or address of a node, and for nobody else";
-            return Err(Error::usage("a node, and only a node, is reached under some name").hint(hint));
+            let hint = "give --host for each name or address of a node, and for no other role";
+            return Err(Error::usage("a node needs a host, and other roles cannot have one").hint(hint));
         }
         let good = |host: &String| {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
             (1..=HOST_BYTES_MAX).contains(&host.len()) && host.bytes().all(plain)
         };
         if self.hosts.len() > HOSTS_MAX || !self.hosts.iter().all(good) {
-            return Err(Error::usage("a host that is no name or address, or too many of them"));
+            return Err(Error::usage(format!("a host is not a name or address, or there are more than {HOSTS_MAX}")));
         }
         Ok(())
     }

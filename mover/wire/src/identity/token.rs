@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// Where a node is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// Name or address.
+    /// Name or address of the host.
     pub host: String,
     /// UDP port.
     pub port: u16,
@@ -28,7 +28,7 @@ impl FromStr for Address {
 
     /// `host[:port]`; an IPv6 address stands in brackets.
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::usage(format!("{text:?} is no host[:port]; an IPv6 address stands in brackets"));
+        let bad = || Error::usage(format!("{text:?} is not host[:port]; write an IPv6 address in brackets"));
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or_else(bad)?;
@@ -74,14 +74,14 @@ impl Token {
     }
 }
 
-/// Without the secret.
+/// Shows the address, and never the secret.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Token(of {})", self.address)
     }
 }
 
-/// With the secret.
+/// The whole token, with the secret.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{PREFIX}{}-{}-{}", hex(&self.secret), hex(&self.authority), self.address)
@@ -93,14 +93,15 @@ impl FromStr for Token {
 
     /// No error repeats the text: it may hold the secret.
     fn from_str(text: &str) -> Result<Self> {
-        let bad = |why: &str| Error::usage(format!("no join token: {why}")).hint("`windlass token create` makes one");
+        let bad =
+            |why: &str| Error::usage(format!("not a join token: {why}")).hint("`windlass token create` prints one");
         let text = text.trim();
-        let rest = text.strip_prefix(PREFIX).ok_or_else(|| bad("it does not begin as one"))?;
+        let rest = text.strip_prefix(PREFIX).ok_or_else(|| bad("it does not begin like one"))?;
         let mut parts = rest.splitn(3, '-');
-        let mut bytes = || parts.next().and_then(from_hex).ok_or_else(|| bad("it was cut off or changed"));
+        let mut bytes = || parts.next().and_then(from_hex).ok_or_else(|| bad("it is incomplete or was changed"));
         let (secret, authority) = (bytes()?, bytes()?);
         let address = parts.next().and_then(|address| address.parse().ok());
-        Ok(Self { secret, authority, address: address.ok_or_else(|| bad("it names no node"))? })
+        Ok(Self { secret, authority, address: address.ok_or_else(|| bad("it does not name a node"))? })
     }
 }
 

@@ -10,20 +10,20 @@ use std::fmt;
 pub struct TokenIn {
     /// Hash of the token's secret: the secret itself goes to whoever joins.
     pub hash: [u8; 32],
-    /// Whom.
+    /// Role, name, owner and hosts of whoever joins.
     pub wanted: Wanted,
-    /// For how long, in seconds.
+    /// How long the token can be used, in seconds.
     pub valid_s: u32,
 }
 
 /// Until when somebody is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expected {
-    /// By the authority's clock.
+    /// End of the token's validity, by the authority's clock.
     pub expires: Timestamp,
 }
 
-/// Uses a token.
+/// Asks for a certificate with a token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinIn {
     /// The token's secret.
@@ -32,7 +32,7 @@ pub struct JoinIn {
     pub claim: KeyClaim,
 }
 
-/// Without the secret.
+/// Never shows the secret.
 impl fmt::Debug for JoinIn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JoinIn(..)")
@@ -46,11 +46,11 @@ pub struct RenewIn {
     pub claim: KeyClaim,
 }
 
-/// A certificate.
+/// A certificate that the authority gave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certified {
     /// The certificate as PEM.
     pub certificate: String,
-    /// The authority's as PEM.
+    /// The authority's certificate as PEM.
     pub authority: String,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Has the node look whether everything is there and sound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyIn {
-    /// In which repository.
+    /// Id of the repository.
     pub repository: RepositoryId,
     /// 0 structure, 1 the stored bytes of some packs, 2 every chunk.
     pub depth: u8,
@@ -24,7 +24,7 @@ pub struct VerifyIn {
 }
 
 impl VerifyIn {
-    /// The request.
+    /// The request for these options.
     pub fn new(repository: RepositoryId, options: VerifyOptions) -> Self {
         let (depth, percent) = match options.depth {
             Depth::Structure => (0, 0),
@@ -36,7 +36,7 @@ impl VerifyIn {
         Self { repository, depth, percent, points: options.points, outdated_after_ms, rate }
     }
 
-    /// What is asked.
+    /// The options that the request carries.
     ///
     /// # Errors
     /// `Transport` for a depth that there is not.
@@ -57,15 +57,15 @@ impl VerifyIn {
 pub struct Damage {
     /// A point that needs it.
     pub point: Option<PointId>,
-    /// The disk or attachment.
+    /// Name of the disk, or kind of the attachment.
     pub disk: Option<Name>,
     /// Offset in it, in bytes.
     pub offset: Option<u64>,
-    /// The chunk.
+    /// The damaged or missing chunk.
     pub chunk: Option<[u8; 32]>,
-    /// The pack.
+    /// Name of the pack that is damaged, or that has the damaged chunk.
     pub pack: Option<String>,
-    /// What is wrong.
+    /// What is wrong, for people.
     pub what: String,
     /// It could not be read.
     pub unread: bool,

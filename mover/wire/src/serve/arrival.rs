@@ -17,7 +17,7 @@ pub async fn take<S: WriteSession>(allowance: &Allowance, session: &S, lengths: 
         chunks.push((id, blob));
     }
     if plain > PUT_PLAIN_BYTES_MAX {
-        let what = format!("chunks of {plain} plain bytes in one put, more than {PUT_PLAIN_BYTES_MAX}");
+        let what = format!("one request stores chunks of {plain} plain bytes, more than {PUT_PLAIN_BYTES_MAX}");
         return Err(Error::integrity(what));
     }
     let Some(_turn) = allowance.decoding(plain).await else { return Ok(false) };
@@ -26,12 +26,12 @@ pub async fn take<S: WriteSession>(allowance: &Allowance, session: &S, lengths: 
 }
 
 fn parsed(id: ChunkId, bytes: Bytes) -> Result<Blob> {
-    let wrong = |error| Error::integrity(format!("chunk {id} is no blob")).because(error);
+    let wrong = |error| Error::integrity(format!("chunk {id} is not a blob")).because(error);
     let blob = Blob::parse(bytes).map_err(wrong)?;
     let (header, max) = (blob.header(), plain_bytes_max(blob.header().kind));
     if header.plain_bytes as usize > max {
         let (kind, plain) = (header.kind, header.plain_bytes);
-        return Err(Error::integrity(format!("chunk {id}, {kind:?}, says that it has {plain} bytes, more than {max}")));
+        return Err(Error::integrity(format!("chunk {id} ({kind:?}) says that it has {plain} bytes, more than {max}")));
     }
     Ok(blob)
 }

@@ -19,7 +19,7 @@ pub(super) struct Caller {
 
 /// Why a request was not done.
 pub(crate) enum Refused {
-    /// It is told.
+    /// The client is sent this failure.
     Told(Failed),
     /// Nobody is there to be told.
     Gone,
@@ -36,7 +36,7 @@ impl From<FrameError> for Refused {
         match error {
             FrameError::Lost(_) => Self::Gone,
             FrameError::Nonsense(error) => error.into(),
-            FrameError::Slow => Error::transport("the request does not come, or too slowly").into(),
+            FrameError::Slow => Error::transport("the request did not arrive, or it arrived too slowly").into(),
             FrameError::NoRoom => Self::no_room(),
         }
     }
@@ -44,8 +44,8 @@ impl From<FrameError> for Refused {
 
 impl Refused {
     pub(super) fn no_room() -> Self {
-        let message = "the node has no room for this now".to_owned();
-        Self::Told(Failed { code: NO_ROOM, message, hint: "make the request again later".into() })
+        let message = "the node has no memory for this request now".to_owned();
+        Self::Told(Failed { code: NO_ROOM, message, hint: "try again later".into() })
     }
 }
 

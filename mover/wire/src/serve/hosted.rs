@@ -8,11 +8,11 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 /// All of them, by name.
 pub(super) struct Hosted<R: Repository>(RwLock<HashMap<String, Hosting<R>>>);
 
-/// One of them.
+/// A repository of the node's configuration.
 pub(super) enum Hosting<R: Repository> {
-    /// It is served.
+    /// It is open and served.
     Here(Arc<Served<R>>),
-    /// Why it cannot be opened.
+    /// It cannot be opened, for this reason.
     Away(String),
 }
 
@@ -42,8 +42,8 @@ impl<R: Repository> Hosted<R> {
         match self.read().get(name) {
             Some(Hosting::Here(served)) => Ok(served.clone()),
             Some(Hosting::Away(why)) => {
-                Err(Error::transport(format!("repository {name:?} of the node is away: {why}"))
-                    .hint("the node goes on trying to open it; mount its disk, or see the node's log"))
+                Err(Error::transport(format!("repository {name:?} of the node is not available: {why}"))
+                    .hint("the node tries again every 10 s; mount the disk of the repository, or read the node's log"))
             }
             None => Err(Error::not_found(format!("the node has no repository {name:?}"))),
         }

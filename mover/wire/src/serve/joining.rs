@@ -60,11 +60,11 @@ impl<R: Repository + 'static> Node<R> {
     pub(super) async fn stranger(&self, connection: Connection, mut stop: watch::Receiver<bool>) {
         let refuse = |why: &str| connection.close(VarInt::from_u32(CLOSED_REFUSED), why.as_bytes());
         if self.registry.is_none() {
-            return refuse("no certificate was shown, and this node gives none out");
+            return refuse("no certificate was shown, and this node does not give out certificates");
         }
         let mut present = self.limits.connections.share(None);
         let Some(_place) = self.limits.strangers.try_acquire().ok().filter(|_| present.grow(1)) else {
-            return refuse("too many join at once: try again");
+            return refuse("too many join at this moment: try again");
         };
         let allowance = Allowance::new(None, connection.clone(), &self.limits);
         let caller = Arc::new(Caller { allowance, shown: None, greeted: watch::Sender::new(false) });

@@ -16,7 +16,7 @@ struct Taken {
     by_owner: HashMap<OwnerId, usize>,
 }
 
-/// One of them.
+/// One session that is counted; given back when dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Places,
@@ -35,7 +35,8 @@ impl Places {
         let (of_it, of_owner) = (of_it.unwrap_or(0), of_owner.unwrap_or(0));
         if of_it >= SESSIONS_MAX || of_owner >= most {
             let count = of_it.max(of_owner);
-            return Err(Error::busy(format!("{holder} has {count} sessions open")).hint("wait until some jobs end"));
+            return Err(Error::busy(format!("{holder} has too many open sessions: {count}"))
+                .hint("wait until one of its jobs has ended"));
         }
         by_holder.insert(holder.clone(), of_it + 1);
         by_owner.insert(holder.owner_id(), of_owner + 1);

@@ -87,8 +87,10 @@ impl Quotas {
         if used < bytes {
             return Ok(());
         }
-        let what = format!("{holder} has used {used} bytes of this repository, and its owner may have {bytes}");
-        Err(Error::store_full(what).hint("forget points of it and sweep, or raise its quota in windlass-store.toml"))
+        let what =
+            format!("the owner of {holder} has used {used} bytes of this repository, and its quota is {bytes} bytes");
+        Err(Error::store_full(what)
+            .hint("forget points of this owner and sweep, or raise the quota in windlass-store.toml"))
     }
 
     /// Whether `new` points more may be committed, beside `points`.
@@ -130,8 +132,9 @@ fn points_left(quota: &Quota, holder: &Holder, points: &[RecoveryPoint], new: u6
     if there.saturating_add(new) <= quota.points {
         return Ok(());
     }
-    let what = format!("{holder} has {there} points in this repository, and its owner may have {}", quota.points);
-    Err(Error::store_full(what).hint("forget points of it, or raise its quota in windlass-store.toml"))
+    let what =
+        format!("the owner of {holder} has used its quota of points in this repository: {there} of {}", quota.points);
+    Err(Error::store_full(what).hint("forget points of this owner, or raise the quota in windlass-store.toml"))
 }
 
 #[cfg(test)]

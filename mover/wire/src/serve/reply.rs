@@ -39,7 +39,7 @@ impl Said {
 }
 
 impl Answer {
-    /// On this stream.
+    /// An answer that is sent on this stream.
     pub(super) fn new(stream: SendStream, caller: Arc<Caller>) -> Self {
         let id = stream.id();
         let said = Said { last: std::sync::Mutex::new(Instant::now()), stream: Mutex::new(stream) };

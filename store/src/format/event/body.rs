@@ -7,12 +7,12 @@ use mover::{
     Role, SessionId, Timestamp, WriterId,
 };
 
-/// A lease.
+/// A session: while it is open, what it pins is not deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionOpened {
-    /// Its id.
+    /// Id of the session.
     pub session: SessionId,
-    /// True for a writer's.
+    /// True for a write session.
     pub writes: bool,
     /// Whose data it is about.
     pub owner: OwnerId,
@@ -27,13 +27,13 @@ pub struct SessionOpened {
 /// A pack as the log knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddedPack {
-    /// Its name.
+    /// Name of the pack: the hash of its bytes.
     pub name: PackName,
-    /// What it holds.
+    /// Kind of the chunks in it.
     pub kind: PackKind,
-    /// Its length.
+    /// Length of the pack in bytes.
     pub bytes: u64,
-    /// Records in it.
+    /// Number of records in it.
     pub chunks: u32,
 }
 
@@ -42,19 +42,19 @@ pub struct AddedPack {
 pub struct CommittedPoint {
     /// The session that commits it.
     pub session: SessionId,
-    /// The point.
+    /// Id of the point.
     pub point: PointId,
-    /// Its manifest's chunk.
+    /// Chunk id of its manifest.
     pub manifest: ChunkId,
-    /// Whose it is.
+    /// The owner of the point; zero for the site.
     pub owner: OwnerId,
-    /// The machine.
+    /// Id of the machine.
     pub machine: MachineId,
     /// The machine's name.
     pub machine_name: Name,
-    /// Its group.
+    /// Group of points that are kept or forgotten together.
     pub group: Option<GroupId>,
-    /// The instant it shows.
+    /// The instant that its disks show.
     pub snapshot_time: Timestamp,
     /// Where it was committed first, when not here.
     pub origin: Option<(RepositoryId, Timestamp)>,
@@ -62,37 +62,37 @@ pub struct CommittedPoint {
     pub protected_until: Timestamp,
     /// Sum of the sizes of its disks and attachments.
     pub bytes_logical: u64,
-    /// Plain bytes it brought.
+    /// Plain bytes of chunks that the repository did not have.
     pub bytes_new: u64,
     /// Extensions of later versions, as they stand: digests repeat them.
     pub extensions: Vec<u8>,
 }
 
-/// Step one of deleting.
+/// The first step of deleting packs: nothing new may rely on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doomed {
-    /// The sweep.
+    /// Token of the sweep.
     pub token: [u8; 16],
     /// The record up to which everything was marked.
     pub marked: u64,
     /// Points committed or pinned after that which were marked too (R6).
     pub marked_too: Vec<PointId>,
-    /// The packs.
+    /// Names of the packs.
     pub packs: Vec<PackName>,
     /// Forgotten points that cannot come back after this (R11).
     pub finalised: Vec<PointId>,
 }
 
-/// Step two of deleting.
+/// The second step of deleting packs: their files may go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropped {
-    /// The sweep.
+    /// Token of the sweep.
     pub token: [u8; 16],
     /// The record up to which everything was checked a second time.
     pub marked: u64,
     /// Points committed or pinned after that which were checked too.
     pub marked_too: Vec<PointId>,
-    /// The packs.
+    /// Names of the packs.
     pub packs: Vec<PackName>,
     /// Packs that never came into the log and whose writers' terms are over: from here on they never can (R5).
     pub orphans: Vec<Orphan>,
@@ -101,7 +101,7 @@ pub struct Dropped {
 /// A pack object that the log does not know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
-    /// Its name.
+    /// Name of the pack: the hash of its bytes.
     pub name: PackName,
     /// The writer in its header.
     pub writer: WriterId,
@@ -110,7 +110,7 @@ pub struct Orphan {
 }
 
 impl SessionOpened {
-    /// Fewest bytes of one.
+    /// Fewest bytes of one in encoded form.
     pub const BYTES_MIN: usize = 57;
 
     /// Appends its fields: the body of the event and part of a state digest.
@@ -123,7 +123,7 @@ impl SessionOpened {
     /// Reads what [`Self::write`] writes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
         Ok(Self {
             session: SessionId(from.array("session")?),
@@ -141,7 +141,7 @@ impl SessionOpened {
 }
 
 impl AddedPack {
-    /// Bytes of one.
+    /// Bytes of one in encoded form.
     pub const BYTES: usize = 45;
 
     /// Appends its fields: part of the event and of a state digest.
@@ -152,7 +152,7 @@ impl AddedPack {
     /// Reads what [`Self::write`] writes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
         Ok(Self {
             name: PackName(from.array("pack")?),
@@ -164,7 +164,7 @@ impl AddedPack {
 }
 
 impl CommittedPoint {
-    /// Fewest bytes of one.
+    /// Fewest bytes of one in encoded form.
     pub const BYTES_MIN: usize = 137;
 
     /// Appends its fields: the body of the event and part of a state digest.
@@ -185,7 +185,7 @@ impl CommittedPoint {
     /// Reads what [`Self::write`] writes.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Says what is wrong.
     pub fn read(from: &mut RecordReader<'_>) -> Result<Self, RecordError> {
         Ok(Self {
             session: SessionId(from.array("session")?),
@@ -266,9 +266,9 @@ fn read_made_by(from: &mut RecordReader<'_>) -> Result<(Holder, u64), RecordErro
     Ok((Holder { role, name: holder, owner }, from.u64("stored bytes")?))
 }
 
-/// An old reader may overlook it.
+/// Tag of who made a point; an old reader may overlook it.
 const MADE_BY: u16 = 3;
-/// The same.
+/// Tag of the number of the first record; an old reader may overlook it.
 const FIRST_RECORD: u16 = 4;
 
 impl Doomed {

@@ -6,7 +6,7 @@ use std::fmt;
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WriterTerm => f.write_str("a term of the writer begins"),
+            Self::WriterTerm => f.write_str("the writer begins a new term"),
             Self::SessionOpened(it) if it.writes => write!(f, "session {} begins, for point {}", it.session, it.point),
             Self::SessionOpened(it) => write!(f, "session {} begins, reading {}", it.session, Few(&it.pins)),
             Self::SessionClosed(id) => write!(f, "session {id} ends"),
@@ -16,7 +16,8 @@ impl fmt::Display for Event {
                     .iter()
                     .fold((0, 0), |(chunks, bytes), pack| (chunks + u64::from(pack.chunks), bytes + pack.bytes));
                 let names: Vec<_> = packs.iter().map(|pack| pack.name).collect();
-                write!(f, "packs added, {chunks} chunks, {bytes} bytes: {}", Few(&names))
+                let s = if chunks == 1 { "" } else { "s" };
+                write!(f, "packs added, {chunks} chunk{s}, {bytes} bytes: {}", Few(&names))
             }
             Self::PointCommitted(it) => {
                 write!(f, "point {} of {} committed, {} bytes new", it.point, it.machine_name, it.bytes_new)

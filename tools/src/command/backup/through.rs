@@ -19,8 +19,8 @@ pub async fn attempt(
 ) -> Result<BackupReport> {
     let address = &arguments.place.repository;
     let At::Node { host, port, name, congestion } = address.at() else {
-        return Err(Error::usage(format!("{address}: a proxy backs up into the storage node that it attends"))
-            .hint("name the repository as quic://host/name, or leave out --proxy"));
+        return Err(Error::usage(format!("{address} is not on a storage node, and --proxy needs a repository on one"))
+            .hint("write the repository as quic://host/name, or leave out --proxy"));
     };
     let job = Job::new(PointId::random(&context.world), name.clone(), options)?;
     let jobs = Jobs::new(client()?, open::peer(context, host, *port, *congestion).await?);
@@ -57,8 +57,8 @@ async fn until_stopped(context: &Context, jobs: &Jobs, run: &Run, progress: &Pro
         }
     };
     timeout(CANCEL_PATIENCE, ended).await.unwrap_or_else(|_| {
-        let error = Error::new(ErrorKind::Cancelled, format!("proxy {} was not heard of since the signal", run.proxy));
-        Err(error.hint("the job may go on there"))
+        let error = Error::new(ErrorKind::Cancelled, format!("proxy {} has not answered since the signal", run.proxy));
+        Err(error.hint("the job may still run there"))
     })
 }
 

@@ -86,12 +86,12 @@ fn choose<'a>(manifest: &'a Manifest, wanted: &Wanted) -> Result<&'a Attachment>
     match (found.next(), found.next()) {
         (Some(only), None) => Ok(only),
         (None, _) if manifest.attachments.is_empty() => Err(Error::not_found("nothing is attached to the point")
-            .hint("`windlass show POINT` lists its disks and what is attached")),
+            .hint("`windlass show POINT` lists its disks and attached files")),
         (None, _) => {
-            Err(Error::not_found(format!("the point has no attachment {wanted}")).hint(format!("it has {}", names())))
+            Err(Error::not_found(format!("the point has no attachment {wanted}")).hint(format!("it has: {}", names())))
         }
         (Some(_), Some(_)) => {
-            Err(Error::usage(format!("several attachments are {wanted}")).hint(format!("it has {}", names())))
+            Err(Error::usage(format!("several attachments match {wanted}")).hint(format!("choose one of: {}", names())))
         }
     }
 }
@@ -107,7 +107,9 @@ impl Made {
         let at = path.clone();
         let file = blocking(move || File::options().write(true).create_new(true).mode(0o600).open(at)).await;
         let file = file.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Error::usage(format!("{} exists", path.display())).hint("name a new file"),
+            io::ErrorKind::AlreadyExists => {
+                Error::usage(format!("{} already exists", path.display())).hint("choose a new file")
+            }
             _ => Error::target(format!("cannot write {}", path.display())).because(error),
         })?;
         Ok(Self { path, file: Some(file) })

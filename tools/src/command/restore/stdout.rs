@@ -24,7 +24,7 @@ impl Sink for Stdout {
 /// `Usage`.
 pub fn check() -> Result<()> {
     if io::stdout().is_terminal() {
-        return Err(Error::usage("stdout is a terminal").hint("redirect it to a file or into another program"));
+        return Err(Error::usage("stdout is a terminal").hint("redirect it to a file or to another program"));
     }
     Ok(())
 }
