@@ -104,6 +104,20 @@ impl ErrorKind {
         }
     }
 
+    /// Whether a job over many things ends with it, because all that are left would fail in the same way.
+    pub const fn ends_all(self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Domain
+                | Self::Fenced
+                | Self::NotAuthorised
+                | Self::RolledBack
+                | Self::StoreFull
+                | Self::Transport
+        )
+    }
+
     /// The name in `--json` output.
     pub const fn code(self) -> &'static str {
         match self {

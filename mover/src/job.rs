@@ -2,6 +2,8 @@
 
 mod backup;
 pub(crate) mod copy;
+mod forget;
+mod many;
 mod progress;
 mod rate;
 mod repair;
@@ -10,8 +12,10 @@ mod stop;
 
 pub use backup::{Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, parent_of};
 pub use copy::{CopyReport, copy, still_wanted};
+pub use forget::{ForgetWhich, forget};
+pub use many::{CopyTally, copy_points, in_copy_order};
 pub use progress::{Counters, Phase, Progress};
 pub use rate::{RateLimiter, parse_bytes};
-pub use repair::{RepairReport, repair};
+pub use repair::{RepairReport, repair, repair_all};
 pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};

@@ -2,10 +2,12 @@
 
 use crate::job::copy::same_domain;
 use crate::{
-    Begin, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, World, WriteSession,
+    Begin, Depth, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, VerifyError,
+    VerifyOptions, VerifyReport, World, WriteSession,
 };
 use chunker::{ChunkId, ChunkKind, Fingerprinter};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What a repair did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,3 +101,41 @@ impl<S: WriteSession, R: ReadSession> Job<'_, S, R> {
 
 /// Chunks that are brought together: 4 MiB of blocks.
 const TOGETHER: usize = 64;
+
+/// Repairs what `report`, a verification of `repository` with `options`, found, in as many rounds as that takes: what hangs
+/// on a damaged page is seen only when that is there again. Puts into `report` what is wrong after it.
+///
+/// # Errors
+/// As [`repair`], and of verifications. What was brought before stays.
+pub async fn repair_all<A: Repository, B: Repository>(
+    repository: &A,
+    from: &B,
+    options: &VerifyOptions,
+    report: &mut VerifyReport,
+    world: &World,
+    progress: Arc<Progress>,
+) -> Result<RepairReport> {
+    let mut repaired = RepairReport::default();
+    for _ in 0..ROUNDS_MAX {
+        let named = report.errors.iter().filter_map(|error| error.chunk).collect();
+        let made = repair(repository, from, named, world, &progress).await?;
+        repaired.chunks += made.chunks;
+        repaired.bytes += made.bytes;
+        repaired.left = made.left;
+        let again = VerifyOptions { depth: Depth::Structure, ..options.clone() };
+        let again = repository.verify(again, progress.clone()).await?;
+        // What was wrong with no chunk is not mended by chunks.
+        let stays = |error: &VerifyError| error.chunk.is_none() && !again.errors.contains(error);
+        let stay: Vec<VerifyError> = report.errors.drain(..).filter(stays).collect();
+        report.points = report.points.max(again.points);
+        report.errors = again.errors;
+        report.errors.extend(stay);
+        if made.chunks == 0 {
+            break;
+        }
+    }
+    Ok(repaired)
+}
+
+/// A map has at most so many levels below its root, and a manifest above it.
+const ROUNDS_MAX: usize = 10;

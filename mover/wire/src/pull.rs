@@ -7,7 +7,7 @@ use super::quic::Congestion;
 use super::remote::Remote;
 use mover::{
     CopyReport, Error, ErrorKind, PointFilter, PointId, Progress, RateLimiter, RecoveryPoint, Repository, Result,
-    Verification, copy,
+    Verification, copy_points, in_copy_order,
 };
 use quinn::{ClientConfig, Endpoint};
 use std::collections::BTreeSet;
@@ -69,17 +69,19 @@ async fn pull_all<R: Repository>(
 ) -> Result<()> {
     let mut points = from.list(&PointFilter::default()).await?;
     points.retain(|point| ids.contains(&point.id));
-    points.sort_by_key(age);
+    in_copy_order(&mut points);
     let progress = Progress::default();
-    for point in &points {
-        let outcome = match told(copy(from, to, point, verification, &progress), &progress, tell).await {
-            Ok(report) => Pulled { point: point.id, outcome: Ok(report) },
-            Err(error) if befalls_all(&error) => return Err(error),
-            Err(error) => Pulled { point: point.id, outcome: Err(Failed::from(&error)) },
+    let told_of = async |point: &RecoveryPoint, made: Result<CopyReport>| {
+        let outcome = match made {
+            Ok(report) => Ok(report),
+            Err(error) if error.kind().ends_all() => return Err(error),
+            Err(error) => Err(Failed::from(&error)),
         };
         // Whoever asked is gone: what was copied stays.
-        let _ = tell.send(Reply::Pulled(outcome)).await;
-    }
+        let _ = tell.send(Reply::Pulled(Pulled { point: point.id, outcome })).await;
+        Ok(())
+    };
+    told(copy_points(from, to, &points, verification, &progress, told_of), &progress, tell).await?;
     for id in ids.iter().filter(|id| !points.iter().any(|point| point.id == **id)) {
         let gone = Error::not_found(format!("the node to copy from does not have point {id} any more"));
         let _ = tell.send(Reply::Pulled(Pulled { point: *id, outcome: Err(Failed::from(&gone)) })).await;
@@ -147,23 +149,6 @@ impl Remote {
         }
         Ok(())
     }
-}
-
-/// In this order what later points share is there already.
-fn age(point: &RecoveryPoint) -> (mover::Timestamp, mover::Timestamp) {
-    (point.origin.1, point.snapshot_time)
-}
-
-/// Whether an error would befall every other point as well.
-fn befalls_all(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Domain
-            | ErrorKind::StoreFull
-            | ErrorKind::RolledBack
-            | ErrorKind::Transport
-            | ErrorKind::NotAuthorised
-    )
 }
 
 /// Copies that a node pulls at once: each has at most a window on its way.

@@ -7,8 +7,8 @@ use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::text::{count, counted, milliseconds, seconds, short, size};
 use mover::{
-    CopyReport, Error, ErrorKind, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
-    Verification, copy, select, still_wanted,
+    CopyReport, CopyTally, Error, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
+    Verification, copy_points, in_copy_order, select, still_wanted,
 };
 use serde::Serialize;
 use std::time::Instant;
@@ -61,7 +61,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), open::close(opened).await),
         (Err(error), Err(_)) => (Err(error), Ok(())),
     };
-    let Tally { sum, there, failed } = made?;
+    let CopyTally { copied: sum, there, failed } = made?;
     closed?;
     let summary = Summary {
         points: sum.points,
@@ -85,53 +85,31 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     Ok(if failed > 0 { Exit::SomeFailed } else { Exit::Done })
 }
 
-/// What became of the points.
-#[derive(Default)]
-struct Tally {
-    sum: CopyReport,
-    there: u64,
-    failed: u64,
-}
-
-impl Tally {
-    /// Adds what became of `point`, one of `all`.
-    fn add(
-        &mut self,
-        context: &Context,
-        all: &[RecoveryPoint],
-        point: PointId,
-        made: Result<CopyReport>,
-    ) -> Result<()> {
-        match made {
-            Ok(report) => {
-                self.there += u64::from(report.points == 0);
-                self.sum.points += report.points;
-                self.sum.chunks_moved += report.chunks_moved;
-                self.sum.bytes_moved += report.bytes_moved;
-            }
-            // These would befall every other point as well.
-            Err(error) if all.len() == 1 || fatal(&error) => return Err(error),
-            Err(error) => {
-                self.failed += 1;
-                let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
-                let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
-                context.out.item_failed(&format!("{machine}{}", short(point)), &error);
-            }
-        }
-        Ok(())
+/// Counts what became of `point`, one of `all`, and tells when it failed.
+fn count_one(
+    context: &Context,
+    tally: &mut CopyTally,
+    all: &[RecoveryPoint],
+    point: PointId,
+    made: Result<CopyReport>,
+) -> Result<()> {
+    let failed = made.as_ref().err().map(|error| Error::new(error.kind(), error.message()));
+    tally.count(all.len(), made)?;
+    if let Some(error) = failed {
+        let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
+        let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
+        context.out.item_failed(&format!("{machine}{}", short(point)), &error);
     }
+    Ok(())
 }
 
-/// Copies the chosen points, oldest first, so that later ones find what they share.
-async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<Tally> {
+/// Copies the chosen points through this machine.
+async fn copy_all(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<CopyTally> {
     let points = chosen(context, arguments, from, to).await?;
-    let verification = verification(arguments);
-    let (mut tally, progress) = (Tally::default(), Progress::default());
-    for point in &points {
-        let job = context.stop.race(copy(from, to, point, verification, &progress));
-        let made = watched(&context.out, &progress, job).await;
-        tally.add(context, &points, point.id, made)?;
-    }
+    let (mut tally, progress) = (CopyTally::default(), Progress::default());
+    let done = async |point: &RecoveryPoint, made| count_one(context, &mut tally, &points, point.id, made);
+    let job = copy_points(from, to, &points, verification(arguments), &progress, done);
+    watched(&context.out, &progress, context.stop.race(job)).await?;
     Ok(tally)
 }
 
@@ -142,13 +120,13 @@ async fn pull_all(
     from: &Opened,
     target: (&Opened, &Remote),
     place: &Place,
-) -> Result<Tally> {
+) -> Result<CopyTally> {
     let (to, node) = target;
     let points = chosen(context, arguments, from, to).await?;
     let ids: Vec<PointId> = points.iter().map(|point| point.id).collect();
-    let (mut tally, progress) = (Tally::default(), Progress::default());
+    let (mut tally, progress) = (CopyTally::default(), Progress::default());
     progress.enter(Phase::Move);
-    let told = |id, made| tally.add(context, &points, id, made);
+    let told = |id, made| count_one(context, &mut tally, &points, id, made);
     let pulling = node.pull(place, &ids, verification(arguments), &progress, told);
     watched(&context.out, &progress, context.stop.race(pulling)).await?;
     Ok(tally)
@@ -156,10 +134,6 @@ async fn pull_all(
 
 const fn verification(arguments: &Copy) -> Verification {
     if arguments.trust_source { Verification::Checksum } else { Verification::Decode }
-}
-
-fn fatal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Domain | ErrorKind::StoreFull | ErrorKind::RolledBack)
 }
 
 async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened) -> Result<Vec<RecoveryPoint>> {
@@ -188,6 +162,6 @@ async fn chosen(context: &Context, arguments: &Copy, from: &Opened, to: &Opened)
             ));
         }
     }
-    chosen.sort_by_key(|point| (point.origin.1, point.snapshot_time));
+    in_copy_order(&mut chosen);
     Ok(chosen)
 }

@@ -8,7 +8,7 @@ use crate::output::table;
 use crate::text::{counted, escaped, milliseconds, seconds, size};
 use mover::{
     Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyError, VerifyOptions,
-    VerifyReport, repair, select,
+    VerifyReport, repair_all, select,
 };
 use serde::Serialize;
 use std::sync::Arc;
@@ -100,37 +100,16 @@ async fn verify_and_repair(
     progress: Arc<Progress>,
 ) -> Result<(VerifyReport, RepairReport)> {
     let mut report = verify(repository, arguments, progress.clone()).await?;
-    let mut repaired = RepairReport::default();
     let Some(from) = arguments.also_from.as_ref().filter(|_| arguments.repair && !report.errors.is_empty()) else {
-        return Ok((report, repaired));
+        return Ok((report, RepairReport::default()));
     };
     let from = open::patiently(context, from, Access::Read, &arguments.place.patience).await?;
-    let made = async {
-        // What hangs on a damaged page is seen only when that is there again: once for each level of a map, and one more.
-        for _ in 0..REPAIRS_MAX {
-            let named = report.errors.iter().filter_map(|error| error.chunk).collect();
-            let made = repair(repository, &from, named, &context.world, &progress).await?;
-            repaired.chunks += made.chunks;
-            repaired.bytes += made.bytes;
-            repaired.left = made.left;
-            let points = report.points;
-            let again =
-                repository.verify(options(repository, arguments, Depth::Structure).await?, progress.clone()).await?;
-            // What was wrong with no chunk is not mended by chunks.
-            let stays = |error: &VerifyError| error.chunk.is_none() && !again.errors.contains(error);
-            let stay: Vec<VerifyError> = report.errors.drain(..).filter(stays).collect();
-            report.errors = again.errors;
-            report.errors.extend(stay);
-            report.points = points.max(again.points);
-            if made.chunks == 0 {
-                break;
-            }
-        }
-        Ok(())
+    let made = match options(repository, arguments, Depth::Structure).await {
+        Ok(options) => repair_all(repository, &from, &options, &mut report, &context.world, progress).await,
+        Err(error) => Err(error),
     };
-    let made = made.await;
     open::close(from).await?;
-    made.map(|()| (report, repaired))
+    made.map(|repaired| (report, repaired))
 }
 
 async fn verify(repository: &Opened, arguments: &Verify, progress: Arc<Progress>) -> Result<VerifyReport> {
@@ -196,6 +175,3 @@ fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: I
         ));
     }
 }
-
-/// Rounds of repairing: a map has at most so many levels below its root, and a manifest above it.
-const REPAIRS_MAX: usize = 10;
