@@ -17,7 +17,9 @@ mod visited;
 pub use bytes::{RecordError, RecordReader, RecordWriter, TEXT_BYTES_MAX, check_text};
 pub use closure::{Presences, missing_for};
 pub use diff::{ChangedBlock, ChangedRun, RunKind, Step, TreeDiff, changed_runs};
-pub use ids::{CheckpointId, DiskId, GroupId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest};
+pub use ids::{
+    CheckpointId, DiskId, GroupId, JobId, MachineId, OwnerId, PointId, RepositoryId, SessionId, WriterId, digest,
+};
 pub use manifest::{
     Attachment, ChangeTracking, Consistency, DISK_BYTES_MAX, DiskRecord, LayerIdentity, MANIFEST_BYTES_MAX, Manifest,
     TrackingRecord,

@@ -58,6 +58,8 @@ ids! {
     WriterId
     /// The point from which a disk's changes are tracked.
     CheckpointId
+    /// A job, from when it is asked for until nobody knows it any more. Not the id of the point that it makes.
+    JobId
     /// Whose data it is; all zero for the site's own: what administrators brought, or whoever opened the directory.
     OwnerId
 }

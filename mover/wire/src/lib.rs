@@ -60,7 +60,7 @@ pub use renewer::{IdentityRenewer, Signer, renewed_when_used};
 pub use serve::{Node, Quota, Quotas};
 
 /// Version of the protocol that this program speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Why a node closes a connection: it does not accept the client.
 const CLOSED_REFUSED: u32 = 1;
 /// Why a node closes a connection: it stops.

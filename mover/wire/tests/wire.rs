@@ -9,7 +9,7 @@ use mover::{
 use proptest::prelude::*;
 use std::fmt::Write;
 use std::path::Path;
-use wire::control::DISKS_MAX;
+use wire::control::{BACKUP, BackupJob, DISKS_MAX, JobExtension};
 use wire::identity::{KeyClaim, Wanted};
 use wire::message::*;
 use wire::{access, decode, encode};
@@ -66,10 +66,10 @@ fn requests() -> Vec<Request> {
         Request::Get(SessionRef { session }),
         Request::GetVerified(SessionRef { session }),
         Request::Close(SessionRef { session }),
-        Request::Attend(Attend { instance: [10; 16], jobs: vec![PointId([3; 16])] }),
+        Request::Attend(Attend { instance: [10; 16], jobs: vec![JobId([2; 16])] }),
         Request::Run(Run { proxy: "host7".parse().unwrap(), job: job() }),
-        Request::Cancel(JobOf { job: PointId([3; 16]) }),
-        Request::Report(Report { job: PointId([3; 16]), event: Event::Progress(counters()) }),
+        Request::Cancel(JobOf { job: JobId([2; 16]) }),
+        Request::Report(Report { job: JobId([2; 16]), event: Event::Progress(counters()) }),
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
         Request::Verify(VerifyIn {
             repository,
@@ -147,7 +147,7 @@ fn replies() -> Vec<Reply> {
         Reply::Parts(3),
         Reply::Taken(()),
         Reply::Assigned(job()),
-        Reply::CalledOff(JobOf { job: PointId([3; 16]) }),
+        Reply::CalledOff(JobOf { job: JobId([2; 16]) }),
         Reply::Event(Event::Ended(Box::new(report()))),
         Reply::Pulling(4),
         Reply::Pulled(Pulled {
@@ -180,10 +180,23 @@ fn claim() -> KeyClaim {
 }
 
 fn job() -> Job {
+    job_of(&backup())
+}
+
+fn job_of(body: &BackupJob) -> Job {
     Job {
-        id: PointId([3; 16]),
+        id: JobId([2; 16]),
         machine: "web".parse().unwrap(),
         repository: "main".parse().unwrap(),
+        kind: BACKUP,
+        body: mover::codec::encode::<_, 1000>(body).unwrap(),
+        extensions: vec![JobExtension { tag: 9, critical: false, bytes: vec![1, 2, 3] }],
+    }
+}
+
+fn backup() -> BackupJob {
+    BackupJob {
+        point: PointId([3; 16]),
         wish: TrackingWish::Bitmap,
         compression: Some(3),
         verification: Verification::Decode,
@@ -397,18 +410,36 @@ fn every_event_of_a_job_and_the_longest() {
 
 #[test]
 fn a_job_says_what_its_options_say() {
-    let options = job().options().unwrap();
-    assert_eq!(Job::new(job().id, job().repository, &options).unwrap(), job());
+    let options = job().backup_options().unwrap();
+    let made = Job::backup(job().id, backup().point, job().repository, &options).unwrap();
+    assert_eq!(made, Job { extensions: Vec::new(), ..job() });
     for wrong in [
-        Job { compression: Some(0), ..job() },
-        Job { compression: Some(23), ..job() },
-        Job { rate: Some(0), ..job() },
-        Job { audit: Some(101), ..job() },
+        BackupJob { compression: Some(0), ..backup() },
+        BackupJob { compression: Some(23), ..backup() },
+        BackupJob { rate: Some(0), ..backup() },
+        BackupJob { audit: Some(101), ..backup() },
     ] {
-        assert_eq!(wrong.options().unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(job_of(&wrong).backup_options().unwrap_err().kind(), ErrorKind::Usage);
     }
     let many = mover::BackupOptions { tags: vec!["t".repeat(40 << 10)], ..options };
-    assert_eq!(Job::new(job().id, job().repository, &many).unwrap_err().kind(), ErrorKind::Usage);
+    let made = Job::backup(job().id, backup().point, job().repository, &many);
+    assert_eq!(made.unwrap_err().kind(), ErrorKind::Usage);
+}
+
+/// Whoever carries a job out knows all of it that must be known, or refuses it.
+#[test]
+fn what_later_versions_add_to_jobs_is_passed_over_or_refused_by_rule() {
+    let with = |critical| {
+        let extensions = vec![JobExtension { tag: 700, critical, bytes: vec![4] }];
+        Job { extensions, ..job() }.backup_options()
+    };
+    assert_eq!(with(false).unwrap().point, Some(backup().point));
+    let refused = with(true).unwrap_err();
+    assert!(refused.kind() == ErrorKind::Version && refused.message().contains("700"), "{refused}");
+    let other = Job { kind: 900, ..job() }.backup_options().unwrap_err();
+    assert!(other.kind() == ErrorKind::Version && other.message().contains("900"), "{other}");
+    let longer = Job { body: [job().body, vec![0]].concat(), ..job() };
+    assert_eq!(longer.backup_options().unwrap_err().kind(), ErrorKind::Usage);
 }
 
 proptest! {

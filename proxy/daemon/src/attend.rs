@@ -1,7 +1,7 @@
 //! Attending one node: jobs come, and are told about.
 
 use super::work::Host;
-use mover::{BackupReport, Counters, Error, ErrorKind, Name, PointId, Progress, Result, Stop, StopReason, Stopper};
+use mover::{BackupReport, Counters, Error, ErrorKind, JobId, Name, Progress, Result, Stop, StopReason, Stopper};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Write;
@@ -27,7 +27,7 @@ pub struct Attendance {
 /// Jobs that the node gave.
 #[derive(Default)]
 struct Held {
-    jobs: BTreeMap<PointId, Holding>,
+    jobs: BTreeMap<JobId, Holding>,
     tasks: JoinSet<()>,
     /// Set when no more are taken.
     stopping: Option<StopReason>,
@@ -89,7 +89,7 @@ impl Attendance {
     }
 
     /// Jobs whose end the node does not know.
-    fn untold(&self) -> Vec<PointId> {
+    fn untold(&self) -> Vec<JobId> {
         let held = self.held.lock().expect("no holder panics");
         held.jobs.iter().filter(|(_, holding)| !holding.told).map(|(id, _)| *id).collect()
     }
@@ -144,7 +144,7 @@ impl Attendance {
         self.ended(id, made).await;
     }
 
-    async fn ended(self: Arc<Self>, id: PointId, made: Result<BackupReport>) {
+    async fn ended(self: Arc<Self>, id: JobId, made: Result<BackupReport>) {
         match &made {
             Ok(_) => tracing::info!(job = %id, "done"),
             Err(error) => tracing::warn!(job = %id, %error, "failed"),
@@ -157,7 +157,7 @@ impl Attendance {
     }
 
     /// Tells for as long as somebody may ask for it.
-    async fn tell_end(self: Arc<Self>, id: PointId, event: Event) {
+    async fn tell_end(self: Arc<Self>, id: JobId, event: Event) {
         let until = Instant::now() + END_KEPT;
         loop {
             match self.jobs.report(Report { job: id, event: event.clone() }).await {
@@ -175,7 +175,7 @@ impl Attendance {
     }
 
     /// Tells how far it is. What is not told before the next turn is left out.
-    async fn tell_progress(&self, id: PointId, progress: &Progress) -> Infallible {
+    async fn tell_progress(&self, id: JobId, progress: &Progress) -> Infallible {
         let mut told: Option<Counters> = None;
         loop {
             let counters = progress.counters();

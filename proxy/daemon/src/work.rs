@@ -54,7 +54,7 @@ impl Host {
         progress: Arc<Progress>,
         say: impl Fn(String),
     ) -> Result<BackupReport> {
-        let options = job.options()?;
+        let options = job.backup_options()?;
         let machine = self.machines.get(&job.machine).ok_or_else(|| self.unknown(&job.machine))?;
         let _turn = match machine.turn.try_lock() {
             Ok(turn) => turn,

@@ -206,21 +206,12 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
         Peer::new("127.0.0.1", place.port, client_config(&identity, &trust, Congestion::default()).unwrap())
     };
     let peer = (peer("site/admin"), peer("host7"));
-    let run = Run {
-        proxy: "host7".parse().unwrap(),
-        job: Job {
-            id: PointId::random(&World::system()),
-            machine: "web".parse().unwrap(),
-            repository: "main".parse().unwrap(),
-            wish: TrackingWish::Auto,
-            compression: Some(1),
-            verification: Verification::Decode,
-            tags: Vec::new(),
-            rate: Some(40 << 20),
-            audit: None,
-            allow: mover::Allow::default(),
-        },
-    };
+    let (world, repository) = (World::system(), "main".parse().unwrap());
+    let mut options = windlass_tests::conformance::options("web");
+    options.rate = Some(40 << 20);
+    options.allow = mover::Allow::default();
+    let job = Job::backup(JobId::random(&world), PointId::random(&world), repository, &options).unwrap();
+    let run = Run { proxy: "host7".parse().unwrap(), job };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let progress = Progress::default();

@@ -197,19 +197,9 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     }
 }
 
-fn job(id: PointId) -> Job {
-    Job {
-        id,
-        machine: "web".parse().unwrap(),
-        repository: "repo".parse().unwrap(),
-        wish: TrackingWish::Auto,
-        compression: None,
-        verification: Verification::Decode,
-        tags: Vec::new(),
-        rate: None,
-        audit: None,
-        allow: mover::Allow::default(),
-    }
+fn job(id: JobId) -> Job {
+    let (machine, repository) = ("web".parse().unwrap(), "repo".parse().unwrap());
+    Job { id, machine, repository, kind: BACKUP, body: Vec::new(), extensions: Vec::new() }
 }
 
 /// Each request of each role over the real wire. What a role may do is in the table of `access`, which the test of the

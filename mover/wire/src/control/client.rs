@@ -5,7 +5,7 @@ use super::super::frame::{Frame, FrameError};
 use super::super::link::{Link, Peer, unexpected};
 use super::super::message::{Reply, Request};
 use super::job::{Attend, Event, Job, JobOf, Report, Run};
-use mover::{BackupReport, PointId, Progress, Result};
+use mover::{BackupReport, JobId, Progress, Result};
 use quinn::Endpoint;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub enum Order {
     /// Carry this job out.
     Job(Job),
     /// End the job with this id.
-    Cancel(PointId),
+    Cancel(JobId),
 }
 
 /// Orders as they come.
@@ -78,7 +78,7 @@ impl Jobs {
     ///
     /// # Errors
     /// `NotFound`, `Transport`.
-    pub async fn cancel(&self, job: PointId) -> Result<()> {
+    pub async fn cancel(&self, job: JobId) -> Result<()> {
         self.done(&Request::Cancel(JobOf { job })).await
     }
 

@@ -3,19 +3,45 @@
 use super::super::message::Failed;
 use chunker::Compression;
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Counters, Error, Name, PointId, Result, TrackingWish, Verification,
+    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, Name, PointId, Result, TrackingWish,
+    Verification, codec,
 };
 use serde::{Deserialize, Serialize};
 
-/// A backup that a proxy is to make. It names a machine: where its disks are the proxy alone knows.
+/// What a proxy is to do. A node passes it on as it stands; whoever carries it out must understand its kind, all of its
+/// body, and each extension that says so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// The job, and the point it makes: so that one asked for twice makes one point.
-    pub id: PointId,
-    /// Of the proxy's machines.
+    /// Random, from whoever asks: a job that is asked for twice is one job.
+    pub id: JobId,
+    /// One of the proxy's machines: where its disks are only the proxy knows.
     pub machine: Name,
-    /// Of the node's repositories.
+    /// One of the node's repositories.
     pub repository: Name,
+    /// Code of the kind: [`BACKUP`].
+    pub kind: u16,
+    /// What is to be done, as the kind says: [`BackupJob`].
+    pub body: Vec<u8>,
+    /// What later versions add.
+    pub extensions: Vec<JobExtension>,
+}
+
+/// Something that a later version added to jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobExtension {
+    /// What it is about.
+    pub tag: u16,
+    /// Whoever does not know it must refuse the job; otherwise it is passed over.
+    pub critical: bool,
+    /// Its content.
+    pub bytes: Vec<u8>,
+}
+
+/// A backup that a proxy is to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupJob {
+    /// Id of the point to be made: a backup that is carried out twice makes one point.
+    pub point: PointId,
     /// How changes may be found.
     pub wish: TrackingWish,
     /// Level of zstd; none: not compressed.
@@ -24,7 +50,7 @@ pub struct Job {
     pub verification: Verification,
     /// Words to find the point by.
     pub tags: Vec<String>,
-    /// Most bytes to read in a second.
+    /// Most bytes to read from the source in a second.
     pub rate: Option<u64>,
     /// Percent of each disk to audit; none: the usual.
     pub audit: Option<u8>,
@@ -33,11 +59,46 @@ pub struct Job {
 }
 
 impl Job {
-    /// What `options` say, for a proxy.
+    /// The backup that `options` describe, for a proxy: it makes `point` in `repository`.
     ///
     /// # Errors
     /// `Usage` for what a job does not carry.
-    pub fn new(id: PointId, repository: Name, options: &BackupOptions) -> Result<Self> {
+    pub fn backup(id: JobId, point: PointId, repository: Name, options: &BackupOptions) -> Result<Self> {
+        let body = BackupJob::new(point, options)?;
+        Ok(Self {
+            id,
+            machine: options.machine_name.clone(),
+            repository,
+            kind: BACKUP,
+            body: codec::encode::<_, BODY_BYTES_MAX>(&body)?,
+            extensions: Vec::new(),
+        })
+    }
+
+    /// What to make of the machine's disks.
+    ///
+    /// # Errors
+    /// `Version` for a kind or a critical extension that this program does not know; `Usage` for values that mean nothing.
+    pub fn backup_options(&self) -> Result<BackupOptions> {
+        let newer =
+            |what: String| Err(Error::version(what).hint("update the proxy to the version of the administrator"));
+        if self.kind != BACKUP {
+            return newer(format!("this proxy does not know jobs of kind {}", self.kind));
+        }
+        if let Some(unknown) = self.extensions.iter().find(|extension| extension.critical) {
+            return newer(format!(
+                "this proxy does not know extension {} of jobs, which must be understood",
+                unknown.tag
+            ));
+        }
+        let body = codec::decode::<BackupJob, BODY_BYTES_MAX>(&self.body);
+        let body = body.map_err(|error| Error::usage("the job is not one that can be carried out").because(error))?;
+        body.options(&self.machine)
+    }
+}
+
+impl BackupJob {
+    fn new(point: PointId, options: &BackupOptions) -> Result<Self> {
         if !options.attachments.is_empty() {
             return Err(Error::usage("--attach cannot be used with --proxy")
                 .hint("leave out --attach, or run the backup on the host of the disks"));
@@ -50,9 +111,7 @@ impl Job {
         }
         let level = |level| u8::try_from(level).map_err(|_| Error::usage(format!("{level} is not a level of zstd")));
         Ok(Self {
-            id,
-            machine: options.machine_name.clone(),
-            repository,
+            point,
             wish: options.wish,
             compression: match options.compression {
                 Compression::None => None,
@@ -69,11 +128,7 @@ impl Job {
         })
     }
 
-    /// What to make of the machine's disks.
-    ///
-    /// # Errors
-    /// `Usage` for values that mean nothing.
-    pub fn options(&self) -> Result<BackupOptions> {
+    fn options(self, machine: &Name) -> Result<BackupOptions> {
         let compression = match self.compression {
             None => Compression::None,
             Some(level @ 1..=22) => Compression::Zstd(level.into()),
@@ -83,13 +138,13 @@ impl Job {
             return Err(Error::usage("the rate must not be 0, and the audit not more than 100 per cent"));
         }
         Ok(BackupOptions {
-            machine_name: self.machine.clone(),
+            machine_name: machine.clone(),
             machine: None,
-            point: Some(self.id),
+            point: Some(self.point),
             wish: self.wish,
             compression,
             verification: self.verification,
-            tags: self.tags.clone(),
+            tags: self.tags,
             attachments: Vec::new(),
             rate: self.rate,
             audit: self.audit.map_or(Audit::Usual, Audit::Percent),
@@ -104,7 +159,7 @@ pub struct Attend {
     /// Random for each process: tells one that lost its connection from one that was started again.
     pub instance: [u8; 16],
     /// Jobs that it was given, and whose end it has not told.
-    pub jobs: Vec<PointId>,
+    pub jobs: Vec<JobId>,
 }
 
 /// Has a proxy carry a job out.
@@ -120,14 +175,14 @@ pub struct Run {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobOf {
     /// Id of the job.
-    pub job: PointId,
+    pub job: JobId,
 }
 
 /// What a proxy tells of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Id of the job.
-    pub job: PointId,
+    pub job: JobId,
     /// What happened to the job.
     pub event: Event,
 }
@@ -169,6 +224,10 @@ fn cut(text: &mut String) {
     }
 }
 
+/// Kind of a job that is a backup.
+pub const BACKUP: u16 = 1;
+/// Longest body of a job: what is around it has room in [`JOB_BYTES_MAX`].
+const BODY_BYTES_MAX: usize = 48 << 10;
 /// Body of `Attend`.
 pub const ATTEND_BYTES_MAX: usize = 4 << 10;
 /// Body of `Run`, and of the job that is given on.

@@ -3,7 +3,7 @@
 
 use super::super::message::{Failed, Reply};
 use super::job::{Attend, Event, Job, JobOf, Report, Run, WARNINGS_MAX};
-use mover::{Counters, Error, ErrorKind, Name, PointId, Result};
+use mover::{Counters, Error, ErrorKind, JobId, Name, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 pub struct State {
     began: Instant,
     proxies: BTreeMap<Name, Attendee>,
-    jobs: HashMap<PointId, Entry>,
+    jobs: HashMap<JobId, Entry>,
     /// Counts attendances and jobs.
     last: u64,
 }
@@ -178,7 +178,7 @@ impl State {
     ///
     /// # Errors
     /// `NotFound` when it is not known, or not any more.
-    pub fn news(&mut self, id: PointId, cursor: &mut Cursor, now: Instant) -> Result<News> {
+    pub fn news(&mut self, id: JobId, cursor: &mut Cursor, now: Instant) -> Result<News> {
         self.end_abandoned(id, now);
         let entry = self.jobs.get(&id).ok_or_else(|| Error::not_found(format!("job {id} is not known any more")))?;
         if let Some(warning) = entry.warnings.get(cursor.warnings) {
@@ -200,7 +200,7 @@ impl State {
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn cancel(&mut self, id: PointId, now: Instant) -> Result<()> {
+    pub fn cancel(&mut self, id: JobId, now: Instant) -> Result<()> {
         let entry = self.jobs.get_mut(&id).ok_or_else(|| Error::not_found(format!("job {id} is not known")))?;
         match entry.stage {
             Stage::Waiting => {
@@ -284,7 +284,7 @@ impl State {
         Ok(())
     }
 
-    fn insert(&mut self, id: PointId, proxy: &Name, job: Option<Job>, stage: Stage) {
+    fn insert(&mut self, id: JobId, proxy: &Name, job: Option<Job>, stage: Stage) {
         self.last += 1;
         let entry = Entry {
             number: self.last,
@@ -299,7 +299,7 @@ impl State {
     }
 
     /// Ends a job whose proxy is not waited for any more.
-    fn end_abandoned(&mut self, id: PointId, now: Instant) {
+    fn end_abandoned(&mut self, id: JobId, now: Instant) {
         let Some(entry) = self.jobs.get(&id) else { return };
         if self.gone_at(&entry.proxy).is_none_or(|at| at > now) {
             return;
@@ -316,7 +316,7 @@ impl State {
         self.end(id, failed(&error), now);
     }
 
-    fn end(&mut self, id: PointId, end: Event, now: Instant) {
+    fn end(&mut self, id: JobId, end: Event, now: Instant) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         entry.stage = Stage::Over(end, now);
         let proxy = entry.proxy.clone();

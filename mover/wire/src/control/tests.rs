@@ -3,7 +3,7 @@
 use super::super::message::{Failed, Reply, error_kind};
 use super::job::{Attend, Event, Job, Report, Run, WARNINGS_MAX};
 use super::state::{ABSENCE_MAX, Cursor, JOBS_MAX, News, Next, RESULT_KEPT, RESULTS_MAX, State, YOUTH};
-use mover::{BackupReport, Consistency, Counters, Error, ErrorKind, Name, Phase, PointId, RecoveryPoint};
+use mover::{BackupReport, Consistency, Counters, Error, ErrorKind, JobId, Name, Phase, PointId, RecoveryPoint};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -13,26 +13,22 @@ fn name(text: &str) -> Name {
 
 fn run(id: u8) -> Run {
     let job = Job {
-        id: PointId([id; 16]),
+        id: JobId([id; 16]),
         machine: name("web"),
         repository: name("main"),
-        wish: mover::TrackingWish::Auto,
-        compression: Some(3),
-        verification: mover::Verification::Decode,
-        tags: Vec::new(),
-        rate: None,
-        audit: None,
-        allow: mover::Allow::default(),
+        kind: super::job::BACKUP,
+        body: Vec::new(),
+        extensions: Vec::new(),
     };
     Run { proxy: name("host7"), job }
 }
 
 fn attend(instance: u8, jobs: &[u8]) -> Attend {
-    Attend { instance: [instance; 16], jobs: jobs.iter().map(|id| PointId([*id; 16])).collect() }
+    Attend { instance: [instance; 16], jobs: jobs.iter().map(|id| JobId([*id; 16])).collect() }
 }
 
 fn report(id: u8, event: Event) -> Report {
-    Report { job: PointId([id; 16]), event }
+    Report { job: JobId([id; 16]), event }
 }
 
 fn progress(bytes_done: u64) -> Event {
@@ -114,7 +110,7 @@ impl At {
     }
 
     fn news(&mut self, id: u8, cursor: &mut Cursor) -> News {
-        self.state.news(PointId([id; 16]), cursor, self.now).unwrap()
+        self.state.news(JobId([id; 16]), cursor, self.now).unwrap()
     }
 
     /// How the job failed.
@@ -162,7 +158,7 @@ fn a_job_goes_to_its_proxy_once_and_its_news_to_who_asks() {
     assert_eq!(told.count(), WARNINGS_MAX);
     at.now += RESULT_KEPT;
     at.state.forget(at.now);
-    let forgotten = at.state.news(PointId([1; 16]), &mut Cursor::default(), at.now).unwrap_err();
+    let forgotten = at.state.news(JobId([1; 16]), &mut Cursor::default(), at.now).unwrap_err();
     assert_eq!(forgotten.kind(), ErrorKind::NotFound);
     assert_eq!(at.news(2, &mut cursor), News::Wait(None), "what is not over is kept");
 }
@@ -248,7 +244,7 @@ fn jobs_are_cancelled_wherever_they_are() {
     at.run(1).unwrap();
     assert_eq!(at.assigned(turn, 1), Some(1));
     at.run(2).unwrap();
-    let cancel = |at: &mut At, id: u8| at.state.cancel(PointId([id; 16]), at.now);
+    let cancel = |at: &mut At, id: u8| at.state.cancel(JobId([id; 16]), at.now);
     cancel(&mut at, 2).unwrap();
     assert_eq!(at.failure(2).0, ErrorKind::Cancelled, "nobody had it");
     cancel(&mut at, 1).unwrap();
@@ -291,6 +287,6 @@ fn jobs_are_their_own_proxys_and_bounded() {
         at.tell(id, done(id)).unwrap();
     });
     let mut kept =
-        (1..=many + results).filter(|id| at.state.news(PointId([*id; 16]), &mut Cursor::default(), at.now).is_ok());
+        (1..=many + results).filter(|id| at.state.news(JobId([*id; 16]), &mut Cursor::default(), at.now).is_ok());
     assert!(kept.by_ref().eq(many + 1..=many + results), "the newest");
 }

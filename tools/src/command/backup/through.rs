@@ -5,7 +5,7 @@ use crate::cli::Backup;
 use crate::context::Context;
 use crate::job::watched;
 use crate::open;
-use mover::{BackupOptions, BackupReport, Error, ErrorKind, Name, PointId, Progress, Result};
+use mover::{BackupOptions, BackupReport, Error, ErrorKind, JobId, Name, PointId, Progress, Result};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use wire::client;
@@ -22,7 +22,8 @@ pub async fn attempt(
         return Err(Error::usage(format!("{address} is not on a storage node, and --proxy needs a repository on one"))
             .hint("write the repository as quic://host/name, or leave out --proxy"));
     };
-    let job = Job::new(PointId::random(&context.world), name.clone(), options)?;
+    let (id, point) = (JobId::random(&context.world), PointId::random(&context.world));
+    let job = Job::backup(id, point, name.clone(), options)?;
     let jobs = Jobs::new(client()?, open::peer(context, host, *port, *congestion).await?);
     let progress = Progress::default();
     let run = Run { proxy: proxy.clone(), job };
