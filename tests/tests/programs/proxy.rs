@@ -1,6 +1,6 @@
 //! Proxies as they ship: backups that an administrator asks for, and everybody killed and started again in the middle.
 
-use mover::{ErrorKind, PointId, Progress, TrackingWish, Verification, World};
+use mover::{ErrorKind, JobId, PointId, Progress, World};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -210,7 +210,8 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
     let mut options = windlass_tests::conformance::options("web");
     options.rate = Some(40 << 20);
     options.allow = mover::Allow::default();
-    let job = Job::backup(JobId::random(&world), PointId::random(&world), repository, &options).unwrap();
+    let point = PointId::random(&world);
+    let job = Job::backup(JobId::random(&world), point, repository, &options).unwrap();
     let run = Run { proxy: "host7".parse().unwrap(), job };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -229,7 +230,7 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
         drop(first);
         let again = Jobs::new(client().unwrap(), peer.0.clone());
         let report = again.run(&run, &progress, |_| {}).await.unwrap();
-        assert_eq!((report.point.id, report.disks[0].size), (run.job.id, 128 << 20));
+        assert_eq!((report.point.id, report.disks[0].size), (point, 128 << 20));
         // Also when it is over.
         assert_eq!(again.run(&run, &progress, |_| {}).await.unwrap(), report);
         // Each for itself.

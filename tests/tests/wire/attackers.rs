@@ -3,8 +3,8 @@
 
 use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
 use mover::{
-    Begin, Holder, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, Role, SessionId,
-    SweepOptions, Timestamp, TrackingWish, Verification, World, WriteSession,
+    Begin, Holder, JobId, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, Role,
+    SessionId, SweepOptions, Timestamp, Verification, World, WriteSession,
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadError, TransportConfig, VarInt};
 use std::collections::BTreeSet;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use store::Local;
 use windlass_bench::attacker::{Raw, STREAMS_MAX, first_packets, first_reply, garbage, huge_lengths, lie};
 use windlass_tests::conformance::{Fixture, InDirectory};
+use wire::control::BACKUP;
 use wire::identity::{KeyClaim, Wanted};
 use wire::message::*;
 use wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
@@ -132,7 +133,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     let ids = vec![7; 64];
     let origin = Origin { repository, commit_time: Timestamp(6), number: 4, seen: None };
     let bare = |request| (request, Vec::new());
-    let id = PointId([3; 16]);
+    let id = JobId([3; 16]);
     let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
     match code {
         0x0001 => bare(Request::Hello(Hello { versions: (1, 1), features: 0, program: "test".into() })),
