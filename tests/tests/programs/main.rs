@@ -1,5 +1,6 @@
 //! The programs as they ship, as real processes.
 
+mod crates;
 mod errors;
 mod file_systems;
 mod giving_back;

@@ -3,6 +3,7 @@
 mod dist;
 mod dump;
 mod fuzz;
+mod licences;
 mod tidy;
 mod torture;
 

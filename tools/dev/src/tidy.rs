@@ -1,6 +1,6 @@
 //! Quick checks that need no test: format, lints, sizes, words.
 
-use crate::shell;
+use crate::{licences, shell};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,6 +16,7 @@ pub fn run(root: &Path) -> Result<()> {
             faults.push(error.to_string());
         }
     }
+    faults.extend(licences::faults(root)?);
     let format = std::fs::read_to_string(root.join("FORMAT.md")).unwrap_or_default();
     let rules = std::fs::read_to_string(root.join("RULES.md")).unwrap_or_default();
     let (rules, mut all_functions) = (entries(&rules), BTreeSet::new());
