@@ -43,7 +43,9 @@ impl Raw {
     pub async fn greeted(port: u16, config: ClientConfig) -> Result<Self> {
         let raw = Self::connect(port, config).await?;
         let program = "attacker".to_owned();
-        let (reply, _) = raw.ask(&Request::Hello(Hello { versions: (wire::VERSION, wire::VERSION), features: 0, program }), &[]).await?;
+        let (reply, _) = raw
+            .ask(&Request::Hello(Hello { versions: (wire::VERSION, wire::VERSION), features: 0, program }), &[])
+            .await?;
         ensure!(matches!(reply, Reply::Welcome(_)), "{reply:?}");
         Ok(raw)
     }

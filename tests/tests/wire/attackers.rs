@@ -136,7 +136,11 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     let id = JobId([3; 16]);
     let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
     match code {
-        0x0001 => bare(Request::Hello(Hello { versions: (wire::VERSION, wire::VERSION), features: 0, program: "test".into() })),
+        0x0001 => bare(Request::Hello(Hello {
+            versions: (wire::VERSION, wire::VERSION),
+            features: 0,
+            program: "test".into(),
+        })),
         0x0002 => bare(Request::Open(Open { name: "repo".into(), machine: None })),
         0x0003 => {
             let holder = Holder::new(Role::Admin, "host7".parse().unwrap());

@@ -117,7 +117,9 @@ async fn stream(
 
 fn honest(request: &Request) -> Vec<u8> {
     match request {
-        Request::Hello(_) => say(&Reply::Welcome(Welcome { version: wire::VERSION, features: 0, program: "hostile".into() })),
+        Request::Hello(_) => {
+            say(&Reply::Welcome(Welcome { version: wire::VERSION, features: 0, program: "hostile".into() }))
+        }
         Request::Open(_) => say(&Reply::Opened(Opened {
             repository: RepositoryId([1; 16]),
             domain: [2; 32],

@@ -85,14 +85,17 @@ mod tests {
 
     #[test]
     fn what_is_not_allowed_is_told() {
-        let rules: Rules =
-            toml::from_str("[licenses]\nallow = [\"MIT\", \"Apache-2.0 WITH LLVM-exception\"]\n[bans]\ndeny = [{ crate = \"ring\" }]").unwrap();
+        let rules: Rules = toml::from_str(
+            "[licenses]\nallow = [\"MIT\", \"Apache-2.0 WITH LLVM-exception\"]\n[bans]\ndeny = [{ crate = \"ring\" }]",
+        )
+        .unwrap();
         let registry = "registry+https://github.com/rust-lang/crates.io-index";
         let of = |name: &str, license: Option<&str>, source: Option<&str>| {
             let (license, source) = (license.map(str::to_owned), source.map(str::to_owned));
             fault(&Package { name: name.into(), version: "1.0.0".into(), license, source }, &rules)
         };
-        for fine in ["MIT", "MIT OR GPL-3.0", "MIT/GPL-3.0", "(Zlib OR MIT)", "MIT AND Apache-2.0 WITH LLVM-exception"] {
+        for fine in ["MIT", "MIT OR GPL-3.0", "MIT/GPL-3.0", "(Zlib OR MIT)", "MIT AND Apache-2.0 WITH LLVM-exception"]
+        {
             assert_eq!(of("a", Some(fine), Some(registry)), None, "{fine}");
         }
         for wrong in ["GPL-3.0", "MIT AND GPL-3.0", "Apache-2.0", "nonsense"] {

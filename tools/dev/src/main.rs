@@ -1,5 +1,6 @@
 //! The program `windlass-dev`: what developers run, so that nobody has to remember how.
 
+mod circles;
 mod dist;
 mod dump;
 mod fuzz;

@@ -1,8 +1,9 @@
 //! Quick checks that need no test: format, lints, sizes, words.
 
+use crate::circles::{Files, circles};
 use crate::{licences, shell};
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -19,12 +20,16 @@ pub fn run(root: &Path) -> Result<()> {
     faults.extend(licences::faults(root)?);
     let format = std::fs::read_to_string(root.join("FORMAT.md")).unwrap_or_default();
     let rules = std::fs::read_to_string(root.join("RULES.md")).unwrap_or_default();
+    let mut crates: BTreeMap<String, Files> = BTreeMap::new();
     let (rules, mut all_functions) = (entries(&rules), BTreeSet::new());
     for name in files(root)? {
         let Ok(text) = std::fs::read_to_string(root.join(&name)) else { continue };
         if name.ends_with(".rs") {
             rust_file(&name, &text, &format, &mut faults);
             all_functions.extend(functions(&text).map(str::to_owned));
+        }
+        if let Some((of, file)) = name.split_once("/src/").filter(|_| name.ends_with(".rs") && !is_test(&name)) {
+            crates.entry(of.to_owned()).or_default().insert(file.to_owned(), text.clone());
         }
         if name.ends_with(".rs") || name.ends_with(".md") {
             cited(&name, &text, &rules, &mut faults);
@@ -34,6 +39,10 @@ pub fn run(root: &Path) -> Result<()> {
         }
     }
     tests_of(&rules, &all_functions, &mut faults);
+    for (of, files) in &crates {
+        let told = |circle: Vec<String>| format!("{of}: a circle of files without a reason: {}", circle.join(", "));
+        faults.extend(circles(files).into_iter().map(told));
+    }
     for fault in &faults {
         eprintln!("{fault}");
     }
@@ -54,8 +63,14 @@ fn files(root: &Path) -> Result<Vec<String>> {
     Ok(String::from_utf8(listed.stdout)?.lines().map(str::to_owned).collect())
 }
 
+/// Code that only tests use.
+fn is_test(name: &str) -> bool {
+    let parts = ["tests.rs", "testing.rs"].iter().any(|end| name.ends_with(&format!("/{end}")));
+    name.starts_with("tests/") || name.contains("/tests/") || parts
+}
+
 fn rust_file(name: &str, text: &str, format: &str, faults: &mut Vec<String>) {
-    let is_test = name.starts_with("tests/") || name.ends_with("/tests.rs") || name.contains("/tests/");
+    let is_test = is_test(name);
     let code = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").count();
     if !is_test && code > CODE_LINES_MAX {
         faults.push(format!("{name}: {code} lines before its tests; past {CODE_LINES_MAX} it is two files"));
