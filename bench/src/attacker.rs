@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use wire::identity::Credentials;
-use wire::message::{BeginIn, Hello, Of, Open, Put, Reply, Request};
+use wire::message::{BeginIn, Hello, Open, Put, Reply, Request, SessionRef};
 use wire::{Congestion, client, client_config, decode, encode};
 
 /// A connection without manners.
@@ -105,7 +105,7 @@ impl Raw {
             verification: Verification::Checksum,
         };
         match self.ask(&Request::Begin(BeginIn { repository, begin }), &[]).await? {
-            (Reply::Session(Of { session }), _) => Ok(session),
+            (Reply::Session(SessionRef { session }), _) => Ok(session),
             (reply, _) => anyhow::bail!("{reply:?}"),
         }
     }

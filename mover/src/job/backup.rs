@@ -14,7 +14,6 @@ use crate::{
     Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp,
     TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels, suspect_times, with_sealer,
 };
-use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
 use disk::DiskPass;
 use serde::{Deserialize, Serialize};

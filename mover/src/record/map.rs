@@ -4,7 +4,7 @@ mod leaves;
 
 use crate::world::pool::with_opener;
 use crate::{Error, MapRoot, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result, level_of};
-use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -9,10 +9,10 @@ pub use fault::{Fault, FaultEffect};
 
 use crate::record::closure::{Presences, missing_for};
 use crate::{
-    Begin, Begun, ChunkBatch, Commit, Error, ErrorKind, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest,
-    Name, OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint,
-    Repository, RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, StoredTotals, SweepOptions,
-    SweepReport, Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Begin, Begun, ChunkBatch, Commit, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest, Name,
+    OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
+    RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, StoredTotals, SweepOptions, SweepReport,
+    Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
 };
 use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
 use futures::{Stream, stream};

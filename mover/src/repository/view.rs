@@ -21,7 +21,6 @@ use bytes::{Bytes, BytesMut};
 use cache::{Cache, Claims, Fetched};
 use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;

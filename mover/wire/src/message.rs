@@ -16,9 +16,9 @@ use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
 pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
 use chunker::ChunkId;
 use mover::{
-    Begin, ChunkError, CopyReport, Counters, Error, ErrorKind, GivenUp, IndexTotals, LogEntry, LogHead, MachineId,
-    Name, Origin, OwnerId, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats,
-    StoredTotals, Suspect, SweepOptions, SweepReport, Timestamp, Verification, codec,
+    Begin, ChunkError, CopyReport, Counters, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Name, Origin,
+    OwnerId, PointChange, PointId, Presence, RecoveryPoint, RepositoryId, Result, SessionId, Stats, StoredTotals,
+    Suspect, SweepOptions, SweepReport, Timestamp, Verification, codec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -411,7 +411,7 @@ pub struct ReadIn {
 
 /// Names a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Of {
+pub struct SessionRef {
     /// Id of the session.
     pub session: SessionId,
 }

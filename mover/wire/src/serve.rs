@@ -15,8 +15,8 @@ use super::frame::{Frame, FrameError, receive};
 use super::limits::{Allowance, Limits, Paces};
 use super::maintenance::{rebuild_index, sweep, verify};
 use super::message::{
-    CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MissingIn, MoveIn, NO_ROOM, NO_SESSION, Open, Opened,
-    PullIn, Reply, Request, SUSPECTS_MAX, SessionRef, WantedOf, Welcome, presence_code,
+    CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MissingIn, MoveIn, NO_SESSION, Open, Opened, PullIn,
+    Reply, Request, SUSPECTS_MAX, SessionRef, WantedOf, Welcome, presence_code,
 };
 use super::pull::Puller;
 use super::quic::Congestion;

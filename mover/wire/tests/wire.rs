@@ -1,5 +1,6 @@
 //! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
 
+use mover::JobId;
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
     Error, ErrorKind, Holder, IndexTotals, LogEntry, LogHead, Origin, OwnerId, Phase, PointChange, PointId,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use chunker::{Extent, ExtentSet};
 use mover::{
     ChangeTracking, Changed, CheckpointId, DiskDescription, Error, Name, Outcome, ParentDisk, Result, Source,
-    Timestamp, TrackingWish, World,
+    TrackingWish, World,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
 

@@ -133,7 +133,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
     let ids = vec![7; 64];
     let origin = Origin { repository, commit_time: Timestamp(6), number: 4, seen: None };
     let bare = |request| (request, Vec::new());
-    let id = JobId([3; 16]);
+    let id = PointId([3; 16]);
     let claim = KeyClaim { point: vec![4; 65], signature: vec![5; 70] };
     match code {
         0x0001 => bare(Request::Hello(Hello {
@@ -181,9 +181,9 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0033 => (Request::GetVerified(of), ids),
         0x0034 => bare(Request::Close(of)),
         0x0040 => bare(Request::Attend(Attend { instance: [7; 16], jobs: Vec::new() })),
-        0x0041 => bare(Request::Run(Run { proxy: "host7".parse().unwrap(), job: job(id) })),
-        0x0042 => bare(Request::Cancel(JobOf { job: id })),
-        0x0043 => bare(Request::Report(Report { job: id, event: Event::Warning("it lies".into()) })),
+        0x0041 => bare(Request::Run(Run { proxy: "host7".parse().unwrap(), job: job(JobId([3; 16])) })),
+        0x0042 => bare(Request::Cancel(JobOf { job: JobId([3; 16]) })),
+        0x0043 => bare(Request::Report(Report { job: JobId([3; 16]), event: Event::Warning("it lies".into()) })),
         0x0050 => {
             let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
             bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))

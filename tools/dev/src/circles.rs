@@ -11,7 +11,9 @@ pub fn circles(files: &Files) -> Vec<Vec<String>> {
     let code: BTreeMap<&str, String> = files.iter().map(|(name, text)| (name.as_str(), without_tests(text))).collect();
     let mut defined: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (file, text) in &code {
-        text.lines().filter_map(definition).for_each(|name| drop(defined.entry(name).or_default().insert(file)));
+        for name in text.lines().filter_map(definition) {
+            defined.entry(name).or_default().insert(file);
+        }
     }
     let needs = |file: &str, text: &str| -> BTreeSet<&str> {
         // A name that several files define says nothing.

@@ -5,7 +5,7 @@ use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::text::{SetTime, counted};
 use mover::labels::{TAGGED, TIME_KEY, UNTAGGED, tag_key, time_value};
-use mover::{Error, PointFilter, PointId, Repository as _, Result, select};
+use mover::{PointFilter, PointId, Repository as _, Result, select};
 use serde::Serialize;
 use std::collections::BTreeSet;
 

@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_no_manifest_can_hold_is_refused() {
         let disks = || vec![disk("sda"), disk("sdb")];
-        check_request(&options(), &disks()).unwrap();
+        check_request(&options(), &disks(), &[]).unwrap();
         let long = || "x".repeat(TEXT_BYTES_MAX + 1);
         let in_options: [fn(&mut BackupOptions, String); 3] = [
             |it, long| it.tags.push(long),
@@ -142,9 +142,13 @@ mod tests {
         for change in in_options {
             let mut bad = options();
             change(&mut bad, long());
-            assert_eq!(check_request(&bad, &disks()).unwrap_err().kind(), ErrorKind::Usage);
+            assert_eq!(check_request(&bad, &disks(), &[]).unwrap_err().kind(), ErrorKind::Usage);
         }
-        let in_disks: [fn(&mut Vec<DiskDescription>, String); 5] = [
+        let twice = [file("tpm", "vars")];
+        assert_eq!(check_request(&options(), &disks(), &twice).unwrap_err().kind(), ErrorKind::Usage);
+        let in_disks: [fn(&mut Vec<DiskDescription>, String); 7] = [
+            |it, long| it[1].bus = long,
+            |it, long| it[1].serial = long,
             |it, long| it[1].format = long,
             |it, long| it[1].format_options = long,
             |it, long| it[1].chain[0].path = long,
@@ -154,7 +158,7 @@ mod tests {
         for change in in_disks {
             let mut bad = disks();
             change(&mut bad, long());
-            let refused = check_request(&options(), &bad).unwrap_err();
+            let refused = check_request(&options(), &bad, &[]).unwrap_err();
             assert!(refused.kind() == ErrorKind::Usage && refused.message().len() < 200, "{refused}");
         }
     }

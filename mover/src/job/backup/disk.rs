@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Where and when the audit of a disk begins.
 #[derive(Debug, Clone, Copy)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::{self, Model, Shelf, entries, models, sized_pairs};
+use chunker::GRID_BYTES;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

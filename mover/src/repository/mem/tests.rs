@@ -1,4 +1,5 @@
 use super::*;
+use crate::ErrorKind;
 use crate::testing::world;
 use crate::{MapBuilder, MapRoot, PageRef};
 use chunker::GRID_BYTES;

@@ -40,7 +40,7 @@ impl ReadSession for Copy {
             };
             batch.into_iter().map(one).collect()
         });
-        stream::once(hold).map(|()| blobs).flatten()
+        stream::once(hold).filter_map(|()| std::future::ready(None)).chain(blobs)
     }
 
     async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
