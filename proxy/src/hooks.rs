@@ -37,7 +37,7 @@ pub(crate) struct Frozen {
 
 impl Hooks {
     /// For each command, where nothing else is said.
-    pub const LIMIT: Duration = Duration::from_secs(60);
+    pub const LIMIT: Duration = Duration::from_secs(300);
 
     /// Runs the command before, `open`, and in every case the command after.
     pub(crate) async fn around<T>(

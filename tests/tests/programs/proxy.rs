@@ -298,3 +298,32 @@ fn a_wrong_configuration_is_told_with_its_place() {
     let (code, said) = serve();
     assert!(code == Some(2) && said.contains("host7.toml"), "{said}");
 }
+
+/// The commands of its configuration run once each around the opening of the disks, and nothing of a job gets to them.
+#[test]
+fn a_proxy_runs_the_commands_of_its_machine() {
+    let place = Place::new(4);
+    let _node = place.node();
+    let said = place.path("said");
+    let command = |word: &str, then: &str| {
+        format!("echo {word} $WINDLASS_MACHINE $WINDLASS_STATUS >> {}; {then}", said.display())
+    };
+    let with = |before: &str| {
+        let (before, after) = (command("before", before), command("after", "true"));
+        let hooks = format!("pre_freeze = {before:?}\npost_thaw = {after:?}\nhook_timeout = 20\n[[machine.disk]]");
+        WEB.replace("[[machine.disk]]", &hooks)
+    };
+    let proxy = place.proxy(&place.make_proxy("host7", &with("sleep 0.1")));
+    let made = events(&place.done(&BACKUP));
+    assert!(made.last().unwrap()["freeze_ms"].as_u64().unwrap() >= 100, "{made:?}");
+    assert_eq!(fs::read_to_string(&said).unwrap(), "before web ok\nafter web ok\n");
+    place.assert_restores("NODE");
+    drop(proxy);
+    fs::remove_file(&said).unwrap();
+    let _proxy = place.proxy(&place.make_proxy("host8", &with("exit 3")));
+    let backup = BACKUP.map(|word| if word == "host7" { "host8" } else { word });
+    let failed = place.windlass(&backup).output().unwrap();
+    assert_eq!(failed.status.code(), Some(16), "{}", told(&failed));
+    assert_eq!(fs::read_to_string(&said).unwrap(), "before web ok\nafter web failed\n");
+    assert_eq!(points(&place), 1);
+}
