@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
 
     fn measure(&mut self, step: Step, tool: &'static str, command: &Command, repository: Option<&str>) -> Result<Ran> {
         let made = measured(command, &self.places.work)?;
-        let stored = repository.map(|name| bytes_below(&self.places.path(name))).transpose()?;
+        let stored = repository.map(|name| stored(&self.places.path(name))).transpose()?;
         self.report.add(step, tool, made.sample, stored);
         Ok(made)
     }
@@ -364,3 +364,11 @@ const OF_RAW: &str = "windlass-raw";
 const OF_FAST: &str = "windlass-fast";
 const OF_QCOW2: &str = "windlass-qcow2";
 const COPIED: &str = "windlass-copy";
+
+/// Bytes that a tool keeps: without the room that our repositories set aside for a full storage, which depends on the size
+/// of the file system and not on what is stored.
+fn stored(repository: &Path) -> Result<u64> {
+    let reserve = repository.join("reserve");
+    let reserved = if reserve.is_dir() { bytes_below(&reserve)? } else { 0 };
+    Ok(bytes_below(repository)? - reserved)
+}

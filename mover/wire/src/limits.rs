@@ -4,9 +4,8 @@
 //! connections; `PROTOCOL.md` adds them up.
 
 use super::answer;
-use super::bulk::ID_BYTES;
 use super::frame::FrameError;
-use super::message::{IDS_MAX, Request};
+use super::message::Request;
 use super::quic::{WINDOW_BYTES, WINDOW_BYTES_MIN};
 use mover::{Holder, RateLimiter};
 use quinn::{Connection, SendStream, StreamId, VarInt};
@@ -281,9 +280,9 @@ impl Allowance {
 
     /// What doing a request takes beside which so many bytes stand.
     pub async fn work(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
-        let budget = if lasts(request, beside_bytes) { &self.limits.answers } else { &self.limits.work };
+        let budget = if request.rules().lasts.is_long(beside_bytes) { &self.limits.answers } else { &self.limits.work };
         let mut share = budget.share(self.holder.as_ref());
-        share.wait(work_bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
+        share.wait(request.rules().work.bytes(request, beside_bytes), self.limits.patience).await.then_some(share)
     }
 
     /// A turn to have so many plain bytes decoded: whoever has much decoded waits for himself, not others for him.
@@ -332,44 +331,6 @@ impl Allowance {
     }
 }
 
-/// Whether it is counted with what takes long.
-fn lasts(request: &Request, beside_bytes: usize) -> bool {
-    matches!(request, Request::Get(_)) && beside_bytes > SHORT_GET_BYTES_MAX
-        // What a large commit takes no holder alone could have of the smaller budget.
-        || matches!(request, Request::Commit(_)) && beside_bytes > SHORT_COMMIT_BYTES_MAX
-        || matches!(
-            request,
-            Request::GetVerified(_)
-                | Request::List(_)
-                | Request::Attend(_)
-                | Request::Run(_)
-                | Request::Pull(_)
-                | Request::Verify(_)
-                | Request::RebuildIndex(_)
-                | Request::Sweep(_)
-        )
-}
-
-/// Memory that a request takes beside what came with it, at most or nearly so.
-fn work_bytes(request: &Request, beside_bytes: usize) -> usize {
-    match request {
-        // Ids, their places in order, and reads ahead of what is sent.
-        Request::Get(_) => READING_BYTES.min(READ_BYTES * beside_bytes / ID_BYTES) + 3 * beside_bytes,
-        Request::GetVerified(_) => READING_BYTES + 3 * beside_bytes,
-        Request::Manifest(_) | Request::List(_) | Request::Log(_) | Request::GivenUp(_) => READING_BYTES,
-        Request::Commit(_) | Request::Begin(_) => BEGINNING_BYTES + 3 * beside_bytes,
-        Request::Missing(_) => 4 * beside_bytes,
-        Request::Put(put) => PUT_CHUNK_BYTES * put.lengths.len(),
-        Request::Attend(_)
-        | Request::Run(_)
-        | Request::Pull(_)
-        | Request::Verify(_)
-        | Request::RebuildIndex(_)
-        | Request::Sweep(_) => WAITING_BYTES,
-        _ => SMALL_BYTES,
-    }
-}
-
 /// Established connections of the node.
 const CONNECTIONS_MAX: usize = 256;
 /// Of one holder: each program takes three.
@@ -399,21 +360,6 @@ const LINK_BYTES_A_US: usize = 250;
 const WINDOW_STEP_BYTES: usize = 4 << 20;
 /// Messages of one size that are on their way together.
 const MESSAGES_ON_THEIR_WAY: usize = 32;
-/// Beyond this many bytes of ids an answer may take long.
-const SHORT_GET_BYTES_MAX: usize = IDS_MAX * ID_BYTES;
-/// Beyond this many bytes of manifests a commit counts with long answers.
-const SHORT_COMMIT_BYTES_MAX: usize = 1 << 20;
-/// One chunk being read; there are longer ones, but of those few.
-const READ_BYTES: usize = 256 << 10;
-/// A manifest being made, or chunks read ahead.
-const READING_BYTES: usize = 5 << 20;
-/// Pages of maps being walked.
-const BEGINNING_BYTES: usize = 1 << 20;
-/// What is known of a chunk that is being put.
-const PUT_CHUNK_BYTES: usize = 256;
-const SMALL_BYTES: usize = 64 << 10;
-/// A stream over which something is told now and then.
-const WAITING_BYTES: usize = 16 << 10;
 /// For room: longer than others need for what they have.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 /// For each tenth of a message.
@@ -422,9 +368,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bulk::ID_BYTES;
     use crate::message::{
-        COMMIT_BYTES_MAX, CommitIn, GET_IDS_MAX, ManifestOf, MissingIn, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX, Put,
-        SessionRef,
+        COMMIT_BYTES_MAX, CommitIn, GET_IDS_MAX, IDS_MAX, ManifestOf, MissingIn, PUT_BYTES_MAX, PUT_PLAIN_BYTES_MAX,
+        Put, SHORT_COMMIT_BYTES_MAX, SHORT_GET_BYTES_MAX, SessionRef,
     };
     use mover::Role;
 
@@ -478,8 +425,8 @@ mod tests {
             (Request::Manifest(ManifestOf { session: of.session, point: mover::PointId([2; 16]) }), 0),
         ] {
             let of = |budget: &Arc<Budget>| budget.share(Some(&holder("a")));
-            let mut work = of(if lasts(&request, beside) { &limits.answers } else { &limits.work });
-            assert!(work.grow(work_bytes(&request, beside)), "{request:?} with {beside} bytes");
+            let mut work = of(if request.rules().lasts.is_long(beside) { &limits.answers } else { &limits.work });
+            assert!(work.grow(request.rules().work.bytes(&request, beside)), "{request:?} with {beside} bytes");
             assert!(of(&limits.room).grow(beside), "{request:?} with {beside} bytes");
         }
         assert!(limits.decoding.share(Some(&holder("a"))).grow(PUT_PLAIN_BYTES_MAX));

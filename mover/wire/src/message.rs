@@ -5,10 +5,16 @@
 
 mod failed;
 mod joining;
+mod rules;
 mod verifying;
 
 pub use failed::{Failed, NO_ROOM, NO_SESSION, error_code, error_kind};
 pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
+use rules::Lasts::{Long, LongFrom, Short};
+use rules::Work::{Asking, Beginning, Putting, Reading, ReadingAhead, ReadingVerified, Small, Waiting};
+use rules::{ADMINS, COPIERS, EVERYBODY, PROXIES, STRANGERS, WRITERS};
+pub use rules::{Lasts, Rules, Who, Work};
+pub(crate) use rules::{SHORT_COMMIT_BYTES_MAX, SHORT_GET_BYTES_MAX};
 use verifying::DAMAGES_BYTES_MAX;
 pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn};
 
@@ -97,79 +103,100 @@ macro_rules! messages {
     };
 }
 
-messages! {
-    /// What a client asks; one on each stream.
+/// [`messages!`], and beside each request the rules for it.
+macro_rules! requests {
+    ($(#[$doc:meta])* $name:ident {
+        $( $(#[$about:meta])* $code:literal $variant:ident($body:ty), $body_max:expr, $bulk_max:expr
+           => $who:expr, $work:expr, $lasts:expr; )*
+    }) => {
+        messages! {
+            $(#[$doc])*
+            $name { $( $(#[$about])* $code $variant($body), $body_max, $bulk_max; )* }
+        }
+
+        impl $name {
+            /// Who may make the request, and what it takes of a node.
+            pub const fn rules(&self) -> Rules {
+                match self { $( Self::$variant(_) => Rules { who: $who, work: $work, lasts: $lasts }, )* }
+            }
+        }
+    };
+}
+
+requests! {
+    /// What a client asks; one on each stream. A row has the type code, the body, the longest body and bulk in bytes, who may
+    /// ask it, the memory that it takes, and how long it lasts.
     Request {
         /// First on every connection.
-        0x0001 Hello(Hello), 1 << 10, 0;
+        0x0001 Hello(Hello), 1 << 10, 0 => EVERYBODY.and(STRANGERS), Small, Short;
         /// Which repository a name means.
-        0x0002 Open(Open), 1 << 10, 0;
+        0x0002 Open(Open), 1 << 10, 0 => EVERYBODY, Small, Short;
         /// Expects somebody who joins.
-        0x0003 Token(TokenIn), 8 << 10, 0;
+        0x0003 Token(TokenIn), 8 << 10, 0 => ADMINS, Small, Short;
         /// Joins with a token: all that may be asked without a certificate.
-        0x0004 Join(JoinIn), 512, 0;
+        0x0004 Join(JoinIn), 512, 0 => STRANGERS, Small, Short;
         /// Another certificate for who asks.
-        0x0005 Renew(RenewIn), 512, 0;
+        0x0005 Renew(RenewIn), 512, 0 => EVERYBODY, Small, Short;
         /// The points of a repository.
-        0x0010 List(List), 1 << 10, 0;
+        0x0010 List(List), 1 << 10, 0 => EVERYBODY, Reading, Long;
         /// Totals of a repository.
-        0x0011 Stats(RepositoryRef), 64, 0;
+        0x0011 Stats(RepositoryRef), 64, 0 => EVERYBODY, Small, Short;
         /// The end of a repository's log.
-        0x0012 LogHead(RepositoryRef), 64, 0;
+        0x0012 LogHead(RepositoryRef), 64, 0 => EVERYBODY, Small, Short;
         /// Whether its log once ended so.
-        0x0013 HasBeen(HasBeen), 128, 0;
+        0x0013 HasBeen(HasBeen), 128, 0 => EVERYBODY, Small, Short;
         /// What it remembers of another one.
-        0x0014 Peer(PeerOf), 64, 0;
+        0x0014 Peer(PeerOf), 64, 0 => EVERYBODY, Small, Short;
         /// Forgets points, pins them, or takes that back.
-        0x0015 ChangePoints(ChangeIn), 64 << 10, 0;
+        0x0015 ChangePoints(ChangeIn), 64 << 10, 0 => ADMINS, Small, Short;
         /// Chunks that are wanted.
-        0x0016 WantedChunks(WantedOf), 128, 0;
+        0x0016 WantedChunks(WantedOf), 128, 0 => ADMINS, Small, Short;
         /// What the commit log says.
-        0x0017 Log(LogAfter), 64, 0;
+        0x0017 Log(LogAfter), 64, 0 => ADMINS, Reading, Short;
         /// Hands a machine over to another owner.
-        0x0018 MoveMachine(MoveIn), 256, 0;
+        0x0018 MoveMachine(MoveIn), 256, 0 => ADMINS, Small, Short;
         /// How far points were made final.
-        0x0019 GivenUp(RepositoryRef), 64, 0;
+        0x0019 GivenUp(RepositoryRef), 64, 0 => COPIERS, Reading, Short;
         /// Sets labels of a point.
-        0x001a Annotate(AnnotateIn), 64 << 10, 0;
+        0x001a Annotate(AnnotateIn), 64 << 10, 0 => ADMINS, Small, Short;
         /// Opens a write session.
-        0x0020 Begin(BeginIn), 4 << 10, 0;
+        0x0020 Begin(BeginIn), 4 << 10, 0 => WRITERS, Beginning, Short;
         /// Which chunks must be put. Bulk: the ids.
-        0x0021 Missing(MissingIn), 64, IDS_MAX * 32;
+        0x0021 Missing(MissingIn), 64, IDS_MAX * 32 => WRITERS, Asking, Short;
         /// Takes chunks. Bulk: the ids, then the blobs.
-        0x0022 Put(Put), 8 * IDS_MAX, PUT_BYTES_MAX;
+        0x0022 Put(Put), 8 * IDS_MAX, PUT_BYTES_MAX => WRITERS, Putting, Short;
         /// Asks for everything that was put to be made durable.
-        0x0023 Flush(SessionRef), 64, 0;
+        0x0023 Flush(SessionRef), 64, 0 => WRITERS, Small, Short;
         /// Commits points. Bulk: the manifests.
-        0x0024 Commit(CommitIn), 64 << 10, COMMIT_BYTES_MAX;
+        0x0024 Commit(CommitIn), 64 << 10, COMMIT_BYTES_MAX => WRITERS, Beginning, LongFrom(SHORT_COMMIT_BYTES_MAX);
         /// Ends a session without a point.
-        0x0025 Abandon(SessionRef), 64, 0;
+        0x0025 Abandon(SessionRef), 64, 0 => WRITERS, Small, Short;
         /// Opens a read session.
-        0x0030 Read(ReadIn), 64 << 10, 0;
+        0x0030 Read(ReadIn), 64 << 10, 0 => EVERYBODY, Small, Short;
         /// The manifest of a point.
-        0x0031 Manifest(ManifestOf), 64, 0;
+        0x0031 Manifest(ManifestOf), 64, 0 => EVERYBODY, Reading, Short;
         /// Blobs. Bulk: the ids.
-        0x0032 Get(SessionRef), 64, GET_IDS_MAX * 32;
+        0x0032 Get(SessionRef), 64, GET_IDS_MAX * 32 => EVERYBODY, ReadingAhead, LongFrom(SHORT_GET_BYTES_MAX);
         /// Blobs, each decoded and compared by the node. Bulk: the ids.
-        0x0033 GetVerified(SessionRef), 64, IDS_MAX * 32;
+        0x0033 GetVerified(SessionRef), 64, IDS_MAX * 32 => EVERYBODY, ReadingVerified, Long;
         /// Ends a read session.
-        0x0034 Close(SessionRef), 64, 0;
+        0x0034 Close(SessionRef), 64, 0 => EVERYBODY, Small, Short;
         /// A proxy asks for its jobs.
-        0x0040 Attend(Attend), ATTEND_BYTES_MAX, 0;
+        0x0040 Attend(Attend), ATTEND_BYTES_MAX, 0 => PROXIES, Waiting, Long;
         /// Has a proxy carry a job out.
-        0x0041 Run(Run), JOB_BYTES_MAX, 0;
+        0x0041 Run(Run), JOB_BYTES_MAX, 0 => ADMINS, Waiting, Long;
         /// Has a job end.
-        0x0042 Cancel(JobOf), 64, 0;
+        0x0042 Cancel(JobOf), 64, 0 => ADMINS, Small, Short;
         /// A proxy tells of a job.
-        0x0043 Report(Report), EVENT_BYTES_MAX, 0;
+        0x0043 Report(Report), EVENT_BYTES_MAX, 0 => PROXIES, Small, Short;
         /// Copies points from another node.
-        0x0050 Pull(PullIn), 64 << 10, 0;
+        0x0050 Pull(PullIn), 64 << 10, 0 => ADMINS, Waiting, Long;
         /// Looks whether everything is there and sound.
-        0x0051 Verify(VerifyIn), 64 << 10, 0;
+        0x0051 Verify(VerifyIn), 64 << 10, 0 => ADMINS, Waiting, Long;
         /// Makes the index again.
-        0x0052 RebuildIndex(RepositoryRef), 64, 0;
+        0x0052 RebuildIndex(RepositoryRef), 64, 0 => ADMINS, Waiting, Long;
         /// Reclaims what no point needs.
-        0x0053 Sweep(SweepIn), 128, 0;
+        0x0053 Sweep(SweepIn), 128, 0 => ADMINS, Waiting, Long;
     }
 }
 
