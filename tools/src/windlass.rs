@@ -185,9 +185,9 @@ fn refused(refusal: &clap::Error) -> ExitCode {
 
 fn log_to_stderr(style: Style) {
     let level = match style.verbose {
-        0 if style.quiet => "error",
         // `verify` prints its findings itself.
-        0 => "warn,store::verify=off",
+        0 if style.quiet => "error,mover::repository::verify=off",
+        0 => "warn,mover::repository::verify=off",
         1 => "info",
         2 => "debug",
         _ => "trace",

@@ -67,7 +67,10 @@ fn f31_a_stopped_backup_is_fenced_by_who_took_over() {
     assert!(replay(&place.path("repo")).points().is_empty(), "what the stopped one builds on is gone");
     let (code, said) = woken(backup);
     assert!(
-        code == Some(1) && said.contains("\"fenced\"") && said.contains("term") && said.contains("run the job again"),
+        code == Some(1)
+            && said.contains("\"fenced\"")
+            && said.contains("took over")
+            && said.contains("run the job again"),
         "{code:?} {said}"
     );
 
