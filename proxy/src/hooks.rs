@@ -73,12 +73,7 @@ impl Hooks {
                 "this process was stopped for so long that its time limit ended before the disks were open",
             )),
             Ok(opened) => Ok((opened, frozen)),
-            Err(error) => {
-                if let Some(warning) = frozen.warning {
-                    tracing::error!(%machine, "{warning}");
-                }
-                Err(error)
-            }
+            Err(error) => Err(frozen.warning.into_iter().fold(error, |error, warning| error.context(warning))),
         }
     }
 

@@ -1,4 +1,7 @@
 //! A repository in a directory, opened by this process.
+//!
+//! Circle: `Inner` is all that an open repository consists of; `damage`, `points`, `reader`, `room` and `sweep` are parts of
+//! what it does, each in a file of its own.
 
 use crate::directory::Directory;
 use crate::format::config::ConfigFile;

@@ -1,6 +1,6 @@
 //! Reading and writing of hand-specified records: little-endian, lengths before contents, nothing trusted.
 
-use crate::{Error, Result as Outcome};
+use crate::Error;
 use std::fmt;
 
 /// Longest text of a record in bytes.
@@ -10,7 +10,7 @@ pub const TEXT_BYTES_MAX: usize = u16::MAX as usize;
 ///
 /// # Errors
 /// `Usage`, naming `what` it is.
-pub fn check_text(what: impl fmt::Display, text: &str) -> Outcome<()> {
+pub fn check_text(what: impl fmt::Display, text: &str) -> crate::Result<()> {
     if text.len() <= TEXT_BYTES_MAX {
         return Ok(());
     }

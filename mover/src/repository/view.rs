@@ -58,8 +58,8 @@ struct Shared<R> {
     cache: Mutex<Cache>,
     /// Pieces that may be fetched ahead at once.
     room: Semaphore,
-    /// What is being fetched; it ends with the view.
-    tasks: Mutex<JoinSet<()>>,
+    /// What is being fetched; none once the view is closed.
+    tasks: Mutex<Option<JoinSet<()>>>,
 }
 
 impl<R: ReadSession + 'static> DiskView<R> {
@@ -78,7 +78,7 @@ impl<R: ReadSession + 'static> DiskView<R> {
                 pages: PageCache::default(),
                 cache: Mutex::new(Cache::new(options.cache_bytes)),
                 room: Semaphore::new(PIECES_AHEAD),
-                tasks: Mutex::default(),
+                tasks: Mutex::new(Some(JoinSet::new())),
             }),
             streams: Mutex::new(Streams::new(ahead_bytes, disk.size)),
         }
@@ -117,6 +117,9 @@ impl<R: ReadSession + 'static> DiskView<R> {
                 self.size()
             )));
         }
+        if extent.length == 0 {
+            return Ok(Vec::new());
+        }
         self.fetch_ahead(extent);
         self.shared.parts(extent).await
     }
@@ -127,6 +130,14 @@ impl<R: ReadSession + 'static> DiskView<R> {
     /// As [`Self::read`], when the disk's map cannot be read.
     pub async fn data(&self, extent: Extent) -> Result<ExtentSet> {
         self.shared.data(extent).await
+    }
+
+    /// Ends what is being fetched, and waits until nothing of this view holds the session any more.
+    pub async fn close(self) {
+        let tasks = self.shared.tasks.lock().expect("no holder panics").take();
+        if let Some(mut tasks) = tasks {
+            tasks.shutdown().await;
+        }
     }
 
     /// Begins to fetch what comes next, where somebody reads in order.
@@ -147,15 +158,20 @@ impl<R: ReadSession + 'static> DiskView<R> {
 
 impl<R> Drop for DiskView<R> {
     fn drop(&mut self) {
-        // They hold what they work on.
-        self.shared.tasks.lock().expect("no holder panics").abort_all();
+        // They hold the session. Dropping them asks them to end; `close` also waits.
+        drop(self.shared.tasks.lock().expect("no holder panics").take());
     }
 }
 
 impl<R: ReadSession + 'static> Shared<R> {
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().expect("no holder panics");
-        while tasks.try_join_next().is_some() {}
+        let Some(tasks) = tasks.as_mut() else { return };
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::warn!(%error, "reading ahead ended");
+            }
+        }
         tasks.spawn(work);
     }
 
@@ -272,7 +288,7 @@ impl<R: ReadSession + 'static> Shared<R> {
             let mut plain = Vec::with_capacity(blob.header().plain_bytes.min(GRID_BYTES) as usize);
             with_opener(|opener| opener.open_verified(&prints, &id, &blob, &mut plain))
                 .map_err(|error| ChunkError::Wrong { chunk: id, what: error.to_string() })?;
-            Ok(Chunk { shape: Shape::of(&blob.header()), bytes: plain.into() })
+            Ok(Chunk { shape: Shape::of(blob.header()), bytes: plain.into() })
         };
         let work = move || batch.into_iter().map(|(id, blob)| (id, blob.and_then(|blob| open(id, blob)))).collect();
         self.pool.run(work).await

@@ -13,8 +13,8 @@ pub trait MachineSource: Send + Sync {
     ///
     /// # Errors
     /// `Usage` for what cannot be backed up, `Busy` for a disk that somebody writes to, `Quiesce` when the machine could not
-    /// be brought to the state that is required, `Source`, `Transport`, those of `past`. Nothing stays open, changed or
-    /// frozen then.
+    /// be brought to the state that is required, `Source`, `Transport`, those of `past`. Nothing stays open or frozen
+    /// then; what was begun in an image is settled by the next run.
     fn open(&self, wanted: &Wanted, past: &impl Past) -> impl Future<Output = Result<Self::Session>> + Send;
 }
 

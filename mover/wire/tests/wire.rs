@@ -439,6 +439,9 @@ fn what_later_versions_add_to_jobs_is_passed_over_or_refused_by_rule() {
     assert!(refused.kind() == ErrorKind::Version && refused.message().contains("700"), "{refused}");
     let other = Job { kind: 900, ..job() }.backup_options().unwrap_err();
     assert!(other.kind() == ErrorKind::Version && other.message().contains("900"), "{other}");
+    let extension = JobExtension { tag: 1, critical: false, bytes: Vec::new() };
+    let many = |number| Job { extensions: vec![extension.clone(); number], ..job() }.check().is_ok();
+    assert!(many(16) && !many(17));
     let longer = Job { body: [job().body, vec![0]].concat(), ..job() };
     assert_eq!(longer.backup_options().unwrap_err().kind(), ErrorKind::Usage);
 }

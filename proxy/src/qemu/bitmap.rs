@@ -1,4 +1,5 @@
 //! Persistent dirty bitmaps of an offline qcow2 image, and the names Windlass gives them.
+//! Whether one is believed is decided in `source/qcow2` (`proven`) and `source/evidence`.
 
 use super::graph::Graph;
 use super::tool::{Fate, ToolError, run};

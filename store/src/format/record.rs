@@ -1,4 +1,5 @@
 //! Log records: the repository's total order, chained by hash. Layout in FORMAT.md, section "Log".
+//! What events say is in `event/body`; a recovery point there is `CommittedPoint`, its manifest is in mover.
 
 use super::event::Event;
 use mover::{LogHead, RecordError, RecordReader, RecordWriter, RepositoryId, Timestamp, WriterId, digest};

@@ -33,9 +33,13 @@ pub fn circles(files: &Files) -> Vec<Vec<String>> {
     all.into_iter().filter(|circle| !circle.iter().any(has_reason)).collect()
 }
 
-fn without_tests(text: &str) -> String {
-    let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]" || !line.starts_with('#'));
-    lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+/// The code before the tests of a file, without comments.
+pub fn without_tests(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    // Tests in the file end it; a line that only names a file of tests does not.
+    let begins = |at: usize| lines[at] == "#[cfg(test)]" && lines.get(at + 1).is_some_and(|next| next.ends_with('{'));
+    let end = (0..lines.len()).find(|at| begins(*at)).unwrap_or(lines.len());
+    lines[..end].iter().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// What a line at the outermost level defines.
@@ -63,8 +67,13 @@ fn uses(text: &str) -> BTreeSet<String> {
             let ends =
                 |char: char| if imports { char == ';' } else { !char.is_alphanumeric() && char != '_' && char != ':' };
             let path = &path[..path.find(ends).unwrap_or(path.len())];
-            let names = path.split(|char: char| !char.is_alphanumeric() && char != '_').filter(|name| !name.is_empty());
-            if imports { found.extend(names.map(str::to_owned)) } else { found.extend(names.last().map(str::to_owned)) }
+            let mut names =
+                path.split(|char: char| !char.is_alphanumeric() && char != '_').filter(|name| !name.is_empty());
+            if imports {
+                found.extend(names.map(str::to_owned))
+            } else {
+                found.extend(names.next_back().map(str::to_owned))
+            }
         }
     }
     found

@@ -50,7 +50,8 @@ pub fn faults(root: &Path) -> Result<Vec<String>> {
     let rules = std::fs::read_to_string(root.join("deny.toml")).context("deny.toml cannot be read")?;
     let rules: Rules = toml::from_str(&rules).context("deny.toml")?;
     let told = Command::new("cargo")
-        .args(["metadata", "--locked", "--format-version", "1"])
+        .args(["metadata", "--locked", "--format-version", "1", "--filter-platform"])
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(root)
         .output()
         .context("cannot run cargo")?;

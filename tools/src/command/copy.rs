@@ -93,14 +93,20 @@ fn count_one(
     point: PointId,
     made: Result<CopyReport>,
 ) -> Result<()> {
-    let failed = made.as_ref().err().map(|error| Error::new(error.kind(), error.message()));
-    tally.count(all.len(), made)?;
-    if let Some(error) = failed {
+    if let Err(error) = &made
+        && all.len() > 1
+        && !error.kind().ends_all()
+    {
         let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
         let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
-        context.out.item_failed(&format!("{machine}{}", short(point)), &error);
+        context.out.item_failed(&format!("{machine}{}", short(point)), error);
     }
-    Ok(())
+    let before = tally.copied.points;
+    tally.count(all.len(), made).inspect_err(|_| {
+        if before > 0 {
+            context.out.note(&format!("{} copied before this failure", counted(before, "point")));
+        }
+    })
 }
 
 /// Copies the chosen points through this machine.

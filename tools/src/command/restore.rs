@@ -205,8 +205,9 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
         let session = Arc::new(session);
         let view = DiskView::new(session.clone(), &prints, &disk, pool, ViewOptions::default());
         let job = restore_stream(&view, stdout::Stdout, &progress);
-        let report = watched(&context.out, &progress, context.stop.race(job)).await?;
-        return Ok((manifest, disk, report, session.bytes_from()));
+        let report = watched(&context.out, &progress, context.stop.race(job)).await;
+        view.close().await;
+        return Ok((manifest, disk, report?, session.bytes_from()));
     };
     let target = arguments
         .patience

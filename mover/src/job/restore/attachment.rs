@@ -24,7 +24,7 @@ pub async fn read_attachment<R: ReadSession, S: Sink>(
     while let Some((id, level, bytes)) = stack.pop() {
         let Some(level) = level.checked_sub(1) else {
             left = left.checked_sub(bytes).ok_or_else(wrong)?;
-            sink.write(chunk(session, prints, id, bytes).await?).await?;
+            sink.write(vec![chunk(session, prints, id, bytes).await?]).await?;
             continue;
         };
         let page = reader.page(id, u8::try_from(level).expect("it came from a byte")).await?;

@@ -8,8 +8,8 @@ use std::future::Future;
 
 /// Takes bytes in order.
 pub trait Sink: Send {
-    /// Takes the next ones.
-    fn write(&mut self, bytes: Bytes) -> impl Future<Output = Result<()>> + Send;
+    /// Takes the next ones, in pieces that follow each other.
+    fn write(&mut self, parts: Vec<Bytes>) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// Writes a disk to `sink` from its first byte to its last; zeros are written as what they are. The view fetches ahead
@@ -28,11 +28,8 @@ pub async fn restore_stream<R: ReadSession + 'static, S: Sink>(
     let mut at = 0;
     while at < size {
         let piece = Extent::from(at..(at + PIECE_BYTES).min(size));
-        for part in view.read_parts(piece).await? {
-            let bytes = part.len() as u64;
-            sink.write(part).await?;
-            progress.advance(bytes);
-        }
+        sink.write(view.read_parts(piece).await?).await?;
+        progress.advance(piece.length);
         at = piece.end();
     }
     Ok(RestoreReport { bytes_restored: size, bytes_written: size })

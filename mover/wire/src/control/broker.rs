@@ -99,6 +99,7 @@ impl JobBroker {
 
     async fn run(&self, run: Run, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
         let mut changes = self.changes.subscribe();
+        run.job.check()?;
         self.change(|state| state.run(&run, Instant::now()))?;
         tracing::info!(job = %run.job.id, proxy = %run.proxy, machine = %run.job.machine, "asked for");
         send(to, &Reply::Taken(()), Vec::new(), true).await?;

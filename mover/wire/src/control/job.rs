@@ -75,6 +75,17 @@ impl Job {
         })
     }
 
+    /// Refuses what no job has: a node keeps jobs in memory.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check(&self) -> Result<()> {
+        if self.extensions.len() > EXTENSIONS_MAX {
+            return Err(Error::usage(format!("a job can have at most {EXTENSIONS_MAX} extensions")));
+        }
+        Ok(())
+    }
+
     /// What to make of the machine's disks.
     ///
     /// # Errors
@@ -228,6 +239,8 @@ fn cut(text: &mut String) {
 pub const BACKUP: u16 = 1;
 /// Longest body of a job: what is around it has room in [`JOB_BYTES_MAX`].
 const BODY_BYTES_MAX: usize = 48 << 10;
+/// Extensions of one job.
+const EXTENSIONS_MAX: usize = 16;
 /// Body of `Attend`.
 pub const ATTEND_BYTES_MAX: usize = 4 << 10;
 /// Body of `Run`, and of the job that is given on.

@@ -123,11 +123,11 @@ impl Made {
 }
 
 impl Sink for &mut Made {
-    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+    async fn write(&mut self, parts: Vec<Bytes>) -> Result<()> {
         let Some(mut file) = self.file.as_ref().and_then(|file| file.try_clone().ok()) else {
             return Err(Error::internal("a file that is finished already"));
         };
-        let written = blocking(move || file.write_all(&bytes)).await;
+        let written = blocking(move || parts.iter().try_for_each(|part| file.write_all(part))).await;
         written.map_err(|error| Error::target(format!("cannot write {}", self.path.display())).because(error))
     }
 }

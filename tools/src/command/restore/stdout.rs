@@ -8,10 +8,10 @@ use std::io::{self, IsTerminal, Write};
 pub struct Stdout;
 
 impl Sink for Stdout {
-    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+    async fn write(&mut self, parts: Vec<Bytes>) -> Result<()> {
         let written = blocking(move || {
             let mut stdout = io::stdout().lock();
-            stdout.write_all(&bytes).and_then(|()| stdout.flush())
+            parts.iter().try_for_each(|part| stdout.write_all(part)).and_then(|()| stdout.flush())
         });
         // Unlike a table that is cut short, a disk that is has failed.
         written.await.map_err(|error| Error::target("stdout could not be written").because(error))
