@@ -3,6 +3,9 @@
 //! Architecture Invariant: no logic of its own worth a unit test. The command line is a contract; its end-to-end tests
 //! run the programs.
 
+// Comments of arguments are help texts: what stands in square brackets there is no link.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod address;
 mod cli;
 mod command;
