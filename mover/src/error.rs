@@ -1,7 +1,9 @@
 //! The error that crosses the traits: what failed, on what, and what to do.
 
+use chunker::ChunkId;
 use std::error::Error as StdError;
 use std::fmt;
+use std::path::Path;
 
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -146,14 +148,33 @@ impl ErrorKind {
     }
 }
 
-/// A failure: kind, one line that names the thing, a remedy where one is known, and the cause.
+/// A failure: kind, one line that names the thing, the thing itself as fields, a remedy where one is known, and the cause.
 pub struct Error(Box<Parts>);
 
 struct Parts {
     kind: ErrorKind,
     message: String,
+    subject: Subject,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What a failure is about, as far as that is known: what a program would otherwise have to read out of the message. Field
+/// names are those of `--json` output.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// Id of the point.
+    pub point: Option<String>,
+    /// Name of the disk within its machine.
+    pub disk: Option<String>,
+    /// Offset in the disk, in bytes.
+    pub offset: Option<u64>,
+    /// The chunk.
+    pub chunk: Option<ChunkId>,
+    /// Name of the pack.
+    pub pack: Option<String>,
+    /// The file or folder.
+    pub path: Option<String>,
 }
 
 macro_rules! constructors {
@@ -168,7 +189,7 @@ macro_rules! constructors {
 impl Error {
     /// An error without hint or cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { kind, message: message.into(), hint: None, source: None }))
+        Self(Box::new(Parts { kind, message: message.into(), subject: Subject::default(), hint: None, source: None }))
     }
 
     constructors! {
@@ -211,6 +232,46 @@ impl Error {
         self
     }
 
+    /// It happened on this disk, which is put before the message.
+    #[must_use]
+    pub fn on_disk(mut self, disk: impl fmt::Display) -> Self {
+        self.0.subject.disk = Some(disk.to_string());
+        self.context(format_args!("disk {disk}"))
+    }
+
+    /// It happened at this offset of the disk, in bytes, which is put before the message.
+    #[must_use]
+    pub fn at_offset(mut self, offset: u64) -> Self {
+        self.0.subject.offset = Some(offset);
+        self.context(format_args!("offset {offset}"))
+    }
+
+    /// It is about this pack, which is put before the message.
+    #[must_use]
+    pub fn on_pack(mut self, pack: impl fmt::Display) -> Self {
+        self.0.subject.pack = Some(pack.to_string());
+        self.context(format_args!("pack {pack}"))
+    }
+
+    /// It is about this file, which the message names.
+    #[must_use]
+    pub fn of_path(mut self, path: &Path) -> Self {
+        self.0.subject.path = Some(path.display().to_string());
+        self
+    }
+
+    /// It is about this, which the message tells.
+    #[must_use]
+    pub fn about(mut self, subject: Subject) -> Self {
+        self.0.subject = subject;
+        self
+    }
+
+    /// What it is about.
+    pub fn subject(&self) -> &Subject {
+        &self.0.subject
+    }
+
     /// What the failure means to whoever must act on it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -227,7 +288,8 @@ impl Error {
         text
     }
 
-    /// The error that caused this one, where there is one.
+    /// The error that caused this one, where there is one. It is not `source()` of the standard trait: [`Self::message`]
+    /// tells the causes already, and who prints a chain would print them twice.
     pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
     }

@@ -2,20 +2,27 @@
 
 mod backup;
 pub(crate) mod copy;
+pub mod event;
 mod forget;
+mod kind;
 mod many;
 mod progress;
 mod rate;
 mod repair;
 mod restore;
 mod stop;
+mod wait;
 
-pub use backup::{Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, parent_of};
+pub use backup::{
+    Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, backup_machine, parent_of,
+};
 pub use copy::{CopyReport, copy, still_wanted};
 pub use forget::{ForgetWhich, forget};
+pub use kind::JobKind;
 pub use many::{CopyTally, copy_points, in_copy_order};
 pub use progress::{Counters, Phase, Progress};
 pub use rate::{RateLimiter, parse_bytes};
 pub use repair::{RepairReport, repair, repair_all};
 pub use restore::{RestoreReport, Sink, read_attachment, restore, restore_delta, restore_stream};
 pub use stop::{Stop, StopReason, Stoppable, Stopper};
+pub use wait::Wait;

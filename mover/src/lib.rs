@@ -12,7 +12,7 @@ mod repository;
 mod testing;
 mod world;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, Subject};
 pub use job::*;
 pub use record::*;
 pub use repository::*;

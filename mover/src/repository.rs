@@ -34,7 +34,7 @@ pub use view::{DiskView, ViewOptions};
 
 use crate::{
     DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
-    Timestamp, with_opener,
+    Subject, Timestamp, with_opener,
 };
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
 use futures::{Stream, StreamExt};
@@ -226,6 +226,15 @@ pub enum ChunkError {
 }
 
 impl ChunkError {
+    /// The chunk, and the pack where that is known.
+    pub fn subject(&self) -> Subject {
+        let (chunk, pack) = match self {
+            Self::Damaged { chunk, pack, .. } => (chunk, Some(pack.clone())),
+            Self::Missing { chunk } | Self::Wrong { chunk, .. } | Self::Unreadable { chunk, .. } => (chunk, None),
+        };
+        Subject { chunk: Some(*chunk), pack, ..Subject::default() }
+    }
+
     /// What `error` means for a chunk that was to be read.
     pub fn unreadable(chunk: ChunkId, error: &Error) -> Self {
         Self::Unreadable { chunk, kind: error.kind(), what: error.message() }
@@ -234,10 +243,11 @@ impl ChunkError {
 
 impl From<ChunkError> for Error {
     fn from(error: ChunkError) -> Self {
+        let subject = error.subject();
         match error {
-            ChunkError::Unreadable { kind, .. } => Self::new(kind, error.to_string()),
+            ChunkError::Unreadable { kind, .. } => Self::new(kind, error.to_string()).about(subject),
             ChunkError::Missing { .. } | ChunkError::Damaged { .. } | ChunkError::Wrong { .. } => {
-                Self::integrity(error.to_string()).hint(
+                Self::integrity(error.to_string()).about(subject).hint(
                     "if there is another copy, give it with --also-from; `windlass verify` shows what else is damaged, \
                      and the next backup stores again what the machine still has",
                 )

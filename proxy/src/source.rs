@@ -68,9 +68,7 @@ impl SnapshotSession {
         let opened = join_all(sources.into_iter().map(|source| async {
             let name = source.name.clone();
             let opened = OpenDisk::open(source, options, past).await;
-            opened
-                .map(|(disk, described)| (disk, described.named(name.clone())))
-                .map_err(|error| error.context(format_args!("disk {name}")))
+            opened.map(|(disk, described)| (disk, described.named(name.clone()))).map_err(|error| error.on_disk(name))
         }));
         let (mut disks, mut descriptions, mut failed) = (Vec::new(), Vec::new(), None);
         for opened in opened.await {
@@ -127,7 +125,7 @@ impl Source for SnapshotSession {
                 OpenDisk::Qcow2(qcow2) => qcow2.check().await,
                 OpenDisk::Nbd(_) => Ok(()),
             };
-            checked.map_err(|error| error.context(format_args!("disk {}", description.name)))?;
+            checked.map_err(|error| error.on_disk(&description.name))?;
         }
         Ok(())
     }

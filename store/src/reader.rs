@@ -398,7 +398,7 @@ fn open_pack(inner: &Inner, name: &PackName) -> Result<Arc<PackFile>> {
 pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName) -> Result<PackHeader> {
     let bytes = directory.io().read_at(file, 0, PACK_HEADER_BYTES);
     let bytes = bytes.map_err(|error| reading(pack_object(name).as_ref(), error))?;
-    PackHeader::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("pack {name}")))
+    PackHeader::decode(&bytes).map_err(|error| Error::from(error).on_pack(name))
 }
 
 /// The records of a pack, from its footer; where that is damaged those that are left, with the ids that their content has.
@@ -464,7 +464,7 @@ pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>>
         Ok(_) => decode_footer(&tail, pack.kind, length),
         Err(error) => Err(error),
     };
-    decoded.map_err(|error| Error::from(error).context(format_args!("pack {name}")))
+    decoded.map_err(|error| Error::from(error).on_pack(name))
 }
 
 fn record_bytes(blob_bytes: u32) -> u64 {

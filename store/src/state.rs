@@ -4,6 +4,7 @@
 //! Architecture Invariant: no I/O, no clock, no randomness here; nothing depends on RocksDB or on what files exist.
 
 mod digest;
+mod roots;
 mod validate;
 
 use crate::format::event::{AddedPack, CommittedPoint, Event, SessionOpened};

@@ -22,7 +22,7 @@ use crate::references::References;
 use crate::state::State;
 use choice::Choice;
 use chunker::ChunkId;
-use dropping::{droppable, roots_since};
+use dropping::droppable;
 use mover::{
     Error, ErrorKind, Phase, PointId, Progress, RateLimiter, Result, SessionId, SweepOptions, SweepReport, SweepTimes,
     private_folder,
@@ -477,7 +477,7 @@ impl Inner {
             if !is_just_what_is_forgotten(&state, *marked, finalised) {
                 return Ok(false);
             }
-            let marked_too = roots_since(&state, *marked);
+            let marked_too = state.roots_since(*marked);
             let counted = references.points()?;
             for point in marked_too.iter().filter(|id| !counted.contains_key(id)) {
                 self.count(references, &state, *point)?;
@@ -500,7 +500,7 @@ impl Inner {
             for event in &parts {
                 let mut fits = false;
                 self.append(|state| {
-                    fits = roots_since(state, *marked).is_subset(&marked_too)
+                    fits = state.roots_since(*marked).is_subset(&marked_too)
                         && is_just_what_is_forgotten(state, *marked, finalised)
                         && leaving
                             .iter()
@@ -565,14 +565,10 @@ fn explained(references: &References, state: &State) -> Result<()> {
         .hint("nothing was deleted; run `windlass verify`, and check whether files of the log are missing"))
 }
 
-fn is_pinned(state: &State, id: &PointId) -> bool {
-    state.sessions().values().any(|session| session.opened.pins.contains(id))
-}
-
 /// Whether `points`, and no others that were forgotten before record `marked`, are forgotten and nobody needs them (R11).
 /// What earlier parts of the statement made final is gone.
 fn is_just_what_is_forgotten(state: &State, marked: u64, points: &BTreeSet<PointId>) -> bool {
-    let may_go = |id: &PointId| !is_pinned(state, id);
+    let may_go = |id: &PointId| !state.is_pinned(id);
     let of_them = |id: &PointId| state.points().get(id).is_none_or(|point| point.forgotten.is_some() && may_go(id));
     let others = |(id, point): (&PointId, &crate::state::Point)| {
         point.forgotten.is_some_and(|at| at <= marked) && may_go(id) && !points.contains(id)

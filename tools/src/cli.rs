@@ -3,11 +3,10 @@
 use crate::address::{Attach, Attachment, RepositoryAddress};
 use crate::output::Style;
 use crate::text::SetTime;
-use crate::text::{parse_compression, parsed, parsed_duration};
-use crate::wait::Wait;
+use crate::text::{parse_compression, parsed, parsed_duration, parsed_wait};
 use chunker::Compression;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mover::{Keep, Machine, Name, Role, Selector, parse_bytes};
+use mover::{JobKind, Keep, Machine, Name, Role, Selector, Wait, parse_bytes};
 use proxy::{NamedSource, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,6 +59,20 @@ pub enum Command {
     Man(Man),
 }
 
+impl Command {
+    /// What it runs with JSON lines for events, where it is such a job. Others print one document.
+    pub const fn job(&self) -> Option<JobKind> {
+        match self {
+            Self::Backup(_) => Some(JobKind::Backup),
+            Self::Restore(_) => Some(JobKind::Restore),
+            Self::Copy(_) => Some(JobKind::Copy),
+            Self::Verify(_) => Some(JobKind::Verify),
+            Self::Sweep(_) => Some(JobKind::Sweep),
+            _ => None,
+        }
+    }
+}
+
 /// Where the repository is, and how patient to be.
 #[derive(Debug, Clone, Args)]
 pub struct Place {
@@ -73,7 +86,7 @@ pub struct Place {
 #[derive(Debug, Clone, Args)]
 pub struct Patience {
     /// Wait while something is busy: without a limit, or at most this long (30s, 5m, 1h)
-    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "forever")]
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "forever", value_parser = parsed_wait)]
     pub wait: Option<Wait>,
 }
 

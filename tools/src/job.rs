@@ -1,10 +1,10 @@
 //! A job beside the display of its progress.
 
 use crate::output::Output;
-use crate::text::{milliseconds, size};
+use crate::text::size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mover::{Phase, Progress};
-use serde::Serialize;
+use mover::Progress;
+use mover::event::{JobEvent, ProgressEvent};
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::pin::pin;
@@ -72,42 +72,22 @@ impl Display {
     }
 
     fn show(&self, out: &Output, progress: &Progress) {
-        let (done, total) = progress.bytes();
-        let elapsed = self.began.elapsed();
-        let rate = (done as f64 / elapsed.as_secs_f64().max(0.001)) as u64;
+        let event = ProgressEvent::of(progress, self.began.elapsed());
         match &self.way {
             Way::Silent => {}
             Way::Bar(bar) => {
-                bar.set_message(phase(progress));
+                bar.set_message(event.phase.as_str());
                 // Not every job knows how much it has to do.
-                bar.set_length(total.max(done));
-                bar.set_position(done);
+                bar.set_length(event.bytes_total.max(event.bytes_done));
+                bar.set_position(event.bytes_done);
             }
             Way::Lines => {
-                let left = total.saturating_sub(done).checked_div(rate);
-                let left = left.map_or(String::new(), |seconds| format!(", {seconds} s left"));
-                out.note(&format!("{}: {} of {}, {}/s{left}", phase(progress), size(done), size(total), size(rate)));
+                let left = event.seconds_left().map_or(String::new(), |seconds| format!(", {seconds} s left"));
+                let (done, total) = (size(event.bytes_done), size(event.bytes_total));
+                let rate = size(event.bytes_per_second);
+                out.note(&format!("{}: {done} of {total}, {rate}/s{left}", event.phase.as_str()));
             }
-            Way::Events => {
-                #[derive(Serialize)]
-                struct Fields {
-                    phase: &'static str,
-                    bytes_done: u64,
-                    bytes_total: u64,
-                    bytes_per_second: u64,
-                    elapsed_ms: u64,
-                }
-                out.event(
-                    "progress",
-                    &Fields {
-                        phase: phase(progress),
-                        bytes_done: done,
-                        bytes_total: total,
-                        bytes_per_second: rate,
-                        elapsed_ms: milliseconds(elapsed),
-                    },
-                );
-            }
+            Way::Events => out.event(&JobEvent::Progress(event)),
         }
     }
 
@@ -115,14 +95,5 @@ impl Display {
         if let Way::Bar(bar) = &self.way {
             bar.finish_and_clear();
         }
-    }
-}
-
-fn phase(progress: &Progress) -> &'static str {
-    match progress.phase() {
-        Phase::Prepare => "prepare",
-        Phase::Move => "move",
-        Phase::Commit => "commit",
-        Phase::Done => "done",
     }
 }

@@ -15,7 +15,6 @@ mod open;
 mod output;
 mod stop;
 mod text;
-mod wait;
 mod windlass;
 
 use std::process::ExitCode;

@@ -97,7 +97,7 @@ pub async fn patiently(
     patience: &Patience,
 ) -> Result<Opened> {
     let open = async || context.stop.race(repository(context, address, access, None)).await;
-    patience.wait().retry(&context.out, &context.stop, open).await
+    patience.wait().retry(&context.stop, |busy| context.out.waits_for(busy), open).await
 }
 
 /// Opens a repository for writing and the disks of a machine as one snapshot session, both at once: each takes a noticeable

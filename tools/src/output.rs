@@ -3,6 +3,7 @@
 use crate::text::escaped;
 use clap::{ArgAction, Args};
 use comfy_table::{CellAlignment, Table, presets};
+use mover::event::{FailureEvent, JobEvent, JobSummary};
 use mover::{Error, Result};
 use serde::Serialize;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -100,21 +101,13 @@ impl Output {
     }
 
     /// One event of a job with `--json`.
-    pub fn event(&self, event: &str, fields: &impl Serialize) {
-        #[derive(Serialize)]
-        struct Event<'a, T> {
-            event: &'a str,
-            #[serde(flatten)]
-            fields: &'a T,
-        }
-        if self.style.json {
-            self.raw(&json_line(&Event { event, fields }));
-        }
+    pub fn event(&self, event: &JobEvent) {
+        self.document(event);
     }
 
     /// The end of a job: JSON, or lines for people unless they asked for quiet.
-    pub fn summary(&self, fields: &impl Serialize, people: impl FnOnce()) {
-        self.event("summary", fields);
+    pub fn summary(&self, summary: JobSummary, people: impl FnOnce()) {
+        self.event(&JobEvent::Summary(summary));
         if self.shows_progress() {
             people();
         }
@@ -122,43 +115,38 @@ impl Output {
 
     /// Something unexpected that did not stop the job.
     pub fn warn(&self, message: &str) {
-        #[derive(Serialize)]
-        struct Warning<'a> {
-            message: &'a str,
-        }
         if self.style.json {
-            self.event("warning", &Warning { message });
+            self.event(&JobEvent::warning(message));
         } else {
             self.stderr(&format!("{} {}", self.paint("warning:", YELLOW), escaped(message)));
         }
     }
 
-    /// One item of several failed; the job goes on.
-    pub fn item_failed(&self, item: &str, error: &Error) {
-        #[derive(Serialize)]
-        struct Item<'a> {
-            point: &'a str,
-            #[serde(flatten)]
-            failure: Failure<'a>,
-        }
+    /// One point of several failed; the job goes on.
+    pub fn point_failed(&self, point: &str, error: &Error) {
         if self.style.json {
-            self.event("error", &Item { point: item, failure: Failure::of(error, &error.message()) });
+            self.event(&JobEvent::Error(FailureEvent::of_point(point, error)));
         } else {
-            self.error_lines(&format!("{item}: {}", error.message()), error.remedy());
+            self.error_lines(&format!("{point}: {}", error.message()), error.remedy());
         }
     }
 
     /// The end of the program, when it failed. A job tells it among its events, too.
     pub fn failure(&self, error: &Error, job: bool) {
-        let message = error.message();
         if !self.style.json {
-            return self.error_lines(&message, error.remedy());
+            return self.error_lines(&error.message(), error.remedy());
         }
-        let failure = Failure::of(error, &message);
+        let failure = FailureEvent::of(error);
+        let line = json_line(&failure);
         if job {
-            self.event("error", &failure);
+            self.event(&JobEvent::Error(failure));
         }
-        let _ = io::stderr().lock().write_all(&json_line(&failure));
+        let _ = io::stderr().lock().write_all(&line);
+    }
+
+    /// Somebody has to wait, because something is busy.
+    pub fn waits_for(&self, busy: &Error) {
+        self.note(&format!("waiting: {}", busy.message()));
     }
 
     /// A remark for people.
@@ -182,19 +170,6 @@ impl Output {
 
     fn paint(&self, text: &str, colour: &str) -> String {
         if self.colour { format!("{colour}{text}\u{1b}[0m") } else { text.to_owned() }
-    }
-}
-
-#[derive(Serialize)]
-struct Failure<'a> {
-    code: &'a str,
-    message: &'a str,
-    hint: Option<&'a str>,
-}
-
-impl<'a> Failure<'a> {
-    fn of(error: &'a Error, message: &'a str) -> Self {
-        Self { code: error.kind().code(), message, hint: error.remedy() }
     }
 }
 

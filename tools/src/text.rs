@@ -3,7 +3,7 @@
 use chunker::Compression;
 use indicatif::BinaryBytes;
 use jiff::tz::TimeZone;
-use mover::{Error, Moment, PointId, Timestamp};
+use mover::{Error, Moment, PointId, Timestamp, Wait};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -24,10 +24,6 @@ pub fn counted(number: u64, what: &str) -> String {
 
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
-}
-
-pub fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Local time with offset.
@@ -72,6 +68,11 @@ pub fn parsed_duration(text: &str) -> Result<Duration, Error> {
     let length = span.and_then(|span| span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok());
     let length = length.and_then(|length| Duration::try_from(length).ok());
     length.ok_or_else(|| Error::usage("write a duration such as 30s, 5m or 7d"))
+}
+
+/// `forever`, or a duration.
+pub fn parsed_wait(text: &str) -> Result<Wait, Error> {
+    if text == "forever" { Ok(Wait::Forever) } else { parsed_duration(text).map(Wait::For) }
 }
 
 /// `none`, `zstd`, `zstd:LEVEL`.

@@ -7,7 +7,7 @@ use crate::stop;
 use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
-use mover::{Error, ErrorKind, PointChange, Pool, Result, World};
+use mover::{Error, ErrorKind, PointChange, Pool, Result, VerifyReport, World};
 use std::error::Error as _;
 use std::future::Future;
 use std::process::ExitCode;
@@ -26,10 +26,7 @@ pub fn windlass() -> ExitCode {
     };
     log_to_stderr(cli.style);
     let out = Output::new(cli.style);
-    let job = matches!(
-        cli.command,
-        Command::Backup(_) | Command::Restore(_) | Command::Copy(_) | Command::Verify(_) | Command::Sweep(_)
-    );
+    let job = cli.command.job().is_some();
     // Few threads: the work is done by the pool; starting many would cost an increment more than they give.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(RUNTIME_THREADS).enable_all().build();
     let runtime = match runtime {
@@ -184,13 +181,14 @@ fn refused(refusal: &clap::Error) -> ExitCode {
 }
 
 fn log_to_stderr(style: Style) {
+    // `verify` prints its findings itself.
+    let without_findings = |level| format!("{level},{}=off", VerifyReport::LOG_TARGET);
     let level = match style.verbose {
-        // `verify` prints its findings itself.
-        0 if style.quiet => "error,mover::repository::verify=off",
-        0 => "warn,mover::repository::verify=off",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
+        0 if style.quiet => without_findings("error"),
+        0 => without_findings("warn"),
+        1 => "info".into(),
+        2 => "debug".into(),
+        _ => "trace".into(),
     };
     let filter = EnvFilter::try_from_env("WINDLASS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let colour = Output::new(style).colour();

@@ -3,18 +3,20 @@
 mod audit;
 mod check;
 mod disk;
+mod machine;
 mod past;
 mod repair;
 
 use crate::record::closure::Repairs;
 use crate::record::map::stream_map;
 use crate::{
-    Attachment, Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, Error, ErrorKind, MachineId, Manifest,
-    MapReader, Name, NewAttachment, NewPage, Origin, Outcome, ParentDisk, Phase, PointDraft, PointFilter, PointId,
-    Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source, Suspect, Timestamp,
-    TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels, suspect_times, with_sealer,
+    Attachment, Begin, ChangeTracking, Changed, Commit, Consistency, DiskDescription, DiskId, DiskRecord, Error,
+    ErrorKind, MachineId, Manifest, MapReader, Name, NewAttachment, NewPage, Origin, Outcome, ParentDisk, Phase,
+    PointDraft, PointFilter, PointId, Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source,
+    Suspect, Timestamp, TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels,
+    suspect_times, with_sealer,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, StreamCutter};
+use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, StreamCutter};
 use disk::DiskPass;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,6 +24,7 @@ use std::future::Future;
 use tokio::time::Instant;
 
 pub use audit::{Audit, AuditReport};
+pub use machine::backup_machine;
 pub use past::PastOf;
 
 /// What to make of a source.
@@ -99,6 +102,13 @@ pub struct DiskReport {
     pub audit: Option<AuditReport>,
 }
 
+impl From<(DiskRecord, Option<AuditReport>)> for DiskReport {
+    fn from((record, audit): (DiskRecord, Option<AuditReport>)) -> Self {
+        let DiskRecord { name, size, tracking, .. } = record;
+        Self { name, size, tracking, audit }
+    }
+}
+
 /// Backs `source` up into `repository` as one point, against the newest point of the same machine that the same owner made
 /// there. The source's session
 /// is ended on every path; the point is durable and visible when this returns `Ok`, and there is none otherwise.
@@ -156,8 +166,8 @@ async fn run<R: Repository, S: Source>(
     let (session, begun) = repository.begin(begin).await?;
     let prints = Fingerprinter::new(&repository.config().domain);
     let job = Job { repository, session: &session, source, options, pool, prints: &prints, progress };
-    let place = Place { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
-    let mut made = job.run(place, begin_time, world).await;
+    let new = NewPoint { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
+    let mut made = job.run(new, begin_time, world).await;
     if let (Ok(report), Some(before)) = (&mut made, before) {
         report.warnings.extend(wrong_clock(&before, &report.point));
     }
@@ -210,8 +220,17 @@ struct Lineage {
     before: Option<RecoveryPoint>,
 }
 
+/// What was made of the disks, in the order of the source.
+#[derive(Default)]
+struct Disks {
+    records: Vec<DiskRecord>,
+    audits: Vec<Option<AuditReport>>,
+    /// Where the next audit of each disk begins.
+    positions: BTreeMap<DiskId, u64>,
+}
+
 /// Where the new point belongs.
-struct Place {
+struct NewPoint {
     machine: MachineId,
     point: PointId,
     parent: Option<PointId>,
@@ -230,61 +249,14 @@ struct Job<'a, R: Repository, S> {
 }
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
-    async fn run(&self, lineage: Place, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
-        let mut since = Instant::now();
-        let reader = MapReader::new(self.session, self.prints);
-        let repository = self.repository.config().id;
+    async fn run(&self, new: NewPoint, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
         let mut warnings = Vec::new();
-        let parent = self.parent(lineage.parent, &mut warnings).await?;
-        let parent = parent.as_ref();
-        let (mut disks, mut audits) = (Vec::new(), Vec::new());
-        if let Some(parent) = parent {
+        let parent = self.parent(new.parent, &mut warnings).await?;
+        if let Some(parent) = &parent {
             check::check_changes(parent, self.source.disks(), self.options.allow)?;
         }
-        let positions = parent.map(audit::positions).unwrap_or_default();
-        let mut next_positions = BTreeMap::new();
         self.progress.enter(Phase::Move);
-        for (index, description) in self.source.disks().iter().enumerate() {
-            let before = parent.and_then(|parent| parent.disk(&description.name));
-            let id = before.map_or_else(|| DiskId::random(world), |disk| disk.id);
-            let wish = self.options.wish;
-            let of_disk = |changed: Error| changed.context(format_args!("disk {}", description.name));
-            let base = before.map(|record| ParentDisk { repository, record });
-            let changed = self.source.changed(index, base, wish).await.map_err(of_disk)?;
-            check_text("the reason of its tracking", &changed.reason).map_err(of_disk)?;
-            if let Some(lie) = &changed.lie {
-                warnings
-                    .push(format!("disk {}: its change tracking is wrong and is not used: {lie}", description.name));
-            }
-            let suspects = lineage.suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
-            let begun = disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
-            let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
-            let (root, tracking, audit) =
-                self.until_stopped(pass.run(changed, &mut warnings)).await.map_err(of_disk)?;
-            since = Instant::now();
-            // Passes that read everything begin a new turn; without an audit its place is kept.
-            let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };
-            next_positions.insert(id, audit.map_or(kept, |audit| audit.position));
-            audits.push(audit);
-            warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
-            disks.push(DiskRecord {
-                id,
-                name: description.name.clone(),
-                size: description.size,
-                grid: GRID_BYTES,
-                root,
-                logical_sector_bytes: description.logical_sector_bytes,
-                physical_sector_bytes: description.physical_sector_bytes,
-                discard_bytes: description.discard_bytes,
-                boot_order: description.boot_order,
-                bus: description.bus.clone(),
-                serial: description.serial.clone(),
-                format: description.format.clone(),
-                format_options: description.format_options.clone(),
-                chain: description.chain.clone(),
-                tracking,
-            });
-        }
+        let disks = self.disks(parent.as_ref(), &new.suspects, world, &mut warnings).await?;
         let snapshot = self.source.snapshot();
         warnings.extend(snapshot.warnings.iter().cloned());
         let mut attachments = Vec::new();
@@ -295,8 +267,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         self.progress.enter(Phase::Commit);
         self.source.check().await?;
         let manifest = Manifest {
-            point: lineage.point,
-            machine: lineage.machine,
+            point: new.point,
+            machine: new.machine,
             machine_name: self.options.machine_name.clone(),
             parent: parent.map(|parent| parent.point),
             group: None,
@@ -308,29 +280,74 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             tags: self.options.tags.clone(),
             labels: BTreeMap::new(),
             producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
-            disks,
+            disks: disks.records,
             attachments,
             bytes_new: self.session.stored().await?.bytes_plain,
-            extensions: audit::extension(&next_positions),
+            extensions: audit::extension(&disks.positions),
         };
         let point = self.commit(&manifest, &mut warnings).await?;
         let stored = self.session.stored().await?;
-        let report = |(disk, audit): (DiskRecord, _)| {
-            let DiskRecord { name, size, tracking, .. } = disk;
-            DiskReport { name, size, tracking, audit }
-        };
         Ok(BackupReport {
             point,
             parent: manifest.parent,
             consistency: manifest.consistency,
             freeze_ms: snapshot.frozen.as_millis().try_into().unwrap_or(u64::MAX),
-            disks: manifest.disks.into_iter().zip(audits).map(report).collect(),
+            disks: manifest.disks.into_iter().zip(disks.audits).map(DiskReport::from).collect(),
             chunks_new: stored.chunks,
             bytes_new: stored.bytes_plain,
             bytes_sent: stored.bytes_blobs,
             bytes_stored: stored.bytes_stored,
             warnings,
         })
+    }
+
+    /// Brings all disks into the repository, one after the other.
+    async fn disks(
+        &self,
+        parent: Option<&Manifest>,
+        suspects: &[Suspect],
+        world: &World,
+        warnings: &mut Vec<String>,
+    ) -> Result<Disks> {
+        let reader = MapReader::new(self.session, self.prints);
+        let positions = parent.map(audit::positions).unwrap_or_default();
+        let (mut made, mut since) = (Disks::default(), Instant::now());
+        for (index, description) in self.source.disks().iter().enumerate() {
+            let before = parent.and_then(|parent| parent.disk(&description.name));
+            let id = before.map_or_else(|| DiskId::random(world), |disk| disk.id);
+            let of_disk = |changed: Error| changed.on_disk(&description.name);
+            let changed = self.changed(index, description, before, warnings).await.map_err(of_disk)?;
+            let suspects = suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
+            let begun = disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
+            let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
+            let (root, tracking, audit) = self.until_stopped(pass.run(changed, warnings)).await.map_err(of_disk)?;
+            since = Instant::now();
+            // Passes that read everything begin a new turn; without an audit its place is kept.
+            let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };
+            made.positions.insert(id, audit.map_or(kept, |audit| audit.position));
+            made.audits.push(audit);
+            warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
+            made.records.push(description.record(id, root, tracking));
+        }
+        Ok(made)
+    }
+
+    /// What the source says of the changes of a disk.
+    async fn changed(
+        &self,
+        index: usize,
+        description: &DiskDescription,
+        before: Option<&DiskRecord>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Changed> {
+        let repository = self.repository.config().id;
+        let base = before.map(|record| ParentDisk { repository, record });
+        let changed = self.source.changed(index, base, self.options.wish).await?;
+        check_text("the reason of its tracking", &changed.reason)?;
+        if let Some(lie) = &changed.lie {
+            warnings.push(format!("disk {}: its change tracking is wrong and is not used: {lie}", description.name));
+        }
+        Ok(changed)
     }
 
     /// The result of `work`, or why the job is to stop. Nothing is harmed by dropping work before the commit.

@@ -133,9 +133,7 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         };
         for disk in &manifest.disks {
             let base = parent.as_ref().and_then(|parent| parent.disks.iter().find(|it| it.id == disk.id));
-            self.disk(base.map(|base| base.root), disk.root)
-                .await
-                .map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+            self.disk(base.map(|base| base.root), disk.root).await.map_err(|error| error.on_disk(&disk.name))?;
         }
         for attachment in &manifest.attachments {
             self.tree(MapRoot { level: attachment.root.level, id: None }, attachment.root).await?;

@@ -1,6 +1,6 @@
 //! Copies of many points: in which order, and what the failure of one means for the others.
 
-use crate::{CopyReport, Progress, RecoveryPoint, Repository, Result, Verification, copy};
+use crate::{CopyReport, Error, Progress, RecoveryPoint, Repository, Result, Verification, copy};
 
 /// What became of many points.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,24 +14,23 @@ pub struct CopyTally {
 }
 
 impl CopyTally {
-    /// Counts what became of one point of `of` altogether; gives an error on when it ends the whole job: the only point
-    /// failed, or every other one would fail in the same way.
+    /// Counts what became of one point of `of` altogether, and gives its error back when the others go on.
     ///
     /// # Errors
-    /// That of `made`.
-    pub fn count(&mut self, of: usize, made: Result<CopyReport>) -> Result<()> {
+    /// That of `made` when it ends the whole job: the only point failed, or every other one would fail in the same way.
+    pub fn count(&mut self, of: usize, made: Result<CopyReport>) -> Result<Option<Error>> {
         match made {
             Ok(report) => {
                 self.there += u64::from(report.points == 0);
                 self.copied.points += report.points;
                 self.copied.chunks_moved += report.chunks_moved;
                 self.copied.bytes_moved += report.bytes_moved;
-                Ok(())
+                Ok(None)
             }
             Err(error) if of == 1 || error.kind().ends_all() => Err(error),
-            Err(_) => {
+            Err(error) => {
                 self.failed += 1;
-                Ok(())
+                Ok(Some(error))
             }
         }
     }
@@ -64,22 +63,22 @@ pub async fn copy_points<A: Repository, B: Repository>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Error, ErrorKind};
+    use crate::ErrorKind;
 
     #[test]
     fn what_would_befall_every_point_ends_the_job_and_nothing_else_does() {
         let failed = |kind| Err(Error::new(kind, "it failed"));
         let mut tally = CopyTally::default();
         for kind in [ErrorKind::Integrity, ErrorKind::StoreIo, ErrorKind::NotFound, ErrorKind::Version] {
-            tally.count(2, failed(kind)).unwrap();
+            assert_eq!(tally.count(2, failed(kind)).unwrap().map(|error| error.kind()), Some(kind));
             assert_eq!(CopyTally::default().count(1, failed(kind)).unwrap_err().kind(), kind, "the only one");
         }
         assert_eq!(tally.failed, 4);
         for kind in [ErrorKind::StoreFull, ErrorKind::Transport, ErrorKind::NotAuthorised, ErrorKind::Domain] {
             assert_eq!(tally.count(2, failed(kind)).unwrap_err().kind(), kind);
         }
-        tally.count(2, Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 })).unwrap();
-        tally.count(2, Ok(CopyReport::default())).unwrap();
+        assert!(tally.count(2, Ok(CopyReport { points: 1, chunks_moved: 2, bytes_moved: 3 })).unwrap().is_none());
+        assert!(tally.count(2, Ok(CopyReport::default())).unwrap().is_none());
         assert_eq!((tally.there, tally.copied.points, tally.failed), (1, 1, 4));
     }
 }

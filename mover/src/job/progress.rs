@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 /// What a job is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[repr(u8)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Opening repositories, sources and targets.
     #[default]
@@ -16,6 +17,18 @@ pub enum Phase {
     Commit = 2,
     /// The job has ended.
     Done = 3,
+}
+
+impl Phase {
+    /// Its name in output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Move => "move",
+            Self::Commit => "commit",
+            Self::Done => "done",
+        }
+    }
 }
 
 /// What the counters of a job say at one moment.

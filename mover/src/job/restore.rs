@@ -5,13 +5,13 @@ mod attachment;
 mod delta;
 mod in_order;
 
-use crate::record::map::LEAF_BYTES;
+use crate::record::map::{LEAF_BYTES, leaf_blocks};
 use crate::{
-    AlignedBuffer, ChunkBatch, ChunkError, Demand, DiskRecord, Error, ErrorKind, MapReader, PAGE_ENTRIES, Page,
-    PageRef, Phase, Pool, Progress, ReadSession, Result, Shape, Spot, Target, with_opener,
+    AlignedBuffer, ChunkBatch, ChunkError, Demand, DiskRecord, Error, ErrorKind, MapReader, Page, Phase, Pool,
+    Progress, ReadSession, Result, Shape, Target, with_opener,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES};
 use delta::Held;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{HashMap, VecDeque};
@@ -70,7 +70,7 @@ async fn restore_onto<R: ReadSession, T: Target>(
     progress.expect(disk.size);
     let reader = MapReader::new(session, prints);
     let job = Job { reader: &reader, prints, disk, target: &target, held: held.as_ref(), pool, progress };
-    let written = job.run(0..disk.size).await.map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+    let written = job.run(0..disk.size).await.map_err(|error| error.on_disk(&disk.name))?;
     progress.enter(Phase::Commit);
     target.finish().await?;
     Ok(RestoreReport { bytes_restored: disk.size, bytes_written: written })
@@ -187,19 +187,10 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     }
 
     fn sort_leaf(&self, page: &Page, extent: Extent, places: &mut Places, zeroes: &mut ExtentSet) -> Result<()> {
-        let spot = Spot::of_disk(self.disk.size - extent.offset, 0);
-        spot.check(page).map_err(|error| Error::from(error).context(format_args!("offset {}", extent.offset)))?;
-        for block in grid_blocks(extent, self.disk.size) {
-            let number = block.offset / u64::from(GRID_BYTES);
-            match page.entry(number % PAGE_ENTRIES) {
-                PageRef::Absent => zeroes.insert(block),
-                PageRef::Chunk(id) => places.entry(id).or_default().push(number),
-                PageRef::Unreadable => {
-                    return Err(Error::integrity(format!(
-                        "offset {} could not be read when it was backed up",
-                        block.offset
-                    )));
-                }
+        for block in leaf_blocks(page, self.disk.size, extent)? {
+            match block? {
+                (block, None) => zeroes.insert(block),
+                (block, Some(id)) => places.entry(id).or_default().push(block.offset / u64::from(GRID_BYTES)),
             }
         }
         Ok(())
@@ -273,9 +264,7 @@ impl Window {
 fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
     let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(arrived.len());
     for (id, places, blob) in arrived {
-        let blob = blob.map_err(|error: ChunkError| {
-            Error::from(error).context(format_args!("offset {}", places[0] * u64::from(GRID_BYTES)))
-        })?;
+        let blob = blob.map_err(|error: ChunkError| Error::from(error).at_offset(places[0] * u64::from(GRID_BYTES)))?;
         blocks.extend(places.iter().map(|place| (*place, id, blob.clone())));
     }
     blocks.sort_unstable_by_key(|(block, _, _)| *block);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::OnceCell;
 use tokio::task::coop::consume_budget;
 
-pub(crate) use leaves::LEAF_BYTES;
+pub(crate) use leaves::{LEAF_BYTES, leaf_blocks};
 
 /// Reads and verifies pages through a session, and keeps the last few.
 pub struct MapReader<'a, R> {

@@ -57,10 +57,12 @@ pub struct VerifyReport {
 impl VerifyReport {
     /// Errors told; more are only counted in the log.
     pub const ERRORS_MAX: usize = 10_000;
+    /// Where in the log each of them is told too: whoever prints the report leaves that out.
+    pub const LOG_TARGET: &str = module_path!();
 
     /// Adds what was found.
     pub fn add(&mut self, error: VerifyError) {
-        tracing::error!(?error, "verification found damage");
+        tracing::error!(target: VerifyReport::LOG_TARGET, ?error, "verification found damage");
         if self.errors.len() < Self::ERRORS_MAX {
             self.errors.push(error);
         }

@@ -11,11 +11,8 @@ mod cache;
 #[cfg(test)]
 mod tests;
 
-use crate::record::map::{LEAF_BYTES, PageCache};
-use crate::{
-    ChunkError, Demand, DiskRecord, Error, MapReader, PAGE_ENTRIES, Page, PageRef, Pool, ReadSession, Result, Shape,
-    Spot, with_opener,
-};
+use crate::record::map::{LEAF_BYTES, PageCache, leaf_blocks};
+use crate::{ChunkError, Demand, DiskRecord, Error, MapReader, Pool, ReadSession, Result, Shape, with_opener};
 use ahead::Streams;
 use bytes::{Bytes, BytesMut};
 use cache::{Cache, Claims, Fetched};
@@ -27,8 +24,8 @@ use tokio::task::JoinSet;
 
 /// One disk of a point, open for reading anywhere. Several may read at once.
 ///
-/// Memory: [`ViewOptions::cache_bytes`] of chunks, 36 MiB on their way ahead of readers, what is being read (at most
-/// [`DiskView::READ_BYTES_MAX`] for each reader), and pages of the disk map (about 4 MiB).
+/// Memory: [`ViewOptions::cache_bytes`] of chunks, 100 MiB on their way (also for readers that have given up), what readers
+/// have got and not dropped yet, and pages of the disk map (about 4 MiB).
 pub struct DiskView<R> {
     shared: Arc<Shared<R>>,
     streams: Mutex<Streams>,
@@ -58,6 +55,8 @@ struct Shared<R> {
     cache: Mutex<Cache>,
     /// Pieces that may be fetched ahead at once.
     room: Semaphore,
+    /// Chunks that may be on their way at once.
+    on_their_way: Semaphore,
     /// What is being fetched; none once the view is closed.
     tasks: Mutex<Option<JoinSet<()>>>,
 }
@@ -78,6 +77,7 @@ impl<R: ReadSession + 'static> DiskView<R> {
                 pages: PageCache::default(),
                 cache: Mutex::new(Cache::new(options.cache_bytes)),
                 room: Semaphore::new(PIECES_AHEAD),
+                on_their_way: Semaphore::new(CHUNKS_ON_THEIR_WAY_MAX as usize),
                 tasks: Mutex::new(Some(JoinSet::new())),
             }),
             streams: Mutex::new(Streams::new(ahead_bytes, disk.size)),
@@ -192,7 +192,7 @@ impl<R: ReadSession + 'static> Shared<R> {
                 parts.push(Bytes::from_static(&ZEROES[..(to - from) as usize]));
                 continue;
             };
-            let at = |error: Error| error.context(format_args!("disk {}, offset {offset}", self.disk.name));
+            let at = |error: Error| error.at_offset(offset).on_disk(&self.disk.name);
             let chunk = chunks.get(&id).cloned().unwrap_or(Err(ChunkError::Missing { chunk: id }));
             let chunk = chunk.map_err(|error| at(error.into()))?;
             if let Some(what) = Demand::block(self.disk.size - offset).misfit(&id, chunk.shape) {
@@ -205,35 +205,21 @@ impl<R: ReadSession + 'static> Shared<R> {
 
     /// The blocks that `extent` touches, in order: where each begins, and its chunk where it is not zero.
     async fn blocks(&self, extent: Extent) -> Result<Vec<(u64, Option<ChunkId>)>> {
+        let of_disk = |error: Error| error.on_disk(&self.disk.name);
         let (size, grid, mut blocks) = (self.disk.size, u64::from(GRID_BYTES), Vec::new());
         let touched = Extent::from(extent.offset / grid * grid..extent.end());
         for part in ExtentSet::from_iter([touched]).split(LEAF_BYTES) {
-            let leaf = self.leaf(part.offset / LEAF_BYTES).await?;
-            for block in grid_blocks(part, size) {
-                let entry = leaf.as_ref().map(|page| page.entry(block.offset / grid % PAGE_ENTRIES));
-                let chunk = match entry.unwrap_or(PageRef::Absent) {
-                    PageRef::Absent => None,
-                    PageRef::Chunk(id) => Some(id),
-                    PageRef::Unreadable => {
-                        return Err(Error::integrity(format!(
-                            "disk {}, offset {} could not be read when it was backed up",
-                            self.disk.name, block.offset
-                        )));
+            match self.reader().leaf(self.disk.root, part.offset / LEAF_BYTES).await.map_err(of_disk)? {
+                Some(leaf) => {
+                    for block in leaf_blocks(&leaf, size, part).map_err(of_disk)? {
+                        let (block, chunk) = block.map_err(of_disk)?;
+                        blocks.push((block.offset, chunk));
                     }
-                };
-                blocks.push((block.offset, chunk));
+                }
+                None => blocks.extend(grid_blocks(part, size).map(|block| (block.offset, None))),
             }
         }
         Ok(blocks)
-    }
-
-    async fn leaf(&self, index: u64) -> Result<Option<Arc<Page>>> {
-        let of_disk = |error: Error| error.context(format_args!("disk {}", self.disk.name));
-        let page = self.reader().leaf(self.disk.root, index).await.map_err(of_disk)?;
-        let Some(page) = page else { return Ok(None) };
-        let spot = Spot::of_disk(self.disk.size - index * LEAF_BYTES, 0);
-        spot.check(&page).map_err(|error| of_disk(error.into()))?;
-        Ok(Some(page))
     }
 
     async fn data(&self, extent: Extent) -> Result<ExtentSet> {
@@ -256,6 +242,8 @@ impl<R: ReadSession + 'static> Shared<R> {
             let shared = self.clone();
             // On its own: whoever asked may give up, and others wait for it.
             self.spawn(async move {
+                let chunks = u32::try_from(ids.len()).unwrap_or(u32::MAX).min(CHUNKS_ON_THEIR_WAY_MAX);
+                let _turn = shared.on_their_way.acquire_many(chunks).await.expect("never closed");
                 let fetched = shared.fetch(ids).await;
                 shared.cache.lock().expect("no holder panics").arrived(claim, fetched);
             });
@@ -304,6 +292,8 @@ struct Chunk {
 
 /// Pieces of [`ahead::PIECE_BYTES`] that are fetched ahead at once.
 const PIECES_AHEAD: usize = 9;
+/// Blocks of 64 KiB: 36 MiB ahead of readers, and 64 MiB that readers wait for.
+const CHUNKS_ON_THEIR_WAY_MAX: u32 = 1600;
 /// Batches of one piece that are decoded at once.
 const BATCHES_AT_ONCE: usize = 4;
 static ZEROES: [u8; GRID_BYTES as usize] = [0; GRID_BYTES as usize];

@@ -1,10 +1,11 @@
 //! Where disks are read from.
 
 use crate::{
-    ChangeTracking, CheckpointId, Consistency, DiskRecord, Error, LayerIdentity, Name, RepositoryId, Result, Timestamp,
+    ChangeTracking, CheckpointId, Consistency, DiskId, DiskRecord, Error, LayerIdentity, MapRoot, Name, RepositoryId,
+    Result, Timestamp, TrackingRecord,
 };
 use bytes::Bytes;
-use chunker::{Extent, ExtentSet};
+use chunker::{Extent, ExtentSet, GRID_BYTES};
 use serde::{Deserialize, Serialize};
 use std::future::Future;
 use std::time::Duration;
@@ -125,6 +126,29 @@ pub struct DiskDescription {
     pub warning: Option<String>,
 }
 
+impl DiskDescription {
+    /// The record of the disk in a point: what is known of it, with what was made of its bytes.
+    pub fn record(&self, id: DiskId, root: MapRoot, tracking: TrackingRecord) -> DiskRecord {
+        DiskRecord {
+            id,
+            name: self.name.clone(),
+            size: self.size,
+            grid: GRID_BYTES,
+            root,
+            logical_sector_bytes: self.logical_sector_bytes,
+            physical_sector_bytes: self.physical_sector_bytes,
+            discard_bytes: self.discard_bytes,
+            boot_order: self.boot_order,
+            bus: self.bus.clone(),
+            serial: self.serial.clone(),
+            format: self.format.clone(),
+            format_options: self.format_options.clone(),
+            chain: self.chain.clone(),
+            tracking,
+        }
+    }
+}
+
 /// A disk as the parent point has it, and where that point lies.
 #[derive(Debug, Clone, Copy)]
 pub struct ParentDisk<'a> {
@@ -163,6 +187,21 @@ pub struct Changed {
     pub checkpoint: Option<(CheckpointId, u32)>,
     /// What shows that the tracking did not tell the truth, where that was found out before it was believed.
     pub lie: Option<String>,
+}
+
+impl Changed {
+    /// The record of it in a point, before a byte was read.
+    pub fn record(&self) -> TrackingRecord {
+        TrackingRecord {
+            mode: self.mode,
+            reason: self.reason.clone(),
+            checkpoint: self.checkpoint.map(|(id, _)| id),
+            granularity: self.checkpoint.map_or(0, |(_, granularity)| granularity),
+            bytes_read: 0,
+            bytes_changed: 0,
+            bytes_audited: 0,
+        }
+    }
 }
 
 /// How a snapshot session ended.

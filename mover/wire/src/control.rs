@@ -15,4 +15,4 @@ mod state;
 mod tests;
 
 pub use client::{Jobs, Order, Orders};
-pub use job::{Attend, BACKUP, BackupJob, DISKS_MAX, Event, Job, JobExtension, JobOf, Report, Run};
+pub use job::{Attend, BackupJob, DISKS_MAX, Event, Job, JobExtension, JobOf, JobReport, Report, Run};

@@ -4,7 +4,8 @@ mod error;
 
 pub use error::FrameError;
 
-use super::limits::{Allowance, Share};
+use super::allowance::Allowance;
+use super::budgets::Share;
 use super::message::Message;
 use bytes::{BufMut, Bytes, BytesMut};
 use mover::{Error, Result};

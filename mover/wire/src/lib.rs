@@ -12,26 +12,33 @@
 //! | `presence` | client | which chunks are there, asked together |
 //! | `pull` | both | copies from node to node |
 //! | `remote` | client | [`Remote`]: sessions that survive |
-//! | `enrol` | client | making and using tokens, renewing certificates |
+//! | `join` | client | making and using tokens, renewing certificates |
 //! | `renewer` | both | [`IdentityRenewer`]: an identity that renews itself |
 //! | `access` | node | who may ask what |
-//! | `limits` | node | how much of the node anybody gets |
+//! | `budgets`, `handshakes` | node | amounts that holders share; who is not known yet |
+//! | `allowance` | node | how much of the node's memory and time one connection gets |
 //! | `serve` | node | [`Node`]: takes requests, one on each stream |
 //! | `control` | all | jobs of proxies |
 //! | `address` | client | addresses of nodes |
 //! | `waits` | client | how long a node is waited for, for what |
 //! | `validity` | both | certificates and time |
+//! | `identity` | all | certificates, keys, the authority of a site, its tokens |
+//! | `maintenance` | client | sweeping, verifying, making the index again |
+//! | `service` | node, proxy | what both programs do as services: configuration, notice of readiness |
+//! | `socket` | both | UDP sockets and their buffers |
 
 pub mod access;
 mod address;
+mod allowance;
 mod answer;
 mod bounded;
+mod budgets;
 mod bulk;
 pub mod control;
-mod enrol;
 mod frame;
+mod handshakes;
 pub mod identity;
-mod limits;
+mod join;
 mod link;
 mod maintenance;
 pub mod message;
@@ -47,8 +54,8 @@ mod validity;
 mod waits;
 
 pub use address::NodeAddress;
-pub use enrol::{create_token, join};
 pub use frame::{decode, encode};
+pub use join::{create_token, join};
 pub use link::Peer;
 pub use quic::{
     ALPN, Congestion, Current, WINDOW_BYTES, client, client_config, client_config_of, endpoint_config, server,

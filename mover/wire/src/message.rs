@@ -8,7 +8,7 @@ mod joining;
 mod rules;
 mod verifying;
 
-pub use failed::{Failed, NO_ROOM, NO_SESSION, error_code, error_kind};
+pub use failed::{Failed, FailedSubject, NO_ROOM, NO_SESSION, error_code, error_kind};
 pub use joining::{Certified, Expected, JoinIn, RenewIn, TokenIn};
 use rules::Lasts::{Long, LongFrom, Short};
 use rules::Work::{Asking, Beginning, Putting, Reading, ReadingAhead, ReadingVerified, Small, Waiting};

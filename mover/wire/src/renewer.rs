@@ -1,6 +1,6 @@
 //! Identities that renew themselves: past half of their life, with a new key each time, long before they end.
 
-use super::{Current, enrol};
+use super::{Current, join};
 use crate::identity::{Credentials, Facts, Issued, NewKey, Registry};
 use mover::{Error, ErrorKind, Result, Timestamp, World, blocking};
 use std::path::{Path, PathBuf};
@@ -150,7 +150,7 @@ async fn renew(folder: &Path, signer: &Signer, world: &World, patience: Duration
             let claim = key.claim(holder.to_string().as_bytes())?;
             registry.renew(&holder, &old.identity.facts().hosts, &claim)?
         }
-        Signer::There => enrol::renew(&old, &Credentials::renewed_at(folder)?, &key, patience).await?,
+        Signer::There => join::renew(&old, &Credentials::renewed_at(folder)?, &key, patience).await?,
     };
     let issued = Issued { certificate_pem, key_pem: key.pem() };
     let identity = issued.identity()?;

@@ -4,45 +4,34 @@ mod arrival;
 mod caller;
 mod hosted;
 mod joining;
+mod owners;
 mod places;
 mod quota;
 mod reply;
+mod requests;
 mod served;
-mod sight;
 
+use super::access;
+use super::allowance::{Allowance, NodeBudgets, Paces};
 use super::control::broker::JobBroker;
 use super::frame::{Frame, FrameError, receive};
-use super::limits::{Allowance, Limits, Paces};
-use super::maintenance::{rebuild_index, sweep, verify};
-use super::message::{
-    CommitIn, Committed, DRAFTS_MAX, Failed, Hello, LACKING_MAX, MissingIn, MoveIn, NO_SESSION, Open, Opened, PullIn,
-    Reply, Request, SUSPECTS_MAX, SessionRef, WantedOf, Welcome, presence_code,
-};
+use super::message::{Reply, Request};
 use super::pull::Puller;
 use super::quic::Congestion;
 use super::validity::{close_unless_valid, shown};
 use super::{CLOSED_REFUSED, CLOSED_STOPPING};
-use super::{access, bulk};
 use crate::identity::{Facts, Registry, holder_of};
-use bytes::Bytes;
 use caller::Caller;
 pub(super) use caller::{Done, Refused};
-use chunker::{ChunkId, ChunkKind};
-use futures::StreamExt;
 use hosted::{Hosted, Hosting};
-use mover::{
-    Begin, Commit, Either, Error, ErrorKind, Holder, LogHead, Manifest, PointDraft, PointFilter, RateLimiter, Reach,
-    ReadSession, Repository, RepositoryId, Result, SessionId, Verification, World, WriteSession, labels,
-};
+use mover::{Error, ErrorKind, Holder, RateLimiter, Reach, Repository, Result, World};
 use quinn::{ClientConfig, Connection, Endpoint, Incoming, RecvStream, VarInt};
 pub use quota::{Quota, Quotas};
 pub(super) use reply::{Answer, send};
-use reply::{blobs, points, say, spread};
 use served::{Lease, Served};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, watch};
 
 /// What a node serves. Dropping it ends all sessions.
 pub struct Node<R: Repository> {
@@ -54,17 +43,15 @@ pub struct Node<R: Repository> {
     /// Whether no other thread may have a part in what happens.
     one_thread: bool,
     lease_age_max: Duration,
-    limits: Arc<Limits>,
+    budgets: Arc<NodeBudgets>,
     puller: Option<Puller>,
     /// Work on a whole repository is done one at a time: a verification takes whole packs into memory.
     maintenance: Semaphore,
-    desk: JobBroker,
+    broker: JobBroker,
 }
 
 /// Tells whether somebody was shut out.
 type Denied = dyn Fn(&Holder) -> bool + Send + Sync;
-/// A session, and the repository it is of.
-type Leased<R> = (Arc<Served<R>>, Arc<Lease<R>>);
 
 impl<R: Repository + 'static> Node<R> {
     /// A node without repositories.
@@ -76,17 +63,17 @@ impl<R: Repository + 'static> Node<R> {
             registry: None,
             one_thread: false,
             lease_age_max: LEASE_AGE_MAX,
-            limits: Arc::default(),
+            budgets: Arc::default(),
             puller: None,
             maintenance: Semaphore::new(1),
-            desk: JobBroker::new(),
+            broker: JobBroker::new(),
         }
     }
 
     /// Waits this long instead of a minute for each tenth of a request, and for each part of an answer to be taken.
     #[must_use]
     pub fn patient_for(mut self, patience: Duration) -> Self {
-        self.own_limits().patience = patience;
+        self.own_budgets().patience = patience;
         self
     }
 
@@ -100,13 +87,13 @@ impl<R: Repository + 'static> Node<R> {
     /// Receives and sends at most so many bytes of chunks a second, from and to all others together.
     #[must_use]
     pub fn paced(mut self, receive: Option<u64>, send: Option<u64>) -> Self {
-        self.own_limits().paces =
+        self.own_budgets().paces =
             Paces { receive: Arc::new(RateLimiter::new(receive)), send: Arc::new(RateLimiter::new(send)) };
         self
     }
 
-    fn own_limits(&mut self) -> &mut Limits {
-        Arc::get_mut(&mut self.limits).expect("nobody is served yet")
+    fn own_budgets(&mut self) -> &mut NodeBudgets {
+        Arc::get_mut(&mut self.budgets).expect("nobody is served yet")
     }
 
     /// Pulls copies from other nodes, which it reaches by what `reach` makes.
@@ -177,7 +164,7 @@ impl<R: Repository + 'static> Node<R> {
             }
         }
         endpoint.set_server_config(None);
-        self.desk.stop();
+        self.broker.stop();
         let finished = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_TIMEOUT, finished).await;
         endpoint.close(VarInt::from_u32(CLOSED_STOPPING), b"stopping");
@@ -187,7 +174,7 @@ impl<R: Repository + 'static> Node<R> {
 
     fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &mut tokio::task::JoinSet<()>, stop: &watch::Receiver<bool>) {
         // Who has not shown that its address is its own costs nothing but this packet.
-        if !incoming.remote_address_validated() && self.limits.handshakes.are_many() {
+        if !incoming.remote_address_validated() && self.budgets.handshakes.are_many() {
             let _ = incoming.retry();
         } else {
             let (node, stop) = (self.clone(), stop.clone());
@@ -201,7 +188,7 @@ impl<R: Repository + 'static> Node<R> {
 
     async fn handshake(&self, incoming: Incoming, mut stop: watch::Receiver<bool>) -> Option<Connection> {
         let from = incoming.remote_address();
-        let under_way = self.limits.handshakes.begin();
+        let under_way = self.budgets.handshakes.begin();
         let made = tokio::select! {
             made = tokio::time::timeout(HANDSHAKE_TIMEOUT, incoming.into_future()) => made,
             () = under_way.given_up() => {
@@ -228,13 +215,13 @@ impl<R: Repository + 'static> Node<R> {
                 return connection.close(VarInt::from_u32(CLOSED_REFUSED), error.message().as_bytes());
             }
         };
-        let mut present = self.limits.connections.share(Some(&holder));
+        let mut present = self.budgets.connections.share(Some(&holder));
         if !present.grow(1) {
             tracing::warn!(%from, %holder, "refused: too many connections");
             return connection.close(VarInt::from_u32(CLOSED_REFUSED), b"too many connections of this holder");
         }
         tracing::debug!(%from, %holder, "connected");
-        let allowance = Allowance::new(Some(&holder), connection.clone(), &self.limits);
+        let allowance = Allowance::new(Some(&holder), connection.clone(), &self.budgets);
         let caller = Arc::new(Caller { allowance, shown: Some(facts.clone()), greeted: watch::Sender::new(false) });
         let mut tasks = tokio::task::JoinSet::new();
         let mut look = tokio::time::interval(DENIED_CHECK);
@@ -342,280 +329,10 @@ impl<R: Repository + 'static> Node<R> {
         Ok(())
     }
 
-    async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
-        match request {
-            Request::Hello(hello) => say(to, welcome(&hello)?).await,
-            Request::Token(it) => say(to, self.expect(holder, it).await?).await,
-            Request::Join(it) => say(to, self.join(it).await?).await,
-            Request::Renew(it) => say(to, self.renew(holder, &to.caller, it)?).await,
-            Request::Open(Open { name, machine }) => {
-                let served = self.repositories.named(&name)?;
-                let config = served.repository.config();
-                let (repository, domain, created) = (config.id, config.domain.0, config.created);
-                let opened = Reply::Opened(Opened { repository, domain, created, owner: holder.owner_id() });
-                send(to, &opened, Vec::new(), machine.is_some()).await?;
-                match machine {
-                    Some(_) => points(to, served.list(holder, &PointFilter { machine, forgotten: false }).await?).await,
-                    None => Ok(()),
-                }
-            }
-            Request::List(list) => {
-                let filter = PointFilter { machine: list.machine, forgotten: list.forgotten };
-                points(to, self.of(list.repository)?.list(holder, &filter).await?).await
-            }
-            Request::Stats(it) => {
-                let served = self.of(it.repository)?;
-                if served.sight(holder).is_some() {
-                    // They grow with what nobody had before.
-                    let what = "where owners are kept apart (dedup = \"owner\"), only administrators may see totals";
-                    return Err(Error::new(ErrorKind::NotAuthorised, what).into());
-                }
-                say(to, Reply::Totals(served.repository.stats().await?)).await
-            }
-            Request::LogHead(it) => {
-                let ends: LogHead = self.of(it.repository)?.repository.log_head().await?;
-                say(to, Reply::LogHead(ends)).await
-            }
-            Request::HasBeen(it) => {
-                say(to, Reply::Answer(self.of(it.repository)?.repository.has_been(it.seen).await?)).await
-            }
-            Request::Peer(it) => say(to, Reply::Seen(self.of(it.repository)?.repository.peer(it.peer).await?)).await,
-            Request::WantedChunks(WantedOf { repository, after }) => {
-                let ids = self.of(repository)?.repository.wanted(after.map(ChunkId)).await?;
-                Ok(send(to, &Reply::WantedIds(()), vec![bulk::of_ids(ids.into_iter())], false).await?)
-            }
-            Request::Log(it) => say(to, Reply::Records(self.of(it.repository)?.repository.log(it.after).await?)).await,
-            Request::Begin(it) => {
-                let served = self.of(it.repository)?;
-                let place = served.places.take(holder, served.quotas.of(holder).sessions)?;
-                let share = served.quotas.begin(holder, &served.of_owner(holder).await?)?;
-                // Nobody far away is believed: what is wrong here would be wrong in every point that shares it.
-                let (verification, by) = (Verification::Decode, Some(holder.clone()));
-                let begin = Begin { verification, holder: by, ..it.begin };
-                let parents = begin.parents.clone();
-                let (session, begun) = served.repository.begin(begin).await?;
-                let session = served.lend(
-                    SessionId::random(&self.world),
-                    holder,
-                    place,
-                    Either::Left(session),
-                    parents,
-                    Some(share),
-                );
-                let mut pages = begun.suspects.chunks(SUSPECTS_MAX).peekable();
-                send(to, &Reply::Session(SessionRef { session }), Vec::new(), pages.peek().is_some()).await?;
-                while let Some(page) = pages.next() {
-                    send(to, &Reply::Suspects(page.to_vec()), Vec::new(), pages.peek().is_some()).await?;
-                }
-                Ok(())
-            }
-            Request::Read(it) => {
-                let served = self.of(it.repository)?;
-                let place = served.places.take(holder, served.quotas.of(holder).sessions)?;
-                served.shows(holder, &it.points).await?;
-                let reader = served.repository.read(&it.points).await?;
-                let session =
-                    served.lend(SessionId::random(&self.world), holder, place, Either::Right(reader), it.points, None);
-                say(to, Reply::Session(SessionRef { session })).await
-            }
-            Request::Missing(MissingIn { session, kind }) => {
-                let lease = self.lease(session, holder)?;
-                let kind = ChunkKind::from_code(kind).ok_or_else(|| Error::transport("unknown kind of chunk"))?;
-                let found = lease.write()?.missing(kind, &bulk::ids(&beside)?).await?;
-                let codes: Vec<u8> = found.into_iter().map(presence_code).collect();
-                Ok(send(to, &Reply::Presences(()), vec![codes.into()], false).await?)
-            }
-            Request::Put(put) => {
-                let (served, lease) = self.served(put.session, holder)?;
-                let (session, share) = (lease.write()?, lease.share()?);
-                served.quotas.check(share, holder)?;
-                match arrival::take(&to.caller.allowance, session, &put.lengths, beside).await {
-                    // Who gives something else than it says, by a lie or by bad memory, gets no further with it.
-                    Err(error) if error.kind() == ErrorKind::Integrity => {
-                        tracing::warn!(%holder, session = %put.session, %error, "session ended");
-                        served.end(put.session);
-                        Err(error.into())
-                    }
-                    Ok(false) => Err(Refused::no_room()),
-                    taken => {
-                        taken?;
-                        let stored = session.stored().await?;
-                        served.quotas.count(share, stored.bytes_stored);
-                        say(to, Reply::Stored(stored)).await
-                    }
-                }
-            }
-            Request::Flush(SessionRef { session }) => {
-                let stored = self.lease(session, holder)?.write()?.flush().await?;
-                say(to, Reply::Stored(stored)).await
-            }
-            Request::Commit(commit) => self.commit(holder, commit, beside, to).await,
-            Request::Abandon(SessionRef { session }) | Request::Close(SessionRef { session }) => {
-                self.let_go(self.served(session, holder)?.0.end(session));
-                say(to, Reply::Done(())).await
-            }
-            Request::Manifest(it) => {
-                let (served, lease) = self.served(it.session, holder)?;
-                if !lease.pins.contains(&it.point) {
-                    return Err(Error::not_found(format!("the session does not pin point {}", it.point)).into());
-                }
-                let manifest = lease.session.manifest(it.point).await?;
-                if let Some(sight) = served.sight(holder) {
-                    sight.showing(&manifest).await?;
-                }
-                Ok(send(to, &Reply::ManifestBytes(()), vec![manifest.encode().into()], false).await?)
-            }
-            Request::Pull(it) => self.pull(it, to).await,
-            Request::Verify(it) => {
-                let _turn = self.maintenance()?;
-                verify(&self.of(it.repository)?.repository, it.options()?, to).await
-            }
-            Request::ChangePoints(it) => {
-                self.of(it.repository)?.repository.change_points(&it.points, it.change).await?;
-                tracing::info!(%holder, change = ?it.change, points = it.points.len(), "points changed");
-                say(to, Reply::Done(())).await
-            }
-            Request::Annotate(it) => {
-                self.of(it.repository)?.repository.annotate(it.point, &it.labels).await?;
-                tracing::info!(%holder, point = %it.point, "labels set");
-                say(to, Reply::Done(())).await
-            }
-            Request::MoveMachine(MoveIn { repository, machine, origin, owner }) => {
-                tracing::info!(%holder, %machine, ?owner, "machine handed over");
-                self.of(repository)?.repository.move_machine(machine, origin, owner).await?;
-                say(to, Reply::Done(())).await
-            }
-            Request::GivenUp(it) => {
-                say(to, Reply::GivenUpAre(self.of(it.repository)?.repository.given_up().await?)).await
-            }
-            Request::Sweep(it) => {
-                let _turn = self.maintenance()?;
-                tracing::info!(%holder, dry_run = it.options.dry_run, "sweep");
-                let served = self.of(it.repository)?;
-                sweep(&served.repository, it.options, to).await?;
-                served.swept(it.options.dry_run);
-                Ok(())
-            }
-            Request::RebuildIndex(it) => {
-                let _turn = self.maintenance()?;
-                rebuild_index(&self.of(it.repository)?.repository, to).await
-            }
-            Request::Get(SessionRef { session }) => {
-                let (served, lease) = self.served(session, holder)?;
-                let ids = bulk::ids(&beside)?;
-                let Some(sight) = served.sight(holder) else { return spread(to, lease.session.get(ids)).await };
-                let (seen, missing) = sight.seen(ids).await?;
-                let batches = lease.session.get(seen.keys().copied().collect());
-                spread(to, sight.shown(&seen, missing, batches)).await
-            }
-            Request::GetVerified(SessionRef { session }) => {
-                let (served, lease) = self.served(session, holder)?;
-                let ids = bulk::ids(&beside)?;
-                // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
-                let verified = |ids: Vec<ChunkId>| {
-                    let few: Vec<Vec<ChunkId>> = ids.chunks(VERIFIED_TOGETHER).map(<[_]>::to_vec).collect();
-                    futures::stream::iter(few).then(|ids| lease.session.get_verified(&served.prints, ids))
-                };
-                let Some(sight) = served.sight(holder) else { return blobs(to, verified(ids)).await };
-                let (seen, missing) = sight.seen(ids).await?;
-                blobs(to, sight.shown(&seen, missing, verified(seen.keys().copied().collect()))).await
-            }
-            Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
-                self.desk.request(holder, request, to, || self.not_denied(holder)).await
-            }
-        }
-    }
-
-    fn maintenance(&self) -> Result<SemaphorePermit<'_>> {
-        let busy = || {
-            Error::busy("the node already verifies or sweeps a repository, or rebuilds an index").hint(MAINTAIN_LATER)
-        };
-        self.maintenance.try_acquire().map_err(|_| busy())
-    }
-
-    async fn pull(&self, it: PullIn, to: &mut Answer) -> Done {
-        let served = self.of(it.repository)?;
-        let none = || Error::usage("this node does not copy from other nodes");
-        let puller = self.puller.clone().ok_or_else(none)?;
-        let (tell, mut told) = mpsc::channel(1);
-        let receive = self.limits.paces.receive.clone();
-        // A thread of its own: a copy goes on for long, and the compiler cannot see that it may change threads.
-        let runtime = tokio::runtime::Handle::current();
-        let pulling = mover::blocking(move || runtime.block_on(puller.pull(&served.repository, it, receive, tell)));
-        let pulling = tokio::spawn(pulling);
-        while let Some(reply) = told.recv().await {
-            send(to, &reply, Vec::new(), true).await?;
-        }
-        pulling.await.map_err(|error| Error::internal("a copy ended early").because(error))??;
-        say(to, Reply::Done(())).await
-    }
-
-    async fn commit(&self, holder: &Holder, commit: CommitIn, mut beside: Bytes, to: &mut Answer) -> Done {
-        let (served, lease) = self.served(commit.session, holder)?;
-        if commit.drafts.len() > DRAFTS_MAX {
-            return Err(
-                Error::usage(format!("{} points in one commit, more than {DRAFTS_MAX}", commit.drafts.len())).into()
-            );
-        }
-        let mut drafts = Vec::new();
-        for draft in commit.drafts {
-            let length = draft.manifest_bytes as usize;
-            if length > beside.len() {
-                return Err(Error::transport("a message with lengths that do not match").into());
-            }
-            let manifest = Manifest::decode(&beside.split_to(length)).map_err(Error::from)?;
-            // Tags are what the manifest says; of what else is known of a copy whoever copies is believed.
-            let labels = match draft.origin {
-                Some(_) => draft.labels,
-                None => labels::of_tags(&manifest.tags),
-            };
-            drafts.push(PointDraft { manifest, origin: draft.origin, labels });
-        }
-        if !beside.is_empty() {
-            return Err(Error::transport("a message with lengths that do not match").into());
-        }
-        let (session, share) = (lease.write()?, lease.share()?);
-        let there = served.of_owner(holder).await?;
-        let is_new = |draft: &&PointDraft| there.iter().all(|point| point.id != draft.manifest.point);
-        served.quotas.check_points(holder, &there, drafts.iter().filter(is_new).count() as u64)?;
-        match session.commit(&drafts).await? {
-            Commit::Committed(points) => {
-                let stored = session.stored().await?;
-                served.quotas.committed(share);
-                self.let_go(served.end(commit.session));
-                say(to, Reply::Committed(Committed { points, stored })).await
-            }
-            Commit::Missing(mut missing) => {
-                missing.truncate(LACKING_MAX);
-                Ok(send(to, &Reply::Lacking(()), vec![bulk::of_ids(missing.into_iter())], false).await?)
-            }
-        }
-    }
-
-    fn of(&self, repository: RepositoryId) -> Result<Arc<Served<R>>> {
-        self.repositories.of(repository)
-    }
-
-    fn lease(&self, session: SessionId, holder: &Holder) -> Result<Arc<Lease<R>>, Refused> {
-        self.served(session, holder).map(|(_, lease)| lease)
-    }
-
-    /// A session of this holder; one of somebody else is as if it were not there.
-    fn served(&self, session: SessionId, holder: &Holder) -> Result<Leased<R>, Refused> {
-        let found = self.repositories.find(|served| {
-            let leases = served.leases.lock().expect("no holder panics");
-            let lease = leases.get(&session).filter(|lease| lease.holder == *holder)?;
-            *lease.used.lock().expect("no holder panics") = Instant::now();
-            Some((served.clone(), lease.clone()))
-        });
-        let (message, hint) = (format!("session {session} is not known"), String::new());
-        found.ok_or(Refused::Told(Failed { code: NO_SESSION, message, hint }))
-    }
-
     /// Ends sessions whose holder is gone and has not used them for long.
     fn expire(&self) {
-        self.desk.forget();
-        let present = self.limits.connections.holders();
+        self.broker.forget();
+        let present = self.budgets.connections.holders();
         for served in self.repositories.all() {
             let mut leases = served.leases.lock().expect("no holder panics");
             let ended = leases.extract_if(|_, lease| {
@@ -641,21 +358,6 @@ impl<R: Repository + 'static> Node<R> {
     }
 }
 
-fn welcome(hello: &Hello) -> Result<Reply> {
-    let (lowest, highest) = hello.versions;
-    if lowest > super::VERSION || highest < super::VERSION {
-        let what =
-            format!("the node speaks version {} of the protocol, and the client {lowest} to {highest}", super::VERSION);
-        return Err(Error::version(what).hint("use the same version of Windlass on both sides"));
-    }
-    let program = concat!("windlass-store ", env!("CARGO_PKG_VERSION")).to_owned();
-    let features = hello.features & super::FEATURES;
-    Ok(Reply::Welcome(Welcome { version: super::VERSION, features, program }))
-}
-
-const MAINTAIN_LATER: &str = "run the command again when that has ended (sweep can wait for it: --wait)";
-/// Chunks decoded and compared before the first is sent.
-const VERIFIED_TOGETHER: usize = 4;
 /// For somebody who was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);

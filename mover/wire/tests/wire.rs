@@ -1,16 +1,16 @@
 //! The wire's messages: golden bytes, limits, foreign bytes, and who may ask what.
 
-use mover::JobId;
 use mover::{
     AuditReport, BackupReport, Begin, ChangeTracking, CheckpointId, Consistency, CopyReport, Counters, DiskReport,
     Error, ErrorKind, Holder, IndexTotals, LogEntry, LogHead, Origin, OwnerId, Phase, PointChange, PointId,
     RecoveryPoint, RepositoryId, Role, ScrubTotals, SessionId, Stats, StoredTotals, Suspect, SweepOptions, SweepReport,
     Timestamp, TrackingRecord, TrackingWish, Verification, WriterId,
 };
+use mover::{JobId, JobKind};
 use proptest::prelude::*;
 use std::fmt::Write;
 use std::path::Path;
-use wire::control::{BACKUP, BackupJob, DISKS_MAX, JobExtension};
+use wire::control::{BackupJob, DISKS_MAX, JobExtension};
 use wire::identity::{KeyClaim, Wanted};
 use wire::message::*;
 use wire::{access, decode, encode};
@@ -108,7 +108,7 @@ fn replies() -> Vec<Reply> {
     let failed = FailedChunk { chunk: [7; 32], how: 3, code: 8, pack: "pack".into(), what: "what".into() };
     vec![
         Reply::Done(()),
-        Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }),
+        Reply::Failed(Failed { code: 2, message: "no".into(), hint: "try".into(), subject: Box::new(subject()) }),
         Reply::Welcome(Welcome { version: 1, features: 2, program: "windlass-store".into() }),
         Reply::Opened(Opened {
             repository: RepositoryId([1; 16]),
@@ -149,7 +149,7 @@ fn replies() -> Vec<Reply> {
         Reply::Taken(()),
         Reply::Assigned(job()),
         Reply::CalledOff(JobOf { job: JobId([2; 16]) }),
-        Reply::Event(Event::Ended(Box::new(report()))),
+        Reply::Event(Event::of(Ok(report()))),
         Reply::Pulling(4),
         Reply::Pulled(Pulled {
             point: PointId([1; 16]),
@@ -171,6 +171,12 @@ fn replies() -> Vec<Reply> {
     ]
 }
 
+fn subject() -> FailedSubject {
+    let text = |text: &str| Some(text.to_owned());
+    let (point, disk, chunk) = (text("point"), text("vda"), Some([7; 32]));
+    FailedSubject { point, disk, offset: Some(65_536), chunk, pack: text("pack"), path: text("/srv/main") }
+}
+
 fn wanted() -> Wanted {
     let holder = Holder::new(Role::Node, "store2".parse().unwrap());
     Wanted { holder, hosts: vec!["store2.example".into(), "::1".into()] }
@@ -189,7 +195,7 @@ fn job_of(body: &BackupJob) -> Job {
         id: JobId([2; 16]),
         machine: "web".parse().unwrap(),
         repository: "main".parse().unwrap(),
-        kind: BACKUP,
+        kind: JobKind::Backup.code(),
         body: mover::codec::encode::<_, 1000>(body).unwrap(),
         extensions: vec![JobExtension { tag: 9, critical: false, bytes: vec![1, 2, 3] }],
     }
@@ -396,7 +402,7 @@ fn every_event_of_a_job_and_the_longest() {
     };
     round(Event::Progress(counters()));
     round(Event::Warning("slow".into()));
-    round(Event::Failed(Failed { code: 2, message: "no".into(), hint: "try".into() }));
+    round(Event::Failed(Failed { code: 2, message: "no".into(), hint: "try".into(), subject: Box::new(subject()) }));
     // What a proxy says fits, however much there was to say.
     let long = "\u{10ffff}".repeat(65_535 / 4);
     let mut report = report();

@@ -45,15 +45,15 @@ pub struct Machine {
     #[serde(default)]
     pub post_thaw: Option<String>,
     /// Seconds for each of these commands, and for the disks to be opened in between.
-    #[serde(default = "hook_timeout")]
-    pub hook_timeout: NonZeroU32,
+    #[serde(default)]
+    pub hook_timeout: Option<NonZeroU32>,
 }
 
 impl Machine {
     /// The commands around the opening of its disks.
     pub fn hooks(&self) -> Option<Hooks> {
         let (before, after) = (self.pre_freeze.clone(), self.post_thaw.clone());
-        let limit = Duration::from_secs(self.hook_timeout.get().into());
+        let limit = self.hook_timeout.map_or(Hooks::LIMIT, |seconds| Duration::from_secs(seconds.get().into()));
         (before.is_some() || after.is_some()).then_some(Hooks { before, after, limit })
     }
 }
@@ -113,11 +113,6 @@ impl From<Disk> for NamedSource {
     fn from(disk: Disk) -> Self {
         Self { name: disk.name, address: disk.source }
     }
-}
-
-fn hook_timeout() -> NonZeroU32 {
-    let seconds = u32::try_from(Hooks::LIMIT.as_secs()).unwrap_or(u32::MAX);
-    NonZeroU32::new(seconds).unwrap_or(NonZeroU32::MIN)
 }
 
 fn jobs() -> NonZeroU8 {

@@ -1,10 +1,7 @@
 //! Carrying a job out.
 
 use super::config::Config;
-use mover::{
-    BackupReport, Error, MachineSource as _, Name, PastOf, Pool, Progress, Repository as _, Result, Stop, Stoppable,
-    Wanted, World, backup,
-};
+use mover::{BackupReport, Error, Name, Pool, Progress, Result, Stop, World, backup_machine};
 use proxy::{Hooks, NamedSource, OfflineMachine};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,15 +77,8 @@ impl Host {
             stop: stop.clone(),
             world: self.world.clone(),
         };
-        let wanted = Wanted { repository: repository.config().id, wish: options.wish };
-        let past = PastOf { repository: &repository, options: &options };
-        let made = match source.open(&wanted, &past).await {
-            Ok(source) => {
-                let source = Stoppable { inner: source, stop };
-                backup(&repository, source, &options, &self.pool, &self.world, &progress).await
-            }
-            Err(error) => Err(error),
-        };
+        let means = (&self.pool, &self.world);
+        let made = backup_machine(&repository, &source, &options, &stop, means, &progress).await;
         repository.close().await;
         made
     }

@@ -118,24 +118,8 @@ impl Qcow2Disk {
                 ));
             }
         }
-        let mut witnesses = witnesses(&top);
-        let next = match (&unusable, options.wanted.wish) {
-            (_, TrackingWish::Fingerprint) => Err("nothing is written into the image".to_owned()),
-            (Some(why_not), _) => Err(why_not.clone()),
-            (None, _) => match witnessed(&path, &alone, &top, &mut witnesses, options).await {
-                Ok(witness) => add_next(&path, &alone, &settled.own, &witness, options).await,
-                Err(why_not) => Err(why_not),
-            },
-        };
-        let witness = witnesses.iter().find(|name| name.is_of(options.wanted.repository)).copied();
-        let mut added: Vec<String> = next.iter().flat_map(|name| [name.to_string(), name.twin().to_string()]).collect();
-        // Where there was none before, none is left when nothing comes of this.
-        added.extend(
-            witness
-                .filter(|it| settled.own.is_empty() && top.bitmap(&it.to_string()).is_none())
-                .map(|it| it.to_string()),
-        );
-        witnesses.truncate(CANDIDATES_MAX);
+        let Begun { next, witness, witnesses, added } =
+            begin_tracking(&path, &alone, &top, (&settled.own, unusable.as_deref()), options).await;
         let layers = chain.formats();
         let mut twins: BTreeSet<TwinName> = top.bitmaps().iter().filter_map(|it| it.name.parse().ok()).collect();
         let names = candidates
@@ -470,6 +454,45 @@ fn twin_marks(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Resul
     twin_there(survey, name, granularity)?;
     let text = name.twin().to_string();
     survey.extents.bitmap(&text).cloned().ok_or_else(|| format!("bitmap {text} is not exported"))
+}
+
+/// What records from now on.
+struct Begun {
+    /// The next bitmap, or why there is none.
+    next: Result<TrackingName, String>,
+    /// The repository's own witness, where there is one.
+    witness: Option<WitnessName>,
+    /// Those that are looked at, the own first.
+    witnesses: Vec<WitnessName>,
+    /// Names that were added to the image, and go again when nothing comes of this.
+    added: Vec<String>,
+}
+
+/// Adds to the image what is to record from now on, unless nothing may be written or `unusable` says why it would be in
+/// vain. `own` are the repository's bitmaps that count.
+async fn begin_tracking(
+    path: &Path,
+    image: &Graph,
+    top: &ImageLayer,
+    (own, unusable): (&[TrackingName], Option<&str>),
+    options: &SourceOptions,
+) -> Begun {
+    let mut witnesses = witnesses(top);
+    let next = match (unusable, options.wanted.wish) {
+        (_, TrackingWish::Fingerprint) => Err("nothing is written into the image".to_owned()),
+        (Some(why_not), _) => Err(why_not.to_owned()),
+        (None, _) => match witnessed(path, image, top, &mut witnesses, options).await {
+            Ok(witness) => add_next(path, image, own, &witness, options).await,
+            Err(why_not) => Err(why_not),
+        },
+    };
+    let witness = witnesses.iter().find(|name| name.is_of(options.wanted.repository)).copied();
+    let mut added: Vec<String> = next.iter().flat_map(|name| [name.to_string(), name.twin().to_string()]).collect();
+    // Where there was none before, none is left when nothing comes of this.
+    let first = witness.filter(|it| own.is_empty() && top.bitmap(&it.to_string()).is_none());
+    added.extend(first.map(|it| it.to_string()));
+    witnesses.truncate(CANDIDATES_MAX);
+    Begun { next, witness, witnesses, added }
 }
 
 /// Adds the next bitmap and its twin, or says why there are none.

@@ -128,25 +128,22 @@ impl State {
 
     /// Everything that became a root after record `marked` was marked too (R6).
     fn all_marked(&self, marked: u64, marked_too: &[PointId]) -> Result<(), Void> {
-        let rooted = self.points.iter().filter(|(_, it)| it.rooted > marked).map(|(id, _)| id);
-        let pinned = self.sessions.values().filter(|it| it.since > marked).flat_map(|it| &it.opened.pins);
-        if rooted.chain(pinned).all(|id| marked_too.contains(id)) { Ok(()) } else { Err(Void::NotMarked) }
+        let all = self.roots_since(marked).iter().all(|id| marked_too.contains(id));
+        if all { Ok(()) } else { Err(Void::NotMarked) }
     }
 
     fn check_doomed(&self, doomed: &Doomed) -> Result<(), Void> {
         self.sweeping(&doomed.token)?;
-        let oldest = self.sessions.values().map(|session| session.since).min().unwrap_or(u64::MAX);
         for name in &doomed.packs {
             let pack = self.numbers.get(name).and_then(|number| self.packs.get(number)).ok_or(Void::NoPack)?;
-            if pack.since >= oldest || pack.since > doomed.marked {
+            if !self.is_settled(pack, doomed.marked) {
                 return Err(Void::TooYoung);
             }
         }
-        let pinned = |id: &PointId| self.sessions.values().any(|session| session.opened.pins.contains(id));
         for id in &doomed.finalised {
             // Unforgotten since the mark, or needed by a session: its chunks were not marked, so nothing may be doomed.
             let point = self.points.get(id).ok_or(Void::NoPoint)?;
-            if point.forgotten.is_none() || pinned(id) {
+            if point.forgotten.is_none() || self.is_pinned(id) {
                 return Err(Void::Protected);
             }
         }
@@ -157,7 +154,7 @@ impl State {
         self.all_marked(doomed.marked, &doomed.marked_too)?;
         // What was forgotten at the mark and is not final would come back without its chunks (R11).
         let gone = |(id, point): &(&PointId, &super::Point)| {
-            point.forgotten.is_some_and(|at| at <= doomed.marked) && !pinned(id)
+            point.forgotten.is_some_and(|at| at <= doomed.marked) && !self.is_pinned(id)
         };
         let all_final = self.points.iter().filter(gone).all(|(id, _)| doomed.finalised.contains(id));
         if all_final { Ok(()) } else { Err(Void::NotMarked) }
@@ -169,8 +166,7 @@ impl State {
         for name in &dropped.packs {
             let pack = self.numbers.get(name).and_then(|number| self.packs.get(number)).ok_or(Void::NoPack)?;
             let doomed = pack.doomed.ok_or(Void::InUse)?;
-            // A session from before the doom may still read there, or have been told "have".
-            if self.sessions.values().any(|session| session.since < doomed) || dropped.marked < doomed {
+            if !self.has_outlived(doomed) || dropped.marked < doomed {
                 return Err(Void::InUse);
             }
         }

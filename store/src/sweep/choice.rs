@@ -77,8 +77,7 @@ pub(super) struct Choice {
 impl Inner {
     /// Packs that may be doomed: those that no open session may have filled, or rely on without the log's knowledge (R6).
     pub(super) fn may_be_doomed(state: &State, marked: u64, number: u32) -> bool {
-        let oldest = state.sessions().values().map(|session| session.since).min().unwrap_or(u64::MAX);
-        state.packs().get(&number).is_some_and(|it| it.doomed.is_none() && it.since < oldest && it.since <= marked)
+        state.packs().get(&number).is_some_and(|it| it.doomed.is_none() && state.is_settled(it, marked))
     }
 
     /// Looks at packs that are new: what sessions left that never came to a point is dead from the beginning.

@@ -48,7 +48,7 @@ impl Inner {
     ) -> Result<()> {
         loop {
             let state = self.catch_up()?;
-            let marked_too = roots_since(&state, marked);
+            let marked_too = state.roots_since(marked);
             let new: BTreeSet<PointId> = marked_too.difference(&seen.points).copied().collect();
             if let Some((_, ids)) = self.needed(&state, seen, new)?.into_iter().next() {
                 return Err(Error::internal(format!("chunk {} was doomed before it was committed", ids[0])));
@@ -62,7 +62,7 @@ impl Inner {
             });
             let mut appended = false;
             self.append(|state| {
-                appended = roots_since(state, marked).is_subset(&marked_too);
+                appended = state.roots_since(marked).is_subset(&marked_too);
                 Ok(if appended { vec![event.clone()] } else { Vec::new() })
             })?;
             if appended {
@@ -212,16 +212,8 @@ struct Second {
 
 /// Doomed packs that no session from before needs any more.
 pub(super) fn droppable(state: &State) -> impl Iterator<Item = u32> + '_ {
-    let oldest = state.sessions().values().map(|session| session.since).min().unwrap_or(u64::MAX);
-    let may = move |(_, pack): &(&u32, &crate::state::Pack)| pack.doomed.is_some_and(|at| at <= oldest);
+    let may = |(_, pack): &(&u32, &crate::state::Pack)| pack.doomed.is_some_and(|at| state.has_outlived(at));
     state.packs().iter().filter(may).map(|(number, _)| *number)
-}
-
-/// Points that became roots after record `marked`, or that a session opened since then needs.
-pub(super) fn roots_since(state: &State, marked: u64) -> BTreeSet<PointId> {
-    let rooted = state.points().iter().filter(|(_, it)| it.rooted > marked).map(|(id, _)| *id);
-    let pinned = state.sessions().values().filter(|it| it.since > marked).flat_map(|it| it.opened.pins.iter().copied());
-    rooted.chain(pinned).collect()
 }
 
 /// Chunks that are taken out of the index together.

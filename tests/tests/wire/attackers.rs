@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use store::Local;
 use windlass_bench::attacker::{Raw, STREAMS_MAX, first_packets, first_reply, garbage, huge_lengths, lie};
 use windlass_tests::conformance::{Fixture, InDirectory};
-use wire::control::BACKUP;
+
 use wire::identity::{KeyClaim, Wanted};
 use wire::message::*;
 use wire::{ALPN, Congestion, Node, Remote, access, client_config, encode};
@@ -204,7 +204,7 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
 
 fn job(id: JobId) -> Job {
     let (machine, repository) = ("web".parse().unwrap(), "repo".parse().unwrap());
-    Job { id, machine, repository, kind: BACKUP, body: Vec::new(), extensions: Vec::new() }
+    Job { id, machine, repository, kind: mover::JobKind::Backup.code(), body: Vec::new(), extensions: Vec::new() }
 }
 
 /// Each request of each role over the real wire. What a role may do is in the table of `access`, which the test of the

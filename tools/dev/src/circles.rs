@@ -47,14 +47,10 @@ fn definition(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub")?;
     let rest = if rest.starts_with('(') { rest.split_once(')')?.1 } else { rest };
     let mut words = rest.split_whitespace().skip_while(|word| ["async", "const", "unsafe"].contains(word));
-    let mut kind = words.next()?;
-    let mut name = words.next();
-    // `const NAME` and `const fn name`.
-    if !["struct", "enum", "trait", "fn", "type", "static"].contains(&kind) {
-        (kind, name) = ("const", Some(kind));
-    }
-    let _ = kind;
-    name?.split(|char: char| !char.is_alphanumeric() && char != '_').next().filter(|name| !name.is_empty())
+    // What is left of `const NAME` begins with its name.
+    let first = words.next()?;
+    let name = if ["struct", "enum", "trait", "fn", "type", "static"].contains(&first) { words.next()? } else { first };
+    name.split(|char: char| !char.is_alphanumeric() && char != '_').next().filter(|name| !name.is_empty())
 }
 
 /// Names that a text takes from other files of its crate.

@@ -9,48 +9,17 @@ use crate::job::watched;
 use crate::open::{self, Access, Opened, SnapshotSession};
 use crate::output::table;
 use crate::stop::Stoppable;
-use crate::text::{counted, escaped, milliseconds, seconds, short, size};
+use crate::text::{counted, escaped, seconds, short, size};
+use mover::event::{BackupSummary, JobSummary};
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Error, ErrorKind, MachineSource as _, NewAttachment, Outcome, PastOf,
-    Progress, Repository as _, Result, Source as _, TrackingWish, Verification, Wanted, backup, blocking,
+    Allow, Audit, BackupOptions, BackupReport, Error, ErrorKind, NewAttachment, Outcome, Progress, Result, Source as _,
+    TrackingWish, Verification, backup, backup_machine, blocking,
 };
 use proxy::{Hooks, NamedSource, OfflineMachine};
-use serde::Serialize;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
-
-/// Field names are a contract.
-#[derive(Serialize)]
-struct Summary {
-    point: String,
-    machine: String,
-    consistency: &'static str,
-    disks: Vec<Disk>,
-    bytes_new: u64,
-    bytes_sent: u64,
-    bytes_stored: u64,
-    chunks_new: u64,
-    freeze_ms: u64,
-    duration_ms: u64,
-    parent: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Disk {
-    name: String,
-    size: u64,
-    change_tracking: &'static str,
-    reason: String,
-    bytes_read: u64,
-    bytes_changed: u64,
-    bytes_audited: u64,
-    /// Offset at which the next audit goes on; null without audit.
-    audit_position: Option<u64>,
-    audit_turn_completed: bool,
-    audit_cut_short: bool,
-}
 
 pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     refuse_what_cannot_be_done(arguments)?;
@@ -63,25 +32,13 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     };
     let report = match has_hooks(arguments) {
         true => with_hooks(context, arguments, &options).await?,
-        false => wait.retry(&context.out, &context.stop, attempt).await?,
+        false => wait.retry(&context.stop, |busy| context.out.waits_for(busy), attempt).await?,
     };
     for warning in &report.warnings {
         context.out.warn(warning);
     }
-    let summary = Summary {
-        point: report.point.id.to_string(),
-        machine: report.point.machine_name.to_string(),
-        consistency: report.consistency.as_str(),
-        disks: report.disks.iter().map(disk_fields).collect(),
-        bytes_new: report.bytes_new,
-        bytes_sent: report.bytes_sent,
-        bytes_stored: report.bytes_stored,
-        chunks_new: report.chunks_new,
-        freeze_ms: report.freeze_ms,
-        duration_ms: milliseconds(began.elapsed()),
-        parent: report.parent.map(|parent| parent.to_string()),
-    };
-    context.out.summary(&summary, || print(context, &report, began.elapsed()));
+    let took = began.elapsed();
+    context.out.summary(JobSummary::Backup(BackupSummary::of(&report, took)), || print(context, &report, took));
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
 }
 
@@ -169,15 +126,11 @@ const fn has_hooks(arguments: &Backup) -> bool {
 async fn with_hooks(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
-    let wanted = Wanted { repository: repository.config().id, wish: options.wish };
-    let past = PastOf { repository: &repository, options };
-    match machine(context, arguments).open(&wanted, &past).await {
-        Ok(source) => carry_out(context, options, repository, source).await,
-        Err(error) => {
-            close_after_failure(repository).await;
-            Err(error)
-        }
-    }
+    let (machine, progress) = (machine(context, arguments), Progress::default());
+    let means = (&context.pool, &context.world);
+    let job = backup_machine(&repository, &machine, options, &context.stop, means, &progress);
+    let made = watched(&context.out, &progress, job).await;
+    closed(repository, made).await
 }
 
 /// One try: everything that was opened is closed again, whatever happens.
@@ -185,10 +138,7 @@ async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions)
     let (address, machine) = (&arguments.place.repository, machine(context, arguments));
     match open::repository_and_machine(context, address, &machine, options).await {
         (Ok(repository), Ok(source)) => carry_out(context, options, repository, source).await,
-        (Ok(repository), Err(error)) => {
-            close_after_failure(repository).await;
-            Err(error)
-        }
+        (Ok(repository), Err(error)) => closed(repository, Err(error)).await,
         (Err(error), Ok(source)) => {
             if let Err(second) = source.finish(Outcome::Abandoned).await {
                 context.out.warn(&format!("the source could not be released cleanly: {second}"));
@@ -208,7 +158,13 @@ async fn carry_out(
     let progress = Progress::default();
     let source = Stoppable { inner: source, stop: context.stop.clone() };
     let job = backup(&repository, source, options, &context.pool, &context.world, &progress);
-    match watched(&context.out, &progress, job).await {
+    let made = watched(&context.out, &progress, job).await;
+    closed(repository, made).await
+}
+
+/// What was made, when the repository is closed again.
+async fn closed(repository: Opened, made: Result<BackupReport>) -> Result<BackupReport> {
+    match made {
         Ok(mut report) => {
             if let Err(error) = open::close(repository).await {
                 // The point is durable: what closing failed at is settled when the repository is opened next.
@@ -217,30 +173,11 @@ async fn carry_out(
             Ok(report)
         }
         Err(error) => {
-            close_after_failure(repository).await;
+            if let Err(second) = open::close(repository).await {
+                tracing::warn!(error = %second, "the repository could not be closed cleanly");
+            }
             Err(error)
         }
-    }
-}
-
-async fn close_after_failure(repository: Opened) {
-    if let Err(error) = open::close(repository).await {
-        tracing::warn!(%error, "the repository could not be closed cleanly");
-    }
-}
-
-fn disk_fields(disk: &mover::DiskReport) -> Disk {
-    Disk {
-        name: disk.name.to_string(),
-        size: disk.size,
-        change_tracking: disk.tracking.mode.as_str(),
-        reason: disk.tracking.reason.clone(),
-        bytes_read: disk.tracking.bytes_read,
-        bytes_changed: disk.tracking.bytes_changed,
-        bytes_audited: disk.tracking.bytes_audited,
-        audit_position: disk.audit.map(|audit| audit.position),
-        audit_turn_completed: disk.audit.is_some_and(|audit| audit.turn_completed),
-        audit_cut_short: disk.audit.is_some_and(|audit| audit.cut_short),
     }
 }
 

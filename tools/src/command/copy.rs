@@ -5,26 +5,15 @@ use crate::cli::Copy;
 use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
-use crate::text::{count, counted, milliseconds, seconds, short, size};
+use crate::text::{count, counted, seconds, short, size};
+use mover::event::{CopySummary, JobSummary};
 use mover::{
     CopyReport, CopyTally, Error, Phase, PointFilter, PointId, Progress, RecoveryPoint, Repository as _, Result,
     Verification, copy_points, in_copy_order, select, still_wanted,
 };
-use serde::Serialize;
 use std::time::Instant;
 use wire::Remote;
 use wire::message::Place;
-
-/// Field names are a contract.
-#[derive(Serialize)]
-struct Summary {
-    points: u64,
-    chunks_moved: u64,
-    bytes_moved: u64,
-    points_there_already: u64,
-    points_failed: u64,
-    duration_ms: u64,
-}
 
 pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
     let began = Instant::now();
@@ -61,17 +50,10 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
         (Ok(opened), Err(error)) | (Err(error), Ok(opened)) => (Err(error), open::close(opened).await),
         (Err(error), Err(_)) => (Err(error), Ok(())),
     };
-    let CopyTally { copied: sum, there, failed } = made?;
+    let tally = made?;
     closed?;
-    let summary = Summary {
-        points: sum.points,
-        chunks_moved: sum.chunks_moved,
-        bytes_moved: sum.bytes_moved,
-        points_there_already: there,
-        points_failed: failed,
-        duration_ms: milliseconds(began.elapsed()),
-    };
-    context.out.summary(&summary, || {
+    let (CopyTally { copied: sum, there, failed }, took) = (tally, began.elapsed());
+    context.out.summary(JobSummary::Copy(CopySummary::of(&tally, took)), || {
         context.out.line(&format!(
             "copied {} ({} already there, {} failed): {} in {}, {}",
             counted(sum.points, "point"),
@@ -79,7 +61,7 @@ pub async fn run(context: &Context, arguments: &Copy) -> Result<Exit> {
             count(failed),
             size(sum.bytes_moved),
             counted(sum.chunks_moved, "chunk"),
-            seconds(began.elapsed()),
+            seconds(took),
         ));
     });
     Ok(if failed > 0 { Exit::SomeFailed } else { Exit::Done })
@@ -93,20 +75,18 @@ fn count_one(
     point: PointId,
     made: Result<CopyReport>,
 ) -> Result<()> {
-    if let Err(error) = &made
-        && all.len() > 1
-        && !error.kind().ends_all()
-    {
-        let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
-        let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
-        context.out.item_failed(&format!("{machine}{}", short(point)), error);
-    }
     let before = tally.copied.points;
-    tally.count(all.len(), made).inspect_err(|_| {
+    let failed = tally.count(all.len(), made).inspect_err(|_| {
         if before > 0 {
             context.out.note(&format!("{} copied before this failure", counted(before, "point")));
         }
-    })
+    })?;
+    if let Some(error) = failed {
+        let machine = all.iter().find(|known| known.id == point).map(|known| &known.machine_name);
+        let machine = machine.map_or_else(String::new, |name| format!("{name}@"));
+        context.out.point_failed(&format!("{machine}{}", short(point)), &error);
+    }
+    Ok(())
 }
 
 /// Copies the chosen points through this machine.

@@ -9,31 +9,18 @@ use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Existing, Local, Opened};
 use crate::stop::Stoppable;
-use crate::text::{escaped, milliseconds, seconds, size};
+use crate::text::{escaped, seconds, size};
 use chunker::Fingerprinter;
+use mover::event::{JobSummary, RestoreSummary};
 use mover::{
     DiskRecord, DiskView, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _,
     Repository, RestoreReport, Result, ViewOptions, restore, restore_delta, restore_stream, select,
 };
 use proxy::TargetAddress;
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Field names are a contract.
-#[derive(Serialize)]
-struct Summary {
-    point: String,
-    machine: String,
-    disk: String,
-    target: String,
-    bytes_restored: u64,
-    bytes_written: u64,
-    bytes_from: BTreeMap<String, u64>,
-    duration_ms: u64,
-}
 
 pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     if arguments.to == "-" && context.out.json() {
@@ -62,30 +49,22 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
         }
         _ => error,
     })?;
-    let summary = Summary {
-        point: manifest.point.to_string(),
-        machine: manifest.machine_name.to_string(),
-        disk: disk.name.to_string(),
-        target: arguments.to.to_string(),
-        bytes_restored: report.bytes_restored,
-        bytes_written: report.bytes_written,
-        bytes_from,
-        duration_ms: milliseconds(began.elapsed()),
-    };
     if matches!(to, Place::Stdout) {
         // What is on stdout is the disk.
         context.out.note(&format!("restored {} of {} to stdout", disk.name, manifest.machine_name));
         return Ok(Exit::Done);
     }
-    context.out.summary(&summary, || {
+    let (target, from, took) = (arguments.to.clone(), bytes_from.clone(), began.elapsed());
+    let summary = RestoreSummary::of((&manifest, &disk), target, &report, from, took);
+    context.out.summary(JobSummary::Restore(summary), || {
         let (restored, written) = (size(report.bytes_restored), size(report.bytes_written));
-        let took = seconds(began.elapsed());
-        let target = escaped(&arguments.to.to_string());
+        let took = seconds(took);
+        let target = escaped(&arguments.to);
         context.out.line(&format!(
             "restored {} of {} to {target}: {restored}, {written} written, {took}",
             disk.name, manifest.machine_name
         ));
-        for (address, bytes) in summary.bytes_from.iter().filter(|_| many) {
+        for (address, bytes) in bytes_from.iter().filter(|_| many) {
             context.out.line(&format!("  {} from {}", size(*bytes), escaped(address)));
         }
     });
@@ -209,10 +188,11 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
         view.close().await;
         return Ok((manifest, disk, report?, session.bytes_from()));
     };
-    let target = arguments
-        .patience
-        .wait()
-        .retry(&context.out, &context.stop, async || open::target(to, &disk, existing(arguments)).await);
+    let target = arguments.patience.wait().retry(
+        &context.stop,
+        |busy| context.out.waits_for(busy),
+        async || open::target(to, &disk, existing(arguments)).await,
+    );
     let target = target.await?;
     let job = async {
         if arguments.delta {

@@ -4,7 +4,7 @@ use crate::cli::TrackingAction;
 use crate::context::{Context, Exit};
 use crate::output::table;
 use crate::text::{escaped, size};
-use mover::Result;
+use mover::{Error, Result};
 use proxy::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -48,13 +48,14 @@ impl From<&TrackedBitmap> for Bitmap {
 
 pub async fn run(context: &Context, action: &TrackingAction) -> Result<Exit> {
     let (out, stop) = (&context.out, &context.stop);
+    let waits = |busy: &Error| out.waits_for(busy);
     let (listed, bitmaps) = match action {
         TrackingAction::List { source, image_root, patience } => {
-            ("bitmaps", patience.wait().retry(out, stop, async || list_tracking(source, image_root).await).await?)
+            ("bitmaps", patience.wait().retry(stop, waits, async || list_tracking(source, image_root).await).await?)
         }
         TrackingAction::Remove { source, image_root, patience } => (
             "removed",
-            patience.wait().retry(out, stop, async || remove_tracking(source, None, image_root).await).await?,
+            patience.wait().retry(stop, waits, async || remove_tracking(source, None, image_root).await).await?,
         ),
     };
     let bitmaps: Vec<Bitmap> = bitmaps.iter().map(Bitmap::from).collect();

@@ -5,49 +5,14 @@ use crate::context::{Context, Exit};
 use crate::job::watched;
 use crate::open::{self, Access, Opened};
 use crate::output::table;
-use crate::text::{counted, escaped, milliseconds, seconds, size};
+use crate::text::{counted, escaped, seconds, size};
+use mover::event::{JobEvent, JobSummary, VerifySummary};
 use mover::{
-    Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyError, VerifyOptions,
-    VerifyReport, repair_all, select,
+    Depth, Error, PointFilter, Progress, RepairReport, Repository as _, Result, VerifyOptions, VerifyReport,
+    repair_all, select,
 };
-use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Field names are a contract.
-#[derive(Serialize)]
-struct Summary {
-    points: u64,
-    chunks: u64,
-    bytes_read: u64,
-    packs_skipped: u64,
-    errors: Vec<Finding>,
-    repaired: u64,
-    duration_ms: u64,
-}
-
-#[derive(Serialize)]
-struct Finding {
-    point: Option<String>,
-    disk: Option<String>,
-    offset: Option<u64>,
-    chunk: Option<String>,
-    pack: Option<String>,
-    what: String,
-}
-
-impl From<&VerifyError> for Finding {
-    fn from(error: &VerifyError) -> Self {
-        Self {
-            point: error.point.map(|point| point.to_string()),
-            disk: error.disk.as_ref().map(|disk| disk.to_string()),
-            offset: error.offset,
-            chunk: error.chunk.map(|chunk| chunk.to_string()),
-            pack: error.pack.clone(),
-            what: error.what.clone(),
-        }
-    }
-}
 
 pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     let began = Instant::now();
@@ -60,16 +25,8 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     let closed = open::close(repository).await;
     let (report, repaired) = made?;
     closed?;
-    let summary = Summary {
-        points: report.points,
-        chunks: report.chunks,
-        bytes_read: report.bytes_read,
-        packs_skipped: report.packs_skipped,
-        errors: report.errors.iter().map(Finding::from).collect(),
-        repaired: repaired.chunks,
-        duration_ms: milliseconds(began.elapsed()),
-    };
-    context.out.event("summary", &summary);
+    let summary = VerifySummary::of(&report, &repaired, began.elapsed());
+    context.out.event(&JobEvent::Summary(JobSummary::Verify(summary.clone())));
     print(context, &summary, &repaired, began);
     if summary.errors.is_empty() {
         return Ok(Exit::Done);
@@ -135,7 +92,7 @@ async fn options(repository: &Opened, arguments: &Verify, depth: Depth) -> Resul
     Ok(VerifyOptions { depth, points, outdated_after: arguments.outdated_after, rate: arguments.rate })
 }
 
-fn print(context: &Context, summary: &Summary, repaired: &RepairReport, began: Instant) {
+fn print(context: &Context, summary: &VerifySummary, repaired: &RepairReport, began: Instant) {
     if !summary.errors.is_empty() {
         let mut rows = table(&["POINT", "DISK", "OFFSET", "CHUNK", "PACK", "WHAT"], &["OFFSET"]);
         for error in &summary.errors {

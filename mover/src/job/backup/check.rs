@@ -24,7 +24,7 @@ pub(super) fn check_request(options: &BackupOptions, disks: &[DiskDescription], 
         if !names.insert(&disk.name) {
             return Err(Error::usage(format!("two disks have the name {}", disk.name)));
         }
-        check_disk(disk).map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+        check_disk(disk).map_err(|error| error.on_disk(&disk.name))?;
     }
     Ok(())
 }
@@ -48,7 +48,7 @@ fn check_disk(disk: &DiskDescription) -> Result<()> {
 pub(super) fn check_changes(parent: &Manifest, disks: &[DiskDescription], allow: Allow) -> Result<()> {
     for disk in disks {
         if let Some(before) = parent.disk(&disk.name) {
-            check_change(before, disk, allow).map_err(|error| error.context(format_args!("disk {}", disk.name)))?;
+            check_change(before, disk, allow).map_err(|error| error.on_disk(&disk.name))?;
         }
     }
     Ok(())

@@ -61,30 +61,35 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         ));
     }
 
-    /// One pass over the disk. A bitmap that turns out to lie is told as a warning: whoever made it lie may do so again.
+    /// Believes a bitmap or does not: one that cannot be of changes since the parent, or that contradicts what is allocated, is
+    /// left aside and everything is read. One that lies is told as a warning: whoever made it lie may do so again.
+    async fn settle(&self, mut changed: Changed, warnings: &mut Vec<String>) -> Result<Changed> {
+        if changed.mode != ChangeTracking::Bitmap {
+            return Ok(changed);
+        }
+        let unfit = self.unfit();
+        let lie = if unfit.is_none() { self.lie(&changed).await? } else { None };
+        let wanted = self.job.options.wish == TrackingWish::Bitmap;
+        if let Some(lie) = lie.as_ref().filter(|_| !wanted) {
+            self.tell_lie(lie, warnings);
+        }
+        if let Some(reason) = unfit.or(lie) {
+            if wanted {
+                return Err(Error::tracking(reason).hint("leave out --change-tracking bitmap to read everything once"));
+            }
+            changed.mode = ChangeTracking::Fingerprint;
+            changed.reason = reason;
+        }
+        Ok(changed)
+    }
+
+    /// One pass over the disk.
     pub(super) async fn attempt(
         &mut self,
-        mut changed: Changed,
+        changed: Changed,
         warnings: &mut Vec<String>,
     ) -> Result<(MapRoot, TrackingRecord)> {
-        let size = self.description.size;
-        if changed.mode == ChangeTracking::Bitmap {
-            let unfit = self.unfit();
-            let lie = if unfit.is_none() { self.lie(&changed).await? } else { None };
-            let wanted = self.job.options.wish == TrackingWish::Bitmap;
-            if let Some(lie) = lie.as_ref().filter(|_| !wanted) {
-                self.tell_lie(lie, warnings);
-            }
-            if let Some(reason) = unfit.or(lie) {
-                if wanted {
-                    return Err(
-                        Error::tracking(reason).hint("leave out --change-tracking bitmap to read everything once")
-                    );
-                }
-                changed.mode = ChangeTracking::Fingerprint;
-                changed.reason = reason;
-            }
-        }
+        let (size, changed) = (self.description.size, self.settle(changed, warnings).await?);
         if changed.mode == ChangeTracking::Full {
             self.before = None;
         }
@@ -107,15 +112,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             None => ExtentSet::new(),
         };
         let pacer = RateLimiter::new(self.job.options.rate);
-        let mut tracking = TrackingRecord {
-            mode: changed.mode,
-            reason: changed.reason,
-            checkpoint: changed.checkpoint.map(|(id, _)| id),
-            granularity: changed.checkpoint.map_or(0, |(_, granularity)| granularity),
-            bytes_read: 0,
-            bytes_changed: 0,
-            bytes_audited: 0,
-        };
+        let mut tracking = changed.record();
         let this = &*self;
         let flow = Flow::new();
         let store = async |cut: Option<Cut>, pages: Vec<NewPage>| {

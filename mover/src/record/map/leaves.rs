@@ -1,11 +1,32 @@
 //! Finding the leaves that are there: subtrees of zeros are passed without a look, however large the disk is.
 
 use super::{MapReader, MapRoot, level_above};
-use crate::{PAGE_ENTRIES, ReadSession, Result};
-use chunker::{ChunkId, Extent, ExtentSet, GRID_BYTES};
+use crate::{Error, PAGE_ENTRIES, Page, PageRef, ReadSession, Result, Spot};
+use chunker::{ChunkId, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 
 /// Bytes of disk under a leaf: 64 MiB.
 pub(crate) const LEAF_BYTES: u64 = PAGE_ENTRIES * GRID_BYTES as u64;
+
+/// The blocks of `extent`, which lies under one leaf of a disk of `size` bytes, and the chunk of each that is not zero.
+///
+/// # Errors
+/// `Integrity` when the page does not belong there, or a block could not be read when it was backed up.
+pub(crate) fn leaf_blocks(
+    page: &Page,
+    size: u64,
+    extent: Extent,
+) -> Result<impl Iterator<Item = Result<(Extent, Option<ChunkId>)>>> {
+    let begin = extent.offset / LEAF_BYTES * LEAF_BYTES;
+    let spot = Spot::of_disk(size - begin, 0);
+    spot.check(page).map_err(|error| Error::from(error).at_offset(begin))?;
+    Ok(grid_blocks(extent, size).map(|block| match page.entry(block.offset / u64::from(GRID_BYTES) % PAGE_ENTRIES) {
+        PageRef::Absent => Ok((block, None)),
+        PageRef::Chunk(id) => Ok((block, Some(id))),
+        PageRef::Unreadable => {
+            Err(Error::integrity("it could not be read when it was backed up").at_offset(block.offset))
+        }
+    }))
+}
 
 impl<R: ReadSession> MapReader<'_, R> {
     /// The first leaf from number `from` on that is not all zero, and its page.

@@ -5,8 +5,10 @@ use chunker::Extent;
 /// Readers that were seen lately, the last one last.
 pub struct Streams {
     readers: Vec<Reader>,
+    /// How far ahead is fetched for all readers together.
     ahead_max: u64,
     size: u64,
+    reads: u64,
 }
 
 /// Somebody who may be reading in order.
@@ -17,11 +19,13 @@ struct Reader {
     fetched: u64,
     /// How far ahead of `next` is fetched: more, the longer it goes on.
     window: u64,
+    /// The read that was its last.
+    last: u64,
 }
 
 impl Streams {
     pub fn new(ahead_max: u64, size: u64) -> Self {
-        Self { readers: Vec::new(), ahead_max, size }
+        Self { readers: Vec::new(), ahead_max, size, reads: 0 }
     }
 
     /// What to fetch now that `read` is asked for, in pieces of at most [`PIECE_BYTES`] that end at multiples of it.
@@ -29,20 +33,28 @@ impl Streams {
         if self.ahead_max == 0 {
             return Vec::new();
         }
+        self.reads += 1;
+        let now = self.reads;
+        self.readers.retain(|reader| reader.last + IDLE_READS >= now);
         // Reads of one client may overtake each other a little.
         let follows = |it: &Reader| read.offset <= it.next + NEAR_BYTES && read.end() + NEAR_BYTES >= it.next;
         let Some(at) = self.readers.iter().rposition(follows) else {
             if self.readers.len() == READERS_MAX {
                 self.readers.remove(0);
             }
-            self.readers.push(Reader { next: read.end(), fetched: read.end(), window: 0 });
+            self.readers.push(Reader { next: read.end(), fetched: read.end(), window: 0, last: now });
             return Vec::new();
         };
         let mut reader = self.readers.remove(at);
+        reader.last = now;
+        // What one has fetched ahead must not push out what another is about to read.
+        let others = self.readers.iter().filter(|other| other.window > 0).count() as u64;
+        let window_max = self.ahead_max / (others + 1);
         if read.end() > reader.next {
             reader.next = read.end();
-            reader.window = (reader.window * 2).clamp(PIECE_BYTES, self.ahead_max.max(PIECE_BYTES)).min(self.ahead_max);
+            reader.window = (reader.window * 2).max(PIECE_BYTES);
         }
+        reader.window = reader.window.min(window_max);
         let (from, to) = (reader.fetched.max(reader.next), (reader.next + reader.window).min(self.size));
         let mut pieces = Vec::new();
         // Whole pieces: small ones would cost a request each.
@@ -64,6 +76,8 @@ pub const PIECE_BYTES: u64 = 4 << 20;
 /// So far from where a read is expected it still belongs to the same reader.
 const NEAR_BYTES: u64 = 1 << 20;
 const READERS_MAX: usize = 8;
+/// Who has not read for so many reads of others has gone.
+const IDLE_READS: u64 = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -87,6 +101,32 @@ mod tests {
             farthest = farthest.max(fetched.saturating_sub(at));
         }
         assert!(farthest > 3 * PIECE_BYTES, "{farthest}");
+    }
+
+    #[test]
+    fn readers_share_what_is_fetched_ahead() {
+        let (mut streams, ahead) = (Streams::new(8 * PIECE_BYTES, 1 << 40), 8 * PIECE_BYTES);
+        let (readers, far) = (4_u64, 1 << 36);
+        let mut fetched = vec![0; readers as usize];
+        for number in 0..100 {
+            let at = number * PIECE_BYTES;
+            for reader in 0..readers {
+                for piece in read(&mut streams, reader * far + at, PIECE_BYTES) {
+                    fetched[reader as usize] = piece.end() - reader * far;
+                }
+            }
+            if number > 20 {
+                let ahead_now: u64 = fetched.iter().map(|end| end.saturating_sub(at + PIECE_BYTES)).sum();
+                assert!(ahead_now <= ahead, "{ahead_now} bytes are fetched ahead of all");
+                assert!(fetched.iter().all(|end| *end > at + PIECE_BYTES), "each has its part");
+            }
+        }
+        // Those who have gone leave their part to who is still there.
+        for number in 100..2000 {
+            let at = number * PIECE_BYTES;
+            fetched[0] = read(&mut streams, at, PIECE_BYTES).last().map_or(fetched[0], Extent::end);
+        }
+        assert!(fetched[0] >= 2000 * PIECE_BYTES + 7 * PIECE_BYTES);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Shelf, run};
-use crate::{ChunkBatch, ErrorKind, Manifest, MemSession, PointId, WriteSession, with_sealer};
+use crate::{ChunkBatch, ErrorKind, Manifest, MemSession, PageRef, PointId, WriteSession, with_sealer};
 use chunker::{ChunkKind, Compression};
 use futures::{Stream, stream};
 use proptest::prelude::*;

@@ -20,14 +20,14 @@ pub struct JobBroker {
 
 /// One attendance, for as long as it lives.
 struct Attendance<'a> {
-    desk: &'a JobBroker,
+    broker: &'a JobBroker,
     proxy: &'a Name,
     turn: u64,
 }
 
 impl Drop for Attendance<'_> {
     fn drop(&mut self) {
-        self.desk.change(|state| state.leave(self.proxy, self.turn, Instant::now()));
+        self.broker.change(|state| state.leave(self.proxy, self.turn, Instant::now()));
     }
 }
 
@@ -77,7 +77,7 @@ impl JobBroker {
     ) -> Done {
         let mut changes = self.changes.subscribe();
         let turn = self.change(|state| state.attend(proxy, &attend, Instant::now()))?;
-        let _attendance = Attendance { desk: self, proxy, turn };
+        let _attendance = Attendance { broker: self, proxy, turn };
         tracing::info!(%proxy, jobs = attend.jobs.len(), "attends");
         send(to, &Reply::Taken(()), Vec::new(), true).await?;
         loop {

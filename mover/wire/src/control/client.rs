@@ -61,7 +61,7 @@ impl Jobs {
                             warn(&warning);
                         }
                     }
-                    Reply::Event(Event::Ended(report)) => return Ok(*report),
+                    Reply::Event(Event::Ended(report)) => return report.backup(),
                     _ => return Err(unexpected()),
                 }
                 frame = following(&mut rest).await?;

@@ -3,7 +3,7 @@
 use super::super::message::Failed;
 use chunker::Compression;
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, Name, PointId, Result, TrackingWish,
+    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, JobKind, Name, PointId, Result, TrackingWish,
     Verification, codec,
 };
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub struct Job {
     pub machine: Name,
     /// One of the node's repositories.
     pub repository: Name,
-    /// Code of the kind: [`BACKUP`].
+    /// Code of the kind: [`JobKind::code`].
     pub kind: u16,
     /// What is to be done, as the kind says: [`BackupJob`].
     pub body: Vec<u8>,
@@ -69,7 +69,7 @@ impl Job {
             id,
             machine: options.machine_name.clone(),
             repository,
-            kind: BACKUP,
+            kind: JobKind::Backup.code(),
             body: codec::encode::<_, BODY_BYTES_MAX>(&body)?,
             extensions: Vec::new(),
         })
@@ -93,8 +93,10 @@ impl Job {
     pub fn backup_options(&self) -> Result<BackupOptions> {
         let newer =
             |what: String| Err(Error::version(what).hint("update the proxy to the version of the administrator"));
-        if self.kind != BACKUP {
-            return newer(format!("this proxy does not know jobs of kind {}", self.kind));
+        match JobKind::of_code(self.kind) {
+            Some(JobKind::Backup) => {}
+            Some(kind) => return newer(format!("this proxy does not carry out a {}", kind.as_str())),
+            None => return newer(format!("this proxy does not know jobs of kind {}", self.kind)),
         }
         if let Some(unknown) = self.extensions.iter().find(|extension| extension.critical) {
             return newer(format!(
@@ -198,6 +200,15 @@ pub struct Report {
     pub event: Event,
 }
 
+/// What a job made. A node passes it on as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobReport {
+    /// Code of the job's kind.
+    pub kind: u16,
+    /// What was made, as the kind says: [`BackupReport`].
+    pub body: Vec<u8>,
+}
+
 /// Something that happened to a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
@@ -205,8 +216,8 @@ pub enum Event {
     Progress(Counters),
     /// It goes on, but somebody should know.
     Warning(String),
-    /// The point is committed.
-    Ended(Box<BackupReport>),
+    /// It did what was asked.
+    Ended(JobReport),
     /// It failed. A node tells this one as the reply of every failure.
     Failed(Failed),
 }
@@ -225,7 +236,24 @@ impl Event {
         }
         report.warnings.iter_mut().for_each(cut);
         report.disks.iter_mut().for_each(|disk| cut(&mut disk.tracking.reason));
-        Self::Ended(Box::new(report))
+        match codec::encode::<_, REPORT_BYTES_MAX>(&report) {
+            Ok(body) => Self::Ended(JobReport { kind: JobKind::Backup.code(), body }),
+            Err(error) => Self::Failed((&Error::internal("the report of the job is too long").because(error)).into()),
+        }
+    }
+}
+
+impl JobReport {
+    /// What a backup made.
+    ///
+    /// # Errors
+    /// `Transport` when it is not the report of a backup.
+    pub fn backup(&self) -> Result<BackupReport> {
+        if JobKind::of_code(self.kind) != Some(JobKind::Backup) {
+            return Err(Error::transport(format!("the proxy reports a job of kind {}, not a backup", self.kind)));
+        }
+        let report = codec::decode::<_, REPORT_BYTES_MAX>(&self.body);
+        report.map_err(|error| Error::transport("what the proxy reports cannot be read").because(error))
     }
 }
 
@@ -235,8 +263,6 @@ fn cut(text: &mut String) {
     }
 }
 
-/// Kind of a job that is a backup.
-pub const BACKUP: u16 = 1;
 /// Longest body of a job: what is around it has room in [`JOB_BYTES_MAX`].
 const BODY_BYTES_MAX: usize = 48 << 10;
 /// Extensions of one job.
@@ -247,6 +273,8 @@ pub const ATTEND_BYTES_MAX: usize = 4 << 10;
 pub const JOB_BYTES_MAX: usize = 64 << 10;
 /// Body of `Report`, and of the event that is told on: a report of [`DISKS_MAX`] disks fits.
 pub const EVENT_BYTES_MAX: usize = 256 << 10;
+/// Longest body of a report: what is around it has room in [`EVENT_BYTES_MAX`].
+const REPORT_BYTES_MAX: usize = 255 << 10;
 /// Disks of a machine that a proxy backs up.
 pub const DISKS_MAX: usize = 64;
 /// Warnings of a job.

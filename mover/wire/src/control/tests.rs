@@ -3,7 +3,9 @@
 use super::super::message::{Failed, Reply, error_kind};
 use super::job::{Attend, Event, Job, Report, Run, WARNINGS_MAX};
 use super::state::{ABSENCE_MAX, Cursor, JOBS_MAX, News, Next, RESULT_KEPT, RESULTS_MAX, State, YOUTH};
-use mover::{BackupReport, Consistency, Counters, Error, ErrorKind, JobId, Name, Phase, PointId, RecoveryPoint};
+use mover::{
+    BackupReport, Consistency, Counters, Error, ErrorKind, JobId, JobKind, Name, Phase, PointId, RecoveryPoint,
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -16,7 +18,7 @@ fn run(id: u8) -> Run {
         id: JobId([id; 16]),
         machine: name("web"),
         repository: name("main"),
-        kind: super::job::BACKUP,
+        kind: JobKind::Backup.code(),
         body: Vec::new(),
         extensions: Vec::new(),
     };
@@ -58,7 +60,7 @@ fn done(id: u8) -> Event {
         labels: Default::default(),
         number: 1,
     };
-    Event::Ended(Box::new(BackupReport {
+    Event::of(Ok(BackupReport {
         point,
         parent: None,
         consistency: Consistency::Crash,

@@ -1,5 +1,5 @@
 //! Join tokens: a secret, whom to believe, and where to ask. What its holder will be stands at the authority alone.
-//! `enrol` makes and uses tokens, `registry` is the authority's memory of them.
+//! `join` makes and uses tokens, `registry` is the authority's memory of them.
 
 use mover::{Error, Result, World};
 use std::fmt;

@@ -1,6 +1,7 @@
 //! Why a request failed, as it is told.
 
-use mover::{Error, ErrorKind};
+use chunker::ChunkId;
+use mover::{Error, ErrorKind, Subject};
 use serde::{Deserialize, Serialize};
 
 /// Why a request failed.
@@ -12,6 +13,25 @@ pub struct Failed {
     pub message: String,
     /// What to do about it; empty when nothing is known.
     pub hint: String,
+    /// What it is about.
+    pub subject: Box<FailedSubject>,
+}
+
+/// What a failure is about, as far as that is known: [`Subject`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedSubject {
+    /// Id of the point.
+    pub point: Option<String>,
+    /// Name of the disk.
+    pub disk: Option<String>,
+    /// Offset in it, in bytes.
+    pub offset: Option<u64>,
+    /// The chunk.
+    pub chunk: Option<[u8; 32]>,
+    /// Name of the pack.
+    pub pack: Option<String>,
+    /// The file or folder.
+    pub path: Option<String>,
 }
 
 impl From<&Error> for Failed {
@@ -21,13 +41,30 @@ impl From<&Error> for Failed {
             code: error_code(error.kind()),
             message: cut(&error.message()),
             hint: cut(error.remedy().unwrap_or_default()),
+            subject: Box::new(error.subject().into()),
         }
+    }
+}
+
+impl From<&Subject> for FailedSubject {
+    fn from(subject: &Subject) -> Self {
+        let Subject { point, disk, offset, chunk, pack, path } = subject;
+        let cut = |text: &Option<String>| text.as_ref().map(|text| text.chars().take(SUBJECT_CHARS_MAX).collect());
+        let (point, disk, pack, path) = (cut(point), cut(disk), cut(pack), cut(path));
+        Self { point, disk, offset: *offset, chunk: chunk.map(|id| id.0), pack, path }
+    }
+}
+
+impl From<FailedSubject> for Subject {
+    fn from(subject: FailedSubject) -> Self {
+        let FailedSubject { point, disk, offset, chunk, pack, path } = subject;
+        Self { point, disk, offset, chunk: chunk.map(ChunkId), pack, path }
     }
 }
 
 impl From<Failed> for Error {
     fn from(failed: Failed) -> Self {
-        let error = Self::new(error_kind(failed.code), failed.message);
+        let error = Self::new(error_kind(failed.code), failed.message).about((*failed.subject).into());
         if failed.hint.is_empty() { error } else { error.hint(failed.hint) }
     }
 }
@@ -70,5 +107,7 @@ pub fn error_kind(code: u16) -> ErrorKind {
     ErrorKind::ALL.into_iter().find(|kind| error_code(*kind) == code).unwrap_or(ErrorKind::Internal)
 }
 
-/// Characters of a message or hint, each of 4 bytes at most: both fit.
-const TEXT_CHARS_MAX: usize = 1900;
+/// Characters of a message or hint, each of 4 bytes at most: both fit, and the subject beside them.
+const TEXT_CHARS_MAX: usize = 1700;
+/// Characters of each text of a subject.
+const SUBJECT_CHARS_MAX: usize = 130;

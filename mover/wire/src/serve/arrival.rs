@@ -1,8 +1,8 @@
 //! What a put brings: looked at before anything of it is decoded, because a blob of a few hundred bytes may say that it is
 //! sixteen million.
 
+use crate::allowance::Allowance;
 use crate::bulk;
-use crate::limits::Allowance;
 use crate::message::PUT_PLAIN_BYTES_MAX;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES, STREAM_CHUNK_BYTES_MAX};

@@ -1,8 +1,8 @@
 //! Whoever asks, and why a request is not done.
 
+use crate::allowance::Allowance;
 use crate::frame::FrameError;
 use crate::identity::Facts;
-use crate::limits::Allowance;
 use crate::message::{Failed, NO_ROOM};
 use mover::Error;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl From<FrameError> for Refused {
 impl Refused {
     pub(super) fn no_room() -> Self {
         let message = "the node has no memory for this request now".to_owned();
-        Self::Told(Failed { code: NO_ROOM, message, hint: "try again later".into() })
+        Self::Told(Failed { code: NO_ROOM, message, hint: "try again later".into(), subject: Box::default() })
     }
 }
 

@@ -1,10 +1,12 @@
 //! Tokens, certificates, and connections of those who have none yet.
 
-use super::super::limits::Allowance;
 use super::super::message::{Certified, Expected, JoinIn, RenewIn, Reply, Request, TokenIn};
 use super::super::{CLOSED_REFUSED, CLOSED_STOPPING};
+use super::Node;
 use super::caller::{Caller, Done};
-use super::{Answer, Node, say, welcome};
+use super::reply::{Answer, say};
+use super::requests::welcome;
+use crate::allowance::Allowance;
 use crate::identity::Registry;
 use mover::{Error, Holder, Repository, Result, blocking};
 use quinn::{Connection, VarInt};
@@ -62,11 +64,11 @@ impl<R: Repository + 'static> Node<R> {
         if self.registry.is_none() {
             return refuse("no certificate was shown, and this node does not give out certificates");
         }
-        let mut present = self.limits.connections.share(None);
-        let Some(_place) = self.limits.strangers.try_acquire().ok().filter(|_| present.grow(1)) else {
+        let mut present = self.budgets.connections.share(None);
+        let Some(_place) = self.budgets.strangers.try_acquire().ok().filter(|_| present.grow(1)) else {
             return refuse("too many join at this moment: try again");
         };
-        let allowance = Allowance::new(None, connection.clone(), &self.limits);
+        let allowance = Allowance::new(None, connection.clone(), &self.budgets);
         let caller = Arc::new(Caller { allowance, shown: None, greeted: watch::Sender::new(false) });
         let asking = async {
             while let Ok((to, from)) = connection.accept_bi().await {

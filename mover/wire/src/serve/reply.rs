@@ -1,9 +1,9 @@
 //! What a node says to a request: one message or several, to somebody who takes them in time.
 
 use super::caller::{Caller, Done};
+use crate::allowance::Allowance;
 use crate::bulk;
 use crate::frame::{self, FrameError};
-use crate::limits::Allowance;
 use crate::message::{Chunks, FailedChunk, Reply};
 use bytes::Bytes;
 use chunker::{Blob, ChunkId};

@@ -1,8 +1,8 @@
 //! A repository that a node serves, and the sessions of clients on it.
 
+use super::owners::Sight;
 use super::places::{Place, Places};
 use super::quota::{Quota, Quotas, Share};
-use super::sight::Sight;
 use crate::access;
 use chunker::Fingerprinter;
 use mover::{

@@ -9,24 +9,14 @@ use crate::open;
 use crate::text::{escaped, size};
 use bytes::Bytes;
 use chunker::Fingerprinter;
+use mover::event::{AttachmentSummary, JobSummary};
 use mover::{
     Attachment, Error, Failover, Manifest, ReadSession as _, Repository as _, Result, Sink, blocking, read_attachment,
 };
-use serde::Serialize;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-/// Field names are a contract.
-#[derive(Serialize)]
-struct Summary {
-    point: String,
-    machine: String,
-    attachment: String,
-    target: String,
-    bytes_restored: u64,
-}
 
 pub async fn run(context: &Context, arguments: &Restore, wanted: &Wanted) -> Result<Exit> {
     if arguments.to != "-" {
@@ -43,14 +33,8 @@ pub async fn run(context: &Context, arguments: &Restore, wanted: &Wanted) -> Res
     if arguments.to == "-" {
         return Ok(Exit::Done);
     }
-    let summary = Summary {
-        point: manifest.point.to_string(),
-        machine: manifest.machine_name.to_string(),
-        attachment: format!("{}/{}", attachment.kind, attachment.name),
-        target: arguments.to.clone(),
-        bytes_restored: attachment.bytes,
-    };
-    context.out.summary(&summary, || {
+    let summary = AttachmentSummary::of(&manifest, &attachment, arguments.to.clone());
+    context.out.summary(JobSummary::Attachment(summary.clone()), || {
         let (name, to) = (escaped(&summary.attachment), escaped(&arguments.to));
         context.out.line(&format!("restored {name} of {} to {to}: {}", summary.machine, size(attachment.bytes)));
     });

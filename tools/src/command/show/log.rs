@@ -10,6 +10,7 @@ use serde::Serialize;
 /// One record: a line of JSON each, because there may be very many.
 #[derive(Serialize)]
 struct Record<'a> {
+    event: &'static str,
     record: u64,
     time: String,
     writer: String,
@@ -26,17 +27,15 @@ pub async fn show(context: &Context, repository: &Opened, after: u64) -> Result<
         last = newest.end.sequence;
         for LogEntry { end, time, writer, term, events } in &entries {
             let hash = ChunkId(end.hash).to_string();
-            context.out.event(
-                "record",
-                &Record {
-                    record: end.sequence,
-                    time: utc_time(*time),
-                    writer: writer.to_string(),
-                    term: *term,
-                    hash: hash.clone(),
-                    events,
-                },
-            );
+            context.out.document(&Record {
+                event: "record",
+                record: end.sequence,
+                time: utc_time(*time),
+                writer: writer.to_string(),
+                term: *term,
+                hash: hash.clone(),
+                events,
+            });
             let head = |text: &str| text.chars().take(SHORT).collect::<String>();
             let by = if *term == 0 { "reader".to_owned() } else { format!("term {term}") };
             let (time, writer) = (local_time(*time), head(&writer.to_string()));

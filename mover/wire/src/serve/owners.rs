@@ -1,5 +1,5 @@
 //! What a proxy is answered where owners are kept apart: chunks that its owner never had are missing.
-//! Which points it sees is said by `access::sees`.
+//! Which points an owner sees is said by `access::sees`.
 
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt as _, stream};
