@@ -1,7 +1,7 @@
 //! Peers that misbehave: connections on which anything can be said, and packets from many ports.
 
 use anyhow::{Context, Result, ensure};
-use chunker::{ChunkId, ChunkKind, Compression, Sealer};
+use chunker::{ChunkId, ChunkKind, Compression, Compressor};
 use mover::{Begin, PointId, RepositoryId, SessionId, Verification, World};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use std::net::{SocketAddr, UdpSocket};
@@ -137,7 +137,7 @@ pub async fn first_reply(from: &mut RecvStream) -> Result<(Reply, Vec<u8>)> {
 
 /// A chunk that is not what its id says, with the request that puts it.
 pub fn lie(session: SessionId) -> (Request, Vec<u8>) {
-    let blob = Sealer::new(Compression::default()).seal(ChunkKind::Data, b"something else");
+    let blob = Compressor::new(Compression::default()).compress(ChunkKind::Data, b"something else");
     let bulk = [&ChunkId([7; 32]).0[..], blob.bytes()].concat();
     (Request::Put(Put { session, lengths: vec![blob.bytes().len() as u32] }), bulk)
 }

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use chunker::{
-    Blob, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter, GRID_BYTES, Opener, Sealer, StreamCutter, is_zero,
+    Blob, ChunkId, ChunkKind, Compression, Compressor, Decoder, DomainKey, DomainKeys, GRID_BYTES, StreamCutter,
+    is_zero,
 };
 use futures::{StreamExt, future::ready};
 use mover::{Begin, PointId, Pool, ReadSession, Repository, Verification, World, WriteSession};
@@ -38,10 +39,10 @@ pub fn stages(data: &Path) -> Result<()> {
     let b3 = rate(large.len(), || {
         black_box(blake3::hash(black_box(&large)));
     });
-    let prints = Fingerprinter::new(&DomainKey([7; 32]));
+    let keys = DomainKeys::new(&DomainKey([7; 32]));
     let fingerprint = rate(large.len(), || {
         for block in &sample {
-            black_box(prints.id(ChunkKind::Data, black_box(block)));
+            black_box(keys.id(ChunkKind::Data, black_box(block)));
         }
     });
     row("fingerprint", fingerprint, b3, "BLAKE3 of everything at once");
@@ -58,34 +59,34 @@ pub fn stages(data: &Path) -> Result<()> {
 
     let mut blobs = Vec::new();
     for level in 1..=3 {
-        let mut sealer = Sealer::new(Compression::Zstd(level));
+        let mut compressor = Compressor::new(Compression::Zstd(level));
         let small = rate(large.len(), || {
-            blobs = sample.iter().map(|block| sealer.seal(ChunkKind::Data, black_box(block))).collect();
+            blobs = sample.iter().map(|block| compressor.compress(ChunkKind::Data, black_box(block))).collect();
         });
         let big = rate(large.len(), || {
-            large.chunks(4 << 20).for_each(|piece| drop(black_box(sealer.seal(ChunkKind::Data, piece))));
+            large.chunks(4 << 20).for_each(|piece| drop(black_box(compressor.compress(ChunkKind::Data, piece))));
         });
         let stored: usize = blobs.iter().map(|blob| blob.bytes().len()).sum();
         let name = format!("compress, zstd-{level} ({:.3})", stored as f64 / large.len() as f64);
         row(&name, small, big, "the same in pieces of 4 MiB");
     }
-    let ids: Vec<ChunkId> = sample.iter().map(|block| prints.id(ChunkKind::Data, block)).collect();
-    decode(&prints, &ids, &blobs, &large);
+    let ids: Vec<ChunkId> = sample.iter().map(|block| keys.id(ChunkKind::Data, block)).collect();
+    decode(&keys, &ids, &blobs, &large);
     keep(ids.into_iter().zip(blobs).collect(), large.len())
 }
 
-fn decode(prints: &Fingerprinter, ids: &[ChunkId], blobs: &[Blob], large: &[u8]) {
-    let mut opener = Opener::default();
+fn decode(keys: &DomainKeys, ids: &[ChunkId], blobs: &[Blob], large: &[u8]) {
+    let mut decoder = Decoder::default();
     let mut plain = Vec::with_capacity(large.len());
     let verified = rate(large.len(), || {
         plain.clear();
         for (id, blob) in ids.iter().zip(blobs) {
-            opener.open_verified(prints, id, black_box(blob), &mut plain).expect("sound blobs");
+            decoder.decode_verified(keys, id, black_box(blob), &mut plain).expect("sound blobs");
         }
     });
     let alone = rate(large.len(), || {
         plain.clear();
-        blobs.iter().for_each(|blob| opener.open(black_box(blob), &mut plain).expect("sound blobs"));
+        blobs.iter().for_each(|blob| decoder.decode(black_box(blob), &mut plain).expect("sound blobs"));
     });
     row("decode and fingerprint", verified, alone, "decode alone");
 }

@@ -6,11 +6,11 @@ use crate::node::{Node, OF_NODE};
 use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, bail, ensure};
-use chunker::{ChunkKind, Compression, Fingerprinter, GRID_BYTES};
+use chunker::{ChunkKind, Compression, DomainKeys, GRID_BYTES};
 use mover::{
     Begin, ChangeTracking, Commit, Consistency, DiskId, DiskRecord, MachineId, Manifest, MapBuilder, MapReader,
     MapRoot, PageRef, PointDraft, PointId, Pool, Repository, TrackingRecord, Verification, World, WriteSession,
-    with_sealer,
+    with_compressor,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -173,7 +173,7 @@ async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
     let world = World::system();
     Local::init(path, None, &world)?;
     let local = Local::open(path, Access::Write, Pool::new(0)?, world.clone()).await?;
-    let prints = Fingerprinter::new(&local.config().domain);
+    let keys = DomainKeys::new(&local.config().domain);
     let mut made = Vec::new();
     // Several in a session, so many that packs become full: what comes of small ones is another question.
     for first in (0..points).step_by(TOGETHER as usize) {
@@ -183,7 +183,7 @@ async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
         let (session, _) = local.begin(begin).await?;
         let mut drafts = Vec::new();
         for (point, number) in ids.iter().zip(first..) {
-            let (size, root) = disk(&session, &prints, number).await?;
+            let (size, root) = disk(&session, &keys, number).await?;
             drafts.push(PointDraft {
                 manifest: manifest(&world, *point, size, root)?,
                 origin: None,
@@ -200,22 +200,22 @@ async fn fill(path: &Path, points: u32) -> Result<Vec<PointId>> {
 }
 
 /// Stores the disk of point `number`, all of whose chunks nobody else has.
-async fn disk(session: &Session, prints: &Fingerprinter, number: u32) -> Result<(u64, MapRoot)> {
+async fn disk(session: &Session, keys: &DomainKeys, number: u32) -> Result<(u64, MapRoot)> {
     let none = None::<(MapRoot, &MapReader<'_, Session>)>;
     let size = CHUNKS * u64::from(GRID_BYTES);
-    let mut builder = MapBuilder::new(size, none, prints);
+    let mut builder = MapBuilder::new(size, none, keys);
     for batch in 0..CHUNKS / BATCH {
-        let prints = prints.clone();
-        let seal = move |at: u64| {
+        let keys = keys.clone();
+        let compress = move |at: u64| {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&number.to_le_bytes()).update(&(batch * BATCH + at).to_le_bytes());
             let mut plain = [0; 512];
             hasher.finalize_xof().fill(&mut plain);
             let plain = &plain[..64 + usize::from(plain[0]) * 7 / 4];
-            let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, plain));
-            (prints.id(ChunkKind::Data, plain), blob)
+            let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, plain));
+            (keys.id(ChunkKind::Data, plain), blob)
         };
-        let chunks: Vec<_> = (0..BATCH).map(seal).collect();
+        let chunks: Vec<_> = (0..BATCH).map(compress).collect();
         for (at, (id, _)) in chunks.iter().enumerate() {
             builder.set(batch * BATCH + at as u64, PageRef::Chunk(*id)).await?;
         }
@@ -223,7 +223,8 @@ async fn disk(session: &Session, prints: &Fingerprinter, number: u32) -> Result<
     }
     let (root, pages) = builder.finish();
     let page = |page: mover::NewPage| {
-        let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Page, &page.plain));
+        let blob =
+            with_compressor(Compression::default(), |compressor| compressor.compress(ChunkKind::Page, &page.plain));
         (page.id, blob)
     };
     session.put(pages.into_iter().map(page).collect()).await?;

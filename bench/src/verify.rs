@@ -6,7 +6,7 @@ use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use chunker::{Blob, Fingerprinter, Opener};
+use chunker::{Blob, Decoder, DomainKeys};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,7 @@ fn files_below(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 /// Seconds for all chunks of packs that are in memory already.
 fn bare(repository: &Path, names: &[PathBuf], threads: usize) -> Result<f64> {
     let config = ConfigFile::decode(&fs::read(repository.join("config"))?)?;
-    let prints = Fingerprinter::new(&config.config.domain);
+    let keys = DomainKeys::new(&config.config.domain);
     let load = |path: &PathBuf| -> Result<(Bytes, Vec<PackEntry>)> {
         let bytes = Bytes::from(fs::read(path)?);
         let kind = PackHeader::decode(&bytes)?.kind;
@@ -100,13 +100,13 @@ fn bare(repository: &Path, names: &[PathBuf], threads: usize) -> Result<f64> {
     let began = Instant::now();
     std::thread::scope(|scope| {
         let work = || -> Result<()> {
-            let (mut opener, mut plain) = (Opener::default(), Vec::new());
+            let (mut decoder, mut plain) = (Decoder::default(), Vec::new());
             while let Some((bytes, entries)) = packs.get(next.fetch_add(1, Relaxed)) {
                 for entry in entries {
                     let at = entry.offset as usize + RECORD_HEADER_BYTES;
                     let blob = Blob::parse(bytes.slice(at..at + entry.blob_bytes as usize))?;
                     plain.clear();
-                    opener.open_verified(&prints, &entry.id, &blob, &mut plain)?;
+                    decoder.decode_verified(&keys, &entry.id, &blob, &mut plain)?;
                 }
             }
             Ok(())

@@ -5,7 +5,7 @@ use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use chunker::{Extent, ExtentSet, Fingerprinter};
+use chunker::{DomainKeys, Extent, ExtentSet};
 use futures::{StreamExt, TryStreamExt, stream};
 use mover::{
     DiskRecord, DiskView, PointFilter, Pool, Progress, ReadSession as _, Repository as _, Target, ViewOptions, World,
@@ -37,14 +37,14 @@ async fn measure(repository: &Path, rounds: u32) -> Result<()> {
     let local = Local::open(repository, Access::Read, pool.clone(), World::system()).await?;
     let point = local.list(&PointFilter::default()).await?.first().context("a point")?.id;
     let session = Arc::new(local.read(&[point]).await?);
-    let prints = Fingerprinter::new(&local.config().domain);
+    let keys = DomainKeys::new(&local.config().domain);
     let disk = session.manifest(point).await?.disks.remove(0);
-    let open = || DiskView::new(session.clone(), &prints, &disk, &pool, ViewOptions::default());
+    let open = || DiskView::new(session.clone(), &keys, &disk, &pool, ViewOptions::default());
     println!("{:>12}{:>12}{:>16}{:>16}", "restore, s", "view, s", "4 KiB, ms", "16 at once, /s");
     let mut shares = Vec::new();
     for round in 0..rounds {
         // What was read before is in the page cache for both.
-        let restored = restored(&session, &prints, &disk, &pool).await?;
+        let restored = restored(&session, &keys, &disk, &pool).await?;
         let began = Instant::now();
         in_order(&open()).await?;
         let viewed = began.elapsed().as_secs_f64();
@@ -58,9 +58,9 @@ async fn measure(repository: &Path, rounds: u32) -> Result<()> {
     Ok(())
 }
 
-async fn restored(session: &Reader, prints: &Fingerprinter, disk: &DiskRecord, pool: &Pool) -> Result<f64> {
+async fn restored(session: &Reader, keys: &DomainKeys, disk: &DiskRecord, pool: &Pool) -> Result<f64> {
     let began = Instant::now();
-    restore(session, prints, disk, Nowhere(disk.size), pool, &Progress::default()).await?;
+    restore(session, keys, disk, Nowhere(disk.size), pool, &Progress::default()).await?;
     Ok(began.elapsed().as_secs_f64())
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
+use chunker::{Blob, ChunkId, ChunkKind, Compression, Compressor, DomainKeys, GRID_BYTES};
 use futures::{StreamExt, TryStreamExt, stream};
 use mover::{Begin, Holder, Mem, PointId, ReadSession, Repository, Role, Verification, World, WriteSession};
 use quinn::{ClientConfig, Connection, Endpoint, VarInt};
@@ -41,8 +41,8 @@ pub fn wire() -> Result<()> {
     }
 
     let repository = Mem::new(&world);
-    let prints = Fingerprinter::new(&repository.config().domain);
-    let blobs = blobs(&prints);
+    let keys = DomainKeys::new(&repository.config().domain);
+    let blobs = blobs(&keys);
     let ids: Vec<ChunkId> = blobs.iter().map(|(id, _)| *id).collect();
     let endpoint = listen()?;
     let port = endpoint.local_addr()?.port();
@@ -131,14 +131,14 @@ async fn flood(config: &ClientConfig, port: u16, connections: usize) -> Result<(
 }
 
 /// Chunks that do not compress, all different.
-fn blobs(prints: &Fingerprinter) -> Vec<(ChunkId, Blob)> {
+fn blobs(keys: &DomainKeys) -> Vec<(ChunkId, Blob)> {
     let mut noise = blake3::Hasher::new().update(b"wire").finalize_xof();
-    let mut sealer = Sealer::new(Compression::None);
+    let mut compressor = Compressor::new(Compression::None);
     let mut plain = vec![0; GRID_BYTES as usize];
     (0..BYTES / plain.len())
         .map(|_| {
             noise.fill(&mut plain);
-            (prints.id(ChunkKind::Data, &plain), sealer.seal(ChunkKind::Data, &plain))
+            (keys.id(ChunkKind::Data, &plain), compressor.compress(ChunkKind::Data, &plain))
         })
         .collect()
 }

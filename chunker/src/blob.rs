@@ -1,10 +1,10 @@
 //! The blob: a chunk encoded exactly as it stands on the wire and in a pack.
 
-use crate::{ChunkId, ChunkKind, Fingerprinter};
+use crate::{ChunkId, ChunkKind, DomainKeys};
 use bytes::Bytes;
 use std::fmt;
 use std::io::Cursor;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::bulk;
 use zstd::zstd_safe::CParameter;
 
 /// Bytes of a blob before its payload.
@@ -23,7 +23,7 @@ pub enum Codec {
     Zstd = 1,
 }
 
-/// How a sealer compresses.
+/// How chunks are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// Every blob has codec raw.
@@ -217,13 +217,13 @@ impl fmt::Debug for Blob {
 }
 
 /// Encodes chunks; keeps its compression context and buffer. One for each worker.
-pub struct Sealer {
-    compressor: Option<Compressor<'static>>,
+pub struct Compressor {
+    compressor: Option<bulk::Compressor<'static>>,
     scratch: Vec<u8>,
 }
 
-impl Sealer {
-    /// A sealer with this compression.
+impl Compressor {
+    /// A compressor with this compression.
     ///
     /// # Panics
     /// When zstd cannot allocate a context.
@@ -239,7 +239,7 @@ impl Sealer {
     ///
     /// # Panics
     /// When `plain` is longer than [`PLAIN_BYTES_MAX`].
-    pub fn seal(&mut self, kind: ChunkKind, plain: &[u8]) -> Blob {
+    pub fn compress(&mut self, kind: ChunkKind, plain: &[u8]) -> Blob {
         let plain_bytes = u32::try_from(plain.len()).expect("a chunk has a bounded length");
         assert!(plain_bytes <= PLAIN_BYTES_MAX, "a chunk has a bounded length");
         // Room for the compressed form only as far as it pays; zstd stops when it runs out, and the chunk stays raw,
@@ -266,23 +266,23 @@ impl Sealer {
 }
 
 /// Decodes blobs; keeps its decompression context. One for each worker.
-pub struct Opener {
-    decompressor: Decompressor<'static>,
+pub struct Decoder {
+    decompressor: bulk::Decompressor<'static>,
 }
 
-impl Default for Opener {
+impl Default for Decoder {
     fn default() -> Self {
-        Self { decompressor: Decompressor::new().expect("memory for a zstd context") }
+        Self { decompressor: bulk::Decompressor::new().expect("memory for a zstd context") }
     }
 }
 
-impl Opener {
+impl Decoder {
     /// Decodes and appends the plain bytes to `plain`; on error `plain` is as before. Allocates at most the declared
     /// plain length.
     ///
     /// # Errors
     /// [`BlobError::Decode`] when the payload is not exactly the declared bytes.
-    pub fn open(&mut self, blob: &Blob, plain: &mut Vec<u8>) -> Result<(), BlobError> {
+    pub fn decode(&mut self, blob: &Blob, plain: &mut Vec<u8>) -> Result<(), BlobError> {
         let payload = blob.payload();
         let want = usize::try_from(blob.header.plain_bytes).expect("at most 16 MiB");
         match blob.header.codec {
@@ -313,17 +313,17 @@ impl Opener {
     /// why not and `plain` is as before.
     ///
     /// # Errors
-    /// As [`Self::open`], or [`BlobError::Fingerprint`].
-    pub fn open_verified(
+    /// As [`Self::decode`], or [`BlobError::Fingerprint`].
+    pub fn decode_verified(
         &mut self,
-        prints: &Fingerprinter,
+        keys: &DomainKeys,
         id: &ChunkId,
         blob: &Blob,
         plain: &mut Vec<u8>,
     ) -> Result<(), BlobError> {
         let start = plain.len();
-        self.open(blob, plain)?;
-        let got = prints.id(blob.header.kind, &plain[start..]);
+        self.decode(blob, plain)?;
+        let got = keys.id(blob.header.kind, &plain[start..]);
         if got == *id {
             return Ok(());
         }
@@ -332,8 +332,8 @@ impl Opener {
     }
 }
 
-fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
-    let mut compressor = Compressor::new(level)?;
+fn compressor(level: i32) -> std::io::Result<bulk::Compressor<'static>> {
+    let mut compressor = bulk::Compressor::new(level)?;
     if level == ZSTD_LEVEL_DEFAULT {
         // Tables that stay in the nearest cache, and are cleared for each chunk: on chunks of 64 KiB 6 % faster for 0.3 %
         // more bytes than what the level is meant for.

@@ -7,10 +7,14 @@ mod blob;
 mod cut;
 mod extent;
 mod fingerprint;
+mod keys;
 mod zero;
 
-pub use blob::{BLOB_HEADER_BYTES, Blob, BlobError, BlobHeader, Codec, Compression, Opener, PLAIN_BYTES_MAX, Sealer};
+pub use blob::{
+    BLOB_HEADER_BYTES, Blob, BlobError, BlobHeader, Codec, Compression, Compressor, Decoder, PLAIN_BYTES_MAX,
+};
 pub use cut::{GRID_BYTES, STREAM_CHUNK_BYTES_MAX, StreamCutter, grid_blocks};
 pub use extent::{Extent, ExtentSet};
-pub use fingerprint::{ChunkId, ChunkKind, DomainKey, Fingerprinter};
+pub use fingerprint::{ChunkId, ChunkKind};
+pub use keys::{DomainKey, DomainKeys};
 pub use zero::is_zero;

@@ -34,9 +34,9 @@ pub use view::{DiskView, ViewOptions};
 
 use crate::{
     DiskId, Error, ErrorKind, GroupId, MachineId, Manifest, Name, OwnerId, PointId, Progress, RepositoryId, Result,
-    Subject, Timestamp, with_opener,
+    Subject, Timestamp, with_decoder,
 };
-use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, Fingerprinter};
+use chunker::{Blob, BlobHeader, ChunkId, ChunkKind, DomainKey, DomainKeys};
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -148,15 +148,15 @@ pub trait ReadSession: Send + Sync {
     /// As [`Self::get`], for chunks whose blob turned out not to be what its id says: what is given here was decoded and
     /// fingerprinted. Where a chunk lies in several places or copies each is tried, and one that is found damaged counts
     /// as such from then on. For a batch, not for a disk: it is slower.
-    fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> impl Future<Output = ChunkBatch> + Send {
-        verified(self.get(ids.clone()), prints, ids)
+    fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> impl Future<Output = ChunkBatch> + Send {
+        verified(self.get(ids.clone()), keys, ids)
     }
 }
 
 /// What `batches` give for `ids`, each decoded and compared with its fingerprint; one item for each id.
 pub async fn verified(
     batches: impl Stream<Item = ChunkBatch> + Send,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     ids: Vec<ChunkId>,
 ) -> ChunkBatch {
     let missing = |chunk| (chunk, ChunkError::Missing { chunk });
@@ -167,7 +167,7 @@ pub async fn verified(
         for (chunk, blob) in batch {
             let Some(reason) = wanted.get_mut(&chunk) else { continue };
             let sound = blob.and_then(|blob| {
-                let opened = with_opener(|opener| opener.open_verified(prints, &chunk, &blob, &mut Vec::new()));
+                let opened = with_decoder(|decoder| decoder.decode_verified(keys, &chunk, &blob, &mut Vec::new()));
                 opened.map(|()| blob).map_err(|error| ChunkError::Wrong { chunk, what: error.to_string() })
             });
             match sound {

@@ -2,9 +2,9 @@
 
 use crate::{
     Begin, MapBuilder, MapReader, MapRoot, Mem, MemSession, NewPage, PAGE_ENTRIES, PageRef, PointId, Random,
-    Repository, Timestamp, Verification, World, WriteSession, level_of, with_sealer,
+    Repository, Timestamp, Verification, World, WriteSession, level_of, with_compressor,
 };
-use chunker::{ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter, GRID_BYTES};
+use chunker::{ChunkId, ChunkKind, Compression, DomainKey, DomainKeys, GRID_BYTES};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -43,7 +43,7 @@ pub fn chunk(number: u64) -> ChunkId {
 /// A session on an empty repository that keeps the pages of maps.
 pub struct Shelf {
     pub session: MemSession,
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
 }
 
 impl Shelf {
@@ -53,17 +53,17 @@ impl Shelf {
         let begin =
             Begin { point: PointId::default(), parents: Vec::new(), holder: None, verification: Verification::Decode };
         let (session, _) = mem.begin(begin).await.unwrap();
-        Self { session, prints: Fingerprinter::new(&domain) }
+        Self { session, keys: DomainKeys::new(&domain) }
     }
 
     pub fn reader(&self) -> MapReader<'_, MemSession> {
-        MapReader::new(&self.session, &self.prints)
+        MapReader::new(&self.session, &self.keys)
     }
 
     /// Builds a map on nothing or on `base`, and keeps its pages.
     pub async fn build(&self, size: u64, base: Option<MapRoot>, changes: &BTreeMap<u64, PageRef>) -> MapRoot {
         let reader = self.reader();
-        let mut builder = MapBuilder::new(size, base.map(|root| (root, &reader)), &self.prints);
+        let mut builder = MapBuilder::new(size, base.map(|root| (root, &reader)), &self.keys);
         for (at, (block, entry)) in changes.iter().enumerate() {
             builder.set(*block, *entry).await.unwrap();
             if at % 7 == 0 {
@@ -81,8 +81,10 @@ impl Shelf {
     }
 
     pub async fn keep(&self, pages: Vec<NewPage>) {
-        let seal = |plain: &[u8]| with_sealer(Compression::Zstd(1), |sealer| sealer.seal(ChunkKind::Page, plain));
-        self.session.put(pages.into_iter().map(|page| (page.id, seal(&page.plain))).collect()).await.unwrap();
+        let compress = |plain: &[u8]| {
+            with_compressor(Compression::Zstd(1), |compressor| compressor.compress(ChunkKind::Page, plain))
+        };
+        self.session.put(pages.into_iter().map(|page| (page.id, compress(&page.plain))).collect()).await.unwrap();
     }
 }
 

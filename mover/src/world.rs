@@ -10,7 +10,7 @@ mod target;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
 pub use machine::{MachineSource, Past, Wanted};
-pub use pool::{Pool, blocking, with_opener, with_sealer};
+pub use pool::{Pool, blocking, with_compressor, with_decoder};
 pub use scratch::{private_folder, scratch_places};
 pub use signals::Signals;
 pub use source::{Changed, DiskDescription, NewAttachment, Outcome, ParentDisk, Snapshot, Source, TrackingWish};

@@ -4,7 +4,7 @@
 use crate::index::Place;
 use crate::local::{Inner, Local};
 use crate::reader;
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use mover::{ChunkBatch, ChunkError, Result, verified};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,7 +53,7 @@ fn known(chunk: ChunkId, pack: String) -> ChunkError {
 }
 
 /// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.
-pub async fn get_verified(local: &Local, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+pub async fn get_verified(local: &Local, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
     let mut made = ChunkBatch::new();
     let mut found_wrong: BTreeMap<ChunkId, ChunkError> = BTreeMap::new();
     let mut rest = ids;
@@ -62,7 +62,7 @@ pub async fn get_verified(local: &Local, prints: &Fingerprinter, ids: Vec<ChunkI
             break;
         }
         let mut wrong = Vec::new();
-        for (id, blob) in verified(reader::get(local.clone(), rest.clone()), prints, rest).await {
+        for (id, blob) in verified(reader::get(local.clone(), rest.clone()), keys, rest).await {
             match blob {
                 Err(ChunkError::Wrong { what, .. }) => wrong.push((id, what)),
                 // The first place's error says more than that there is no other.

@@ -16,7 +16,7 @@ use crate::session::Session;
 use crate::state::{Point, State};
 use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use mover::{
     Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, IndexTotals, LogEntry, LogHead, MachineId, Name, OwnerId,
     PointChange, PointFilter, PointId, Pool, Progress, Reach, RecoveryPoint, Repository, RepositoryConfig,
@@ -48,7 +48,7 @@ pub struct Local {
 pub(crate) struct Inner {
     pub directory: Directory,
     pub config: ConfigFile,
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
     pub pool: Pool,
     pub world: World,
     pub author: Author,
@@ -107,7 +107,7 @@ impl Inner {
         let (directory, config, pool, world) = parts;
         let view = RwLock::new(log.state().clone());
         Self {
-            prints: Fingerprinter::new(&config.config.domain),
+            keys: DomainKeys::new(&config.config.domain),
             directory,
             config,
             pool,

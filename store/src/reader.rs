@@ -12,10 +12,10 @@ use crate::index::Place;
 use crate::local::{Inner, Local, PackFile};
 use crate::packer::lock;
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
 use futures::{Stream, StreamExt, pin_mut, stream};
 use mover::{
-    ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener,
+    ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_decoder,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -55,8 +55,8 @@ impl ReadSession for Reader {
         get(self.local.clone(), ids)
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
-        get_verified(&self.local, prints, ids).await
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
+        get_verified(&self.local, keys, ids).await
     }
 }
 
@@ -74,7 +74,7 @@ pub async fn manifest(local: &Local, point: PointId) -> Result<Manifest> {
     let on = |error: Error| error.context(format_args!("manifest of point {point}"));
     let blob = blob.map_err(|error| on(error.into()))?;
     let mut plain = Vec::new();
-    with_opener(|opener| opener.open_verified(&local.inner.prints, &id, &blob, &mut plain))
+    with_decoder(|decoder| decoder.decode_verified(&local.inner.keys, &id, &blob, &mut plain))
         .map_err(|error| on(Error::integrity(error.to_string())))?;
     if blob.header().kind != ChunkKind::Manifest {
         return Err(on(Error::integrity("the chunk is not a manifest")));
@@ -281,7 +281,8 @@ fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option
         let Some(pack) = state.packs().get(&place.pack) else { continue };
         match blob_at(inner, &pack.added.name, place) {
             Ok(blob) => {
-                let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
+                let opened =
+                    with_decoder(|decoder| decoder.decode_verified(&inner.keys, &chunk, &blob, &mut Vec::new()));
                 if opened.is_ok() {
                     return Ok(Some(blob));
                 }
@@ -405,7 +406,7 @@ pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName)
 ///
 /// # Errors
 /// `Integrity` when nothing is left, or of the storage.
-pub fn records(directory: &Directory, prints: &Fingerprinter, pack: &AddedPack) -> Result<Vec<PackEntry>> {
+pub fn records(directory: &Directory, keys: &DomainKeys, pack: &AddedPack) -> Result<Vec<PackEntry>> {
     let damaged = match footer(directory, pack) {
         Err(error) if error.kind() == ErrorKind::Integrity => error,
         read => return read,
@@ -416,24 +417,24 @@ pub fn records(directory: &Directory, prints: &Fingerprinter, pack: &AddedPack) 
     let length = directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
     tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
     let bytes = directory.io().read_at(&file, 0, usize::try_from(length).expect("a pack fits memory")).map_err(fail)?;
-    let salvaged = salvaged(prints, &bytes.into());
+    let salvaged = salvaged(keys, &bytes.into());
     if salvaged.is_empty() { Err(damaged) } else { Ok(salvaged) }
 }
 
 /// The records that are left of a pack whose footer is damaged.
-pub fn salvaged(prints: &Fingerprinter, pack: &Bytes) -> Vec<PackEntry> {
-    salvage_records(pack).into_iter().map(|entry| by_content(prints, pack, entry)).collect()
+pub fn salvaged(keys: &DomainKeys, pack: &Bytes) -> Vec<PackEntry> {
+    salvage_records(pack).into_iter().map(|entry| by_content(keys, pack, entry)).collect()
 }
 
 /// The entry with the id that its content has, whatever stands beside it: without the footer one damaged byte there would
 /// cost the chunk.
-fn by_content(prints: &Fingerprinter, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
+fn by_content(keys: &DomainKeys, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
     let at = entry.offset as usize + RECORD_HEADER_BYTES;
     let mut plain = Vec::new();
     let opened = Blob::parse(pack.slice(at..at + entry.blob_bytes as usize))
-        .is_ok_and(|blob| with_opener(|opener| opener.open(&blob, &mut plain)).is_ok());
+        .is_ok_and(|blob| with_decoder(|decoder| decoder.decode(&blob, &mut plain)).is_ok());
     if opened {
-        entry.id = prints.id(entry.kind, &plain);
+        entry.id = keys.id(entry.kind, &plain);
     }
     entry
 }

@@ -14,7 +14,7 @@ impl Local {
     pub(crate) async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
         let suspects = self.with(|inner| inner.unhealed(&inner.state())).await?;
         let mut walk = Walk {
-            reader: MapReader::new(session, &self.inner.prints),
+            reader: MapReader::new(session, &self.inner.keys),
             suspects,
             clean: Visited::default(),
             found: Vec::new(),

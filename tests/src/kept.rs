@@ -109,12 +109,12 @@ impl Bench {
         point: PointId,
         images: &[Image],
     ) -> Result<()> {
-        let prints = chunker::Fingerprinter::new(&config.domain);
+        let keys = chunker::DomainKeys::new(&config.domain);
         let manifest = reader.manifest(point).await?;
         assert_eq!(manifest.disks.len(), images.len());
         for (disk, image) in manifest.disks.iter().zip(images) {
             let (target, screen) = Target::new(disk.size);
-            restore(reader, &prints, disk, target, &self.pool, &Progress::default()).await?;
+            restore(reader, &keys, disk, target, &self.pool, &Progress::default()).await?;
             assert!(screen.image().as_ref() == Some(image), "disk {} of point {point} is not what it was", disk.name);
         }
         Ok(())

@@ -2,13 +2,13 @@ use super::*;
 use crate::DomainKey;
 use proptest::prelude::*;
 
-fn prints() -> Fingerprinter {
-    Fingerprinter::new(&DomainKey([7; 32]))
+fn keys() -> DomainKeys {
+    DomainKeys::new(&DomainKey([7; 32]))
 }
 
 fn open(blob: &Blob) -> Result<Vec<u8>, BlobError> {
     let mut plain = Vec::new();
-    Opener::default().open(blob, &mut plain)?;
+    Decoder::default().decode(blob, &mut plain)?;
     Ok(plain)
 }
 
@@ -21,7 +21,7 @@ proptest! {
     #[test]
     fn round_trip(mut plain in prop::collection::vec(any::<u8>(), 0..5000), repeat in 0..4usize, level in prop_oneof![Just(Compression::None), (1..6).prop_map(Compression::Zstd)]) {
         for _ in 0..repeat { plain.extend_from_within(..); }
-        let blob = Sealer::new(level).seal(ChunkKind::Data, &plain);
+        let blob = Compressor::new(level).compress(ChunkKind::Data, &plain);
         prop_assert_eq!(blob.check(), Ok(()));
         let again = Blob::parse(blob.bytes().clone()).unwrap();
         prop_assert_eq!(&again, &blob);
@@ -47,8 +47,8 @@ proptest! {
 #[test]
 fn every_flipped_bit_is_seen() {
     let plain = text(700);
-    let blob = Sealer::new(Compression::default()).seal(ChunkKind::Page, &plain);
-    let id = prints().id(ChunkKind::Page, &plain);
+    let blob = Compressor::new(Compression::default()).compress(ChunkKind::Page, &plain);
+    let id = keys().id(ChunkKind::Page, &plain);
     for bit in 0..blob.bytes().len() * 8 {
         let mut bytes = blob.bytes().to_vec();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -56,7 +56,7 @@ fn every_flipped_bit_is_seen() {
         assert_eq!(bad.check(), Err(BlobError::Checksum), "bit {bit}");
         // What still decodes to the chunk is the chunk: a flip in a bit that carries no meaning.
         let mut out = Vec::new();
-        if Opener::default().open_verified(&prints(), &id, &bad, &mut out).is_ok() {
+        if Decoder::default().decode_verified(&keys(), &id, &bad, &mut out).is_ok() {
             assert_eq!(out, plain, "bit {bit}");
         }
     }
@@ -65,7 +65,7 @@ fn every_flipped_bit_is_seen() {
 #[test]
 fn incompressible_stays_raw() {
     let noise: Vec<u8> = blake3::Hasher::new().finalize_xof().bytes_of(65_536);
-    let blob = Sealer::new(Compression::default()).seal(ChunkKind::Data, &noise);
+    let blob = Compressor::new(Compression::default()).compress(ChunkKind::Data, &noise);
     assert_eq!(blob.header().codec, Codec::Raw);
     assert_eq!(open(&blob).unwrap(), noise);
 }
@@ -85,7 +85,7 @@ impl Xof for blake3::OutputReader {
 /// Rows: what is changed in a good blob, and the error that names it.
 #[test]
 fn bad_headers_are_named() {
-    let good = Sealer::new(Compression::default()).seal(ChunkKind::Data, &text(4096));
+    let good = Compressor::new(Compression::default()).compress(ChunkKind::Data, &text(4096));
     let patched = |at: usize, value: &[u8]| {
         let mut bytes = good.bytes().to_vec();
         bytes[at..at + value.len()].copy_from_slice(value);
@@ -124,10 +124,10 @@ fn crafted_frames_are_refused() {
 
 #[test]
 fn a_wrong_chunk_is_named() {
-    let blob = Sealer::new(Compression::default()).seal(ChunkKind::Data, b"one");
-    let want = prints().id(ChunkKind::Data, b"two");
-    let got = prints().id(ChunkKind::Data, b"one");
+    let blob = Compressor::new(Compression::default()).compress(ChunkKind::Data, b"one");
+    let want = keys().id(ChunkKind::Data, b"two");
+    let got = keys().id(ChunkKind::Data, b"one");
     let mut plain = Vec::new();
-    let error = Opener::default().open_verified(&prints(), &want, &blob, &mut plain);
+    let error = Decoder::default().decode_verified(&keys(), &want, &blob, &mut plain);
     assert_eq!(error, Err(BlobError::Fingerprint { want, got }));
 }

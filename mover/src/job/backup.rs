@@ -14,9 +14,9 @@ use crate::{
     ErrorKind, MachineId, Manifest, MapReader, Name, NewAttachment, NewPage, Origin, Outcome, ParentDisk, Phase,
     PointDraft, PointFilter, PointId, Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source,
     Suspect, Timestamp, TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels,
-    suspect_times, with_sealer,
+    suspect_times, with_compressor,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, StreamCutter};
+use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, StreamCutter};
 use disk::DiskPass;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -164,8 +164,8 @@ async fn run<R: Repository, S: Source>(
         verification: options.verification,
     };
     let (session, begun) = repository.begin(begin).await?;
-    let prints = Fingerprinter::new(&repository.config().domain);
-    let job = Job { repository, session: &session, source, options, pool, prints: &prints, progress };
+    let keys = DomainKeys::new(&repository.config().domain);
+    let job = Job { repository, session: &session, source, options, pool, keys: &keys, progress };
     let new = NewPoint { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
     let mut made = job.run(new, begin_time, world).await;
     if let (Ok(report), Some(before)) = (&mut made, before) {
@@ -244,7 +244,7 @@ struct Job<'a, R: Repository, S> {
     source: &'a S,
     options: &'a BackupOptions,
     pool: &'a Pool,
-    prints: &'a Fingerprinter,
+    keys: &'a DomainKeys,
     progress: &'a Progress,
 }
 
@@ -309,7 +309,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         world: &World,
         warnings: &mut Vec<String>,
     ) -> Result<Disks> {
-        let reader = MapReader::new(self.session, self.prints);
+        let reader = MapReader::new(self.session, self.keys);
         let positions = parent.map(audit::positions).unwrap_or_default();
         let (mut made, mut since) = (Disks::default(), Instant::now());
         for (index, description) in self.source.disks().iter().enumerate() {
@@ -416,11 +416,11 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         chunks.extend(cutter.finish());
         let mut entries = Vec::new();
         for plain in chunks {
-            let id = self.prints.id(ChunkKind::Attachment, &plain);
+            let id = self.keys.id(ChunkKind::Attachment, &plain);
             entries.push((id, plain.len() as u64));
             self.store(ChunkKind::Attachment, vec![(id, plain)]).await?;
         }
-        let (root, pages) = stream_map(self.prints, &entries)?;
+        let (root, pages) = stream_map(self.keys, &entries)?;
         let ids = entries.into_iter().map(|(id, _)| id).chain(pages.iter().map(|page| page.id)).collect();
         self.store_pages(pages).await?;
         let bytes = attachment.bytes.len() as u64;
@@ -444,10 +444,10 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             return Ok(());
         }
         let compression = self.options.compression;
-        let seal = move |(id, plain): (ChunkId, Vec<u8>)| -> (ChunkId, Blob) {
-            (id, with_sealer(compression, |sealer| sealer.seal(kind, &plain)))
+        let compress = move |(id, plain): (ChunkId, Vec<u8>)| -> (ChunkId, Blob) {
+            (id, with_compressor(compression, |compressor| compressor.compress(kind, &plain)))
         };
-        let blobs = self.pool.run(move || missing.into_iter().map(seal).collect()).await;
+        let blobs = self.pool.run(move || missing.into_iter().map(compress).collect()).await;
         self.session.put(blobs).await
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, TreeDiff, Verification,
     Visited, WriteSession,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -63,9 +63,9 @@ pub async fn copy<A: Repository, B: Repository>(
     progress.enter(Phase::Move);
     let reader = from.read(&[point.id]).await?;
     let manifest = reader.manifest(point.id).await?;
-    let prints = Fingerprinter::new(&from.config().domain);
+    let keys = DomainKeys::new(&from.config().domain);
     // A copy keeps its manifest byte for byte, also what this version does not know of it (R13).
-    if prints.id(ChunkKind::Manifest, &manifest.encode()) != point.manifest {
+    if keys.id(ChunkKind::Manifest, &manifest.encode()) != point.manifest {
         return Err(Error::internal(format!("the manifest of point {} would not be the same in the copy", point.id)));
     }
     // Pages in common with the newest copy of the same machine need not be walked: the session pins it.
@@ -74,7 +74,7 @@ pub async fn copy<A: Repository, B: Repository>(
     let (session, _) = to.begin(begin).await?;
     let seen = Some((from.config().id, from.log_head().await?));
     let origin = Origin { repository: point.origin.0, commit_time: point.origin.1, number: point.number, seen };
-    let job = Job { reader: &reader, session: &session, prints: &prints, progress };
+    let job = Job { reader: &reader, session: &session, keys: &keys, progress };
     match job.run(manifest, parent, (origin, point.labels.clone())).await {
         Ok(report) => Ok(report),
         Err(error) => {
@@ -116,7 +116,7 @@ pub fn same_domain<A: Repository, B: Repository>(from: &A, to: &B) -> Result<()>
 struct Job<'a, A, B> {
     reader: &'a A,
     session: &'a B,
-    prints: &'a Fingerprinter,
+    keys: &'a DomainKeys,
     progress: &'a Progress,
 }
 
@@ -169,7 +169,7 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
 
     /// Brings the pages and chunks below `root` that do not hang on `base`, which the target has and the session pins.
     async fn tree(&self, base: MapRoot, root: MapRoot) -> Result<()> {
-        let (old, new) = (MapReader::new(self.session, self.prints), MapReader::new(self.reader, self.prints));
+        let (old, new) = (MapReader::new(self.session, self.keys), MapReader::new(self.reader, self.keys));
         let mut visited = Visited::default();
         let walk = TreeDiff::new((base, &old), (root, &new), &mut visited);
         let steps =

@@ -5,7 +5,7 @@ use crate::{
     Begin, Depth, Phase, PointId, Presence, Progress, ReadSession, Repository, Result, Verification, VerifyError,
     VerifyOptions, VerifyReport, World, WriteSession,
 };
-use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use chunker::{ChunkId, ChunkKind, DomainKeys};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub async fn repair<A: Repository, B: Repository>(
     let begin =
         Begin { point: PointId::random(world), parents: Vec::new(), holder: None, verification: Verification::Decode };
     let (session, _) = repository.begin(begin).await?;
-    let job = Job { session: &session, reader: &reader, prints: Fingerprinter::new(&from.config().domain), progress };
+    let job = Job { session: &session, reader: &reader, keys: DomainKeys::new(&from.config().domain), progress };
     let made = job.run(repository, named).await;
     let ended = session.abandon().await;
     let report = made?;
@@ -50,7 +50,7 @@ pub async fn repair<A: Repository, B: Repository>(
 struct Job<'a, S, R> {
     session: &'a S,
     reader: &'a R,
-    prints: Fingerprinter,
+    keys: DomainKeys,
     progress: &'a Progress,
 }
 
@@ -81,7 +81,7 @@ impl<S: WriteSession, R: ReadSession> Job<'_, S, R> {
             return Ok(());
         }
         let mut chunks = Vec::new();
-        for (id, blob) in self.reader.get_verified(&self.prints, missing).await {
+        for (id, blob) in self.reader.get_verified(&self.keys, missing).await {
             match blob {
                 Ok(blob) => {
                     self.progress.advance(u64::from(blob.header().plain_bytes));

@@ -8,10 +8,10 @@ mod in_order;
 use crate::record::map::{LEAF_BYTES, leaf_blocks};
 use crate::{
     AlignedBuffer, ChunkBatch, ChunkError, Demand, DiskRecord, Error, ErrorKind, MapReader, Page, Phase, Pool,
-    Progress, ReadSession, Result, Shape, Target, with_opener,
+    Progress, ReadSession, Result, Shape, Target, with_decoder,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, ChunkId, DomainKeys, Extent, ExtentSet, GRID_BYTES};
 use delta::Held;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::{HashMap, VecDeque};
@@ -38,19 +38,19 @@ pub struct RestoreReport {
 /// `Integrity` naming disk, offset, chunk and pack; `Target…` when writing fails; `Usage` when the target is smaller.
 pub async fn restore<R: ReadSession, T: Target>(
     session: &R,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     disk: &DiskRecord,
     target: T,
     pool: &Pool,
     progress: &Progress,
 ) -> Result<RestoreReport> {
-    restore_onto(session, prints, disk, target, None, pool, progress).await
+    restore_onto(session, keys, disk, target, None, pool, progress).await
 }
 
 /// Writes `disk` to `target`, except what it is known to hold.
 async fn restore_onto<R: ReadSession, T: Target>(
     session: &R,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     disk: &DiskRecord,
     target: T,
     held: Option<Held>,
@@ -68,8 +68,8 @@ async fn restore_onto<R: ReadSession, T: Target>(
     }
     progress.enter(Phase::Move);
     progress.expect(disk.size);
-    let reader = MapReader::new(session, prints);
-    let job = Job { reader: &reader, prints, disk, target: &target, held: held.as_ref(), pool, progress };
+    let reader = MapReader::new(session, keys);
+    let job = Job { reader: &reader, keys, disk, target: &target, held: held.as_ref(), pool, progress };
     let written = job.run(0..disk.size).await.map_err(|error| error.on_disk(&disk.name))?;
     progress.enter(Phase::Commit);
     target.finish().await?;
@@ -78,7 +78,7 @@ async fn restore_onto<R: ReadSession, T: Target>(
 
 struct Job<'a, R, T> {
     reader: &'a MapReader<'a, R>,
-    prints: &'a Fingerprinter,
+    keys: &'a DomainKeys,
     disk: &'a DiskRecord,
     target: &'a T,
     /// What the target holds already, when it is updated in place.
@@ -212,11 +212,11 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     }
 
     async fn decoded(&self, part: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
-        let (prints, size, again) = (self.prints.clone(), self.disk.size, part.clone());
-        match self.pool.run(move || decode(&prints, size, part)).await {
+        let (keys, size, again) = (self.keys.clone(), self.disk.size, part.clone());
+        match self.pool.run(move || decode(&keys, size, part)).await {
             Err(error) if error.kind() == ErrorKind::Integrity => {
-                let (prints, arrived) = (self.prints.clone(), self.replace_wrong(again).await);
-                self.pool.run(move || decode(&prints, size, arrived)).await
+                let (keys, arrived) = (self.keys.clone(), self.replace_wrong(again).await);
+                self.pool.run(move || decode(&keys, size, arrived)).await
             }
             decoded => decoded,
         }
@@ -261,7 +261,7 @@ impl Window {
 }
 
 /// Runs of neighbouring blocks, each in memory that can be written directly. The batch's compressed bytes go on the way.
-fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
+fn decode(keys: &DomainKeys, size: u64, arrived: Vec<Arrived>) -> Result<Vec<(u64, Bytes)>> {
     let mut blocks: Vec<(u64, ChunkId, Blob)> = Vec::with_capacity(arrived.len());
     for (id, places, blob) in arrived {
         let blob = blob.map_err(|error: ChunkError| Error::from(error).at_offset(places[0] * u64::from(GRID_BYTES)))?;
@@ -270,16 +270,16 @@ fn decode(prints: &Fingerprinter, size: u64, arrived: Vec<Arrived>) -> Result<Ve
     blocks.sort_unstable_by_key(|(block, _, _)| *block);
     let follows = |a: &(u64, ChunkId, Blob), b: &(u64, ChunkId, Blob)| a.0 + 1 == b.0;
     let runs = blocks.chunk_by(follows).flat_map(|run| run.chunks(RUN_BLOCKS_MAX));
-    runs.map(|run| Ok((run[0].0 * u64::from(GRID_BYTES), decode_run(prints, size, run)?))).collect()
+    runs.map(|run| Ok((run[0].0 * u64::from(GRID_BYTES), decode_run(keys, size, run)?))).collect()
 }
 
-fn decode_run(prints: &Fingerprinter, size: u64, run: &[(u64, ChunkId, Blob)]) -> Result<Bytes> {
+fn decode_run(keys: &DomainKeys, size: u64, run: &[(u64, ChunkId, Blob)]) -> Result<Bytes> {
     let mut bytes = AlignedBuffer::with_capacity(run.len() * GRID_BYTES as usize);
     for (block, id, blob) in run {
         let offset = block * u64::from(GRID_BYTES);
         let before = bytes.len();
         bytes
-            .append_with(|plain| with_opener(|opener| opener.open_verified(prints, id, blob, plain)))
+            .append_with(|plain| with_decoder(|decoder| decoder.decode_verified(keys, id, blob, plain)))
             .map_err(|error| Error::integrity(format!("offset {offset}, chunk {id}")).because(error))?;
         let have =
             Shape { kind: blob.header().kind, plain_bytes: u32::try_from(bytes.len() - before).expect("a block") };

@@ -1,7 +1,7 @@
 //! Whether everything that a manifest refers to is there: the check of each commit (R7).
 
 use crate::{Demand, Error, ErrorKind, Manifest, MapReader, MapRoot, Page, ReadSession, Result, Shape, Spot, Visited};
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use futures::future::try_join_all;
 use std::collections::HashSet;
 use std::future::Future;
@@ -25,14 +25,14 @@ pub trait Presences: Send + Sync {
 /// `presences`.
 pub async fn missing_for<R: ReadSession, P: Presences>(
     session: &R,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     manifest: &Manifest,
     parents: &[Manifest],
     presences: &P,
     limit: usize,
 ) -> Result<Vec<ChunkId>> {
     let mut walk = Walk {
-        reader: MapReader::new(session, prints),
+        reader: MapReader::new(session, keys),
         presences,
         limit,
         walked: Visited::default(),

@@ -2,9 +2,9 @@
 
 mod leaves;
 
-use crate::world::pool::with_opener;
+use crate::world::pool::with_decoder;
 use crate::{Error, MapRoot, PAGE_ENTRIES, PAGE_LEVEL_MAX, Page, PageRef, ReadSession, Result, level_of};
-use chunker::{Blob, BlobError, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, BlobError, ChunkId, ChunkKind, DomainKeys};
 use futures::{StreamExt, pin_mut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ pub(crate) use leaves::{LEAF_BYTES, leaf_blocks};
 /// Reads and verifies pages through a session, and keeps the last few.
 pub struct MapReader<'a, R> {
     session: &'a R,
-    prints: &'a Fingerprinter,
+    keys: &'a DomainKeys,
     cache: PageCache,
 }
 
@@ -28,13 +28,13 @@ type Pages = HashMap<ChunkId, Arc<OnceCell<Arc<Page>>>>;
 
 impl<'a, R: ReadSession> MapReader<'a, R> {
     /// Reads through `session`.
-    pub fn new(session: &'a R, prints: &'a Fingerprinter) -> Self {
-        Self::sharing(session, prints, PageCache::default())
+    pub fn new(session: &'a R, keys: &'a DomainKeys) -> Self {
+        Self::sharing(session, keys, PageCache::default())
     }
 
     /// As [`Self::new`], with pages that other readers over copies of the same point have read.
-    pub(crate) fn sharing(session: &'a R, prints: &'a Fingerprinter, cache: PageCache) -> Self {
-        Self { session, prints, cache }
+    pub(crate) fn sharing(session: &'a R, keys: &'a DomainKeys, cache: PageCache) -> Self {
+        Self { session, keys, cache }
     }
 
     /// The session it reads through.
@@ -72,7 +72,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
         let mut decoded = self.open(id, &blob);
         if decoded.is_err() {
             // Its checksum is right and its content is not; perhaps another place has it.
-            let again = self.session.get_verified(self.prints, vec![id]).await;
+            let again = self.session.get_verified(self.keys, vec![id]).await;
             for (_, found) in again {
                 blob = found.map_err(|error| Error::from(error).context("a page of the disk map"))?;
                 decoded = self.open(id, &blob);
@@ -88,7 +88,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
 
     fn open(&self, id: ChunkId, blob: &Blob) -> Result<Vec<u8>, BlobError> {
         let mut plain = Vec::new();
-        with_opener(|opener| opener.open_verified(self.prints, &id, blob, &mut plain)).map(|()| plain)
+        with_decoder(|decoder| decoder.decode_verified(self.keys, &id, blob, &mut plain)).map(|()| plain)
     }
 
     /// Leaf number `index` (64 MiB of disk each); none when it is all zero.
@@ -143,7 +143,7 @@ pub struct NewPage {
 /// of each level; finished pages wait in [`Self::take_pages`].
 pub struct MapBuilder<'a, R> {
     base: Option<(MapRoot, &'a MapReader<'a, R>)>,
-    prints: &'a Fingerprinter,
+    keys: &'a DomainKeys,
     /// From the leaf up; none where nothing was touched since the last change of place.
     open: Vec<Option<OpenPage>>,
     made: Vec<NewPage>,
@@ -161,11 +161,11 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
     ///
     /// # Panics
     /// When `base` is of a different height.
-    pub fn new(size: u64, base: Option<(MapRoot, &'a MapReader<'a, R>)>, prints: &'a Fingerprinter) -> Self {
+    pub fn new(size: u64, base: Option<(MapRoot, &'a MapReader<'a, R>)>, keys: &'a DomainKeys) -> Self {
         let level = level_of(size);
         assert!(base.as_ref().is_none_or(|(root, _)| root.level == level), "a base of the same height");
         let root = base.as_ref().and_then(|(root, _)| root.id);
-        Self { base, prints, open: (0..=level).map(|_| None).collect(), made: Vec::new(), root }
+        Self { base, keys, open: (0..=level).map(|_| None).collect(), made: Vec::new(), root }
     }
 
     /// Sets the reference of `block`; blocks come in ascending order.
@@ -222,7 +222,7 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
         let Some(open) = self.open[level].take() else { return };
         let id = (!open.page.is_empty()).then(|| {
             let plain = open.page.encode();
-            let id = self.prints.id(ChunkKind::Page, &plain);
+            let id = self.keys.id(ChunkKind::Page, &plain);
             if open.base != Some(id) {
                 self.made.push(NewPage { id, plain });
             }
@@ -242,7 +242,7 @@ impl<'a, R: ReadSession> MapBuilder<'a, R> {
 ///
 /// # Errors
 /// `Usage` when the stream has more chunks than a map holds.
-pub fn stream_map(prints: &Fingerprinter, chunks: &[(ChunkId, u64)]) -> Result<(MapRoot, Vec<NewPage>)> {
+pub fn stream_map(keys: &DomainKeys, chunks: &[(ChunkId, u64)]) -> Result<(MapRoot, Vec<NewPage>)> {
     let mut made = Vec::new();
     let mut entries = chunks.to_vec();
     for level in 0..=PAGE_LEVEL_MAX {
@@ -251,7 +251,7 @@ pub fn stream_map(prints: &Fingerprinter, chunks: &[(ChunkId, u64)]) -> Result<(
             .chunks(per_page)
             .map(|run| {
                 let plain = Page::stream(level, run).encode();
-                let id = prints.id(ChunkKind::Page, &plain);
+                let id = keys.id(ChunkKind::Page, &plain);
                 made.push(NewPage { id, plain });
                 (id, run.iter().map(|(_, length)| length).sum())
             })

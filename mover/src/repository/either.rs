@@ -6,7 +6,7 @@ use crate::{
     RepositoryConfig, RepositoryId, Result, Stats, StoredTotals, SweepOptions, SweepReport, VerifyOptions,
     VerifyReport, WriteSession,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
 use futures::{Stream, StreamExt};
 use std::sync::Arc;
 
@@ -124,8 +124,8 @@ impl<A: ReadSession, B: ReadSession> ReadSession for Either<A, B> {
         }
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
-        on_both!(self, it => it.get_verified(prints, ids).await)
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
+        on_both!(self, it => it.get_verified(keys, ids).await)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Several copies read as one: what the first cannot serve comes from the next, chunk by chunk.
 
 use crate::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result};
-use chunker::{Blob, ChunkId, Fingerprinter};
+use chunker::{Blob, ChunkId, DomainKeys};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use std::collections::BTreeMap;
@@ -48,14 +48,14 @@ impl<R: ReadSession> ReadSession for Failover<R> {
         stream::unfold(asking, |mut asking| async move { asking.next().await.map(|batch| (batch, asking)) })
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
         let mut wanted = Wanted::new(ids);
         let mut made = ChunkBatch::new();
         for (at, (address, session)) in self.sessions.iter().enumerate() {
             if wanted.0.is_empty() {
                 break;
             }
-            let found = wanted.take(session.get_verified(prints, wanted.ids()).await);
+            let found = wanted.take(session.get_verified(keys, wanted.ids()).await);
             found.iter().for_each(|(_, blob)| self.count(at, blob));
             if !found.is_empty() {
                 tracing::warn!(

@@ -12,9 +12,9 @@ use crate::{
     Begin, Begun, ChunkBatch, Commit, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest, Name,
     OwnerId, PointChange, PointDraft, PointFilter, PointId, Presence, Progress, ReadSession, RecoveryPoint, Repository,
     RepositoryConfig, RepositoryId, Result, SessionId, Shape, Stats, StoredTotals, SweepOptions, SweepReport,
-    Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_opener, with_sealer,
+    Timestamp, Verification, VerifyOptions, VerifyReport, World, WriteSession, with_compressor, with_decoder,
 };
-use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, Fingerprinter};
+use chunker::{Blob, BlobError, ChunkId, ChunkKind, Compression, DomainKey, DomainKeys};
 use futures::{Stream, stream};
 use state::State;
 use std::collections::{BTreeSet, HashSet};
@@ -31,7 +31,7 @@ pub struct Mem(Arc<Shared>);
 
 struct Shared {
     config: RepositoryConfig,
-    prints: Fingerprinter,
+    keys: DomainKeys,
     world: World,
     state: Mutex<State>,
     /// One operation comes in at a time, and they queue in order: whoever stops polling one holds up all behind it.
@@ -58,15 +58,9 @@ impl Mem {
 
     /// An empty repository in this dedup domain.
     pub fn in_domain(world: &World, domain: DomainKey) -> Self {
-        let prints = Fingerprinter::new(&domain);
+        let keys = DomainKeys::new(&domain);
         let config = RepositoryConfig { id: RepositoryId::random(world), domain, created: world.now() };
-        Self(Arc::new(Shared {
-            config,
-            prints,
-            world: world.clone(),
-            state: Mutex::default(),
-            door: Semaphore::new(1),
-        }))
+        Self(Arc::new(Shared { config, keys, world: world.clone(), state: Mutex::default(), door: Semaphore::new(1) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,7 +89,7 @@ impl Repository for Mem {
     async fn begin(&self, begin: Begin) -> Result<(MemSession, Begun)> {
         let answer = self.0.operation("begin").await?;
         let id = SessionId::random(&self.0.world);
-        let suspects = self.state().begin(id, &begin, &self.0.prints)?;
+        let suspects = self.state().begin(id, &begin, &self.0.keys)?;
         let lease = MemReader { shared: self.0.clone(), id };
         answer.given((MemSession { lease, begin }, Begun { suspects }))
     }
@@ -169,7 +163,7 @@ impl Repository for Mem {
 
     async fn sweep(&self, options: SweepOptions, _: Arc<Progress>) -> Result<SweepReport> {
         let answer = self.0.operation("sweep").await?;
-        answer.given(self.state().sweep(&self.0.prints, options)?)
+        answer.given(self.state().sweep(&self.0.keys, options)?)
     }
 
     /// There are no packs, and chunks are found by their ids.
@@ -181,7 +175,7 @@ impl Repository for Mem {
     /// Every chunk is decoded, whatever was asked: it costs no reading here.
     async fn verify(&self, _: VerifyOptions, _: Arc<Progress>) -> Result<VerifyReport> {
         let answer = self.0.operation("verify").await?;
-        answer.given(self.state().verify(&self.0.prints))
+        answer.given(self.state().verify(&self.0.keys))
     }
 }
 
@@ -192,7 +186,7 @@ impl ReadSession for MemReader {
         if !state.live(self.id)?.pins.contains(&point) {
             return Err(Error::not_found(format!("the session does not pin point {point}")));
         }
-        answer.given(state.manifest(point, &self.shared.prints)?)
+        answer.given(state.manifest(point, &self.shared.keys)?)
     }
 
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
@@ -289,13 +283,13 @@ impl WriteSession for MemSession {
                 state.live(self.lease.id)?;
                 state.seal(None);
                 let pins = state.live(self.lease.id)?.pins.clone();
-                let parents = pins.iter().filter_map(|pin| state.manifest(*pin, &self.shared().prints).ok());
+                let parents = pins.iter().filter_map(|pin| state.manifest(*pin, &self.shared().keys).ok());
                 (parents.collect::<Vec<_>>(), state.losses)
             };
             let mut missing = BTreeSet::new();
             for draft in points {
-                let prints = &self.shared().prints;
-                missing.extend(missing_for(self, prints, &draft.manifest, &parents, self, MISSING_MAX).await?);
+                let keys = &self.shared().keys;
+                missing.extend(missing_for(self, keys, &draft.manifest, &parents, self, MISSING_MAX).await?);
             }
             let mut state = self.shared().state();
             if !missing.is_empty() {
@@ -332,7 +326,7 @@ impl MemSession {
         match self.begin.verification {
             Verification::Checksum => Ok(()),
             Verification::Decode => {
-                with_opener(|opener| opener.open_verified(&self.shared().prints, &id, blob, &mut Vec::new()))
+                with_decoder(|decoder| decoder.decode_verified(&self.shared().keys, &id, blob, &mut Vec::new()))
             }
         }
     }
@@ -345,8 +339,9 @@ impl MemSession {
         }
         let encode = |draft: &PointDraft| {
             let plain = draft.manifest.encode_checked()?;
-            let blob = with_sealer(Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
-            Ok((self.shared().prints.id(ChunkKind::Manifest, &plain), blob))
+            let blob =
+                with_compressor(Compression::default(), |compressor| compressor.compress(ChunkKind::Manifest, &plain));
+            Ok((self.shared().keys.id(ChunkKind::Manifest, &plain), blob))
         };
         points.iter().map(encode).collect()
     }

@@ -12,11 +12,11 @@ mod cache;
 mod tests;
 
 use crate::record::map::{LEAF_BYTES, PageCache, leaf_blocks};
-use crate::{ChunkError, Demand, DiskRecord, Error, MapReader, Pool, ReadSession, Result, Shape, with_opener};
+use crate::{ChunkError, Demand, DiskRecord, Error, MapReader, Pool, ReadSession, Result, Shape, with_decoder};
 use ahead::Streams;
 use bytes::{Bytes, BytesMut};
 use cache::{Cache, Claims, Fetched};
-use chunker::{Blob, ChunkId, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks};
+use chunker::{Blob, ChunkId, DomainKeys, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
@@ -48,7 +48,7 @@ impl Default for ViewOptions {
 
 struct Shared<R> {
     session: Arc<R>,
-    prints: Fingerprinter,
+    keys: DomainKeys,
     disk: DiskRecord,
     pool: Pool,
     pages: PageCache,
@@ -65,13 +65,13 @@ impl<R: ReadSession + 'static> DiskView<R> {
     /// Longest read, in bytes.
     pub const READ_BYTES_MAX: u64 = 32 << 20;
 
-    /// Opens `disk` of a point that `session` has pinned; nothing is read yet. `prints` are of the repository's domain.
-    pub fn new(session: Arc<R>, prints: &Fingerprinter, disk: &DiskRecord, pool: &Pool, options: ViewOptions) -> Self {
+    /// Opens `disk` of a point that `session` has pinned; nothing is read yet. `keys` are of the repository's domain.
+    pub fn new(session: Arc<R>, keys: &DomainKeys, disk: &DiskRecord, pool: &Pool, options: ViewOptions) -> Self {
         let ahead_bytes = options.ahead_bytes.min(options.cache_bytes as u64 / 2);
         Self {
             shared: Arc::new(Shared {
                 session,
-                prints: prints.clone(),
+                keys: keys.clone(),
                 disk: disk.clone(),
                 pool: pool.clone(),
                 pages: PageCache::default(),
@@ -176,7 +176,7 @@ impl<R: ReadSession + 'static> Shared<R> {
     }
 
     fn reader(&self) -> MapReader<'_, R> {
-        MapReader::sharing(&*self.session, &self.prints, self.pages.clone())
+        MapReader::sharing(&*self.session, &self.keys, self.pages.clone())
     }
 
     async fn parts(self: &Arc<Self>, extent: Extent) -> Result<Vec<Bytes>> {
@@ -261,7 +261,7 @@ impl<R: ReadSession + 'static> Shared<R> {
         let wrong: Vec<ChunkId> = ids.into_iter().filter(wrong).collect();
         if !wrong.is_empty() {
             // Its checksum is right and its content is not: another place or copy may have it.
-            let again = self.session.get_verified(&self.prints, wrong).await;
+            let again = self.session.get_verified(&self.keys, wrong).await;
             fetched.extend(self.decode(again).await);
         }
         fetched
@@ -271,10 +271,10 @@ impl<R: ReadSession + 'static> Shared<R> {
         &self,
         batch: Vec<(ChunkId, Result<Blob, ChunkError>)>,
     ) -> Vec<(ChunkId, Result<Chunk, ChunkError>)> {
-        let prints = self.prints.clone();
+        let keys = self.keys.clone();
         let open = move |id: ChunkId, blob: Blob| {
             let mut plain = Vec::with_capacity(blob.header().plain_bytes.min(GRID_BYTES) as usize);
-            with_opener(|opener| opener.open_verified(&prints, &id, &blob, &mut plain))
+            with_decoder(|decoder| decoder.decode_verified(&keys, &id, &blob, &mut plain))
                 .map_err(|error| ChunkError::Wrong { chunk: id, what: error.to_string() })?;
             Ok(Chunk { shape: Shape::of(blob.header()), bytes: plain.into() })
         };

@@ -1,7 +1,7 @@
 //! CPU work: a bounded pool of threads, each with its own compression contexts.
 
 use crate::{Error, Result};
-use chunker::{Compression, Opener, Sealer};
+use chunker::{Compression, Compressor, Decoder};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -52,19 +52,19 @@ impl Pool {
 }
 
 /// Calls `work` with this thread's sealer for `compression`.
-pub fn with_sealer<T>(compression: Compression, work: impl FnOnce(&mut Sealer) -> T) -> T {
-    thread_local!(static SEALER: RefCell<Option<(Compression, Sealer)>> = const { RefCell::new(None) });
+pub fn with_compressor<T>(compression: Compression, work: impl FnOnce(&mut Compressor) -> T) -> T {
+    thread_local!(static SEALER: RefCell<Option<(Compression, Compressor)>> = const { RefCell::new(None) });
     SEALER.with_borrow_mut(|held| {
         if held.as_ref().is_none_or(|(have, _)| *have != compression) {
-            *held = Some((compression, Sealer::new(compression)));
+            *held = Some((compression, Compressor::new(compression)));
         }
         work(&mut held.as_mut().expect("just made").1)
     })
 }
 
 /// Calls `work` with this thread's opener.
-pub fn with_opener<T>(work: impl FnOnce(&mut Opener) -> T) -> T {
-    thread_local!(static OPENER: RefCell<Opener> = RefCell::default());
+pub fn with_decoder<T>(work: impl FnOnce(&mut Decoder) -> T) -> T {
+    thread_local!(static OPENER: RefCell<Decoder> = RefCell::default());
     OPENER.with_borrow_mut(work)
 }
 

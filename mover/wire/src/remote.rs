@@ -14,7 +14,7 @@ use super::presence::PresenceBatcher;
 use super::quic::WINDOW_BYTES;
 use super::waits::ATTEMPTS;
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, DomainKey, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKey, DomainKeys};
 use futures::future::try_join_all;
 use futures::{Stream, stream};
 use mover::{
@@ -491,7 +491,7 @@ impl ReadSession for RemoteReader {
         self.lease.get(ids)
     }
 
-    async fn get_verified(&self, _prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+    async fn get_verified(&self, _prints: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
         verified_or_failed(&self.lease, ids).await
     }
 }
@@ -585,7 +585,7 @@ impl ReadSession for RemoteSession {
         self.shared.lease.get(ids)
     }
 
-    async fn get_verified(&self, _prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+    async fn get_verified(&self, _prints: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
         verified_or_failed(&self.shared.lease, ids).await
     }
 }

@@ -1,7 +1,7 @@
 //! The whole walk: a real image through `mover::backup` into a repository in memory, and back by `mover::restore`.
 
 use crate::tools::*;
-use chunker::{Compression, Fingerprinter};
+use chunker::{Compression, DomainKeys};
 use mover::PastOf;
 use mover::{
     Audit, BackupOptions, BackupReport, ChangeTracking, Mem, Pool, Progress, ReadSession, Repository, TrackingWish,
@@ -53,8 +53,8 @@ impl Walk {
         let manifest = reader.manifest(report.point.id).await.unwrap();
         let disk = &manifest.disks[0];
         let target = DiskTarget::open(&target.parse().unwrap(), disk.size, Existing::Refuse).await.unwrap();
-        let prints = Fingerprinter::new(&self.repository.config().domain);
-        restore(&reader, &prints, disk, target, &self.pool, &Progress::default()).await.unwrap();
+        let keys = DomainKeys::new(&self.repository.config().domain);
+        restore(&reader, &keys, disk, target, &self.pool, &Progress::default()).await.unwrap();
     }
 }
 

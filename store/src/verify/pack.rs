@@ -11,7 +11,7 @@ use crate::local::Inner;
 use crate::reader::salvaged;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
-use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_opener};
+use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_decoder};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -62,8 +62,8 @@ async fn look(
     pacer: &RateLimiter,
     checked: &mut Checked,
 ) -> Result<()> {
-    let (opener, added) = (inner.clone(), pack.clone());
-    let (file, frame) = blocking(move || Frame::read(&opener, &added)).await?;
+    let (decoder, added) = (inner.clone(), pack.clone());
+    let (file, frame) = blocking(move || Frame::read(&decoder, &added)).await?;
     let nonce = frame.header.as_ref().map(|header| header.nonce).unwrap_or_default();
     let whole = frame.entries.is_ok();
     let entries: Arc<[PackEntry]> = match frame.entries {
@@ -72,7 +72,7 @@ async fn look(
             checked.errors.push(what);
             let (inner, file, pack) = (inner.clone(), file.clone(), pack.clone());
             let scan =
-                move || Ok::<_, Error>(salvaged(&inner.prints, &read(&inner, &file, &pack, 0..pack.bytes)?.into()));
+                move || Ok::<_, Error>(salvaged(&inner.keys, &read(&inner, &file, &pack, 0..pack.bytes)?.into()));
             blocking(scan).await?.into()
         }
     };
@@ -228,9 +228,9 @@ impl Scan {
         }
         let blob = blob.checked().map_err(|error| error.to_string())?;
         if self.look == Look::Decode {
-            let (prints, plain) = (&self.inner.prints, &mut self.plain);
+            let (keys, plain) = (&self.inner.keys, &mut self.plain);
             plain.clear();
-            with_opener(|opener| opener.open_verified(prints, &entry.id, &blob, plain))
+            with_decoder(|decoder| decoder.decode_verified(keys, &entry.id, &blob, plain))
                 .map_err(|error| error.to_string())?;
             if entry.kind == ChunkKind::Page {
                 mover::Page::decode(plain).map_err(|error| error.to_string())?;

@@ -14,7 +14,7 @@ impl Local {
     /// Numbers of the packs that hold what points need.
     pub(super) async fn packs_of(&self, points: &[PointId]) -> Result<HashSet<u32>> {
         let session = self.read(&[]).await?;
-        let reader = MapReader::new(&session, &self.inner.prints);
+        let reader = MapReader::new(&session, &self.inner.keys);
         let (mut packs, mut visited) = (HashSet::new(), Visited::default());
         for point in points {
             let listed = self.inner.state().recovery_point(*point);
@@ -52,7 +52,7 @@ impl Local {
     ) -> Result<()> {
         let state = self.inner.state();
         let session = self.read(&[]).await?;
-        let reader = MapReader::new(&session, &self.inner.prints);
+        let reader = MapReader::new(&session, &self.inner.keys);
         let why = bad.iter().map(|((id, pack), what)| (*id, (*pack, what.as_str()))).collect();
         let (named, sound, damaged) = (BTreeSet::new(), Visited::default(), Visited::default());
         let mut walk = Walk { local: self, session: &session, reader: &reader, why, named, sound, damaged };

@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use chunker::Blob;
-use mover::with_opener;
+use mover::with_decoder;
 
 pub fn check(bytes: &[u8]) {
     if let Ok(blob) = Blob::parse(Bytes::copy_from_slice(bytes)) {
         let _ = blob.check();
         let mut plain = Vec::new();
-        if with_opener(|opener| opener.open(&blob, &mut plain)).is_ok() {
+        if with_decoder(|decoder| decoder.decode(&blob, &mut plain)).is_ok() {
             assert_eq!(plain.len(), blob.header().plain_bytes as usize);
         }
     }

@@ -99,14 +99,14 @@ pub async fn refused_commit_is_repaired_by_backup<F: Fixture>(lab: Lab<F>) {
     machine.write(0, 0, &noise(1, 1 << 20));
     machine.write(1, 0, &noise(2, 1 << 20));
     let repository = Meddled::new(&lab.repository);
-    let lost = |seed, at: usize| lab.prints.id(ChunkKind::Data, &noise(seed, 1 << 20)[at << 16..(at + 1) << 16]);
+    let lost = |seed, at: usize| lab.keys.id(ChunkKind::Data, &noise(seed, 1 << 20)[at << 16..(at + 1) << 16]);
     repository.meddling.plan().have.extend([lost(1, 0), lost(1, 7), lost(2, 15)]);
     let report = lab.backup_with(&repository, &options("repair"), machine.snapshot()).await.unwrap();
     assert_eq!(repository.meddling.plan().operations["commit"], 2);
     lab.assert_restores(report.point.id, &machine.images()).await;
     // An attachment's piece as well.
     let bytes = noise(5, 20_000);
-    repository.meddling.plan().have.insert(lab.prints.id(ChunkKind::Attachment, &bytes));
+    repository.meddling.plan().have.insert(lab.keys.id(ChunkKind::Attachment, &bytes));
     let mut options = options("repair");
     options.attachments =
         vec![NewAttachment { kind: "nvram".parse().unwrap(), name: "vars".into(), bytes: bytes.into() }];
@@ -288,7 +288,7 @@ pub async fn attachments_are_as_long_as_they_say<F: Fixture>(lab: Lab<F>) {
     let mut good = lab.draft(point, put_all(&lab, &session).await);
     let plain = noise(8, 30_000);
     let (id, blob) = lab.chunk(ChunkKind::Attachment, &plain);
-    let (root, pages) = mover::stream_map(&lab.prints, &[(id, plain.len() as u64)]).unwrap();
+    let (root, pages) = mover::stream_map(&lab.keys, &[(id, plain.len() as u64)]).unwrap();
     let pages = pages.iter().map(|page| lab.chunk(ChunkKind::Page, &page.plain));
     session.put(pages.chain([(id, blob)]).collect()).await.unwrap();
     session.flush().await.unwrap();

@@ -98,7 +98,7 @@ pub async fn suspects_are_healed_under_a_bitmap<F: Fixture>(lab: Lab<F>) {
     let first = lab.backup("heal", &machine).await;
     let reader = lab.repository.read(&[first.point.id]).await.unwrap();
     let root = reader.manifest(first.point.id).await.unwrap().disks[0].root;
-    let page = MapReader::new(&reader, &lab.prints).leaf(root, 0).await.unwrap().unwrap();
+    let page = MapReader::new(&reader, &lab.keys).leaf(root, 0).await.unwrap().unwrap();
     let PageRef::Chunk(victim) = page.entry(17) else { panic!("a hole") };
     drop(reader);
     if !lab.fixture.hurt(&lab.repository, victim).await {

@@ -327,5 +327,5 @@ pub async fn withheld_and_repeated_chunks<F: Fixture>(lab: Lab<F>) {
 /// The chunk of a block of the first disk of [`machine`].
 fn block<F: Fixture>(lab: &Lab<F>, number: usize) -> ChunkId {
     let bytes = noise(1, 50 * BLOCK);
-    lab.prints.id(ChunkKind::Data, &bytes[number << 16..(number + 1) << 16])
+    lab.keys.id(ChunkKind::Data, &bytes[number << 16..(number + 1) << 16])
 }

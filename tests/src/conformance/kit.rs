@@ -1,13 +1,13 @@
 //! What the cases share.
 
 use crate::fake::{Image, Machine, Screen, Target};
-use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, GRID_BYTES};
 use futures::StreamExt;
 use mover::{
     Audit, BackupOptions, BackupReport, Begin, Commit, Consistency, CopyReport, DiskId, DiskRecord, MachineId,
     Manifest, MapBuilder, MapReader, MapRoot, PageRef, PointDraft, PointFilter, PointId, Pool, Presence, Progress,
     ReadSession, RecoveryPoint, Repository, RestoreReport, Result, Source, Stats, Timestamp, TrackingRecord,
-    TrackingWish, Verification, World, WriteSession, backup, copy, restore, restore_delta, with_sealer,
+    TrackingWish, Verification, World, WriteSession, backup, copy, restore, restore_delta, with_compressor,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -41,7 +41,7 @@ pub struct Lab<F: Fixture> {
     /// Its fixture.
     pub fixture: F,
     /// Its domain's fingerprints.
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
     /// Its world.
     pub world: World,
     /// Worker threads.
@@ -61,9 +61,9 @@ impl<F: Fixture> Lab<F> {
 
     async fn on(fixture: F) -> Self {
         let repository = fixture.open().await.expect("it opens");
-        let prints = Fingerprinter::new(&repository.config().domain);
+        let keys = DomainKeys::new(&repository.config().domain);
         let (world, pool) = (fixture.world(), Pool::new(2).expect("threads"));
-        Self { fixture, repository, prints, world, pool }
+        Self { fixture, repository, keys, world, pool }
     }
 
     /// Closes the repository and opens it again.
@@ -118,7 +118,7 @@ impl<F: Fixture> Lab<F> {
         disk: &DiskRecord,
         (target, screen): (Target, Screen),
     ) -> Result<Screen> {
-        restore(reader, &self.prints, disk, target, &self.pool, &Progress::default()).await.map(|_| screen)
+        restore(reader, &self.keys, disk, target, &self.pool, &Progress::default()).await.map(|_| screen)
     }
 
     /// Updates a target that holds something to the state of a disk.
@@ -128,7 +128,7 @@ impl<F: Fixture> Lab<F> {
         disk: &DiskRecord,
         target: Target,
     ) -> Result<RestoreReport> {
-        restore_delta(reader, &self.prints, disk, target, &self.pool, &Progress::default()).await
+        restore_delta(reader, &self.keys, disk, target, &self.pool, &Progress::default()).await
     }
 
     /// Copies from here to another repository.
@@ -159,14 +159,14 @@ impl<F: Fixture> Lab<F> {
 
     /// A chunk.
     pub fn chunk(&self, kind: ChunkKind, plain: &[u8]) -> (ChunkId, Blob) {
-        let blob = with_sealer(Compression::Zstd(1), |sealer| sealer.seal(kind, plain));
-        (self.prints.id(kind, plain), blob)
+        let blob = with_compressor(Compression::Zstd(1), |compressor| compressor.compress(kind, plain));
+        (self.keys.id(kind, plain), blob)
     }
 
     /// The map of a disk of 1 GiB with these blocks, and its pages, root last.
     pub async fn map(&self, blocks: &[(u64, ChunkId)]) -> (MapRoot, Vec<(ChunkId, Blob)>) {
         let none = None::<(MapRoot, &MapReader<'_, <F::Repository as Repository>::Session>)>;
-        let mut builder = MapBuilder::new(DISK_BYTES, none, &self.prints);
+        let mut builder = MapBuilder::new(DISK_BYTES, none, &self.keys);
         for (block, id) in blocks {
             builder.set(*block, PageRef::Chunk(*id)).await.expect("no base");
         }
@@ -200,7 +200,7 @@ impl<F: Fixture> Lab<F> {
     pub async fn blobs(&self, point: PointId) -> BTreeMap<ChunkId, Blob> {
         let reader = self.repository.read(&[point]).await.expect("read");
         let manifest = reader.manifest(point).await.expect("manifest");
-        let maps = MapReader::new(&reader, &self.prints);
+        let maps = MapReader::new(&reader, &self.keys);
         let mut blobs = BTreeMap::new();
         let mut level: Vec<(ChunkId, Option<u8>)> =
             manifest.roots().filter_map(|root| root.id.map(|id| (id, Some(root.level)))).collect();

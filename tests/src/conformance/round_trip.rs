@@ -6,7 +6,7 @@ use chunker::Extent;
 use futures::StreamExt;
 use mover::{
     Allow, BackupOptions, ChangeTracking, ErrorKind, MapReader, NewAttachment, Outcome, PointFilter, PointId,
-    ReadSession, Repository, TrackingWish, with_opener,
+    ReadSession, Repository, TrackingWish, with_decoder,
 };
 
 pub async fn full_and_increments<F: Fixture>(lab: Lab<F>) {
@@ -205,7 +205,7 @@ pub async fn attachments<F: Fixture>(lab: Lab<F>) {
     assert!(report.chunks_new > 10 && report.bytes_new >= 3 << 20);
     let reader = lab.repository.read(&[report.point.id]).await.unwrap();
     let manifest = reader.manifest(report.point.id).await.unwrap();
-    let maps = MapReader::new(&reader, &lab.prints);
+    let maps = MapReader::new(&reader, &lab.keys);
     for (attachment, bytes) in manifest.attachments.iter().zip(&contents) {
         assert_eq!(attachment.bytes, bytes.len() as u64);
         let mut have = Vec::new();
@@ -214,7 +214,7 @@ pub async fn attachments<F: Fixture>(lab: Lab<F>) {
             for id in maps.page(root, 0).await.unwrap().chunks() {
                 let read = reader.get(vec![id]).concat().await;
                 let blob = read[0].1.clone().unwrap();
-                with_opener(|opener| opener.open_verified(&lab.prints, &id, &blob, &mut have)).unwrap();
+                with_decoder(|decoder| decoder.decode_verified(&lab.keys, &id, &blob, &mut have)).unwrap();
             }
         }
         assert!(have == *bytes, "attachment {}", attachment.name);

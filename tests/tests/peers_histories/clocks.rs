@@ -1,10 +1,10 @@
 //! F33.
 
 use crate::case::sweep;
-use chunker::{ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkKind, Compression, DomainKeys};
 use mover::{
     Begin, Clock, ErrorKind, PointChange, PointId, Pool, Presence, Random, Repository, SystemRandom, Timestamp,
-    Verification, World, WriteSession, with_sealer,
+    Verification, World, WriteSession, with_compressor,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -48,8 +48,8 @@ async fn f33_no_clock_decides_what_is_deleted() {
         let begin = Begin { point, parents: Vec::new(), holder: None, verification };
         let (writing, _) = local.begin(begin).await.unwrap();
         let plain = noise(7, BLOCK);
-        let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);
-        let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+        let id = DomainKeys::new(&local.config().domain).id(ChunkKind::Data, &plain);
+        let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &plain));
         writing.put(vec![(id, blob)]).await.unwrap();
         writing.flush().await.unwrap();
 

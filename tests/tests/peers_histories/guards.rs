@@ -1,7 +1,7 @@
 //! What else a sweep meets, and the looks that make up for what should not have happened.
 
 use crate::case::{Case, OF_A_SWEEP, OLD, at_every_operation, eager, sweep};
-use chunker::{ChunkKind, Fingerprinter};
+use chunker::{ChunkKind, DomainKeys};
 use mover::{Depth, ErrorKind, PointChange, Repository, SweepOptions};
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ async fn what_is_needed_and_damaged_keeps_its_pack() {
     let local = bench.open(kept.path(), Access::Write).await.unwrap();
     let point = bench.backup(&local, &machine).await.unwrap().point.id;
     local.change_points(&[first], PointChange::Forget).await.unwrap();
-    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &block);
+    let id = DomainKeys::new(&local.config().domain).id(ChunkKind::Data, &block);
     damage(kept.path(), id);
     let found = bench.verify(&local, Depth::Decode).await.errors;
     assert!(found.iter().any(|error| error.chunk == Some(id)), "{found:?}");

@@ -5,7 +5,7 @@ use futures::StreamExt;
 use mover::Depth;
 use mover::{
     BackupOptions, Begin, ErrorKind, MapReader, PageRef, PointId, Progress, ReadSession, Repository, TrackingWish,
-    Verification, VerifyOptions, WriteSession, backup, with_sealer,
+    Verification, VerifyOptions, WriteSession, backup, with_compressor,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -149,10 +149,10 @@ impl Two {
     }
 
     async fn block(&self, number: u64) -> chunker::ChunkId {
-        let prints = chunker::Fingerprinter::new(&self.local.config().domain);
+        let keys = chunker::DomainKeys::new(&self.local.config().domain);
         let reader = self.local.read(&self.points).await.unwrap();
         let root = reader.manifest(self.points[0]).await.unwrap().disks[0].root;
-        let leaf = MapReader::new(&reader, &prints).leaf(root, 0).await.unwrap().unwrap();
+        let leaf = MapReader::new(&reader, &keys).leaf(root, 0).await.unwrap().unwrap();
         let PageRef::Chunk(id) = leaf.entry(number) else { panic!("a hole") };
         id
     }
@@ -334,8 +334,8 @@ async fn every_point_that_needs_what_is_damaged_is_named() {
     machine.write(0, 2500 * BLOCK, &noise(1, 3 * BLOCK));
     let first = bench.backup(&local, &machine).await.unwrap().point.id;
     let second = bench.backup(&local, &machine).await.unwrap().point.id;
-    let prints = chunker::Fingerprinter::new(&local.config().domain);
-    damage(kept.path(), prints.id(ChunkKind::Data, &noise(1, BLOCK)));
+    let keys = chunker::DomainKeys::new(&local.config().domain);
+    damage(kept.path(), keys.id(ChunkKind::Data, &noise(1, BLOCK)));
     let report = bench.verify(&local, Depth::Decode).await;
     let mut named: Vec<_> = report.errors.iter().map(|error| (error.point, error.offset)).collect();
     named.sort_unstable();
@@ -373,15 +373,15 @@ async fn known_damage_is_told_as_damage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_that_is_not_what_its_id_says_is_named_and_heals() {
     let two = Two::new().await;
-    let prints = chunker::Fingerprinter::new(&two.local.config().domain);
+    let keys = chunker::DomainKeys::new(&two.local.config().domain);
     let machine = Machine::new(&two.bench.world, &[100 * BLOCK]);
     machine.write(0, 0, &noise(3, 5 * BLOCK));
     // A trusted sender that lies: the checksum is right, the content is another block's.
-    let right = prints.id(ChunkKind::Data, &noise(3, BLOCK));
+    let right = keys.id(ChunkKind::Data, &noise(3, BLOCK));
     let begin =
         Begin { point: PointId([9; 16]), parents: Vec::new(), holder: None, verification: Verification::Checksum };
     let (session, _) = two.local.begin(begin).await.unwrap();
-    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &noise(4, BLOCK)));
+    let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &noise(4, BLOCK)));
     session.put(vec![(right, blob)]).await.unwrap();
     session.flush().await.unwrap();
     session.abandon().await.unwrap();

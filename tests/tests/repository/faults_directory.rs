@@ -3,11 +3,11 @@
 //!
 //! The longer jobs are sampled, always at the same operations; each test says how.
 
-use chunker::{ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkKind, Compression, DomainKeys};
 use mover::Depth;
 use mover::{
     Begin, ErrorKind, PointChange, PointId, Progress, Repository, Result, SweepOptions, Verification, WriteSession,
-    WriterId, copy, with_sealer,
+    WriterId, copy, with_compressor,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -285,8 +285,8 @@ async fn a_nearly_full_storage_takes_nothing_new_until_there_is_room() {
     let refused = bench.backup(&local, &machine).await.unwrap_err();
     assert!(refused.kind() == ErrorKind::StoreFull && refused.to_string().contains("500 MiB left"), "{refused}");
     let plain = noise(7, 1 << 16);
-    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);
-    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    let id = DomainKeys::new(&local.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &plain));
     let refused = session.put(vec![(id, blob.clone())]).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StoreFull);
     let stats = local.stats().await.unwrap();
@@ -312,8 +312,8 @@ async fn a_full_disk_keeps_nobody_from_opening() {
     let Story { bench, base, machine, history } = Story::new().await;
     let local = bench.open(base.path(), Access::Write).await.unwrap();
     let plain = noise(7, 1 << 16);
-    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, &plain);
-    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    let id = DomainKeys::new(&local.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &plain));
     let begin = Begin {
         point: PointId::random(&bench.world),
         parents: Vec::new(),

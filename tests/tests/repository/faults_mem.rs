@@ -27,10 +27,10 @@ impl Lab {
 
     async fn restore(&self, mem: &Mem, point: PointId, images: &[Image]) -> Result<()> {
         let reader = mem.read(&[point]).await?;
-        let prints = chunker::Fingerprinter::new(&mem.config().domain);
+        let keys = chunker::DomainKeys::new(&mem.config().domain);
         for (disk, image) in reader.manifest(point).await?.disks.iter().zip(images) {
             let (target, screen) = Target::new(disk.size);
-            let made = restore(&reader, &prints, disk, target, &self.pool, &Progress::default()).await;
+            let made = restore(&reader, &keys, disk, target, &self.pool, &Progress::default()).await;
             assert_eq!(made.is_ok(), screen.image().is_some(), "a target is finished by success and nothing else");
             made?;
             assert!(screen.image().as_ref() == Some(image), "point {point} is not what it was");

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use chunker::{
-    BLOB_HEADER_BYTES, Blob, ChunkId, ChunkKind, Codec, Compression, DomainKey, Fingerprinter, GRID_BYTES, Opener,
-    Sealer, StreamCutter,
+    BLOB_HEADER_BYTES, Blob, ChunkId, ChunkKind, Codec, Compression, Compressor, Decoder, DomainKey, DomainKeys,
+    GRID_BYTES, StreamCutter,
 };
 use mover::{
     Attachment, ChangeTracking, CheckpointId, Consistency, DiskId, DiskRecord, GroupId, LayerIdentity, LogHead,
@@ -36,7 +36,7 @@ fn golden_chunk_ids() {
     writeln!(text, "domain {}", hex(&domain().fingerprint())).expect("a string");
     for kind in ChunkKind::ALL {
         for plain in [&b""[..], b"windlass", &noise(GRID_BYTES as usize)] {
-            let id = Fingerprinter::new(&domain()).id(kind, plain);
+            let id = DomainKeys::new(&domain()).id(kind, plain);
             writeln!(text, "{kind:?} of {} bytes {id}", plain.len()).expect("a string");
         }
     }
@@ -72,7 +72,7 @@ fn golden_blobs() {
         ("blob-empty", Codec::Raw, b"", Compression::Zstd(3)),
     ];
     for (name, codec, plain, compression) in samples {
-        let kept = golden(name, Sealer::new(compression).seal(ChunkKind::Data, plain).bytes());
+        let kept = golden(name, Compressor::new(compression).compress(ChunkKind::Data, plain).bytes());
         assert_opens(name, kept, codec, plain);
     }
     for entry in std::fs::read_dir(root().join("tests/golden")).expect("the golden files") {
@@ -87,8 +87,8 @@ fn golden_blobs() {
 fn assert_opens(name: &str, kept: Vec<u8>, codec: Codec, plain: &[u8]) {
     let blob = Blob::parse(kept.into()).expect("a blob of version 1");
     assert_eq!((blob.header().codec, blob.check()), (codec, Ok(())), "{name}");
-    let (mut got, prints) = (Vec::new(), Fingerprinter::new(&domain()));
-    let opened = Opener::default().open_verified(&prints, &prints.id(ChunkKind::Data, plain), &blob, &mut got);
+    let (mut got, keys) = (Vec::new(), DomainKeys::new(&domain()));
+    let opened = Decoder::default().decode_verified(&keys, &keys.id(ChunkKind::Data, plain), &blob, &mut got);
     assert_eq!((opened, got.as_slice()), (Ok(()), plain), "{name}");
 }
 
@@ -333,11 +333,11 @@ fn pack(kind: PackKind) -> (Vec<u8>, Vec<PackEntry>) {
             vec![(ChunkKind::Page, pages()[0].1.encode()), (ChunkKind::Manifest, manifest().encode())]
         }
     };
-    let (header, prints) = (pack_header(kind), Fingerprinter::new(&domain()));
+    let (header, keys) = (pack_header(kind), DomainKeys::new(&domain()));
     let (mut bytes, mut entries) = (header.encode(), Vec::new());
     for (ordinal, (kind, plain)) in (0u32..).zip(&chunks) {
-        let id = prints.id(*kind, plain);
-        let blob: Bytes = Sealer::new(Compression::None).seal(*kind, plain).bytes().clone();
+        let id = keys.id(*kind, plain);
+        let blob: Bytes = Compressor::new(Compression::None).compress(*kind, plain).bytes().clone();
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("short");
         entries.push(PackEntry {
             id,

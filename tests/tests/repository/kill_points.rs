@@ -172,8 +172,8 @@ async fn before(bench: &Bench, folder: &Path) -> Vec<PointId> {
     let config = store::format::config::ConfigFile::decode(&std::fs::read(folder.join("config")).unwrap()).unwrap();
     let block = noise(1, 24 * BLOCK).split_off(usize::try_from(20 * BLOCK).unwrap());
     let block = &block[..usize::try_from(BLOCK).unwrap()];
-    let prints = chunker::Fingerprinter::new(&config.config.domain);
-    damage(folder, prints.id(chunker::ChunkKind::Data, block));
+    let keys = chunker::DomainKeys::new(&config.config.domain);
+    damage(folder, keys.id(chunker::ChunkKind::Data, block));
     made
 }
 

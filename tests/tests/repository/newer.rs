@@ -1,10 +1,10 @@
 //! What later versions may leave in a repository, seen from this one.
 
-use chunker::{ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkKind, Compression, DomainKeys};
 use mover::Depth;
 use mover::{
     Attachment, Begin, ErrorKind, Manifest, OwnerId, PointId, Progress, ReadSession, Repository, SessionId,
-    Verification, WriteSession, copy, stream_map, with_sealer,
+    Verification, WriteSession, copy, stream_map, with_compressor,
 };
 use std::fs;
 use std::path::Path;
@@ -85,14 +85,14 @@ async fn a_manifest_that_must_be_understood_is_not_copied() {
 async fn an_attachment_that_lies_about_its_length_is_found() {
     let (bench, kept) = (Bench::new(), folder());
     let config = Local::init(kept.path(), None, &bench.world).unwrap();
-    let prints = Fingerprinter::new(&config.domain);
+    let keys = DomainKeys::new(&config.domain);
     let local = bench.open(kept.path(), Access::Write).await.unwrap();
     let first = bench.backup(&local, &machine(&bench)).await.unwrap().point;
     let mut manifest = local.read(&[first.id]).await.unwrap().manifest(first.id).await.unwrap();
     manifest.point = PointId([7; 16]);
     let plain = noise(5, 9_000);
-    let piece = prints.id(ChunkKind::Attachment, &plain);
-    let (root, pages) = stream_map(&prints, &[(piece, 9_000)]).unwrap();
+    let piece = keys.id(ChunkKind::Attachment, &plain);
+    let (root, pages) = stream_map(&keys, &[(piece, 9_000)]).unwrap();
     let chunks = [(ChunkKind::Attachment, plain), (ChunkKind::Page, pages[0].plain.clone())];
     let (kind, name) = ("nvram".parse().unwrap(), "vars".to_owned());
     manifest.attachments = vec![Attachment { kind, name, bytes: 9_001, root }];
@@ -105,12 +105,12 @@ async fn an_attachment_that_lies_about_its_length_is_found() {
 
 /// Stores `chunks` and a manifest that this version would not commit, and has the log say that it is committed.
 async fn plant(bench: &Bench, root: &Path, local: Local, manifest: &Manifest, mut chunks: Vec<(ChunkKind, Vec<u8>)>) {
-    let prints = Fingerprinter::new(&local.config().domain);
+    let keys = DomainKeys::new(&local.config().domain);
     chunks.push((ChunkKind::Manifest, manifest.encode()));
-    let seal = |(kind, plain): &(ChunkKind, Vec<u8>)| {
-        (prints.id(*kind, plain), with_sealer(Compression::default(), |sealer| sealer.seal(*kind, plain)))
+    let compress = |(kind, plain): &(ChunkKind, Vec<u8>)| {
+        (keys.id(*kind, plain), with_compressor(Compression::default(), |compressor| compressor.compress(*kind, plain)))
     };
-    let blobs: Vec<_> = chunks.iter().map(seal).collect();
+    let blobs: Vec<_> = chunks.iter().map(compress).collect();
     let id = blobs[blobs.len() - 1].0;
     let begin = Begin { point: manifest.point, parents: Vec::new(), holder: None, verification: Verification::Decode };
     let (writing, _) = local.begin(begin).await.unwrap();

@@ -1,6 +1,6 @@
 //! Sweeps of a directory: exactly what is dead goes, whatever fails on the way; and what cannot be told stays.
 
-use chunker::{ChunkKind, Fingerprinter};
+use chunker::{ChunkKind, DomainKeys};
 use mover::{Depth, ErrorKind, PointChange, PointId, Repository, Result, SweepOptions, SweepReport};
 use std::collections::BTreeSet;
 use std::fs;
@@ -244,7 +244,7 @@ async fn a_rotten_chunk_is_not_laundered() {
     let (first, _) = story.history[0];
     // The first block, which all points need: packed again, were it sound.
     let block = &noise(1, 40 * BLOCK)[..usize::try_from(BLOCK).unwrap()];
-    let id = Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, block);
+    let id = DomainKeys::new(&local.config().domain).id(ChunkKind::Data, block);
     let found = footers(work.path()).into_iter().find(|(_, entries)| entries.iter().any(|entry| entry.id == id));
     let (pack, _) = found.unwrap();
     damage(work.path(), id);

@@ -1,6 +1,6 @@
 //! What a verification remembers, how a scrub goes on by it, and what becomes of packs that do not read.
 
-use chunker::{ChunkId, ChunkKind, Fingerprinter};
+use chunker::{ChunkId, ChunkKind, DomainKeys};
 use mover::{
     BackupOptions, Depth, PointChange, PointId, Progress, Repository, RepositoryConfig, SweepOptions, TrackingWish,
     VerifyOptions, VerifyReport, backup,
@@ -80,7 +80,7 @@ fn config(folder: &Path) -> RepositoryConfig {
 
 /// The id of a block of `bytes`.
 fn id(local: &Local, bytes: &[u8]) -> ChunkId {
-    Fingerprinter::new(&local.config().domain).id(ChunkKind::Data, bytes)
+    DomainKeys::new(&local.config().domain).id(ChunkKind::Data, bytes)
 }
 
 async fn verify(local: &Local, options: VerifyOptions) -> VerifyReport {
@@ -208,8 +208,8 @@ async fn a_sweep_knows_all_records_of_a_pack_or_leaves_it() {
         let (pack, records) = story.first();
         flip(&pack, fs::metadata(&pack).unwrap().len() - 30, 1);
         // A block that the first point alone has.
-        let prints = Fingerprinter::new(&config(story.path()).domain);
-        let alone = prints.id(ChunkKind::Data, &noise(2, 2 * BLOCK)[..usize::try_from(BLOCK).unwrap()]);
+        let keys = DomainKeys::new(&config(story.path()).domain);
+        let alone = keys.id(ChunkKind::Data, &noise(2, 2 * BLOCK)[..usize::try_from(BLOCK).unwrap()]);
         let (at, record) = records.iter().enumerate().find(|(_, record)| record.id == alone).unwrap();
         assert!(at + 3 < records.len(), "there is more behind it");
         flip(&pack, u64::from(record.offset) + 300, 1);

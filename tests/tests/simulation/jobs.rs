@@ -2,7 +2,7 @@
 
 use crate::journal::Journal;
 use crate::lab::{DISK_BYTES, Lab, Storage};
-use chunker::{Extent, Fingerprinter};
+use chunker::{DomainKeys, Extent};
 use mover::{
     BackupOptions, Depth, Error, PointChange, PointFilter, PointId, Progress, ReadSession, RecoveryPoint, Repository,
     RepositoryId, Result, SweepOptions, Verification, VerifyOptions, backup, copy, restore,
@@ -183,10 +183,10 @@ async fn restore_one(lab: &Lab, endpoint: &Endpoint, from: &Storage, back: u64) 
 async fn restored(lab: &Lab, remote: &Remote, point: PointId) -> Result<()> {
     let reader = remote.read(&[point]).await?;
     let manifest = reader.manifest(point).await?;
-    let prints = Fingerprinter::new(&remote.config().domain);
+    let keys = DomainKeys::new(&remote.config().domain);
     let [disk] = &manifest.disks[..] else { return Err(Error::internal("a machine with another number of disks")) };
     let (target, screen) = Target::new(disk.size);
-    restore(&reader, &prints, disk, target, &lab.admin.pool, &Progress::default()).await?;
+    restore(&reader, &keys, disk, target, &lab.admin.pool, &Progress::default()).await?;
     lab.journal().restored(point, &screen.image().unwrap_or_default());
     Ok(())
 }

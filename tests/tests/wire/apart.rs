@@ -2,11 +2,11 @@
 //! where its owners are kept apart.
 
 use crate::owners::{ADMIN, Field, HOST_1, HOST_2, THIEF};
-use chunker::{Blob, ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, GRID_BYTES};
 use futures::StreamExt;
 use mover::{
     Commit, ErrorKind, MapBuilder, MapReader, MapRoot, PageRef, PointDraft, PointId, Presence, Progress, ReadSession,
-    Repository, Verification, WriteSession, restore, with_sealer,
+    Repository, Verification, WriteSession, restore, with_compressor,
 };
 use std::sync::Arc;
 use windlass_tests::conformance::{DISK_BYTES, begin, manifest, options};
@@ -15,17 +15,17 @@ use wire::Quotas;
 
 /// One chunk of a block of the cluster's machine, and what a thief does who knows what is in it.
 struct Guess {
-    prints: Fingerprinter,
+    keys: DomainKeys,
     id: ChunkId,
     blob: Blob,
 }
 
 impl Guess {
     fn new(field: &Field) -> Self {
-        let prints = Fingerprinter::new(&field.repository.config().domain);
+        let keys = DomainKeys::new(&field.repository.config().domain);
         let plain = &noise(1, 1 << 20)[..GRID_BYTES as usize];
-        let (id, blob) = (prints.id(ChunkKind::Data, plain), sealed(ChunkKind::Data, plain));
-        Self { prints, id, blob }
+        let (id, blob) = (keys.id(ChunkKind::Data, plain), compressed(ChunkKind::Data, plain));
+        Self { keys, id, blob }
     }
 
     async fn told(&self, session: &impl WriteSession) -> Presence {
@@ -34,7 +34,7 @@ impl Guess {
 
     async fn got(&self, session: &impl ReadSession, id: ChunkId) -> bool {
         let batches: Vec<_> = session.get(vec![id]).collect().await;
-        let verified = session.get_verified(&self.prints, vec![id]).await;
+        let verified = session.get_verified(&self.keys, vec![id]).await;
         let found: Vec<bool> = [batches.concat(), verified].concat().iter().map(|(_, blob)| blob.is_ok()).collect();
         assert_eq!(found.len(), 2, "each is answered once");
         assert_eq!(found[0], found[1]);
@@ -43,16 +43,16 @@ impl Guess {
 
     /// A disk that has it as its first block: the map's root, and its pages.
     async fn map<S: WriteSession>(&self, _: &S) -> (MapRoot, Vec<(ChunkId, Blob)>) {
-        let mut builder = MapBuilder::new(DISK_BYTES, None::<(MapRoot, &MapReader<'_, S>)>, &self.prints);
+        let mut builder = MapBuilder::new(DISK_BYTES, None::<(MapRoot, &MapReader<'_, S>)>, &self.keys);
         builder.set(0, PageRef::Chunk(self.id)).await.unwrap();
         let (root, pages) = builder.finish();
-        let page = |plain: &Vec<u8>| (self.prints.id(ChunkKind::Page, plain), sealed(ChunkKind::Page, plain));
+        let page = |plain: &Vec<u8>| (self.keys.id(ChunkKind::Page, plain), compressed(ChunkKind::Page, plain));
         (root, pages.iter().map(|it| page(&it.plain)).collect())
     }
 }
 
-fn sealed(kind: ChunkKind, plain: &[u8]) -> Blob {
-    with_sealer(Compression::None, |sealer| sealer.seal(kind, plain))
+fn compressed(kind: ChunkKind, plain: &[u8]) -> Blob {
+    with_compressor(Compression::None, |compressor| compressor.compress(kind, plain))
 }
 
 fn draft(point: PointId, root: MapRoot) -> [PointDraft; 1] {
@@ -123,7 +123,7 @@ async fn owners_that_are_kept_apart_lose_nothing() {
     let reader = host.read(&[first.point.id]).await.unwrap();
     let disk = reader.manifest(first.point.id).await.unwrap().disks[0].clone();
     let (target, screen) = Target::new(disk.size);
-    restore(&reader, &guess.prints, &disk, target, &field.pool, &Progress::default()).await.unwrap();
+    restore(&reader, &guess.keys, &disk, target, &field.pool, &Progress::default()).await.unwrap();
     assert!(screen.image().unwrap() == web.images()[0]);
     assert_eq!(guess.told(&session).await, Presence::Have, "a point that it may see needs it");
     drop((session, reader));

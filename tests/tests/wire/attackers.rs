@@ -1,7 +1,7 @@
 //! Attackers: who has no identity, or one that does not suffice, and who has one and misbehaves. They are refused, what
 //! they may take is bounded, and others work meanwhile.
 
-use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter, GRID_BYTES, Sealer};
+use chunker::{ChunkId, ChunkKind, Compression, Compressor, DomainKeys, GRID_BYTES};
 use mover::{
     Begin, Holder, JobId, Origin, PointChange, PointFilter, PointId, Presence, Repository, RepositoryId, Role,
     SessionId, SweepOptions, Timestamp, Verification, World, WriteSession,
@@ -92,12 +92,12 @@ fn begin(world: &World) -> Begin {
 
 /// So many chunks of noise.
 fn chunks(field: &Field, count: usize) -> Vec<(ChunkId, chunker::Blob)> {
-    let prints = Fingerprinter::new(&field.repository.config().domain);
-    let mut sealer = Sealer::new(Compression::default());
+    let keys = DomainKeys::new(&field.repository.config().domain);
+    let mut compressor = Compressor::new(Compression::default());
     let mut one = || {
         let mut plain = vec![0; GRID_BYTES as usize];
         blake3::Hasher::new().update(&field.world.random_bytes::<16>()).finalize_xof().fill(&mut plain);
-        (prints.id(ChunkKind::Data, &plain), sealer.seal(ChunkKind::Data, &plain))
+        (keys.id(ChunkKind::Data, &plain), compressor.compress(ChunkKind::Data, &plain))
     };
     (0..count).map(|_| one()).collect()
 }
@@ -520,13 +520,13 @@ async fn a_chunk_that_is_not_what_its_id_says_ends_the_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn small_blobs_of_much_hold_nobody_up() {
     let field = Field::new().await;
-    let prints = Fingerprinter::new(&field.repository.config().domain);
+    let keys = DomainKeys::new(&field.repository.config().domain);
     let zeros = |kind: ChunkKind, mebibytes: usize, seed: u8| {
         let mut plain = vec![0; mebibytes << 20];
         plain[0] = seed;
-        let blob = Sealer::new(Compression::default()).seal(kind, &plain);
+        let blob = Compressor::new(Compression::default()).compress(kind, &plain);
         assert!(blob.bytes().len() < 16 << 10, "it is a bomb");
-        (prints.id(kind, &plain), blob)
+        (keys.id(kind, &plain), blob)
     };
     let bulk = |blobs: &[(ChunkId, chunker::Blob)]| {
         let ids = blobs.iter().flat_map(|(id, _)| id.0.to_vec());

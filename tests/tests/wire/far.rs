@@ -106,9 +106,9 @@ async fn what_was_guessed_wrong_is_read_again_a_few_at_a_time() {
     assert_eq!(far.mem.verify(everything, Arc::default()).await.unwrap().errors, []);
     let reader = far.mem.read(&[made.point.id]).await.unwrap();
     let disk = &reader.manifest(made.point.id).await.unwrap().disks[0];
-    let prints = chunker::Fingerprinter::new(&far.mem.config().domain);
+    let keys = chunker::DomainKeys::new(&far.mem.config().domain);
     let (target, screen) = Target::new(disk.size);
-    restore(&reader, &prints, disk, target, &far.pool, &Progress::default()).await.unwrap();
+    restore(&reader, &keys, disk, target, &far.pool, &Progress::default()).await.unwrap();
     assert!(screen.image().as_ref() == Some(&far.machine.images()[0]), "it is the same disk");
 
     let (again, reads) = far.backup("b", false).await;

@@ -1,10 +1,10 @@
 //! Who may do what with whose machines: each request, over the wire, with real certificates.
 
-use chunker::{ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkKind, Compression, DomainKeys};
 use mover::{
     BackupOptions, BackupReport, Begin, Error, ErrorKind, Holder, Keep, Name, OwnerId, PointChange, PointFilter,
     PointId, Pool, Progress, ReadSession, RecoveryPoint, Repository, Role, SweepOptions, Verification, World,
-    WriteSession, backup, retain, with_sealer,
+    WriteSession, backup, retain, with_compressor,
 };
 use store::Local;
 use windlass_bench::attacker::Raw;
@@ -235,10 +235,13 @@ async fn an_owner_has_no_more_than_its_quota() {
     let remote = field.remote(HOST_2).await;
     let begin = |point| Begin { point, parents: Vec::new(), holder: None, verification: Verification::Decode };
     let (session, _) = remote.begin(begin(PointId([1; 16]))).await.unwrap();
-    let prints = Fingerprinter::new(&field.repository.config().domain);
+    let keys = DomainKeys::new(&field.repository.config().domain);
     let chunk = |seed| {
         let plain = noise(seed, 65_536);
-        (prints.id(ChunkKind::Data, &plain), with_sealer(Compression::None, |it| it.seal(ChunkKind::Data, &plain)))
+        (
+            keys.id(ChunkKind::Data, &plain),
+            with_compressor(Compression::None, |it| it.compress(ChunkKind::Data, &plain)),
+        )
     };
     let put = async |seeds: std::ops::Range<u64>| session.put(seeds.map(chunk).collect()).await;
     put(100..130).await.unwrap();

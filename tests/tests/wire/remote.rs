@@ -1,9 +1,9 @@
 //! Across the wire: who is refused, and what survives.
 
-use chunker::{ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkKind, Compression, DomainKeys};
 use mover::{
     Begin, Clock, Error, ErrorKind, Holder, Mem, PointFilter, PointId, Presence, Repository, Role, SystemRandom,
-    Timestamp, Verification, World, WriteSession, with_sealer,
+    Timestamp, Verification, World, WriteSession, with_compressor,
 };
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -104,15 +104,15 @@ async fn pending_pages_are_put_by_everybody() {
     let world = World::system();
     let site = Site::new(&world);
     let mem = Mem::new(&world);
-    let prints = Fingerprinter::new(&mem.config().domain);
+    let keys = DomainKeys::new(&mem.config().domain);
     let running = Running::start(&site, "repo", mem.clone(), &world);
     let remote = running.connect(&site, "repo", &world).await.unwrap();
     let (first, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
     let (second, _) = remote.begin(begin(PointId::random(&world))).await.unwrap();
     for (kind, expected) in [(ChunkKind::Data, Presence::Pending), (ChunkKind::Page, Presence::Missing)] {
         let plain = vec![7; 4096];
-        let id = prints.id(kind, &plain);
-        let blob = with_sealer(Compression::Zstd(1), |sealer| sealer.seal(kind, &plain));
+        let id = keys.id(kind, &plain);
+        let blob = with_compressor(Compression::Zstd(1), |compressor| compressor.compress(kind, &plain));
         first.put(vec![(id, blob)]).await.unwrap();
         first.stored().await.unwrap();
         assert_eq!(second.missing(kind, &[id]).await.unwrap(), [expected], "{kind:?}");

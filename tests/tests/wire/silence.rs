@@ -1,12 +1,12 @@
 //! Every wait on a node ends, wherever it stops; certificates end on open connections too.
 
 use crate::hostile::{Act, Hostile, more, say};
-use chunker::{ChunkId, ChunkKind, Compression, Fingerprinter};
+use chunker::{ChunkId, ChunkKind, Compression, DomainKeys};
 use futures::StreamExt;
 use mover::{
     Begin, Depth, ErrorKind, Holder, MapRoot, Mem, OwnerId, PointChange, PointDraft, PointFilter, PointId, Progress,
     ReadSession, RecoveryPoint, Repository, RepositoryId, Role, SweepOptions, Timestamp, Verification, VerifyOptions,
-    World, WriteSession, with_sealer,
+    World, WriteSession, with_compressor,
 };
 use std::time::{Duration, Instant};
 use windlass_bench::attacker::Raw;
@@ -129,8 +129,8 @@ async fn a_node_that_goes_silent_in_a_job_is_given_up() {
     told_soon("Manifest", reader.manifest(point)).await;
     let (session, _) = remote.begin(begin()).await.unwrap();
     let plain = [7; 4096];
-    let id = Fingerprinter::new(&remote.config().domain).id(ChunkKind::Data, &plain);
-    let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &plain));
+    let id = DomainKeys::new(&remote.config().domain).id(ChunkKind::Data, &plain);
+    let blob = with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &plain));
     // What a put brings is told by the next call.
     let put = async {
         session.put(vec![(id, blob)]).await?;

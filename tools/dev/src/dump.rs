@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use chunker::{Blob, ChunkKind, Opener};
+use chunker::{Blob, ChunkKind, Decoder};
 use mover::{Manifest, Page, Timestamp};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -75,7 +75,7 @@ fn blob(pack: &Bytes, entry: &PackEntry) -> Option<Blob> {
 
 fn structure(text: &mut String, entry: &PackEntry, blob: &Blob) -> Result<()> {
     let mut plain = Vec::new();
-    Opener::default().open(blob, &mut plain).with_context(|| format!("chunk {}", entry.id))?;
+    Decoder::default().decode(blob, &mut plain).with_context(|| format!("chunk {}", entry.id))?;
     match entry.kind {
         ChunkKind::Page => writeln!(text, "{:#?}", Page::decode(&plain)?)?,
         _ => writeln!(text, "{:#?}", Manifest::decode(&plain)?)?,

@@ -5,7 +5,7 @@ use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::text::{count, size};
-use chunker::{Extent, Fingerprinter, GRID_BYTES};
+use chunker::{DomainKeys, Extent, GRID_BYTES};
 use mover::{
     ChangedRun, DiskRecord, MapReader, MapRoot, PointFilter, PointId, ReadSession, Repository as _, Result, RunKind,
     changed_runs, select,
@@ -54,24 +54,24 @@ async fn differences(repository: &Opened, arguments: &Diff) -> Result<Difference
     let pinned: &[PointId] = if from == to { &[from] } else { &[from, to] };
     let session = repository.read(pinned).await?;
     let (old, new) = (session.manifest(from).await?, session.manifest(to).await?);
-    let prints = Fingerprinter::new(&repository.config().domain);
+    let keys = DomainKeys::new(&repository.config().domain);
     let mut disks = Vec::new();
     for disk in &new.disks {
-        disks.push(of_disk(&session, &prints, old.disk(&disk.name), Some(disk)).await?);
+        disks.push(of_disk(&session, &keys, old.disk(&disk.name), Some(disk)).await?);
     }
     for disk in old.disks.iter().filter(|disk| new.disk(&disk.name).is_none()) {
-        disks.push(of_disk(&session, &prints, Some(disk), None).await?);
+        disks.push(of_disk(&session, &keys, Some(disk), None).await?);
     }
     Ok(Difference { from: from.to_string(), to: to.to_string(), disks })
 }
 
 async fn of_disk<R: ReadSession>(
     session: &R,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     old: Option<&DiskRecord>,
     new: Option<&DiskRecord>,
 ) -> Result<DiskDifference> {
-    let reader = MapReader::new(session, prints);
+    let reader = MapReader::new(session, keys);
     let root = |disk: Option<&DiskRecord>| disk.map_or(MapRoot::default(), |disk| disk.root);
     let size = |disk: Option<&DiskRecord>| disk.map(|disk| disk.size);
     let end = size(old).max(size(new)).unwrap_or(0);

@@ -10,7 +10,7 @@ use crate::job::watched;
 use crate::open::{self, Access, Existing, Local, Opened};
 use crate::stop::Stoppable;
 use crate::text::{escaped, seconds, size};
-use chunker::Fingerprinter;
+use chunker::DomainKeys;
 use mover::event::{JobSummary, RestoreSummary};
 use mover::{
     DiskRecord, DiskView, Error, ErrorKind, Failover, Manifest, PointFilter, PointId, Progress, ReadSession as _,
@@ -178,11 +178,11 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
     let session = Failover::new(sessions);
     let manifest = session.manifest(copies.point).await?;
     let disk = choose_disk(&manifest, arguments)?.clone();
-    let prints = Fingerprinter::new(&copies.repositories[0].1.config().domain);
+    let keys = DomainKeys::new(&copies.repositories[0].1.config().domain);
     let (progress, pool) = (Progress::default(), &context.pool);
     let Place::Target(to) = to else {
         let session = Arc::new(session);
-        let view = DiskView::new(session.clone(), &prints, &disk, pool, ViewOptions::default());
+        let view = DiskView::new(session.clone(), &keys, &disk, pool, ViewOptions::default());
         let job = restore_stream(&view, stdout::Stdout, &progress);
         let report = watched(&context.out, &progress, context.stop.race(job)).await;
         view.close().await;
@@ -198,11 +198,11 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
         if arguments.delta {
             // What is there is not left half written without a word: the job itself ends, and tells how far it came.
             let target = Stoppable { inner: target, stop: context.stop.clone() };
-            let made = restore_delta(&session, &prints, &disk, target, pool, &progress).await;
+            let made = restore_delta(&session, &keys, &disk, target, pool, &progress).await;
             return made.map_err(|error| error.context(to));
         }
         // A new target that is dropped tidies up after itself.
-        context.stop.race(restore(&session, &prints, &disk, target, pool, &progress)).await
+        context.stop.race(restore(&session, &keys, &disk, target, pool, &progress)).await
     };
     let report = watched(&context.out, &progress, job).await?;
     Ok((manifest, disk, report, session.bytes_from()))

@@ -7,7 +7,7 @@ use crate::{
     RecordReader, RecordWriter, Repository, Result, Source, TrackingRecord, TrackingWish,
 };
 use bytes::Bytes;
-use chunker::{ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
+use chunker::{ChunkKind, DomainKeys, Extent, ExtentSet, GRID_BYTES, grid_blocks, is_zero};
 use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -147,8 +147,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let (job, size) = (self.job, self.description.size);
         job.progress.expect(extent.length);
         let bytes = self.read(extent, pacer).await?;
-        let prints = job.prints.clone();
-        let compare = move || first_difference(&prints, &bytes, extent, size, before.as_deref());
+        let keys = job.keys.clone();
+        let compare = move || first_difference(&keys, &bytes, extent, size, before.as_deref());
         let found = job.pool.run(compare).await;
         job.progress.advance(extent.length);
         Ok(found)
@@ -156,13 +156,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 }
 
 /// By chunk id, as everything that is called unchanged (T7). What could not be read at the parent proves nothing.
-fn first_difference(
-    prints: &Fingerprinter,
-    bytes: &Bytes,
-    extent: Extent,
-    size: u64,
-    before: Option<&Page>,
-) -> Option<u64> {
+fn first_difference(keys: &DomainKeys, bytes: &Bytes, extent: Extent, size: u64, before: Option<&Page>) -> Option<u64> {
     let differs = |block: &Extent| {
         let was =
             before.map_or(PageRef::Absent, |page| page.entry(block.offset / u64::from(GRID_BYTES) % PAGE_ENTRIES));
@@ -171,7 +165,7 @@ fn first_difference(
         match was {
             PageRef::Unreadable => false,
             PageRef::Absent => !is_zero(plain),
-            PageRef::Chunk(id) => prints.id(ChunkKind::Data, plain) != id,
+            PageRef::Chunk(id) => keys.id(ChunkKind::Data, plain) != id,
         }
     };
     grid_blocks(extent, size).find(differs).map(|block| block.offset)

@@ -5,10 +5,10 @@ use super::check::is_reinterpreted;
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
     Page, PageRef, Presence, RateLimiter, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession,
-    level_of, with_sealer,
+    level_of, with_compressor,
 };
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys, Extent, ExtentSet, GRID_BYTES, grid_blocks, is_zero};
 use futures::StreamExt;
 use futures::future::try_join;
 use futures::stream::{self, FuturesOrdered, FuturesUnordered};
@@ -105,7 +105,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 
         let patched = self.before.filter(|_| changed.mode == ChangeTracking::Bitmap);
         let base = patched.map(|record| (record.root, self.reader));
-        let mut builder = MapBuilder::new(size, base, self.job.prints);
+        let mut builder = MapBuilder::new(size, base, self.job.keys);
         // Where the parent has nothing there is nothing that zeros could replace.
         let zero = match self.before {
             Some(before) => self.reader.with_data(before.root, &zero).await?,
@@ -261,8 +261,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         let before = self.leaf_before(extent).await?;
         let bytes = self.read(extent, pacer).await?;
         let suspects: Vec<u64> = self.suspects.range(extent.range()).copied().collect();
-        let (prints, size) = (self.job.prints.clone(), self.description.size);
-        Ok(self.job.pool.run(move || cut(&prints, &bytes, extent, size, before.as_deref(), &suspects)).await)
+        let (keys, size) = (self.job.keys.clone(), self.description.size);
+        Ok(self.job.pool.run(move || cut(&keys, &bytes, extent, size, before.as_deref(), &suspects)).await)
     }
 
     pub(super) async fn leaf_before(&self, extent: Extent) -> Result<Option<Arc<Page>>> {
@@ -272,7 +272,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         }
     }
 
-    /// Seals and puts those that are missing.
+    /// Compresses and puts those that are missing.
     async fn put_missing(&self, chunks: Vec<(ChunkId, Bytes)>, present: Vec<Presence>) -> Result<()> {
         let mut twice = HashSet::new();
         let missing = chunks.into_iter().zip(present).filter(|(_, it)| *it == Presence::Missing);
@@ -282,10 +282,10 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             return Ok(());
         }
         let compression = self.job.options.compression;
-        let seal = move |(id, plain): (ChunkId, Bytes)| -> (ChunkId, Blob) {
-            (id, with_sealer(compression, |sealer| sealer.seal(ChunkKind::Data, &plain)))
+        let compress = move |(id, plain): (ChunkId, Bytes)| -> (ChunkId, Blob) {
+            (id, with_compressor(compression, |compressor| compressor.compress(ChunkKind::Data, &plain)))
         };
-        let blobs = self.job.pool.run(move || missing.into_iter().map(seal).collect()).await;
+        let blobs = self.job.pool.run(move || missing.into_iter().map(compress).collect()).await;
         self.job.session.put(blobs).await
     }
 }
@@ -293,7 +293,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
 /// What the pieces of a disk are at. A repository far away answers late: pieces that only wait for its answer make room
 /// for others.
 struct Flow {
-    /// Pieces that are read, cut, sealed or put.
+    /// Pieces that are read, cut, compressed or put.
     active: AtomicUsize,
     /// Pieces that wait for an answer, with their bytes.
     waiting: AtomicUsize,
@@ -448,21 +448,14 @@ struct Cut {
 }
 
 /// Blocks are compared by chunk id, never by a weaker checksum (T7); suspect ones always count as changed.
-fn cut(
-    prints: &Fingerprinter,
-    bytes: &Bytes,
-    extent: Extent,
-    size: u64,
-    before: Option<&Page>,
-    suspects: &[u64],
-) -> Cut {
+fn cut(keys: &DomainKeys, bytes: &Bytes, extent: Extent, size: u64, before: Option<&Page>, suspects: &[u64]) -> Cut {
     let mut made = Cut { extent, refs: Vec::new(), changed: Vec::new(), bytes_read: extent.length, bytes_changed: 0 };
     for block in grid_blocks(extent, size) {
         let number = block.offset / u64::from(GRID_BYTES);
         let from = usize::try_from(block.offset - extent.offset).expect("a piece fits memory");
         let plain = bytes.slice(from..from + usize::try_from(block.length).expect("a block fits memory"));
         let was = before.map_or(PageRef::Absent, |page| page.entry(number % PAGE_ENTRIES));
-        let now = if is_zero(&plain) { PageRef::Absent } else { PageRef::Chunk(prints.id(ChunkKind::Data, &plain)) };
+        let now = if is_zero(&plain) { PageRef::Absent } else { PageRef::Chunk(keys.id(ChunkKind::Data, &plain)) };
         made.refs.push((number, now));
         match now {
             PageRef::Chunk(id) if now != was || suspects.contains(&block.offset) => {
@@ -496,7 +489,7 @@ fn pieces(read: &ExtentSet, zero: &ExtentSet) -> impl Iterator<Item = Piece> {
 /// Bytes of one read: a whole number of blocks, a whole part of a leaf.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Pieces at work at once: read, cut, sealed or put; and as many that are read again.
+/// Pieces at work at once: read, cut, compressed or put; and as many that are read again.
 const PIECES_MAX: usize = 16;
 /// Pieces that wait for an answer with their bytes, beside those: what 1 Gbit/s of blobs at 150 ms takes. The sum, times
 /// [`PIECE_BYTES`], bounds the plain bytes held.

@@ -5,7 +5,7 @@ use super::disk::Begun;
 use super::disk::DiskPass;
 use crate::{
     ChangeTracking, Changed, ChunkBatch, DiskRecord, Error, ErrorKind, Manifest, MapReader, PageRef, ReadSession,
-    Repository, Result, Source, TreeDiff, Visited, WriteSession, with_opener, with_sealer,
+    Repository, Result, Source, TreeDiff, Visited, WriteSession, with_compressor, with_decoder,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Extent, ExtentSet, GRID_BYTES, grid_blocks};
 use futures::StreamExt;
@@ -22,9 +22,9 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         for batch in batches {
             let found: Vec<_> = batch.into_iter().filter_map(|(id, blob)| blob.ok().map(|blob| (id, blob))).collect();
             // What may be damaged is put again only when it is proven not to be.
-            let prints = self.prints.clone();
+            let keys = self.keys.clone();
             let proven = move |(id, blob): &(ChunkId, Blob)| {
-                with_opener(|opener| opener.open_verified(&prints, id, blob, &mut Vec::new())).is_ok()
+                with_decoder(|decoder| decoder.decode_verified(&keys, id, blob, &mut Vec::new())).is_ok()
             };
             let found: Vec<_> = self.pool.run(move || found.into_iter().filter(proven).collect()).await;
             found.iter().for_each(|(id, _)| {
@@ -62,7 +62,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
 
     /// Puts those of `lost` that are of this disk, and lets go of them.
     async fn find_again(&self, index: usize, disk: &DiskRecord, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
-        let reader = MapReader::new(self.session, self.prints);
+        let reader = MapReader::new(self.session, self.keys);
         let (none, mut visited) = (crate::MapRoot { level: disk.root.level, id: None }, Visited::default());
         let mut leaves = TreeDiff::new((none, &reader), (disk.root, &reader), &mut visited);
         while !lost.is_empty()
@@ -82,7 +82,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     /// Makes the map of a disk again, a page of which is lost: what that referred to only the source can tell, all of which
     /// is read. What is there already is not sent.
     async fn map_again(&self, index: usize, disk: &DiskRecord) -> Result<()> {
-        let reader = MapReader::new(self.session, self.prints);
+        let reader = MapReader::new(self.session, self.keys);
         let description = &self.source.disks()[index];
         let (suspects, begun) = (BTreeSet::new(), Begun { position: 0, since: Instant::now() });
         let mut pass = DiskPass { job: self, index, description, before: None, reader: &reader, suspects, begun };
@@ -105,13 +105,13 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     async fn read_again(&self, disk: usize, id: ChunkId, within: Extent, size: u64) -> Result<()> {
         let block = grid_blocks(within, size).next().ok_or_else(|| Error::internal("a block past the disk's end"))?;
         let plain = self.source.read(disk, block).await?;
-        if self.prints.id(ChunkKind::Data, &plain) != id {
+        if self.keys.id(ChunkKind::Data, &plain) != id {
             return Err(Error::source(format!("offset {} reads differently now", block.offset))
                 .hint("the source changed while it was read; run the backup again"));
         }
         let compression = self.options.compression;
-        let seal = move || with_sealer(compression, |sealer| sealer.seal(ChunkKind::Data, &plain));
-        let blob = self.pool.run(seal).await;
+        let compress = move || with_compressor(compression, |compressor| compressor.compress(ChunkKind::Data, &plain));
+        let blob = self.pool.run(compress).await;
         self.session.put(vec![(id, blob)]).await
     }
 }

@@ -1,7 +1,7 @@
 //! A blob whose checksum is right and whose content is not is asked for again: another place or copy may have it.
 
 use super::{Arrived, Job};
-use crate::{ChunkError, ReadSession, Target, with_opener};
+use crate::{ChunkError, ReadSession, Target, with_decoder};
 use chunker::ChunkId;
 use std::collections::HashMap;
 
@@ -9,13 +9,13 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
     /// The batch with every blob that is not what its id says replaced, or the reason why it cannot be had. What came as
     /// an error stays one: all that could be asked were asked.
     pub(super) async fn replace_wrong(&self, arrived: Vec<Arrived>) -> Vec<Arrived> {
-        let prints = self.prints.clone();
+        let keys = self.keys.clone();
         let sort = move || {
             let mut plain = Vec::new();
             arrived.into_iter().partition(|(id, _, blob): &Arrived| {
                 let Ok(blob) = blob else { return true };
                 plain.clear();
-                with_opener(|opener| opener.open_verified(&prints, id, blob, &mut plain)).is_ok()
+                with_decoder(|decoder| decoder.decode_verified(&keys, id, blob, &mut plain)).is_ok()
             })
         };
         let (mut sound, wrong): (Vec<Arrived>, Vec<Arrived>) = self.pool.run(sort).await;
@@ -23,7 +23,7 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         if ids.is_empty() {
             return sound;
         }
-        let found = self.reader.session().get_verified(self.prints, ids).await;
+        let found = self.reader.session().get_verified(self.keys, ids).await;
         let mut found: HashMap<ChunkId, _> = found.into_iter().collect();
         sound.extend(wrong.into_iter().map(|(chunk, places, _)| {
             let blob = found.remove(&chunk).unwrap_or(Err(ChunkError::Missing { chunk }));

@@ -3,7 +3,7 @@
 use super::{Job, Places, RestoreReport, restore_onto};
 use crate::{DiskRecord, Error, Pool, Progress, ReadSession, Result, Target};
 use bytes::Bytes;
-use chunker::{ChunkId, ChunkKind, Extent, ExtentSet, Fingerprinter, GRID_BYTES, grid_blocks, is_zero};
+use chunker::{ChunkId, ChunkKind, DomainKeys, Extent, ExtentSet, GRID_BYTES, grid_blocks, is_zero};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// As [`restore`](super::restore()).
 pub async fn restore_delta<R: ReadSession, T: Target>(
     session: &R,
-    prints: &Fingerprinter,
+    keys: &DomainKeys,
     disk: &DiskRecord,
     target: T,
     pool: &Pool,
@@ -27,7 +27,7 @@ pub async fn restore_delta<R: ReadSession, T: Target>(
     let touched = AtomicBool::new(false);
     let held = Held { data: target.zeroes().await?.complement(disk.size) };
     let target = Watched { target, touched: &touched };
-    let made = restore_onto(session, prints, disk, target, Some(held), pool, progress).await;
+    let made = restore_onto(session, keys, disk, target, Some(held), pool, progress).await;
     made.map_err(|error| if touched.load(Relaxed) { unfinished(&error) } else { error })
 }
 
@@ -108,13 +108,13 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         if bytes.len() as u64 != extent.length {
             return Err(Error::internal(format!("a target gave {} of {} bytes", bytes.len(), extent.length)));
         }
-        let prints = self.prints.clone();
+        let keys = self.keys.clone();
         let differ = move || {
             let holds = |(block, want): &Wanted| {
                 let at = usize::try_from(block.offset - extent.offset).expect("inside a read");
                 let bytes = &bytes[at..at + usize::try_from(block.length).expect("a block")];
                 // By fingerprint alone, as everywhere: no weaker checksum ever says that two blocks are equal (T7).
-                want.map_or_else(|| is_zero(bytes), |id| prints.id(ChunkKind::Data, bytes) == id)
+                want.map_or_else(|| is_zero(bytes), |id| keys.id(ChunkKind::Data, bytes) == id)
             };
             run.into_iter().partition::<Vec<Wanted>, _>(holds)
         };

@@ -91,7 +91,7 @@ proptest! {
             let world = Absent { ids: Mutex::new(absent.clone()), ..Absent::with_blocks(&[&old, &new], &short) };
             let mut found = BTreeSet::new();
             for _ in 0..500 {
-                let missing = missing_for(&shelf.session, &shelf.prints, &child, &parents, &world, limit).await.unwrap();
+                let missing = missing_for(&shelf.session, &shelf.keys, &child, &parents, &world, limit).await.unwrap();
                 if missing.is_empty() { break }
                 assert_eq!(missing.iter().collect::<BTreeSet<_>>().len(), missing.len());
                 for id in missing {
@@ -117,7 +117,7 @@ async fn cost_follows_the_change() {
         let (shelf, absent) = (&shelf, &absent);
         async move {
             let before = *absent.asked.lock().unwrap();
-            let missing = missing_for(&shelf.session, &shelf.prints, &child, &parents, absent, 9).await.unwrap();
+            let missing = missing_for(&shelf.session, &shelf.keys, &child, &parents, absent, 9).await.unwrap();
             assert_eq!(missing, []);
             *absent.asked.lock().unwrap() - before
         }
@@ -136,7 +136,7 @@ async fn a_map_that_refers_to_itself_a_million_times_is_walked_once() {
         let mut page = Page::disk(level);
         (0..PAGE_ENTRIES).for_each(|at| page.set(at, crate::PageRef::Chunk(root)));
         let plain = page.encode();
-        root = shelf.prints.id(ChunkKind::Page, &plain);
+        root = shelf.keys.id(ChunkKind::Page, &plain);
         shelf.keep(vec![crate::NewPage { id: root, plain }]).await;
     }
     crate::WriteSession::flush(&shelf.session).await.unwrap();
@@ -144,18 +144,18 @@ async fn a_map_that_refers_to_itself_a_million_times_is_walked_once() {
     assert_eq!(level_of(size), 3);
     let manifest = manifest(size, MapRoot { level: 3, id: Some(root) });
     let absent = Absent::with_blocks(&[&model], &[]);
-    missing_for(&shelf.session, &shelf.prints, &manifest, &[], &absent, 9).await.unwrap();
+    missing_for(&shelf.session, &shelf.keys, &manifest, &[], &absent, 9).await.unwrap();
     assert_eq!(*absent.asked.lock().unwrap(), 5, "four pages and a chunk");
 }
 
 #[tokio::test]
 async fn maps_of_another_flavour_are_refused() {
     let shelf = Shelf::new().await;
-    let (root, pages) = crate::stream_map(&shelf.prints, &[(testing::chunk(1), 5)]).unwrap();
+    let (root, pages) = crate::stream_map(&shelf.keys, &[(testing::chunk(1), 5)]).unwrap();
     shelf.keep(pages).await;
     crate::WriteSession::flush(&shelf.session).await.unwrap();
     let disk = manifest(5, root);
-    let error = missing_for(&shelf.session, &shelf.prints, &disk, &[], &Absent::default(), 9).await.unwrap_err();
+    let error = missing_for(&shelf.session, &shelf.keys, &disk, &[], &Absent::default(), 9).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Integrity);
 }
 
@@ -163,14 +163,14 @@ async fn maps_of_another_flavour_are_refused() {
 async fn attachments_are_as_long_as_their_maps() {
     let shelf = Shelf::new().await;
     let chunks: Vec<(ChunkId, u64)> = (0..1500).map(|number| (testing::chunk(number), 10 + number)).collect();
-    let (root, pages) = crate::stream_map(&shelf.prints, &chunks).unwrap();
+    let (root, pages) = crate::stream_map(&shelf.keys, &chunks).unwrap();
     let leaves: Vec<ChunkId> = pages[..2].iter().map(|page| page.id).collect();
     let length = |chunks: &[(ChunkId, u64)]| chunks.iter().map(|(_, length)| length).sum::<u64>();
     let (first, second) = (length(&chunks[..1024]), length(&chunks[1024..]));
     shelf.keep(pages).await;
     // A root whose sum is right, and which tells of its leaves what they are not.
     let plain = Page::stream(1, &[(leaves[0], first + 1), (leaves[1], second - 1)]).encode();
-    let lie = MapRoot { level: 1, id: Some(shelf.prints.id(ChunkKind::Page, &plain)) };
+    let lie = MapRoot { level: 1, id: Some(shelf.keys.id(ChunkKind::Page, &plain)) };
     shelf.keep(vec![crate::NewPage { id: lie.id.unwrap(), plain }]).await;
     crate::WriteSession::flush(&shelf.session).await.unwrap();
     let with = |bytes: u64, root: MapRoot| {
@@ -183,7 +183,7 @@ async fn attachments_are_as_long_as_their_maps() {
     let pieces = chunks.iter().map(|(id, length)| (*id, piece(*length))).collect();
     let (absent, good) = (Absent { chunks: pieces, ..Absent::default() }, with(first + second, root));
     let ask = async |child: &Manifest, parents: &[Manifest]| {
-        missing_for(&shelf.session, &shelf.prints, child, parents, &absent, 9).await.map_err(|error| error.kind())
+        missing_for(&shelf.session, &shelf.keys, child, parents, &absent, 9).await.map_err(|error| error.kind())
     };
     assert_eq!(ask(&good, &[]).await, Ok(Vec::new()));
     for bytes in [first + second - 1, first + second + 1, first] {
@@ -203,7 +203,7 @@ async fn chunks_of_another_kind_or_length_are_refused() {
     let root = shelf.of(size, &model).await;
     let good = Absent::with_blocks(&[&model], &[(model[&2], 7)]);
     let ask = async |size: u64, parents: &[Manifest], presences: &Absent| {
-        let asked = missing_for(&shelf.session, &shelf.prints, &manifest(size, root), parents, presences, 9).await;
+        let asked = missing_for(&shelf.session, &shelf.keys, &manifest(size, root), parents, presences, 9).await;
         asked.map_err(|error| (error.kind(), error.to_string()))
     };
     assert_eq!(ask(size, &[], &good).await, Ok(Vec::new()));

@@ -152,7 +152,7 @@ mod tests {
             let mut page = Page::disk(level);
             (0..PAGE_ENTRIES).for_each(|at| page.set(at, PageRef::Chunk(id)));
             let plain = page.encode();
-            id = shelf.prints.id(ChunkKind::Page, &plain);
+            id = shelf.keys.id(ChunkKind::Page, &plain);
             shelf.keep(vec![NewPage { id, plain }]).await;
         }
         shelf.session.flush().await.unwrap();

@@ -87,7 +87,7 @@ async fn a_page_that_stands_in_a_million_places_is_looked_at_once() {
         let mut page = Page::disk(level);
         (0..PAGE_ENTRIES).for_each(|at| page.set(at, PageRef::Chunk(root.id.unwrap())));
         let plain = page.encode();
-        root = MapRoot { level, id: Some(shelf.prints.id(chunker::ChunkKind::Page, &plain)) };
+        root = MapRoot { level, id: Some(shelf.keys.id(chunker::ChunkKind::Page, &plain)) };
         shelf.keep(vec![crate::NewPage { id: root.id.unwrap(), plain }]).await;
     }
     crate::WriteSession::flush(&shelf.session).await.unwrap();

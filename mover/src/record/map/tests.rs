@@ -81,10 +81,10 @@ async fn an_increment_makes_only_the_pages_on_the_way() {
     let full: Model = (0..2000).map(|leaf| (leaf * PAGE_ENTRIES + leaf % 1000, testing::chunk(leaf))).collect();
     let root = shelf.of(size, &full).await;
     let reader = shelf.reader();
-    let mut builder = MapBuilder::new(size, Some((root, &reader)), &shelf.prints);
+    let mut builder = MapBuilder::new(size, Some((root, &reader)), &shelf.keys);
     builder.set(1_234_567, PageRef::Chunk(testing::chunk(9))).await.unwrap();
     assert_eq!(builder.finish().1.len(), 3);
-    let mut builder = MapBuilder::new(size, Some((root, &reader)), &shelf.prints);
+    let mut builder = MapBuilder::new(size, Some((root, &reader)), &shelf.keys);
     builder.set(0, PageRef::Chunk(full[&0])).await.unwrap();
     assert_eq!(builder.finish(), (root, Vec::new()), "an entry as it was makes no page");
 }
@@ -113,11 +113,11 @@ fn heights() {
 
 #[test]
 fn stream_maps_of_every_height() {
-    let prints = Fingerprinter::new(&chunker::DomainKey([1; 32]));
-    assert_eq!(stream_map(&prints, &[]).unwrap(), (MapRoot::default(), Vec::new()));
+    let keys = DomainKeys::new(&chunker::DomainKey([1; 32]));
+    assert_eq!(stream_map(&keys, &[]).unwrap(), (MapRoot::default(), Vec::new()));
     for (count, level, pages) in [(1, 0, 1), (1024, 0, 1), (1025, 1, 3), (3000, 1, 4)] {
         let chunks: Vec<_> = (0..count).map(|number| (testing::chunk(number), number + 1)).collect();
-        let (root, made) = stream_map(&prints, &chunks).unwrap();
+        let (root, made) = stream_map(&keys, &chunks).unwrap();
         assert_eq!((root.level, made.len()), (level, pages), "{count} chunks");
         let top = made.last().unwrap();
         assert_eq!(root.id, Some(top.id));

@@ -4,9 +4,9 @@ use crate::{
     Begin, Begun, ChunkError, Demand, Error, ErrorKind, GroupId, Holder, LogHead, MachineId, Manifest, MapRoot, Name,
     OwnerId, PAGE_ENTRIES, Page, PointDraft, PointFilter, PointId, Presence, RecoveryPoint, RepositoryConfig,
     RepositoryId, Result, SessionId, Shape, Spot, Stats, StoredTotals, Suspect, Timestamp, VerifyError, VerifyReport,
-    digest, with_opener,
+    digest, with_decoder,
 };
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter, GRID_BYTES};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys, GRID_BYTES};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 
@@ -67,7 +67,7 @@ impl State {
         Ok(())
     }
 
-    pub fn begin(&mut self, id: SessionId, begin: &Begin, prints: &Fingerprinter) -> Result<Vec<Suspect>> {
+    pub fn begin(&mut self, id: SessionId, begin: &Begin, keys: &DomainKeys) -> Result<Vec<Suspect>> {
         let gone = |pin: &&PointId| self.points.iter().any(|point| point.id == **pin && point.forgotten);
         if let Some(forgotten) = begin.parents.iter().find(gone) {
             return Err(Error::not_found(format!("point {forgotten} was forgotten")));
@@ -81,8 +81,8 @@ impl State {
         let mut suspects = Vec::new();
         if !self.suspects.is_empty() {
             for parent in &begin.parents {
-                if let Ok(manifest) = self.manifest(*parent, prints) {
-                    self.suspect_places(&manifest, prints, &mut suspects);
+                if let Ok(manifest) = self.manifest(*parent, keys) {
+                    self.suspect_places(&manifest, keys, &mut suspects);
                 }
             }
         }
@@ -91,12 +91,12 @@ impl State {
     }
 
     /// Every place of a suspect in the disks of a point, until there are enough. Below what has none nobody looks twice.
-    fn suspect_places(&self, manifest: &Manifest, prints: &Fingerprinter, places: &mut Vec<Suspect>) {
+    fn suspect_places(&self, manifest: &Manifest, keys: &DomainKeys, places: &mut Vec<Suspect>) {
         let mut clean = HashSet::new();
         for disk in &manifest.disks {
             let mut found = Vec::new();
             let top = disk.root.id.map(|id| (id, disk.root.level + 1, 0));
-            top.into_iter().for_each(|top| self.suspect_blocks(top, prints, &mut clean, &mut found));
+            top.into_iter().for_each(|top| self.suspect_blocks(top, keys, &mut clean, &mut found));
             let place = |(chunk, block)| Suspect { chunk, disk: disk.id, offset: block * u64::from(GRID_BYTES) };
             places.extend(found.into_iter().map(place));
         }
@@ -106,7 +106,7 @@ impl State {
     fn suspect_blocks(
         &self,
         (id, height, index): (ChunkId, u8, u64),
-        prints: &Fingerprinter,
+        keys: &DomainKeys,
         clean: &mut HashSet<(ChunkId, u8)>,
         found: &mut Vec<(ChunkId, u64)>,
     ) {
@@ -117,9 +117,9 @@ impl State {
         if self.suspects.contains(&id) {
             found.push((id, index * PAGE_ENTRIES.pow(height.into())));
         }
-        if let Some(page) = height.checked_sub(1).and_then(|_| self.page(id, prints)) {
+        if let Some(page) = height.checked_sub(1).and_then(|_| self.page(id, keys)) {
             for (at, below) in (0..PAGE_ENTRIES).filter_map(|at| Some((at, page.entry(at).chunk()?))) {
-                self.suspect_blocks((below, height - 1, index * PAGE_ENTRIES + at), prints, clean, found);
+                self.suspect_blocks((below, height - 1, index * PAGE_ENTRIES + at), keys, clean, found);
             }
         }
         if found.len() == before && height > 0 {
@@ -128,32 +128,32 @@ impl State {
     }
 
     /// Every id at or below `root`, and its height; a chunk has height 0. Subtrees that do not read are passed over.
-    pub fn below(&self, root: MapRoot, prints: &Fingerprinter) -> HashSet<(ChunkId, u8)> {
+    pub fn below(&self, root: MapRoot, keys: &DomainKeys) -> HashSet<(ChunkId, u8)> {
         let mut seen: HashSet<(ChunkId, u8)> = root.id.map(|id| (id, root.level + 1)).into_iter().collect();
         let mut stack: Vec<(ChunkId, u8)> = seen.iter().copied().collect();
         while let Some((id, height)) = stack.pop() {
             let Some(below) = height.checked_sub(1) else { continue };
-            let new = self.page(id, prints).map_or_else(Vec::new, |page| page.chunks().collect());
+            let new = self.page(id, keys).map_or_else(Vec::new, |page| page.chunks().collect());
             stack.extend(new.into_iter().map(|id| (id, below)).filter(|it| seen.insert(*it)));
         }
         seen
     }
 
-    fn page(&self, id: ChunkId, prints: &Fingerprinter) -> Option<Page> {
+    fn page(&self, id: ChunkId, keys: &DomainKeys) -> Option<Page> {
         let held = self.chunks.get(&id)?;
         let mut plain = Vec::new();
-        with_opener(|opener| opener.open_verified(prints, &id, &held.blob, &mut plain)).ok()?;
+        with_decoder(|decoder| decoder.decode_verified(keys, &id, &held.blob, &mut plain)).ok()?;
         Page::decode(&plain).ok()
     }
 
-    pub fn manifest(&self, point: PointId, prints: &Fingerprinter) -> Result<Manifest> {
+    pub fn manifest(&self, point: PointId, keys: &DomainKeys) -> Result<Manifest> {
         let found = self.points.iter().find(|it| it.id == point);
         let id = found.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?.manifest;
         let bad = |what: String| Error::integrity(format!("manifest {id} of point {point} {what}"));
         let held = self.chunks.get(&id).ok_or_else(|| bad("is missing".into()))?;
         let mut plain = Vec::new();
         held.blob.check().map_err(|error| bad("is damaged".into()).because(error))?;
-        with_opener(|opener| opener.open_verified(prints, &id, &held.blob, &mut plain))
+        with_decoder(|decoder| decoder.decode_verified(keys, &id, &held.blob, &mut plain))
             .map_err(|error| bad("is damaged".into()).because(error))?;
         let manifest = Manifest::decode(&plain).map_err(|error| bad("cannot be read".into()).because(error))?;
         if held.blob.header().kind != ChunkKind::Manifest || manifest.point != point {
@@ -175,26 +175,26 @@ impl State {
     }
 
     /// Decodes every chunk. What is found damaged is suspect from then on.
-    pub fn verify(&mut self, prints: &Fingerprinter) -> VerifyReport {
+    pub fn verify(&mut self, keys: &DomainKeys) -> VerifyReport {
         let mut report = VerifyReport { points: self.points.len() as u64, ..VerifyReport::default() };
         for (id, Held { blob, .. }) in &self.chunks {
             report.chunks += 1;
             report.bytes_read += blob.bytes().len() as u64;
-            if let Err(error) = with_opener(|opener| opener.open_verified(prints, id, blob, &mut Vec::new())) {
+            if let Err(error) = with_decoder(|decoder| decoder.decode_verified(keys, id, blob, &mut Vec::new())) {
                 self.losses += u64::from(self.suspects.insert(*id));
                 report.add(VerifyError { chunk: Some(*id), what: error.to_string(), ..VerifyError::default() });
             }
         }
         for point in &self.points {
-            if let Ok(manifest) = self.manifest(point.id, prints) {
-                self.misfits(point.id, &manifest, prints).into_iter().for_each(|error| report.add(error));
+            if let Ok(manifest) = self.manifest(point.id, keys) {
+                self.misfits(point.id, &manifest, keys).into_iter().for_each(|error| report.add(error));
             }
         }
         report
     }
 
     /// What stands in the maps of a point and cannot be restored.
-    fn misfits(&self, point: PointId, manifest: &Manifest, prints: &Fingerprinter) -> Vec<VerifyError> {
+    fn misfits(&self, point: PointId, manifest: &Manifest, keys: &DomainKeys) -> Vec<VerifyError> {
         let (mut errors, mut visited) = (Vec::new(), HashSet::new());
         let disks = manifest.disks.iter().map(|it| (&it.name, it.root, Spot::of_disk(it.size, it.root.level)));
         let attached = manifest.attachments.iter();
@@ -206,7 +206,7 @@ impl State {
             };
             let mut stack: Vec<(ChunkId, Spot, u64)> = root.id.map(|id| (id, spot, 0)).into_iter().collect();
             while let Some((id, spot, offset)) = stack.pop() {
-                let Some(page) = self.page(id, prints).filter(|_| visited.insert((id, spot))) else { continue };
+                let Some(page) = self.page(id, keys).filter(|_| visited.insert((id, spot))) else { continue };
                 if let Err(what) = spot.check(&page) {
                     errors.push(error(offset, id, what.to_string()));
                     continue;

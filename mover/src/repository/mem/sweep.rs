@@ -2,7 +2,7 @@
 
 use super::state::State;
 use crate::{PointChange, PointId, Result, SessionId, SweepOptions, SweepReport, Timestamp};
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use std::collections::{BTreeSet, HashSet};
 
 impl State {
@@ -26,7 +26,7 @@ impl State {
 
     /// Dooms what cannot be reached and was added before the oldest open session began (R6), and drops what is doomed,
     /// still cannot be reached, and was not doomed before a session that is open.
-    pub fn sweep(&mut self, prints: &Fingerprinter, options: SweepOptions) -> Result<SweepReport> {
+    pub fn sweep(&mut self, keys: &DomainKeys, options: SweepOptions) -> Result<SweepReport> {
         let open: BTreeSet<SessionId> = self.sessions.iter().filter(|(_, it)| !it.ended).map(|(id, _)| *id).collect();
         let pinned: HashSet<PointId> = open.iter().flat_map(|id| self.sessions[id].pins.clone()).collect();
         let (left, gone): (Vec<_>, Vec<_>) =
@@ -34,8 +34,8 @@ impl State {
         let mut reachable = HashSet::new();
         for point in &left {
             reachable.insert(point.manifest);
-            for root in self.manifest(point.id, prints)?.roots() {
-                reachable.extend(self.below(root, prints).into_iter().map(|(id, _)| id));
+            for root in self.manifest(point.id, keys)?.roots() {
+                reachable.extend(self.below(root, keys).into_iter().map(|(id, _)| id));
             }
         }
         let oldest = open.iter().map(|id| self.sessions[id].opened).min().unwrap_or(u64::MAX);

@@ -9,14 +9,14 @@ pub mod interleavings;
 
 struct Lab {
     mem: Mem,
-    prints: Fingerprinter,
+    keys: DomainKeys,
 }
 
 impl Lab {
     fn new() -> Self {
         let mem = Mem::new(&world());
-        let prints = Fingerprinter::new(&mem.config().domain);
-        Self { mem, prints }
+        let keys = DomainKeys::new(&mem.config().domain);
+        Self { mem, keys }
     }
 
     fn data(&self, byte: u8) -> (ChunkId, Blob) {
@@ -24,8 +24,8 @@ impl Lab {
     }
 
     fn chunk(&self, kind: ChunkKind, plain: &[u8]) -> (ChunkId, Blob) {
-        let blob = with_sealer(Compression::Zstd(1), |sealer| sealer.seal(kind, plain));
-        (self.prints.id(kind, plain), blob)
+        let blob = with_compressor(Compression::Zstd(1), |compressor| compressor.compress(kind, plain));
+        (self.keys.id(kind, plain), blob)
     }
 
     async fn session(&self, parents: &[PointId]) -> MemSession {
@@ -40,7 +40,7 @@ impl Lab {
 
     /// A draft of a disk of one block per byte; its page is put.
     async fn draft(&self, session: &MemSession, point: u8, blocks: &[u8]) -> PointDraft {
-        let mut builder = MapBuilder::<MemSession>::new(1 << 20, None, &self.prints);
+        let mut builder = MapBuilder::<MemSession>::new(1 << 20, None, &self.keys);
         for (block, byte) in (0..).zip(blocks) {
             builder.set(block, PageRef::Chunk(self.data(*byte).0)).await.unwrap();
         }

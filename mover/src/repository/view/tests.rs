@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{Shelf, run};
-use crate::{ChunkBatch, ErrorKind, Manifest, MemSession, PageRef, PointId, WriteSession, with_sealer};
+use crate::{ChunkBatch, ErrorKind, Manifest, MemSession, PageRef, PointId, WriteSession, with_compressor};
 use chunker::{ChunkKind, Compression};
 use futures::{Stream, stream};
 use proptest::prelude::*;
@@ -35,7 +35,7 @@ impl ReadSession for Copy {
         let blobs = self.session.get(ids).map(move |batch| {
             let one = |(id, blob)| match (gone.contains(&id), spoiled.contains(&id)) {
                 (true, _) => (id, Err(ChunkError::Missing { chunk: id })),
-                (_, true) => (id, Ok(sealed(&[0xee; GRID_BYTES as usize]))),
+                (_, true) => (id, Ok(compressed(&[0xee; GRID_BYTES as usize]))),
                 _ => (id, blob),
             };
             batch.into_iter().map(one).collect()
@@ -43,17 +43,17 @@ impl ReadSession for Copy {
         stream::once(hold).filter_map(|()| std::future::ready(None)).chain(blobs)
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
         let gone = self.gone.lock().unwrap().clone();
         let (lost, there): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| gone.contains(id));
-        let mut made = self.session.get_verified(prints, there).await;
+        let mut made = self.session.get_verified(keys, there).await;
         made.extend(lost.into_iter().map(|chunk| (chunk, Err(ChunkError::Missing { chunk }))));
         made
     }
 }
 
-fn sealed(plain: &[u8]) -> Blob {
-    with_sealer(Compression::Zstd(1), |sealer| sealer.seal(ChunkKind::Data, plain))
+fn compressed(plain: &[u8]) -> Blob {
+    with_compressor(Compression::Zstd(1), |compressor| compressor.compress(ChunkKind::Data, plain))
 }
 
 /// A disk, what it holds, and the copy it is on.
@@ -61,31 +61,31 @@ struct Lab {
     copy: Arc<Copy>,
     disk: DiskRecord,
     bytes: Vec<u8>,
-    prints: Fingerprinter,
+    keys: DomainKeys,
 }
 
 impl Lab {
     /// A disk with one block for each number, and `tail` more bytes; 0 is a block of zeros that is not stored, and equal
     /// numbers are equal blocks.
     async fn new(blocks: &[u8], tail: usize) -> Self {
-        let Shelf { session, prints } = Shelf::new().await;
+        let Shelf { session, keys } = Shelf::new().await;
         let (mut bytes, mut changes) = (Vec::new(), BTreeMap::new());
         for (number, byte) in blocks.iter().copied().chain((tail > 0).then_some(77)).enumerate() {
             let length = if number == blocks.len() { tail } else { GRID_BYTES as usize };
             let plain: Vec<u8> =
                 (0..length).map(|at| if byte == 0 { 0 } else { byte.wrapping_add((at / 7) as u8) }).collect();
             if byte > 0 {
-                let id = prints.id(ChunkKind::Data, &plain);
-                session.put(vec![(id, sealed(&plain))]).await.unwrap();
+                let id = keys.id(ChunkKind::Data, &plain);
+                session.put(vec![(id, compressed(&plain))]).await.unwrap();
                 changes.insert(number as u64, PageRef::Chunk(id));
             }
             bytes.extend(plain);
         }
-        let shelf = Shelf { session, prints };
+        let shelf = Shelf { session, keys };
         let root = shelf.build(bytes.len() as u64, None, &changes).await;
         let mut disk = crate::record::manifest::tests::sample().disks.remove(0);
         (disk.size, disk.root) = (bytes.len() as u64, root);
-        let Shelf { session, prints } = shelf;
+        let Shelf { session, keys } = shelf;
         session.flush().await.unwrap();
         let copy = Copy {
             session,
@@ -94,17 +94,17 @@ impl Lab {
             spoiled: Mutex::default(),
             held: AtomicBool::new(false),
         };
-        Self { copy: Arc::new(copy), disk, bytes, prints }
+        Self { copy: Arc::new(copy), disk, bytes, keys }
     }
 
     fn view(&self, cache_bytes: usize, ahead_bytes: u64) -> DiskView<Copy> {
         let options = ViewOptions { cache_bytes, ahead_bytes };
-        DiskView::new(self.copy.clone(), &self.prints, &self.disk, &Pool::inline(), options)
+        DiskView::new(self.copy.clone(), &self.keys, &self.disk, &Pool::inline(), options)
     }
 
     fn id(&self, block: usize) -> ChunkId {
         let from = block * GRID_BYTES as usize;
-        self.prints.id(ChunkKind::Data, &self.bytes[from..(from + GRID_BYTES as usize).min(self.bytes.len())])
+        self.keys.id(ChunkKind::Data, &self.bytes[from..(from + GRID_BYTES as usize).min(self.bytes.len())])
     }
 
     fn is(&self, offset: u64, read: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt as _, stream};
-use mover::{ChunkBatch, ChunkError, Had, Manifest, OwnerId, Page, Reach, Result, blocking, with_opener};
+use mover::{ChunkBatch, ChunkError, Had, Manifest, OwnerId, Page, Reach, Result, blocking, with_decoder};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Sight {
         let below = |blob: &Blob| -> Option<Vec<ChunkId>> {
             let mut plain = Vec::new();
             // One that does not read is told by whoever asked for it.
-            with_opener(|opener| opener.open(blob, &mut plain)).ok()?;
+            with_decoder(|decoder| decoder.decode(blob, &mut plain)).ok()?;
             Page::decode(&plain).ok().map(|page| page.chunks().collect())
         };
         let below: Vec<ChunkId> = blocking(move || pages.iter().filter_map(below).flatten().collect()).await;

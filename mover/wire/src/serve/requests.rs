@@ -229,7 +229,7 @@ impl<R: Repository + 'static> Node<R> {
         // Few at a time: a chunk may be long, and nobody has taken the ones before yet.
         let verified = |ids: Vec<ChunkId>| {
             let few: Vec<Vec<ChunkId>> = ids.chunks(VERIFIED_TOGETHER).map(<[_]>::to_vec).collect();
-            futures::stream::iter(few).then(|ids| lease.session.get_verified(&served.prints, ids))
+            futures::stream::iter(few).then(|ids| lease.session.get_verified(&served.keys, ids))
         };
         let Some(sight) = served.sight(holder) else { return blobs(to, verified(ids)).await };
         let (seen, missing) = sight.seen(ids).await?;

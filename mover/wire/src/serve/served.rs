@@ -4,7 +4,7 @@ use super::owners::Sight;
 use super::places::{Place, Places};
 use super::quota::{Quota, Quotas, Share};
 use crate::access;
-use chunker::Fingerprinter;
+use chunker::DomainKeys;
 use mover::{
     Either, Error, Holder, OwnerId, PointFilter, PointId, Reach, RecoveryPoint, Repository, Result, SessionId,
 };
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 /// A repository, and whatever is under way on it.
 pub(super) struct Served<R: Repository> {
     pub repository: R,
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
     pub leases: Mutex<HashMap<SessionId, Arc<Lease<R>>>>,
     pub places: Places,
     pub quotas: Quotas,
@@ -44,8 +44,8 @@ impl<R: Repository + 'static> Served<R> {
 
     /// Serves `repository`.
     pub fn new(repository: R, quotas: Quotas, reach: Option<Arc<dyn Reach>>) -> Self {
-        let prints = Fingerprinter::new(&repository.config().domain);
-        Self { repository, prints, leases: Mutex::default(), places: Places::default(), quotas, reach }
+        let keys = DomainKeys::new(&repository.config().domain);
+        Self { repository, keys, leases: Mutex::default(), places: Places::default(), quotas, reach }
     }
 
     /// The points that `holder` may see.

@@ -1,5 +1,5 @@
 use super::*;
-use chunker::{Compression, DomainKey, Fingerprinter, Sealer};
+use chunker::{Compression, Compressor, DomainKey, DomainKeys};
 
 fn header() -> PackHeader {
     PackHeader {
@@ -15,14 +15,14 @@ fn header() -> PackHeader {
 }
 
 fn pack(chunks: u8) -> (Vec<u8>, Vec<PackEntry>) {
-    let prints = Fingerprinter::new(&DomainKey([7; 32]));
-    let mut sealer = Sealer::new(Compression::default());
+    let keys = DomainKeys::new(&DomainKey([7; 32]));
+    let mut compressor = Compressor::new(Compression::default());
     let mut bytes = header().encode();
     let mut entries = Vec::new();
     for number in 0..chunks {
         let plain = vec![number; 100 + usize::from(number)];
-        let id = prints.id(ChunkKind::Data, &plain);
-        let blob = sealer.seal(ChunkKind::Data, &plain);
+        let id = keys.id(ChunkKind::Data, &plain);
+        let blob = compressor.compress(ChunkKind::Data, &plain);
         entries.push(PackEntry {
             id,
             kind: ChunkKind::Data,

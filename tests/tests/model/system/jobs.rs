@@ -5,7 +5,7 @@ use crate::coverage;
 use crate::expected::{Answer, Asked, AskedBackup, Excuse, Place};
 use crate::operation::{Job, Range, Views};
 use crate::outer::Mortal;
-use chunker::{Extent, Fingerprinter};
+use chunker::{DomainKeys, Extent};
 use mover::{
     BackupOptions, ChangeTracking, Depth, ErrorKind, PointChange, PointFilter, PointId, Pool, Progress, ReadSession,
     Repository, Result, SweepOptions, TrackingWish, VerifyOptions, World, backup, blocking, restore,
@@ -337,11 +337,11 @@ pub(super) async fn perform(local: Local, ready: &mut Ready, pool: &Pool, world:
 
 /// All disks of a point.
 pub(super) async fn read_all(reader: &store::Reader, local: &Local, pool: &Pool, point: PointId) -> Result<Vec<Image>> {
-    let prints = Fingerprinter::new(&local.config().domain);
+    let keys = DomainKeys::new(&local.config().domain);
     let mut images = Vec::new();
     for disk in &reader.manifest(point).await?.disks {
         let (target, screen) = Target::new(disk.size);
-        restore(reader, &prints, disk, target, pool, &Progress::default()).await?;
+        restore(reader, &keys, disk, target, pool, &Progress::default()).await?;
         images.push(screen.image().expect("it was finished"));
     }
     Ok(images)

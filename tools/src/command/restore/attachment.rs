@@ -8,7 +8,7 @@ use crate::context::{Context, Exit};
 use crate::open;
 use crate::text::{escaped, size};
 use bytes::Bytes;
-use chunker::Fingerprinter;
+use chunker::DomainKeys;
 use mover::event::{AttachmentSummary, JobSummary};
 use mover::{
     Attachment, Error, Failover, Manifest, ReadSession as _, Repository as _, Result, Sink, blocking, read_attachment,
@@ -49,12 +49,12 @@ async fn from_copies(arguments: &Restore, wanted: &Wanted, copies: &Copies) -> R
     let session = Failover::new(sessions);
     let manifest = session.manifest(copies.point).await?;
     let attachment = choose(&manifest, wanted)?.clone();
-    let prints = Fingerprinter::new(&copies.repositories[0].1.config().domain);
+    let keys = DomainKeys::new(&copies.repositories[0].1.config().domain);
     if arguments.to == "-" {
-        read_attachment(&session, &prints, &attachment, Stdout).await?;
+        read_attachment(&session, &keys, &attachment, Stdout).await?;
     } else {
         let mut made = Made::new(PathBuf::from(&arguments.to)).await?;
-        read_attachment(&session, &prints, &attachment, &mut made).await?;
+        read_attachment(&session, &keys, &attachment, &mut made).await?;
         made.finish().await?;
     }
     Ok((manifest, attachment))

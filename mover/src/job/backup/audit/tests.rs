@@ -115,23 +115,22 @@ fn the_usual_audit_has_three_limits() {
 
 #[test]
 fn a_difference_is_found_in_the_block_it_is_in() {
-    let prints = Fingerprinter::new(&chunker::DomainKey([1; 32]));
+    let keys = DomainKeys::new(&chunker::DomainKey([1; 32]));
     let size = 3 * GRID + 10;
     let mut bytes = vec![1; size as usize];
     bytes[GRID as usize..2 * GRID as usize].fill(0);
     let mut page = Page::disk(0);
     for (at, block) in grid_blocks(Extent::new(0, size), size).enumerate().filter(|(at, _)| *at != 1) {
         let plain = &bytes[block.offset as usize..block.end() as usize];
-        page.set(at as u64, PageRef::Chunk(prints.id(ChunkKind::Data, plain)));
+        page.set(at as u64, PageRef::Chunk(keys.id(ChunkKind::Data, plain)));
     }
-    let find = |bytes: &[u8]| {
-        first_difference(&prints, &Bytes::copy_from_slice(bytes), Extent::new(0, size), size, Some(&page))
-    };
+    let find =
+        |bytes: &[u8]| first_difference(&keys, &Bytes::copy_from_slice(bytes), Extent::new(0, size), size, Some(&page));
     assert_eq!(find(&bytes), None);
     for at in [0, GRID, 2 * GRID - 1, size - 1] {
         let mut other = bytes.clone();
         other[at as usize] ^= 2;
         assert_eq!(find(&other), Some(at / GRID * GRID));
     }
-    assert_eq!(first_difference(&prints, &vec![0; 100].into(), Extent::new(0, 100), 100, None), None);
+    assert_eq!(first_difference(&keys, &vec![0; 100].into(), Extent::new(0, 100), 100, None), None);
 }
