@@ -349,6 +349,18 @@ fn lengths_over_the_limits_are_refused_before_anything_is_read() {
 }
 
 /// The table of PROTOCOL.md, row by row.
+/// The answer to Open has the domain's key: whoever gets it could read the chunks with any other means too.
+#[test]
+fn who_is_given_the_domains_key_may_read() {
+    let of = |is: fn(&Request) -> bool| requests().into_iter().find(is).unwrap();
+    let open = of(|request| matches!(request, Request::Open(_)));
+    let reading = [of(|request| matches!(request, Request::Read(_))), of(|request| matches!(request, Request::Get(_)))];
+    for role in Role::ALL.into_iter().filter(|role| access::allows(*role, &open)) {
+        assert!(reading.iter().all(|request| access::allows(role, request)), "{role:?}");
+    }
+    assert!(access::check(None, &open).is_err(), "who shows no certificate gets no key");
+}
+
 #[test]
 fn roles() {
     for request in requests() {
