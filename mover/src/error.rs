@@ -81,45 +81,6 @@ impl ErrorKind {
         Self::Internal,
     ];
 
-    /// The exit code of a program that fails with it; the table of the command line's contract.
-    pub const fn exit_code(self) -> u8 {
-        match self {
-            Self::Usage => 2,
-            Self::NotFound => 10,
-            Self::Busy => 11,
-            Self::NotAuthorised => 12,
-            Self::Integrity | Self::RolledBack => 13,
-            Self::NoCopy => 14,
-            Self::StoreFull | Self::TargetFull => 15,
-            Self::Quiesce => 16,
-            Self::Tracking => 17,
-            Self::GroupIncomplete => 18,
-            Self::Transport => 20,
-            Self::Cancelled => 130,
-            Self::StoreIo
-            | Self::Fenced
-            | Self::Source
-            | Self::Target
-            | Self::Version
-            | Self::Domain
-            | Self::Internal => 1,
-        }
-    }
-
-    /// Whether a job over many things ends with it, because all that are left would fail in the same way.
-    pub const fn ends_all(self) -> bool {
-        matches!(
-            self,
-            Self::Cancelled
-                | Self::Domain
-                | Self::Fenced
-                | Self::NotAuthorised
-                | Self::RolledBack
-                | Self::StoreFull
-                | Self::Transport
-        )
-    }
-
     /// The name in `--json` output.
     pub const fn code(self) -> &'static str {
         match self {

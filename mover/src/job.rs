@@ -19,7 +19,7 @@ pub use backup::{
 pub use copy::{CopyReport, copy, still_wanted};
 pub use forget::{ForgetWhich, forget};
 pub use kind::JobKind;
-pub use many::{CopyTally, copy_points, in_copy_order};
+pub use many::{CopyTally, copy_points, ends_all, in_copy_order};
 pub use progress::{Counters, Phase, Progress};
 pub use rate::{RateLimiter, parse_bytes};
 pub use repair::{RepairReport, repair, repair_all};

@@ -5,6 +5,7 @@
 //! `codec` alone. Record layouts are in `FORMAT.md`, messages in `PROTOCOL.md`.
 
 mod error;
+mod exit_code;
 mod job;
 mod record;
 mod repository;

@@ -1,7 +1,7 @@
 //! Where disks are restored to: files, block devices, qcow2 images, NBD exports.
 
 mod file;
-mod place;
+mod new_file;
 mod qcow2;
 
 use crate::address::{ImageFormat, TargetAddress};

@@ -4,7 +4,7 @@
 //! Architecture Invariant: no I/O, no clock, no randomness here; nothing depends on RocksDB or on what files exist.
 
 mod digest;
-mod roots;
+mod protected;
 mod validate;
 
 use crate::format::event::{AddedPack, CommittedPoint, Event, SessionOpened};

@@ -13,12 +13,12 @@ mod context;
 mod job;
 mod open;
 mod output;
+mod program;
 mod stop;
 mod text;
-mod windlass;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    windlass::windlass()
+    program::run()
 }

@@ -1,5 +1,5 @@
-//! What a job tells while it runs and at its end. The JSON lines that the command line prints are these events, and nothing
-//! else is: scripts depend on the names of the fields, and fields are only ever added.
+//! What a job tells while it runs and at its end. With `--json` the command line prints these events, one on each line, and
+//! nothing else. Scripts depend on the names of the fields: fields may be added, and are never renamed or removed.
 
 mod summary;
 
@@ -57,8 +57,8 @@ pub struct FailureEvent {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
-    /// The point: its id, or its name for people when it was one of many. This and all that follow are absent when they
-    /// are not known.
+    /// The point: its id, or a readable name if the job is over several points. This field and those below are left out
+    /// when their value is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub point: Option<String>,
     /// Name of the disk.

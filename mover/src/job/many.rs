@@ -1,6 +1,20 @@
 //! Copies of many points: in which order, and what the failure of one means for the others.
 
-use crate::{CopyReport, Error, Progress, RecoveryPoint, Repository, Result, Verification, copy};
+use crate::{CopyReport, Error, ErrorKind, Progress, RecoveryPoint, Repository, Result, Verification, copy};
+
+/// Whether an error of one thing ends a job over many, because all that are left would fail in the same way.
+pub const fn ends_all(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Cancelled
+            | ErrorKind::Domain
+            | ErrorKind::Fenced
+            | ErrorKind::NotAuthorised
+            | ErrorKind::RolledBack
+            | ErrorKind::StoreFull
+            | ErrorKind::Transport
+    )
+}
 
 /// What became of many points.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,7 +41,7 @@ impl CopyTally {
                 self.copied.bytes_moved += report.bytes_moved;
                 Ok(None)
             }
-            Err(error) if of == 1 || error.kind().ends_all() => Err(error),
+            Err(error) if of == 1 || ends_all(error.kind()) => Err(error),
             Err(error) => {
                 self.failed += 1;
                 Ok(Some(error))
@@ -63,7 +77,6 @@ pub async fn copy_points<A: Repository, B: Repository>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn what_would_befall_every_point_ends_the_job_and_nothing_else_does() {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// A consistent state of a machine's disks, open for reading: a snapshot session.
 ///
-/// Every method may be called for several disks and ranges at once. Bytes of one session all belong to one moment;
-/// a source that cannot promise that finds out at the latest in [`Self::check`]. Errors are of kind
+/// Every method may be called for several disks and ranges at once. All bytes of one session belong to one moment. If
+/// that turns out to be false, [`Self::check`] reports it at the latest. Errors are of kind
 /// [`ErrorKind::Source`](crate::ErrorKind::Source), [`Busy`](crate::ErrorKind::Busy),
 /// [`Tracking`](crate::ErrorKind::Tracking), [`Transport`](crate::ErrorKind::Transport) or
 /// [`Usage`](crate::ErrorKind::Usage), never one of a store.
@@ -26,8 +26,8 @@ pub trait Source: Send + Sync {
 
     /// What may have changed on `disk` since `parent`, as `wish` allows. Asked once for each disk, before reads.
     ///
-    /// Where the tracking cannot be proven the answer is a fingerprint pass (with a parent) or a full one, and the
-    /// reason; with [`TrackingWish::Bitmap`] it is an error of kind `Tracking` instead.
+    /// If the tracking cannot be proven, the answer says that everything is to be read, and why: a fingerprint pass if
+    /// there is a parent, otherwise a full pass. With [`TrackingWish::Bitmap`] it is an error of kind `Tracking` instead.
     fn changed(
         &self,
         disk: usize,
@@ -35,27 +35,27 @@ pub trait Source: Send + Sync {
         wish: TrackingWish,
     ) -> impl Future<Output = Result<Changed>> + Send;
 
-    /// The bytes of `extent`, which lies inside the disk: exactly `extent.length` of them. Never anything but what
-    /// the disk holds: what cannot be read is an error.
+    /// The bytes of `extent`, which lies inside the disk: exactly `extent.length` of them. Only real
+    /// bytes of the disk are returned. If a byte cannot be read, the call fails.
     fn read(&self, disk: usize, extent: Extent) -> impl Future<Output = Result<Bytes>> + Send;
 
     /// Fails when what was read so far may not be of one moment (a raw file changed meanwhile). Called before commit.
     fn check(&self) -> impl Future<Output = Result<()>> + Send;
 
-    /// Ends with an error once the job over this source is to stop, and never otherwise. The job waits for it beside
-    /// whatever else it waits for: its turn at a slow rate, a repository far away.
+    /// Completes only when the job that reads this source must stop, and then with an error. The job waits for it together
+    /// with everything else that it waits for, such as a rate limit or a repository far away.
     fn stopped(&self) -> impl Future<Output = Error> + Send {
         std::future::pending()
     }
 
     /// Ends the session. `Committed`: the new checkpoint is the base of the next backup, older ones are removed;
-    /// `Abandoned`: the old checkpoint stays provable and the new one goes. Failing leaves things for the next run to
-    /// settle and is a warning to the caller, not a failed backup.
+    /// `Abandoned`: the old checkpoint can still be used, and the new one is removed. If this call fails, the next run cleans
+    /// up; the caller gives a warning, and the backup does not fail.
     fn finish(self, outcome: Outcome) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// The moment that the disks of a session show, as far as the source knows it. A point records this, and nothing that was
-/// only hoped for.
+/// The moment that the disks of a session show, as far as the source knows it. A point records only these facts,
+/// never what was wanted and not reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The instant.
@@ -185,7 +185,7 @@ pub struct Changed {
     pub zeroes: ExtentSet,
     /// The checkpoint begun with this session and its granularity, when one was.
     pub checkpoint: Option<(CheckpointId, u32)>,
-    /// What shows that the tracking did not tell the truth, where that was found out before it was believed.
+    /// What shows that the tracking is wrong, if that was found before the tracking was used.
     pub lie: Option<String>,
 }
 

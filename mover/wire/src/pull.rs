@@ -7,7 +7,7 @@ use super::quic::Congestion;
 use super::remote::Remote;
 use mover::{
     CopyReport, Error, ErrorKind, PointFilter, PointId, Progress, RateLimiter, RecoveryPoint, Repository, Result,
-    Verification, copy_points, in_copy_order,
+    Verification, copy_points, ends_all, in_copy_order,
 };
 use quinn::{ClientConfig, Endpoint};
 use std::collections::BTreeSet;
@@ -74,7 +74,7 @@ async fn pull_all<R: Repository>(
     let told_of = async |point: &RecoveryPoint, made: Result<CopyReport>| {
         let outcome = match made {
             Ok(report) => Ok(report),
-            Err(error) if error.kind().ends_all() => return Err(error),
+            Err(error) if ends_all(error.kind()) => return Err(error),
             Err(error) => Err(Failed::from(&error)),
         };
         // Whoever asked is gone: what was copied stays.

@@ -1,4 +1,5 @@
-//! Carrying a job out.
+//! Carrying a job out. A job that is carried out twice makes one point: the point's id is in the job (`wire::control::job`),
+//! and the store finds it committed (`store::session`).
 
 use super::config::Config;
 use mover::{BackupReport, Error, Name, Pool, Progress, Result, Stop, World, backup_machine};

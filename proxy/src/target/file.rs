@@ -1,7 +1,7 @@
 //! A raw file or block device as target.
 
 use super::Existing;
-use super::place::{
+use super::new_file::{
     NewFile, Over, behind_links, exists, in_use, must_not_exist, nothing_to_update, read_error, target_error,
 };
 use crate::address::Named;

@@ -1,7 +1,7 @@
 //! A qcow2 image as target, through a `qemu-nbd` of our own.
 
 use super::Existing;
-use super::place::{
+use super::new_file::{
     NewFile, Over, Owner, behind_links, exists, in_use, must_not_exist, nothing_to_update, target_error,
 };
 use crate::lock::{Locked, Purpose, lock_image};

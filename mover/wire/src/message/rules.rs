@@ -1,4 +1,5 @@
-//! What a row of the table of requests says beside the message: who may ask, and what it takes of a node.
+//! The last columns of the table of requests (`table`): who may send the request, how much memory it uses on the node, and how
+//! long it lasts.
 
 use super::{IDS_MAX, Message as _, Request};
 use crate::bulk::ID_BYTES;
@@ -9,18 +10,18 @@ use mover::Role;
 pub struct Rules {
     /// Who may make it.
     pub who: Who,
-    /// Memory that it takes beside what came with it.
+    /// Memory that it uses.
     pub work: Work,
     /// How long it lasts.
     pub lasts: Lasts,
 }
 
-/// A set of roles, and of those who have none.
+/// A set of roles. Clients without a certificate can be in it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Who(u8);
 
 impl Who {
-    /// These and those.
+    /// The union of two sets.
     pub const fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
     }
@@ -41,14 +42,14 @@ pub(super) const PROXIES: Who = Who(1 << Role::Proxy.code());
 pub(super) const ADMINS: Who = Who(1 << Role::Admin.code());
 /// Whoever has a certificate.
 pub(super) const EVERYBODY: Who = NODES.and(PROXIES).and(ADMINS);
-/// Whoever makes points. A point that says where it comes from is believed of administrators alone: see `access`.
+/// Who makes points. Only an administrator may commit a point that names another repository as its origin: see `access`.
 pub(super) const WRITERS: Who = PROXIES.and(ADMINS);
 /// Whoever copies everything.
 pub(super) const COPIERS: Who = NODES.and(ADMINS);
 /// Whoever shows no certificate.
 pub(super) const STRANGERS: Who = Who(1 << 7);
 
-/// Memory that a request takes beside what came with it, at most or nearly so.
+/// About the most memory that a node uses for a request, not counting the bytes of the request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Little: 64 KiB.
@@ -57,9 +58,9 @@ pub enum Work {
     Waiting,
     /// Something that is read and told.
     Reading,
-    /// Ids, their places in order, and reads ahead of what is sent.
+    /// A list of ids, their sorted places, and chunks that are read before they can be sent.
     ReadingAhead,
-    /// As [`Self::Reading`], of all that is asked for.
+    /// As [`Self::ReadingAhead`], but always with the full room for reading, however few ids are asked for.
     ReadingVerified,
     /// A session, or what commits look at.
     Beginning,

@@ -49,7 +49,8 @@ pub enum Over {
 }
 
 impl NewFile {
-    /// An empty file that only its owner can read (disks hold secrets), without a name where the file system can.
+    /// Creates an empty file that only its owner can read (disks hold secrets). If the file system can do that, the file has
+    /// no name yet.
     pub fn unnamed(path: &Path) -> io::Result<(Self, File)> {
         let (path, folder) = split(path)?;
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -62,7 +63,7 @@ impl NewFile {
         }
     }
 
-    /// The same under a name of its own, which other programs can be told.
+    /// Creates such a file under a temporary name, so that other programs can open it.
     pub fn partial(path: &Path) -> io::Result<(Self, File)> {
         let (path, folder) = split(path)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -125,7 +126,7 @@ impl Way {
         Err(failed.unwrap_or_else(|| io::Error::other("no way to name it")))
     }
 
-    /// Gives what is at `from` the name `to`, which nobody may have.
+    /// Renames the file at `from` to `to`. Fails if `to` exists.
     fn name(self, from: &Path, to: &Path) -> io::Result<()> {
         match self {
             Self::Rename => Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?),
@@ -169,7 +170,8 @@ impl Owner {
         Ok(Self { uid: metadata.uid(), gid: metadata.gid(), mode: metadata.mode() & 0o777, attributes })
     }
 
-    /// Gives `file` to them. What we may not give away stays ours, which is told; nobody else may read it then.
+    /// Gives `file` the owner, group, mode and attributes of the replaced file. If we may not change the owner, the file stays
+    /// ours, nobody else may read it, and a warning is logged.
     pub fn give(&self, file: &File, path: &Path) -> io::Result<()> {
         if let Err(error) = std::os::unix::fs::fchown(file, Some(self.uid), Some(self.gid)) {
             let (uid, gid) = (self.uid, self.gid);
@@ -242,7 +244,7 @@ pub fn in_use(path: &Path) -> Error {
         .hint("shut down the machine that uses it (a loop device: `losetup -j` shows it), or restore to another place")
 }
 
-/// Nothing to be written to: `Ok` when no file is at `path`.
+/// Checks that no file is at `path`.
 pub fn must_not_exist(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => Err(exists(path)),

@@ -7,7 +7,7 @@ use crate::stop;
 use crate::{command, output};
 use clap::Parser;
 use clap::error::{ContextKind, ErrorKind as Refusal};
-use mover::{Error, ErrorKind, PointChange, Pool, Result, VerifyReport, World};
+use mover::{Error, ErrorKind, PointChange, Pool, Result, StopReason, VerifyReport, World};
 use std::error::Error as _;
 use std::future::Future;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
-pub fn windlass() -> ExitCode {
+pub fn run() -> ExitCode {
     if let Some(code) = proxy::keep_hooks() {
         return code;
     }
@@ -36,13 +36,13 @@ pub fn windlass() -> ExitCode {
             return ErrorKind::Internal.exit_code().into();
         }
     };
-    let code = runtime.block_on(run(out, cli.command, job));
+    let code = runtime.block_on(end(out, cli.command, job));
     // What is left is idle; closing was awaited where it matters.
     runtime.shutdown_background();
     code.into()
 }
 
-async fn run(out: Output, command: Command, job: bool) -> u8 {
+async fn end(out: Output, command: Command, job: bool) -> u8 {
     let parts = || Ok((stop::listen()?, Pool::new(0)?));
     let (stop, pool) = match parts() {
         Ok(parts) => parts,
@@ -68,7 +68,7 @@ async fn run(out: Output, command: Command, job: bool) -> u8 {
                 _ => error,
             };
             context.out.failure(&error, job);
-            context.stop.reason().map_or(error.kind().exit_code(), stop::exit_code)
+            context.stop.reason().map_or(error.kind().exit_code(), StopReason::exit_code)
         }
     }
 }
