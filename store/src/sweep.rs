@@ -1,8 +1,10 @@
-//! Reclaiming space. What forgotten points held alone is doomed: from then on no "have" refers to it. When every session
-//! from before has ended, and a second look at all that points refer to agrees, it is dropped and deleted.
+//! Reclaiming space. A sweep dooms packs that only forgotten points needed; chunks in them that are still needed are packed again
+//! first. From then on no session is told that a chunk is there because of a doomed pack. When all sessions that are older than
+//! the doom have ended, the sweep checks once more what all points refer to. If that agrees, the pack is dropped and its file
+//! deleted.
 //!
-//! Everything that decides stands in the log; a sweep that is killed at any step is gone on with by the next. Clocks, times
-//! of files and what clients say decide nothing.
+//! Every decision is in the log. If a sweep is killed at any step, the next one continues it. Clocks, times of files and what
+//! clients say decide nothing, except which sessions are ended when an administrator asks for that by age.
 
 mod choice;
 mod died;
