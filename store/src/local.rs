@@ -18,7 +18,7 @@ use crate::session::Session;
 use crate::state::{Point, State};
 use crate::sweep::DEAD_BYTES;
 use crate::verified::Verified;
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use mover::{
     Begin, Begun, Depth, Error, ErrorKind, GivenUp, Had, IndexTotals, LogEntry, LogHead, MachineId, Name, OwnerId,
     PointChange, PointFilter, PointId, Pool, Progress, Reach, RecoveryPoint, Repository, RepositoryConfig,
@@ -50,7 +50,7 @@ pub(crate) struct Inner {
     pub objects: Arc<dyn Objects>,
     pub caches: Caches,
     pub config: ConfigFile,
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
     pub pool: Pool,
     pub world: World,
     pub author: Author,
@@ -109,7 +109,7 @@ impl Inner {
     ) -> Self {
         let view = RwLock::new(log.state().clone());
         Self {
-            prints: Fingerprinter::new(&config.config.domain),
+            keys: DomainKeys::new(&config.config.domain),
             objects,
             caches,
             config,

@@ -54,8 +54,8 @@ impl Inner {
             let entries = match known(&pack.added) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
-                None => contents::records(&*self.objects, &self.prints, &pack.added)
-                    .or_else(|_| contents::records(&*self.objects, &self.prints, &pack.added))
+                None => contents::records(&*self.objects, &self.keys, &pack.added)
+                    .or_else(|_| contents::records(&*self.objects, &self.keys, &pack.added))
                     .map(Arc::new),
             };
             match entries {
@@ -150,7 +150,7 @@ impl Inner {
     fn places_in_footers(&self, ids: &[ChunkId], first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
         for (number, pack) in self.state().packs().range(first..) {
-            match contents::records(&*self.objects, &self.prints, &pack.added) {
+            match contents::records(&*self.objects, &self.keys, &pack.added) {
                 Ok(entries) => {
                     for entry in &entries {
                         if let Some(places) = found.get_mut(&entry.id) {
@@ -226,8 +226,8 @@ const PAUSES: [Duration; 4] =
 #[cfg(test)]
 mod tests {
     use crate::local::{Access, Local};
-    use chunker::{ChunkKind, Compression, Fingerprinter};
-    use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_sealer};
+    use chunker::{ChunkKind, Compression, DomainKeys};
+    use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_compressor};
     use std::sync::atomic::Ordering::SeqCst;
 
     /// RocksDB that takes nothing more, and still reads: what is new is found all the same.
@@ -236,12 +236,13 @@ mod tests {
         let (folder, world) = (tempfile::tempdir().unwrap(), World::system());
         Local::init(folder.path(), None, &world).unwrap();
         let local = Local::open(folder.path(), Access::Write, Pool::new(1).unwrap(), world).await.unwrap();
-        let prints = Fingerprinter::new(&local.config().domain);
+        let keys = DomainKeys::new(&local.config().domain);
         let mut ids = Vec::new();
         for (number, fails) in [(1u8, false), (2, true)] {
             local.inner.index_failed.store(fails, SeqCst);
-            let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &[number; 100]));
-            ids.push(prints.id(ChunkKind::Data, &[number; 100]));
+            let blob =
+                with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &[number; 100]));
+            ids.push(keys.id(ChunkKind::Data, &[number; 100]));
             let (point, verification) = (PointId([number; 16]), Verification::Checksum);
             let begin = Begin { point, parents: Vec::new(), holder: None, verification };
             let (session, _) = local.begin(begin).await.unwrap();

@@ -8,10 +8,10 @@ use crate::local::{Inner, Local, PackFile};
 use crate::objects::Incoming;
 use crate::packer::lock;
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
 use futures::{Stream, StreamExt, pin_mut, stream};
 use mover::{
-    ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_opener,
+    ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_decoder,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,8 +50,8 @@ impl ReadSession for Reader {
         get(self.local.clone(), ids)
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
-        get_verified(&self.local, prints, ids).await
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
+        get_verified(&self.local, keys, ids).await
     }
 }
 
@@ -69,7 +69,7 @@ pub async fn manifest(local: &Local, point: PointId) -> Result<Manifest> {
     let on = |error: Error| error.context(format_args!("manifest of point {point}"));
     let blob = blob.map_err(|error| on(error.into()))?;
     let mut plain = Vec::new();
-    with_opener(|opener| opener.open_verified(&local.inner.prints, &id, &blob, &mut plain))
+    with_decoder(|decoder| decoder.decode_verified(&local.inner.keys, &id, &blob, &mut plain))
         .map_err(|error| on(Error::integrity(error.to_string())))?;
     if blob.header().kind != ChunkKind::Manifest {
         return Err(on(Error::integrity("the chunk is not a manifest")));
@@ -269,7 +269,8 @@ fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option
         let Some(pack) = state.packs().get(&place.pack) else { continue };
         match blob_at(inner, &pack.added.name, place) {
             Ok(blob) => {
-                let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
+                let opened =
+                    with_decoder(|decoder| decoder.decode_verified(&inner.keys, &chunk, &blob, &mut Vec::new()));
                 if opened.is_ok() {
                     return Ok(Some(blob));
                 }

@@ -246,7 +246,7 @@ impl Local {
         let (packer, mut all) = (self.inner.packer()?, true);
         for ids in batches {
             let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
-            for (id, blob) in get_verified(self, &self.inner.prints, ids).await {
+            for (id, blob) in get_verified(self, &self.inner.keys, ids).await {
                 match blob {
                     Ok(blob) => {
                         let (hash, kind) = (blob_hash(blob.bytes()), PackKind::of(blob.header().kind));
