@@ -1,36 +1,37 @@
-//! A repository's objects in a directory: names, create-only creation, reading. What a bucket will do in its own way.
+//! A repository's objects as files below a directory. Files, links and folders are known here and in [`crate::io`] alone.
 //!
-//! | object | name | made |
+//! | what | where | how |
 //! |---|---|---|
-//! | configuration | `config` | once |
-//! | pack | `packs/<2 digits>/<64 digits>` | named when complete |
-//! | log record | `log/<sequence / 10000>/<sequence>` | create-only |
-//! | state digest | `state/<sequence>` | create-only |
+//! | objects | under their names | written under `incoming/`, synced, named, and the folder of the name synced |
+//! | what is being written | `incoming/` | a pack stays there, too, until the log knows it |
 //! | what does not belong to the log any more | `quarantine/<name>-<16 digits>` | moved there |
+//! | room that is kept for when the storage is full | `reserve/` | files that nothing is written into |
+//! | the one writer's lock | `lock` | held with flock(2) |
 //!
-//! Decimal numbers have 20 digits, so that names sort as numbers.
+//! What a name promises follows from [`naming`]; the rest is that a file is synced before it gets its name, and the folder after.
 
+mod incoming;
+mod lock;
+mod making;
 mod naming;
+mod reserve;
 
 use crate::error::{reading, storage};
 use crate::format::pack::{PackKind, PackName};
 use crate::io::Io;
+use crate::objects::{
+    Created, Incoming, LOG, Object, ObjectName, Objects, PACKS, RECORDS_TOGETHER, STATE, Space, UNPROVEN_BYTES_MAX,
+};
+use incoming::IncomingFile;
 use mover::{Error, Result, World};
 use naming::Naming;
 use std::fs::File;
-use std::io::{ErrorKind, IoSlice};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Result of a create-only creation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Created {
-    /// The object is durable under its name.
-    New,
-    /// There was an object of this name.
-    Exists,
-}
+pub use lock::Lock;
 
 /// The directory and the way to its files.
 #[derive(Clone)]
@@ -42,17 +43,28 @@ pub struct Directory {
 }
 
 /// An open file of the repository.
-struct Object {
-    path: PathBuf,
+struct OpenFile {
+    io: Arc<dyn Io>,
     file: File,
-    length: u64,
+    /// As errors call it.
+    path: PathBuf,
+    /// What an error means here.
+    fail: fn(&Path, io::Error) -> Error,
 }
 
-impl Object {
-    fn read(&self, io: &dyn Io, offset: u64, length: u64) -> Result<Vec<u8>> {
-        let length = usize::try_from(length).map_err(|_| Error::internal("an object over the address space"))?;
-        io.read_at(&self.file, offset, length).map_err(|error| storage("cannot read", &self.path, error))
+impl Object for OpenFile {
+    fn length(&self) -> Result<u64> {
+        self.io.length(&self.file).map_err(|error| (self.fail)(&self.path, error))
     }
+
+    fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
+        self.io.read_at(&self.file, offset, length).map_err(|error| (self.fail)(&self.path, error))
+    }
+}
+
+/// An error of a file that may fail to be there, or to be whole, without damage to the repository.
+fn unread(path: &Path, error: io::Error) -> Error {
+    storage("cannot read", path, error)
 }
 
 impl Directory {
@@ -66,131 +78,99 @@ impl Directory {
         &self.root
     }
 
-    /// The seam to files.
-    pub fn io(&self) -> &dyn Io {
-        &*self.io
+    fn path(&self, name: ObjectName) -> PathBuf {
+        self.root.join(name.to_string())
     }
 
-    /// Clock and randomness.
-    pub const fn world(&self) -> &World {
-        &self.world
+    /// A new name under `incoming/`.
+    fn temporary(&self, prefix: &str) -> PathBuf {
+        self.root.join(INCOMING).join(format!("{prefix}{}", self.digits()))
     }
 
-    /// Makes the folders of a new repository.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn make_folders(&self) -> Result<()> {
-        for name in folders() {
-            let path = self.root.join(name);
-            self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
-        }
-        for name in [PACKS, ""] {
-            self.sync_dir(&self.root.join(name))?;
-        }
-        Ok(())
+    /// Nobody has a name with these.
+    fn digits(&self) -> String {
+        self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Removes those of them that are empty.
-    pub fn remove_folders(&self) {
-        let all: Vec<String> = folders().collect();
-        for name in all.iter().rev().map(String::as_str).chain([PACKS]) {
-            if let Err(error) = self.io.remove_dir(&self.root.join(name)) {
-                tracing::debug!(name, %error, "a folder stays");
-            }
+    /// Removes a file under `incoming/` that is not needed any more. Failing is harmless: the next opening tries again.
+    fn remove_incoming(&self, path: &Path) {
+        if let Err(error) = self.io.remove(path) {
+            tracing::debug!(path = %path.display(), %error, "left behind");
         }
     }
 
-    /// The folders of a repository that are not there, though the others are: whoever copied it left empty ones out.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn missing_folders(&self) -> Result<Vec<String>> {
-        let there = |folder: &str| Ok::<_, Error>(self.list_or_none(folder)?.unwrap_or_default());
-        let (root, packs) = (there("")?, there(PACKS)?);
-        let is_there = |name: &String| match name.strip_prefix(PACKS).and_then(|shard| shard.strip_prefix('/')) {
-            Some(shard) => packs.iter().any(|it| it == shard),
-            None => root.contains(name),
-        };
-        Ok(folders().filter(|name| !is_there(name)).collect())
+    /// Whether a file has these bytes; none when it is not there. Nothing is read of one that is longer.
+    fn has(&self, path: &Path, bytes: &[u8]) -> Result<Option<bool>> {
+        let Some(file) = self.open_if_there(path)? else { return Ok(None) };
+        Ok(Some(file.length()? == bytes.len() as u64 && file.read(0, bytes.len())? == bytes))
     }
 
-    /// Makes a folder of a repository.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn make_folder(&self, name: &str) -> Result<()> {
-        let path = self.root.join(name);
-        self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
-        self.sync_dir(path.parent().unwrap_or(&self.root))
-    }
-
-    /// Makes the directory its owner's alone.
-    ///
-    /// # Errors
-    /// Of the storage, where it matters.
-    pub fn make_private(&self) -> Result<()> {
-        let others = |path: &Path| std::fs::metadata(path).is_ok_and(|it| it.permissions().mode() & 0o077 != 0);
-        let private = std::fs::Permissions::from_mode(0o700);
-        if others(&self.root)
-            && let Err(error) = std::fs::set_permissions(&self.root, private)
-        {
-            tracing::warn!(path = %self.root.display(), %error, "others can read the repository, and its file system does not allow to change that");
-        } else if others(&self.root) {
-            tracing::warn!(
-                path = %self.root.display(),
-                "others can read the repository: its file system has no permissions; mount it with umask=077"
-            );
-        }
-        Ok(())
-    }
-
-    /// Warns when everybody may read or change what only its owner should: who has the key in `config` restores all disks.
-    pub fn tell_who_may_read(&self) {
-        let mode = |path: &Path| std::fs::metadata(path).map_or(0, |it| it.permissions().mode());
-        let (root, config) = (mode(&self.root), mode(&self.root.join(CONFIG)));
-        let path = self.root.display();
-        if root & 0o022 != 0 {
-            tracing::warn!(
-                "others can write to {path}, and so change or delete every backup: run `chmod -R go-w {path}`"
-            );
-        } else if root & 0o001 != 0 && config & 0o004 != 0 {
-            tracing::warn!("everybody can read {path}, and so restore every disk: run `chmod -R go= {path}`");
+    fn open_if_there(&self, path: &Path) -> Result<Option<OpenFile>> {
+        match self.io.open(path) {
+            Ok(file) => Ok(Some(OpenFile { io: self.io.clone(), file, path: path.to_owned(), fail: unread })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unread(path, error)),
         }
     }
 
-    /// Refuses symbolic links where a repository has folders: what is behind them is somebody else's.
-    ///
-    /// # Errors
-    /// `Integrity`; of the storage.
-    pub fn check_folders(&self) -> Result<()> {
-        for folder in ["", PACKS, LOG] {
-            let path = self.root.join(folder);
-            let entries = match std::fs::read_dir(&path) {
-                Err(error) if error.kind() == ErrorKind::NotFound && !folder.is_empty() => continue,
-                entries => entries.map_err(|error| storage("cannot list", &path, error))?,
-            };
-            for entry in entries {
-                let entry = entry.map_err(|error| storage("cannot list", &path, error))?;
-                if entry.file_type().is_ok_and(|it| it.is_symlink()) {
-                    return Err(Error::integrity(format!("{} is a symbolic link", entry.path().display())).hint(
-                        "a repository has no symbolic links: put the real folder or file in its place, and find out who made the link",
-                    ));
-                }
-            }
+    fn open_within(&self, name: ObjectName, bytes_max: u64) -> Result<Option<(OpenFile, u64)>> {
+        let Some(file) = self.open_if_there(&self.path(name))? else { return Ok(None) };
+        let length = file.length()?;
+        if length > bytes_max {
+            let path = file.path.display();
+            return Err(Error::integrity(format!("{path} has {length} bytes, more than the format allows")));
         }
-        Ok(())
+        Ok(Some((file, length)))
     }
 
-    /// Creates `name` with `bytes`, durable and whole on return, unless the name is taken by other bytes. Bytes that can be told
-    /// apart (a nonce) make it safe to ask again: finding the own bytes is success, whatever the first answer was (R2).
-    /// An error from the last sync leaves the object visible and its durability unknown: stop writing then.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn create(&self, name: &str, bytes: &[u8]) -> Result<Created> {
-        let target = self.root.join(name);
-        let temporary = self.temporary(INCOMING_OBJECT);
+    fn is_there(&self, path: &Path) -> bool {
+        !matches!(self.io.open(path), Err(error) if error.kind() == ErrorKind::NotFound)
+    }
+
+    /// Makes a new name durable. One that was moved leaves its old folder first: a file system without a journal may have it
+    /// in neither after a power cut, and must not have it in both.
+    fn sync_name(&self, target: &Path, moved: bool) -> Result<()> {
+        if moved {
+            self.sync_dir(&self.root.join(INCOMING))?;
+        }
+        self.sync_dir(self.folder_of(target))
+    }
+
+    fn folder_of<'a>(&'a self, path: &'a Path) -> &'a Path {
+        path.parent().unwrap_or(&self.root)
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        self.io.sync_dir(path).map_err(|error| storage("cannot sync", path, error))
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        self.io.make_dir(path).map_err(|error| storage("cannot create", path, error))
+    }
+
+    /// Names in a folder, sorted.
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.root.join(folder);
+        self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
+    }
+
+    /// Names in a folder, sorted; none when it is not there. Whoever asks must know what that means.
+    fn list_or_none(&self, folder: &str) -> Result<Option<Vec<String>>> {
+        let path = self.root.join(folder);
+        match self.io.list(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            names => names.map(Some).map_err(|error| storage("cannot list", &path, error)),
+        }
+    }
+}
+
+impl Objects for Directory {
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    fn create(&self, name: ObjectName, bytes: &[u8]) -> Result<Created> {
+        let (target, temporary) = (self.path(name), self.temporary(INCOMING_OBJECT));
         let fail = |error| storage("cannot create", &target, error);
         let file = self.io.create(&temporary).map_err(fail)?;
         let written = self.io.append(&file, &mut [IoSlice::new(bytes)]).and_then(|()| self.io.sync(&file));
@@ -214,37 +194,8 @@ impl Directory {
         Ok(created)
     }
 
-    /// Whether an object has these bytes; none when it is not there. Nothing is read of one that is longer.
-    fn has(&self, path: &Path, bytes: &[u8]) -> Result<Option<bool>> {
-        let fail = |error| storage("cannot read", path, error);
-        let file = match self.io.open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(fail(error)),
-        };
-        let same_length = self.io.length(&file).map_err(fail)? == bytes.len() as u64;
-        Ok(Some(same_length && self.io.read_at(&file, 0, bytes.len()).map_err(fail)? == bytes))
-    }
-
-    fn is_there(&self, path: &Path) -> bool {
-        !matches!(self.io.open(path), Err(error) if error.kind() == ErrorKind::NotFound)
-    }
-
-    /// Makes a new name durable. One that was moved leaves its old folder first: a file system without a journal may have it
-    /// in neither after a power cut, and must not have it in both.
-    fn sync_name(&self, target: &Path, moved: bool) -> Result<()> {
-        if moved {
-            self.sync_dir(&self.root.join(INCOMING))?;
-        }
-        self.sync_dir(target.parent().unwrap_or(&self.root))
-    }
-
-    /// Writes `bytes` as all of `name`, whatever that was. For caches: a power cut may leave anything.
-    ///
-    /// # Errors
-    /// Of the storage; what was there is there then.
-    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (target, temporary) = (self.root.join(name), self.temporary(INCOMING_OBJECT));
+    fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()> {
+        let (target, temporary) = (self.path(name), self.temporary(INCOMING_OBJECT));
         let file = self.io.create(&temporary);
         let written = file.and_then(|file| self.io.append(&file, &mut [IoSlice::new(bytes)]));
         written.and_then(|()| self.io.rename(&temporary, &target)).map_err(|error| {
@@ -253,256 +204,138 @@ impl Directory {
         })
     }
 
-    /// A new name under `incoming/` for a pack.
-    pub fn temporary_pack(&self) -> PathBuf {
-        self.temporary(INCOMING_PACK)
+    fn read(&self, name: ObjectName, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let Some((file, length)) = self.open_within(name, bytes_max)? else { return Ok(None) };
+        file.read(0, in_memory(length)?).map(Some)
     }
 
-    /// Creates the file of a pack under a name of [`Self::temporary_pack`]. Data is not read again soon; pages are, by
-    /// the next backup.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn create_pack(&self, path: &Path, kind: PackKind) -> Result<File> {
-        let created = match kind {
-            PackKind::Data => self.io.create_large(path),
-            PackKind::Page => self.io.create(path),
-        };
-        created.map_err(|error| storage("cannot create", path, error))
-    }
-
-    fn temporary(&self, prefix: &str) -> PathBuf {
-        self.root.join(INCOMING).join(format!("{prefix}{}", self.digits()))
-    }
-
-    /// Nobody has a name with these.
-    fn digits(&self) -> String {
-        self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// Removes a file under `incoming/` that is not needed any more. Failing is harmless: the next opening tries again.
-    pub fn remove_incoming(&self, path: &Path) {
-        if let Err(error) = self.io.remove(path) {
-            tracing::debug!(path = %path.display(), %error, "left behind");
-        }
-    }
-
-    /// All of an object; none when it is not there.
-    ///
-    /// # Errors
-    /// Of the storage, or when it is longer than `bytes_max`.
-    pub fn read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
-        let Some(object) = self.open_within(name, bytes_max)? else { return Ok(None) };
-        object.read(&*self.io, 0, object.length).map(Some)
-    }
-
-    /// As [`Self::read`], for an object that ends with the hash of what comes before it. A long one is taken into memory
-    /// only after that was compared: a file of a gigabyte that holds nothing is made in a moment.
-    ///
-    /// # Errors
-    /// As [`Self::read`]; `Integrity` when the hash is another.
-    pub fn read_hashed(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
-        let Some(object) = self.open_within(name, bytes_max)? else { return Ok(None) };
-        if object.length > UNPROVEN_BYTES_MAX {
-            let body = object.length - HASH_BYTES;
+    fn read_hashed(&self, name: ObjectName, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let Some((file, length)) = self.open_within(name, bytes_max)? else { return Ok(None) };
+        if length > UNPROVEN_BYTES_MAX {
+            let body = length - HASH_BYTES;
             let mut hasher = blake3::Hasher::new();
             for at in (0..body).step_by(HASHED_BYTES as usize) {
-                hasher.update(&object.read(&*self.io, at, HASHED_BYTES.min(body - at))?);
+                hasher.update(&file.read(at, in_memory(HASHED_BYTES.min(body - at))?)?);
             }
-            if object.read(&*self.io, body, HASH_BYTES)? != hasher.finalize().as_bytes() {
-                return Err(Error::integrity(format!("{} does not match its hash", object.path.display())));
+            if file.read(body, HASH_BYTES as usize)? != hasher.finalize().as_bytes() {
+                return Err(Error::integrity(format!("{} does not match its hash", file.path.display())));
             }
         }
-        object.read(&*self.io, 0, object.length).map(Some)
+        file.read(0, in_memory(length)?).map(Some)
     }
 
-    fn open_within(&self, name: &str, bytes_max: u64) -> Result<Option<Object>> {
-        let path = self.root.join(name);
-        let fail = |error| storage("cannot read", &path, error);
-        let file = match self.io.open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(fail(error)),
-        };
-        let length = self.io.length(&file).map_err(fail)?;
-        if length > bytes_max {
-            return Err(Error::integrity(format!(
-                "{} has {length} bytes, more than the format allows",
-                path.display()
-            )));
+    fn open_pack(&self, name: &PackName) -> Result<Arc<dyn Object>> {
+        let name = ObjectName::Pack(*name);
+        let path = self.path(name);
+        let file = self.io.open(&path).map_err(|error| reading(&path, error))?;
+        Ok(Arc::new(OpenFile { io: self.io.clone(), file, path: name.to_string().into(), fail: reading }))
+    }
+
+    fn begin_pack(&self, kind: PackKind) -> Result<Arc<dyn Incoming>> {
+        Ok(Arc::new(IncomingFile::create(self, kind)?))
+    }
+
+    fn left_packs(&self) -> Result<Vec<Arc<dyn Incoming>>> {
+        let mut left: Vec<Arc<dyn Incoming>> = Vec::new();
+        for name in self.list(INCOMING)? {
+            let path = self.root.join(INCOMING).join(&name);
+            if name.starts_with(INCOMING_PACK) {
+                left.push(Arc::new(IncomingFile::left(self, path)));
+            } else if name.starts_with(INCOMING_OBJECT) {
+                self.remove_incoming(&path);
+            }
         }
-        Ok(Some(Object { path, file, length }))
+        Ok(left)
     }
 
-    /// Opens a pack.
-    ///
-    /// # Errors
-    /// Of the storage; `Integrity` when it is not there.
-    pub fn open_pack(&self, name: &PackName) -> Result<File> {
-        let path = self.root.join(pack_object(name));
-        self.io.open(&path).map_err(|error| reading(&path, error))
+    fn packs(&self, first: u8) -> Result<Vec<PackName>> {
+        let names = self.list(&format!("{PACKS}/{first:02x}"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).filter(|name: &PackName| name.0[0] == first).collect())
     }
 
-    /// Makes the name of a log record durable that somebody else created.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn sync_log_folder(&self, sequence: u64) -> Result<()> {
-        let record = self.root.join(log_object(sequence));
-        self.sync_dir(record.parent().unwrap_or(&self.root))
+    fn records(&self, numbers: Range<u64>, most: usize) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for folder in self.list(LOG)? {
+            let Ok(number) = folder.parse::<u64>() else { continue };
+            let begins = number.saturating_mul(RECORDS_TOGETHER);
+            if number < numbers.start / RECORDS_TOGETHER || begins >= numbers.end || found.len() >= most {
+                continue;
+            }
+            let folder = format!("{LOG}/{folder}");
+            let is_record =
+                |name: &str, number: u64| ObjectName::Record(number).to_string() == format!("{folder}/{name}");
+            let names = self.list(&folder)?;
+            let there = names.iter().filter_map(|name| name.parse().ok().filter(|number| is_record(name, *number)));
+            found.extend(there.filter(|number| numbers.contains(number)));
+        }
+        found.sort_unstable();
+        found.truncate(most);
+        Ok(found)
     }
 
-    /// Removes an object that nobody needs; one that is gone is fine.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        let path = self.root.join(name);
+    fn digests(&self) -> Result<Vec<u64>> {
+        // A folder that is not there had none: without it, and without the records that they stand for, replay fails.
+        let names = self.list_or_none(STATE)?.unwrap_or_default();
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn remove(&self, name: ObjectName) -> Result<()> {
+        let path = self.path(name);
         match self.io.remove(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(storage("cannot remove", &path, error)),
             _ => Ok(()),
         }
     }
 
-    /// Moves an object out of the way, durably; nothing reads it there.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn set_aside(&self, name: &str) -> Result<()> {
-        let (from, folder) = (self.root.join(name), self.root.join(QUARANTINE));
-        self.io.make_dir(&folder).map_err(|error| storage("cannot create", &folder, error))?;
+    fn set_aside(&self, name: ObjectName) -> Result<()> {
+        let (from, folder) = (self.path(name), self.root.join(QUARANTINE));
+        self.make_dir(&folder)?;
         self.sync_dir(&self.root)?;
-        let to = folder.join(format!("{}-{}", name.replace('/', "-"), self.digits()));
+        let to = folder.join(format!("{}-{}", name.to_string().replace('/', "-"), self.digits()));
         self.io.rename(&from, &to).map_err(|error| storage("cannot move", &from, error))?;
         self.sync_dir(&folder)?;
-        self.sync_dir(from.parent().unwrap_or(&self.root))
+        self.sync_dir(self.folder_of(&from))
     }
 
-    /// Makes the names in a folder durable.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn sync_folder(&self, folder: &str) -> Result<()> {
-        self.sync_dir(&self.root.join(folder))
-    }
-
-    /// Opens any file.
-    ///
-    /// # Errors
-    /// Of the storage, also when it is not there.
-    pub fn open(&self, path: &Path) -> Result<File> {
-        self.io.open(path).map_err(|error| storage("cannot open", path, error))
-    }
-
-    /// Gives a complete, synced file under `incoming/` its name as a pack; durable on return.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn publish_pack(&self, incoming: &Path, name: &PackName) -> Result<()> {
-        let target = self.pack_path(name);
-        let moved = match self.name(incoming, &target) {
-            Ok(moved) => moved,
-            // Names are unique (R4), so an existing one was given by a try whose answer was lost.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(storage("cannot create", &target, error)),
-        };
-        self.sync_name(&target, moved)
-    }
-
-    /// Where a pack is, or will be.
-    pub fn pack_path(&self, name: &PackName) -> PathBuf {
-        self.root.join(pack_object(name))
-    }
-
-    /// Names in a folder, sorted.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
-        let path = self.root.join(folder);
-        self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
-    }
-
-    /// Names in a folder, sorted; none when it is not there. Whoever asks must know what that means.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn list_or_none(&self, folder: &str) -> Result<Option<Vec<String>>> {
-        let path = self.root.join(folder);
-        match self.io.list(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            names => names.map(Some).map_err(|error| storage("cannot list", &path, error)),
-        }
-    }
-
-    /// Makes the folder that a log record goes into.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub fn make_log_folder(&self, sequence: u64) -> Result<()> {
-        let path = self.root.join(LOG).join(format!("{:020}", sequence / LOG_FOLDER));
-        self.io.make_dir(&path).map_err(|error| storage("cannot create", &path, error))?;
+    /// Makes the folder that it goes into.
+    fn expect_record(&self, sequence: u64) -> Result<()> {
+        let record = self.path(ObjectName::Record(sequence));
+        self.make_dir(self.folder_of(&record))?;
         self.sync_dir(&self.root.join(LOG))
     }
 
-    fn sync_dir(&self, path: &Path) -> Result<()> {
-        self.io.sync_dir(path).map_err(|error| storage("cannot sync", path, error))
+    fn make_durable(&self, names: &[ObjectName]) -> Result<()> {
+        let paths: Vec<PathBuf> = names.iter().map(|name| self.path(*name)).collect();
+        let mut folders: Vec<&Path> = paths.iter().map(|path| self.folder_of(path)).collect();
+        folders.dedup();
+        folders.into_iter().try_for_each(|folder| self.sync_dir(folder))
+    }
+
+    fn space(&self) -> Result<Space> {
+        self.io.space(&self.root).map_err(|error| storage("cannot ask for the room on", &self.root, error))
+    }
+
+    fn keep_reserve(&self, bytes: u64) -> bool {
+        self.make_reserve(bytes)
+    }
+
+    fn give_up_reserve(&self) -> bool {
+        self.remove_reserve()
     }
 }
 
-/// The folders of a new repository, each after the one it is in.
-fn folders() -> impl Iterator<Item = String> {
-    let shards = (0..=255u8).map(|byte| format!("{PACKS}/{byte:02x}"));
-    shards.chain([LOG, STATE, INCOMING].map(str::to_owned))
+fn in_memory(bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).map_err(|_| Error::internal("an object over the address space"))
 }
 
-/// Name of a pack.
-pub fn pack_object(name: &PackName) -> String {
-    format!("{PACKS}/{:02x}/{name}", name.0[0])
-}
-
-/// Name of a log record.
-pub fn log_object(sequence: u64) -> String {
-    format!("{LOG}/{:020}/{sequence:020}", sequence / LOG_FOLDER)
-}
-
-/// Name of a state digest.
-pub fn state_object(sequence: u64) -> String {
-    format!("{STATE}/{sequence:020}")
-}
-
-/// Name of the configuration.
-pub const CONFIG: &str = "config";
-/// Folder of packs.
-pub const PACKS: &str = "packs";
-/// Folder of the log.
-pub const LOG: &str = "log";
-/// Folder of state digests.
-pub const STATE: &str = "state";
 /// Folder of what is being written.
-pub const INCOMING: &str = "incoming";
+const INCOMING: &str = "incoming";
 /// Folder of what does not belong to the log any more.
 const QUARANTINE: &str = "quarantine";
 /// Prefix of packs that are being written, or that the log does not know yet.
-pub const INCOMING_PACK: &str = "pack-";
+const INCOMING_PACK: &str = "pack-";
 /// Prefix of other objects that are being written.
-pub const INCOMING_OBJECT: &str = "object-";
-/// Folder of the index, which is a cache.
-pub const INDEX: &str = "index";
-/// Folder of one that is being made.
-pub const INDEX_NEW: &str = "index.new";
-/// Folder of the counts of references, which is a cache.
-pub const REFERENCES: &str = "references";
-/// File that says when packs were verified, which is a cache.
-pub const VERIFIED: &str = "verified";
-/// File that the one writer holds locked.
-pub const LOCK: &str = "lock";
-/// Folder of room that is kept for when the storage is full.
-pub const RESERVE: &str = "reserve";
-/// Records in one folder of the log.
-pub const LOG_FOLDER: u64 = 10_000;
-/// So much is taken into memory before it is known to be what it should be.
-const UNPROVEN_BYTES_MAX: u64 = 64 << 20;
+const INCOMING_OBJECT: &str = "object-";
 /// Read at once where only the hash is wanted.
 const HASHED_BYTES: u64 = 1 << 20;
 /// Of the hash at the end.

@@ -1,9 +1,9 @@
 //! What the log says, record by record.
 
-use crate::directory::{LOG, LOG_FOLDER, log_object};
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
 use crate::local::Inner;
+use crate::objects::ObjectName;
 use mover::{Error, LogEntry, LogHead, Result};
 
 impl Inner {
@@ -12,11 +12,13 @@ impl Inner {
         let end = self.catch_up()?.end().sequence;
         let mut entries = Vec::new();
         let mut previous: Option<LogHead> = None;
-        for sequence in self.first_record(after + 1)?..=end {
-            let name = log_object(sequence);
-            let bytes = self.directory.read(&name, RECORD_BYTES_MAX as u64)?;
+        // Older ones may have been pruned.
+        let first = self.objects.records(after + 1..u64::MAX, 1)?.pop().unwrap_or(after + 1);
+        for sequence in first..=end {
+            let name = ObjectName::Record(sequence);
+            let bytes = self.objects.read(name, RECORD_BYTES_MAX as u64)?;
             let bytes = bytes.ok_or_else(|| Error::integrity(format!("{name} is missing")))?;
-            let (record, own) = LogRecord::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
+            let (record, own) = LogRecord::decode(&bytes).map_err(|error| Error::from(error).context(name))?;
             if record.sequence != sequence || previous.is_some_and(|previous| previous.hash != record.previous) {
                 return Err(Error::integrity(format!("{name} does not follow the record before it")));
             }
@@ -29,21 +31,5 @@ impl Inner {
             }
         }
         Ok(entries)
-    }
-
-    /// The first record from `from` on that is there: older ones may have been pruned.
-    fn first_record(&self, from: u64) -> Result<u64> {
-        for folder in self.directory.list(LOG)? {
-            let Ok(folder) = folder.parse::<u64>() else { continue };
-            if folder < from / LOG_FOLDER {
-                continue;
-            }
-            let records = self.directory.list(&format!("{LOG}/{folder:020}"))?;
-            let first = records.iter().filter_map(|name| name.parse::<u64>().ok()).find(|number| *number >= from);
-            if let Some(first) = first {
-                return Ok(first);
-            }
-        }
-        Ok(from)
     }
 }

@@ -3,6 +3,7 @@
 
 mod fault;
 
+pub use crate::objects::Space;
 pub use fault::{Fault, FaultIo, Release};
 
 use mover::direct_prefix;
@@ -67,17 +68,6 @@ pub trait Io: Send + Sync {
 
     /// What the file system under `path` has left.
     fn space(&self, path: &Path) -> io::Result<Space>;
-}
-
-/// Room on a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes that new files can have.
-    pub free: u64,
-    /// Bytes of the whole file system.
-    pub total: u64,
-    /// How many new files it can have; `u64::MAX` where that is not limited.
-    pub files: u64,
 }
 
 /// How a file system lets a complete file come to a name that nothing has.

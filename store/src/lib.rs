@@ -36,6 +36,8 @@
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
+mod caches;
+mod contents;
 mod damage;
 mod directory;
 mod error;
@@ -46,6 +48,7 @@ pub mod io;
 mod local;
 mod log;
 mod lookup;
+pub mod objects;
 mod open;
 mod packer;
 mod points;

@@ -3,12 +3,14 @@
 //! Circle: `Inner` is all that an open repository consists of; `damage`, `points`, `reader`, `room` and `sweep` are parts of
 //! what it does, each in a file of its own.
 
-use crate::directory::Directory;
+use crate::caches::Caches;
+use crate::directory::Lock;
 use crate::format::config::ConfigFile;
 use crate::format::event::{Event, SessionOpened};
 use crate::format::pack::PackName;
 use crate::index::Index;
 use crate::log::{Author, CommitLog};
+use crate::objects::{Object, Objects};
 use crate::packer::{Packer, Pending, lock};
 use crate::reader::Reader;
 use crate::room::reserved;
@@ -24,7 +26,6 @@ use mover::{
     blocking,
 };
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -46,7 +47,8 @@ pub struct Local {
 }
 
 pub(crate) struct Inner {
-    pub directory: Directory,
+    pub objects: Arc<dyn Objects>,
+    pub caches: Caches,
     pub config: ConfigFile,
     pub keys: DomainKeys,
     pub pool: Pool,
@@ -87,28 +89,29 @@ pub(crate) struct Inner {
     /// What the scrub has done; none where there is none.
     scrubbed: Mutex<Option<ScrubTotals>>,
     /// Held until the process ends or the repository is closed.
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 /// A pack open for reading.
 pub(crate) struct PackFile {
-    pub file: File,
+    pub pack: Arc<dyn Object>,
     pub nonce: [u8; 16],
 }
 
 impl Inner {
     pub fn new(
-        parts: (Directory, ConfigFile, Pool, World),
+        (objects, caches): (Arc<dyn Objects>, Caches),
+        (config, pool, world): (ConfigFile, Pool, World),
         author: Author,
         log: CommitLog,
         index: Index,
-        lock: Option<File>,
+        lock: Option<Lock>,
     ) -> Self {
-        let (directory, config, pool, world) = parts;
         let view = RwLock::new(log.state().clone());
         Self {
             keys: DomainKeys::new(&config.config.domain),
-            directory,
+            objects,
+            caches,
             config,
             pool,
             world,
@@ -234,8 +237,8 @@ impl Inner {
             self.add_to_index(&state, |pack| known.get(&pack.name).cloned());
             for (number, _) in sealed {
                 let incoming = lock(&self.pending).logged(number);
-                if let Some(path) = incoming {
-                    self.directory.remove_incoming(&path);
+                if let Some(incoming) = incoming {
+                    incoming.settle();
                 }
             }
         }
@@ -251,13 +254,13 @@ impl Inner {
 
     /// When packs were verified. The first time it is read from its file.
     pub fn verified(&self) -> MutexGuard<'_, Verified> {
-        let verified = self.verified.get_or_init(|| Verified::load(&self.directory, self.config.config.id).into());
+        let verified = self.verified.get_or_init(|| Verified::load(&*self.objects, self.config.config.id).into());
         verified.lock().expect("no holder panics")
     }
 
     /// Keeps it for the next process. Blocking.
     pub fn save_verified(&self) {
-        if let Err(error) = self.verified().save(&self.directory, &self.state()) {
+        if let Err(error) = self.verified().save(&*self.objects, &self.state()) {
             tracing::debug!(%error, "what was verified will be verified again");
         }
     }
@@ -506,7 +509,7 @@ impl Repository for Local {
         }
         self.inner.tell_verified(&state, &mut stats);
         stats.bytes_dead = state.setting(DEAD_BYTES).and_then(|text| text.parse().ok());
-        if let Ok(space) = self.inner.directory.io().space(self.inner.directory.root()) {
+        if let Ok(space) = self.inner.objects.space() {
             (stats.bytes_free, stats.bytes_reserved) = (Some(space.free), reserved(space));
         }
         stats.suspects = self.with(move |inner| inner.unhealed(&state)).await?.len() as u64;

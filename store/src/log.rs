@@ -1,10 +1,10 @@
-//! The commit log in a directory: following it, and adding to it.
+//! The commit log: following it, and adding to it.
 
-use crate::directory::{Created, Directory, LOG, LOG_FOLDER, STATE, log_object, state_object};
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
+use crate::objects::{Created, ObjectName, Objects, RECORDS_TOGETHER};
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
-use mover::{Error, ErrorKind, LogHead, RepositoryId, Result, WriterId};
+use mover::{Error, ErrorKind, LogHead, RepositoryId, Result, World, WriterId};
 use std::sync::Arc;
 
 /// The writer and term under which records are appended.
@@ -18,7 +18,8 @@ pub struct Author {
 
 /// A follower of the log, with the state after the last record that it has read. It has one owner.
 pub struct CommitLog {
-    directory: Directory,
+    objects: Arc<dyn Objects>,
+    world: World,
     config: Vec<u8>,
     state: Arc<State>,
     /// Where a digest was last found or due.
@@ -33,8 +34,8 @@ impl CommitLog {
     ///
     /// # Errors
     /// `Integrity` when a record does not fit the one before or is missing before others, `Version`, or of the storage.
-    pub fn open(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
-        let mut log = Self::at_digest(directory, repository, config)?;
+    pub fn open(objects: Arc<dyn Objects>, world: World, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
+        let mut log = Self::at_digest(objects, world, repository, config)?;
         log.catch_up()?;
         log.check_end()?;
         Ok(log)
@@ -45,21 +46,22 @@ impl CommitLog {
     /// # Errors
     /// `Version`, or of the storage.
     pub fn open_sound(
-        directory: Directory,
+        objects: Arc<dyn Objects>,
+        world: World,
         repository: RepositoryId,
         config: Vec<u8>,
     ) -> Result<(Self, Option<Error>)> {
-        let mut log = Self::at_digest(directory, repository, config)?;
+        let mut log = Self::at_digest(objects, world, repository, config)?;
         match log.catch_up().and_then(|()| log.check_end()) {
             Err(error) if error.kind() == ErrorKind::Integrity => Ok((log, Some(error))),
             read => read.map(|()| (log, None)),
         }
     }
 
-    fn at_digest(directory: Directory, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
+    fn at_digest(objects: Arc<dyn Objects>, world: World, repository: RepositoryId, config: Vec<u8>) -> Result<Self> {
         let state = Arc::new(State::new(repository, &config));
-        let mut log = Self { directory, config, state, digested: 0, lacking: false };
-        for sequence in log.digests()?.into_iter().rev() {
+        let mut log = Self { objects, world, config, state, digested: 0, lacking: false };
+        for sequence in log.objects.digests()?.into_iter().rev() {
             match log.read_digest(sequence) {
                 Ok(digest) => {
                     log.begin_with(digest);
@@ -80,7 +82,7 @@ impl CommitLog {
             // Perhaps it was added since it was asked for.
             self.catch_up()?;
             if self.state.end() == end {
-                let missing = log_object(end.sequence + 1);
+                let missing = ObjectName::Record(end.sequence + 1);
                 return Err(
                     Error::integrity(format!("{missing} is missing, but the later record {later} exists")).hint(LOST)
                 );
@@ -90,17 +92,7 @@ impl CommitLog {
 
     /// Numbers of the records above the last one read, ascending.
     fn later(&self) -> Result<Vec<u64>> {
-        let (end, mut later) = (self.state.end().sequence, Vec::new());
-        for folder in self.directory.list(LOG)? {
-            if folder.parse::<u64>().is_ok_and(|number| number >= (end + 1) / LOG_FOLDER) {
-                let names = self.directory.list(&format!("{LOG}/{folder}"))?;
-                let is_record = |number: &u64| log_object(*number).starts_with(&format!("{LOG}/{folder}/"));
-                let numbers = names.iter().filter_map(|name| name.parse().ok()).filter(is_record);
-                later.extend(numbers.filter(|number| *number > end));
-            }
-        }
-        later.sort_unstable();
-        Ok(later)
+        self.objects.records(self.state.end().sequence + 1..u64::MAX, usize::MAX)
     }
 
     /// Moves the records and digests above the last record read aside, the newest last: until that has gone the log is
@@ -110,18 +102,18 @@ impl CommitLog {
     /// When the storage fails.
     pub fn set_aside_later(&self) -> Result<Option<LogHead>> {
         let end = self.state.end().sequence;
-        let (later, digests) = (self.later()?, self.digests()?);
+        let (later, digests) = (self.later()?, self.objects.digests()?);
         let given_up = later.last().map(|newest| {
             let hash = self.record(*newest).ok().flatten().map_or([0; 32], |(_, end)| end.hash);
             LogHead { sequence: *newest, hash }
         });
-        let digests = digests.into_iter().filter(|sequence| *sequence > end).map(state_object);
-        for name in digests.chain(later.into_iter().map(log_object)) {
+        let digests = digests.into_iter().filter(|sequence| *sequence > end).map(ObjectName::Digest);
+        for name in digests.chain(later.into_iter().map(ObjectName::Record)) {
             tracing::warn!(%name, "moved to the folder quarantine");
-            self.directory.set_aside(&name)?;
+            self.objects.set_aside(name)?;
         }
         // It may be what was lost.
-        self.directory.make_log_folder(end + 1)?;
+        self.objects.expect_record(end + 1)?;
         Ok(given_up)
     }
 
@@ -141,7 +133,7 @@ impl CommitLog {
             while let Some((record, end)) = self.record(self.state.end().sequence + 1)? {
                 self.apply(&record, end)?;
             }
-            let newest = self.digests()?.into_iter().next_back();
+            let newest = self.objects.digests()?.into_iter().next_back();
             match newest.filter(|sequence| *sequence > self.state.end().sequence) {
                 Some(sequence) => {
                     let digest = self.read_digest(sequence)?;
@@ -158,22 +150,15 @@ impl CommitLog {
         self.state = Arc::new(digest.state);
     }
 
-    /// Numbers of the digests, ascending.
-    fn digests(&self) -> Result<Vec<u64>> {
-        // A folder that is not there had none: without it, and without the records that they stand for, replay fails.
-        let names = self.directory.list_or_none(STATE)?.unwrap_or_default();
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
-    }
-
     /// One record; none when it is not there.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn record(&self, sequence: u64) -> Result<Option<(LogRecord, LogHead)>> {
-        let name = log_object(sequence);
-        let Some(bytes) = self.directory.read(&name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
+        let name = ObjectName::Record(sequence);
+        let Some(bytes) = self.objects.read(name, RECORD_BYTES_MAX as u64)? else { return Ok(None) };
         let decoded = LogRecord::decode(&bytes);
-        let (record, end) = decoded.map_err(|error| Error::from(error).context(&name).hint(LOST))?;
+        let (record, end) = decoded.map_err(|error| Error::from(error).context(name).hint(LOST))?;
         if record.sequence != sequence {
             return Err(Error::integrity(format!("{name} is record {}", record.sequence)).hint(LOST));
         }
@@ -183,7 +168,7 @@ impl CommitLog {
     fn apply(&mut self, record: &LogRecord, end: LogHead) -> Result<()> {
         let voids = Arc::make_mut(&mut self.state)
             .apply(record, end.hash)
-            .map_err(|error| Error::from(error).context(log_object(record.sequence)).hint(LOST))?;
+            .map_err(|error| Error::from(error).context(ObjectName::Record(record.sequence)).hint(LOST))?;
         self.lacking |= record.events.iter().any(|event| matches!(event, Event::Unknown { .. }));
         for (at, void) in voids {
             tracing::warn!(sequence = record.sequence, event = record.events[at].code(), %void, "a void event");
@@ -219,15 +204,14 @@ impl CommitLog {
                 return Ok(None);
             }
             events.iter().try_for_each(Event::check_texts)?;
-            let world = self.directory.world();
             let record = LogRecord {
                 sequence: self.state.end().sequence + 1,
                 previous: self.state.end().hash,
                 repository: self.state.repository(),
                 writer: author.writer,
                 term: author.term,
-                nonce: world.random_bytes(),
-                time: world.now(),
+                nonce: self.world.random_bytes(),
+                time: self.world.now(),
                 events,
             };
             let bytes = record.encode();
@@ -241,10 +225,10 @@ impl CommitLog {
                     Error::fenced(format!("the repository refuses this change: {void}")).hint("run the job again")
                 );
             }
-            if record.sequence == 1 || record.sequence.is_multiple_of(LOG_FOLDER) {
-                self.directory.make_log_folder(record.sequence)?;
+            if record.sequence == 1 || record.sequence.is_multiple_of(RECORDS_TOGETHER) {
+                self.objects.expect_record(record.sequence)?;
             }
-            if self.directory.create(&log_object(record.sequence), &bytes)? == Created::New {
+            if self.objects.create(ObjectName::Record(record.sequence), &bytes)? == Created::New {
                 self.state = Arc::new(after);
                 self.check_digests(author)?;
                 return Ok(Some(record));
@@ -259,7 +243,7 @@ impl CommitLog {
         if !self.state.writers().contains_key(&author.writer) {
             return Ok(());
         }
-        for sequence in self.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
+        for sequence in self.objects.digests()?.into_iter().rev().take_while(|sequence| *sequence >= end.sequence) {
             let read = self.read_digest(sequence);
             if !read.is_ok_and(|digest| digest.state.accounts_for(author.writer, author.term, end)) {
                 return Err(Error::fenced("the log was pruned while this process stood still")
@@ -292,9 +276,9 @@ impl CommitLog {
     }
 
     fn read_digest(&self, sequence: u64) -> Result<Digest> {
-        let name = state_object(sequence);
-        let bytes = self.directory.read_hashed(&name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
-        let digest = Digest::decode(&bytes).map_err(|error| Error::from(error).context(&name))?;
+        let name = ObjectName::Digest(sequence);
+        let bytes = self.objects.read_hashed(name, DIGEST_BYTES_MAX)?.ok_or_else(|| Error::store_io("gone"))?;
+        let digest = Digest::decode(&bytes).map_err(|error| Error::from(error).context(name))?;
         let state = &digest.state;
         // The bytes of the file: a configuration may have extensions that this version does not know.
         let ours = digest.config == self.config && state.repository() == self.state.repository();
@@ -345,7 +329,7 @@ impl CommitLog {
             );
             return Ok(false);
         };
-        self.directory.create(&state_object(end), &bytes)?;
+        self.objects.create(ObjectName::Digest(end), &bytes)?;
         Ok(true)
     }
 
@@ -356,15 +340,9 @@ impl CommitLog {
     /// # Errors
     /// `Integrity` when the digests do not agree with the log: then nothing is deleted. Of the storage.
     pub fn prune(&self, records_max: usize) -> Result<usize> {
-        let digests = self.digests()?;
+        let digests = self.objects.digests()?;
         let [before @ .., older, newer] = &digests[..] else { return Ok(0) };
-        let mut below = Vec::new();
-        for folder in self.directory.list(LOG)? {
-            if folder.parse::<u64>().is_ok_and(|number| number <= older / LOG_FOLDER) {
-                let names = self.directory.list(&format!("{LOG}/{folder}"))?;
-                below.extend(names.iter().filter_map(|name| name.parse::<u64>().ok()).filter(|number| number < older));
-            }
-        }
+        let below = self.objects.records(0..*older, usize::MAX)?;
         if below.len() <= records_max {
             return Ok(0);
         }
@@ -375,14 +353,13 @@ impl CommitLog {
             state.apply(&record, end.hash)?;
         }
         if state != self.read_digest(*newer)?.state {
-            return Err(Error::integrity(format!("{} is not what the log gives", state_object(*newer))));
+            return Err(Error::integrity(format!("{} is not what the log gives", ObjectName::Digest(*newer))));
         }
         // Both must outlast the records.
-        self.directory.sync_folder(STATE)?;
-        before.iter().try_for_each(|sequence| self.directory.remove(&state_object(*sequence)))?;
+        self.objects.make_durable(&[*older, *newer].map(ObjectName::Digest))?;
+        before.iter().try_for_each(|sequence| self.objects.remove(ObjectName::Digest(*sequence)))?;
         // In order, so that what is left is always an end of the log.
-        below.sort_unstable();
-        below.iter().try_for_each(|sequence| self.directory.remove(&log_object(*sequence)))?;
+        below.iter().try_for_each(|sequence| self.objects.remove(ObjectName::Record(*sequence)))?;
         tracing::info!(records = below.len(), up_to = older, "pruned the log");
         Ok(below.len())
     }

@@ -1,11 +1,10 @@
 //! Where chunks are: what the index says; and while it fails, what the packs say themselves.
 
-use crate::directory::INDEX;
+use crate::contents;
 use crate::format::event::AddedPack;
 use crate::format::pack::PackEntry;
 use crate::index::{Index, IndexAccess, Place};
 use crate::local::Inner;
-use crate::reader;
 use crate::state::State;
 use chunker::ChunkId;
 use mover::{Error, Progress, Result};
@@ -55,8 +54,8 @@ impl Inner {
             let entries = match known(&pack.added) {
                 Some(entries) => Ok(entries),
                 // Twice, because one bad moment would have all of the pack sent again.
-                None => reader::records(&self.directory, &self.keys, &pack.added)
-                    .or_else(|_| reader::records(&self.directory, &self.keys, &pack.added))
+                None => contents::records(&*self.objects, &self.keys, &pack.added)
+                    .or_else(|_| contents::records(&*self.objects, &self.keys, &pack.added))
                     .map(Arc::new),
             };
             match entries {
@@ -151,7 +150,7 @@ impl Inner {
     fn places_in_footers(&self, ids: &[ChunkId], first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
         for (number, pack) in self.state().packs().range(first..) {
-            match reader::records(&self.directory, &self.keys, &pack.added) {
+            match contents::records(&*self.objects, &self.keys, &pack.added) {
                 Ok(entries) => {
                     for entry in &entries {
                         if let Some(places) = found.get_mut(&entry.id) {
@@ -196,7 +195,7 @@ impl Inner {
             return;
         }
         let _one = self.rebuilding.lock().expect("no holder panics");
-        let opened = Index::open(&self.directory.root().join(INDEX), IndexAccess::Owner, self.config.config.id);
+        let opened = Index::open(&self.caches.index(), IndexAccess::Owner, self.config.config.id);
         let Ok(opened) = opened.map(RwLock::new) else { return };
         let log = self.log.lock().expect("no holder panics");
         let is_made = !opened.read().expect("no holder panics").is_makeshift();

@@ -65,10 +65,10 @@ impl Packer {
         let (sender, receiver) = mpsc::channel(MESSAGES_MAX);
         let (steps, to_do) = sync_channel(STEPS_MAX);
         let (used, reuse) = sync_channel(STEPS_MAX);
-        let (directory, writing) = (maker.directory.clone(), pending.clone());
+        let writing = pending.clone();
         let disk = thread::Builder::new()
             .name("disk".into())
-            .spawn(move || disk::run(&directory, &writing, to_do, used, sealed_many))
+            .spawn(move || disk::run(&writing, to_do, used, sealed_many))
             .expect("a thread can be started");
         let assembler = Assembler::new(maker, pending.clone(), steps, reuse);
         let assembler = thread::Builder::new()

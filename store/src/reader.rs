@@ -1,15 +1,11 @@
 //! Reading chunks out of packs: places sorted by pack and offset, neighbours read together, several reads ahead.
 
+use crate::contents;
 use crate::damage::get_verified;
-use crate::directory::{Directory, pack_object};
-use crate::error::{reading, storage};
-use crate::format::event::AddedPack;
-use crate::format::pack::{
-    PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, PackName, RECORD_HEADER_BYTES, decode_footer,
-    footer_bytes, read_record_header, salvage_records,
-};
+use crate::format::pack::{PackName, RECORD_HEADER_BYTES, read_record_header};
 use crate::index::Place;
 use crate::local::{Inner, Local, PackFile};
+use crate::objects::Incoming;
 use crate::packer::lock;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
@@ -18,7 +14,6 @@ use mover::{
     ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, ReadSession, Result, SessionId, blocking, with_decoder,
 };
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -119,7 +114,7 @@ enum Run {
     /// Neighbours in one pack, in order.
     Pack { pack: PackName, chunks: Vec<(ChunkId, u64, u32)> },
     /// One chunk that the log does not know yet.
-    Pending { chunk: ChunkId, paths: Vec<PathBuf>, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
+    Pending { chunk: ChunkId, incoming: Arc<dyn Incoming>, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
     /// One chunk that is known to be damaged wherever it is.
     LastResort { chunk: ChunkId, places: Vec<Place> },
     /// Chunks that cannot be had.
@@ -223,8 +218,7 @@ fn pending_run(inner: &Inner, chunk: ChunkId) -> Option<Run> {
     let pending = lock(&inner.pending);
     let (pack, offset, blob_bytes) = pending.chunk(&chunk)?.place?;
     let pack = pending.pack(pack)?;
-    let paths = [Some(pack.path.clone()), pack.target.clone()].into_iter().flatten().collect();
-    Some(Run::Pending { chunk, paths, nonce: pack.nonce, offset, blob_bytes })
+    Some(Run::Pending { chunk, incoming: pack.incoming.clone(), nonce: pack.nonce, offset, blob_bytes })
 }
 
 fn failed(ids: Vec<ChunkId>, error: &Error) -> Vec<Run> {
@@ -241,15 +235,9 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
             };
             vec![(chunk, blob)]
         }
-        Run::Pending { chunk, paths, nonce, offset, blob_bytes } => {
-            let read = |path: &PathBuf| {
-                let file = inner.directory.open(path)?;
-                let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
-                let read = inner.directory.io().read_at(&file, offset.into(), length);
-                read.map_err(|error| storage("cannot read", path, error))
-            };
-            // It may get its name, and lose the other, at this moment.
-            let read = read(&paths[0]).or_else(|error| paths.get(1).map_or(Err(error), read));
+        Run::Pending { chunk, incoming, nonce, offset, blob_bytes } => {
+            let length = usize::try_from(record_bytes(blob_bytes)).expect("a blob is bounded");
+            let read = incoming.open().and_then(|pack| pack.read(offset.into(), length));
             let blob = match read {
                 Ok(bytes) => record(&bytes.into(), 0, blob_bytes, chunk, &nonce, "incoming"),
                 // Its pack may have come into the log in the meantime, and lost that name.
@@ -297,10 +285,9 @@ fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option
 
 /// A blob where the index says that it is, whatever stands around it.
 fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Result<Blob> {
-    let file = inner.directory.open_pack(pack)?;
     let at = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
-    let bytes = inner.directory.io().read_at(&file, at, usize::try_from(place.blob_bytes).expect("a blob is bounded"));
-    let bytes = bytes.map_err(|error| reading(pack_object(pack).as_ref(), error))?;
+    let length = usize::try_from(place.blob_bytes).expect("a blob is bounded");
+    let bytes = inner.objects.open_pack(pack)?.read(at, length)?;
     Blob::parse(bytes.into()).map_err(|error| Error::integrity("it is not a blob").because(error))
 }
 
@@ -314,9 +301,8 @@ fn read_pack_run(inner: &Inner, pack: PackName, chunks: Vec<(ChunkId, u64, u32)>
     let start = chunks.first().map_or(0, |it| it.1);
     let end = chunks.last().map_or(0, |it| it.1 + record_bytes(it.2));
     let read = open_pack(inner, &pack).and_then(|file| {
-        let length = usize::try_from(end - start).expect("a run is bounded");
-        let bytes = inner.directory.io().read_at(&file.file, start, length);
-        Ok((file, bytes.map_err(|error| reading(pack_object(&pack).as_ref(), error))?))
+        let bytes = file.pack.read(start, usize::try_from(end - start).expect("a run is bounded"))?;
+        Ok((file, bytes))
     });
     let name = pack.to_string();
     match read {
@@ -381,91 +367,15 @@ fn open_pack(inner: &Inner, name: &PackName) -> Result<Arc<PackFile>> {
     if let Some(file) = held {
         return Ok(file);
     }
-    let file = inner.directory.open_pack(name)?;
-    let header = read_header(&inner.directory, &file, name)?;
-    let file = Arc::new(PackFile { file, nonce: header.nonce });
+    let pack = inner.objects.open_pack(name)?;
+    let nonce = contents::header(&*pack, name)?.nonce;
+    let file = Arc::new(PackFile { pack, nonce });
     let mut files = inner.files.lock().expect("no holder panics");
     if files.len() >= FILES_MAX {
         files.clear();
     }
     files.insert(*name, file.clone());
     Ok(file)
-}
-
-/// A pack's header.
-///
-/// # Errors
-/// `Integrity`, or of the storage.
-pub fn read_header(directory: &Directory, file: &std::fs::File, name: &PackName) -> Result<PackHeader> {
-    let bytes = directory.io().read_at(file, 0, PACK_HEADER_BYTES);
-    let bytes = bytes.map_err(|error| reading(pack_object(name).as_ref(), error))?;
-    PackHeader::decode(&bytes).map_err(|error| Error::from(error).on_pack(name))
-}
-
-/// The records of a pack, from its footer; where that is damaged those that are left, with the ids that their content has.
-///
-/// # Errors
-/// `Integrity` when nothing is left, or of the storage.
-pub fn records(directory: &Directory, keys: &DomainKeys, pack: &AddedPack) -> Result<Vec<PackEntry>> {
-    let damaged = match footer(directory, pack) {
-        Err(error) if error.kind() == ErrorKind::Integrity => error,
-        read => return read,
-    };
-    let name = &pack.name;
-    let file = directory.open_pack(name)?;
-    let fail = |error| reading(pack_object(name).as_ref(), error);
-    let length = directory.io().length(&file).map_err(fail)?.min(PACK_BYTES_MAX);
-    tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
-    let bytes = directory.io().read_at(&file, 0, usize::try_from(length).expect("a pack fits memory")).map_err(fail)?;
-    let salvaged = salvaged(keys, &bytes.into());
-    if salvaged.is_empty() { Err(damaged) } else { Ok(salvaged) }
-}
-
-/// The records that are left of a pack whose footer is damaged.
-pub fn salvaged(keys: &DomainKeys, pack: &Bytes) -> Vec<PackEntry> {
-    salvage_records(pack).into_iter().map(|entry| by_content(keys, pack, entry)).collect()
-}
-
-/// The entry with the id that its content has, whatever stands beside it: without the footer one damaged byte there would
-/// cost the chunk.
-fn by_content(keys: &DomainKeys, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
-    let at = entry.offset as usize + RECORD_HEADER_BYTES;
-    let mut plain = Vec::new();
-    let opened = Blob::parse(pack.slice(at..at + entry.blob_bytes as usize))
-        .is_ok_and(|blob| with_decoder(|decoder| decoder.decode(&blob, &mut plain)).is_ok());
-    if opened {
-        entry.id = keys.id(entry.kind, &plain);
-    }
-    entry
-}
-
-/// The records of a pack, all of them, from its footer.
-///
-/// # Errors
-/// `Integrity`, or of the storage.
-pub fn footer(directory: &Directory, pack: &AddedPack) -> Result<Vec<PackEntry>> {
-    let name = &pack.name;
-    let file = directory.open_pack(name)?;
-    let fail = |error| reading(pack_object(name).as_ref(), error);
-    let length = directory.io().length(&file).map_err(fail)?;
-    if length > PACK_BYTES_MAX {
-        return Err(Error::integrity(format!("pack {name} has {length} bytes, more than the format allows")));
-    }
-    let read = |bytes: u64| {
-        let bytes = bytes.min(length);
-        let size = usize::try_from(bytes).expect("a pack fits memory");
-        directory.io().read_at(&file, length - bytes, size).map_err(fail)
-    };
-    let mut tail = read(FOOTER_GUESS)?;
-    let decoded = match footer_bytes(&tail) {
-        Ok(whole) if whole > tail.len() as u64 && whole <= length => {
-            tail = read(whole)?;
-            decode_footer(&tail, pack.kind, length)
-        }
-        Ok(_) => decode_footer(&tail, pack.kind, length),
-        Err(error) => Err(error),
-    };
-    decoded.map_err(|error| Error::from(error).on_pack(name))
 }
 
 fn record_bytes(blob_bytes: u32) -> u64 {
@@ -481,5 +391,3 @@ const RUNS_AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 4 << 20;
 /// Most pack files that are kept open.
 const FILES_MAX: usize = 64;
-/// Most footers are shorter: read in one go.
-const FOOTER_GUESS: u64 = 256 << 10;

@@ -1,6 +1,5 @@
 //! Making the index again, beside the one that is in use.
 
-use crate::directory::{INDEX, INDEX_NEW};
 use crate::error::storage;
 use crate::format::event::AddedPack;
 use crate::format::pack::ENTRY_BYTES;
@@ -20,7 +19,7 @@ impl Inner {
     pub fn rebuild_index(&self, progress: &Progress) -> Result<IndexTotals> {
         self.packer()?;
         let _one = self.rebuilding.lock().expect("no holder panics");
-        let beside = self.directory.root().join(INDEX_NEW);
+        let beside = self.caches.index_new();
         self.rebuilt(&beside, progress).inspect_err(|_| {
             // There may be no room, and what was made of it is of no use.
             let _ = Index::remove(&beside);
@@ -28,7 +27,7 @@ impl Inner {
     }
 
     fn rebuilt(&self, beside: &Path, progress: &Progress) -> Result<IndexTotals> {
-        let folder = self.directory.root().join(INDEX);
+        let folder = self.caches.index();
         let id = self.config.config.id;
         Index::remove(beside)?;
         let made = Index::open(beside, IndexAccess::Owner, id)?;

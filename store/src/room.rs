@@ -1,12 +1,9 @@
 //! Room on the storage: new chunks stop before it is full, so that commits and sweeps still have some; commits stop later;
 //! and when somebody else has filled it to the last byte, a reserve is given up so that points can be forgotten and swept.
 
-use crate::directory::{Directory, RESERVE};
-use crate::error::storage;
-use crate::io::Space;
 use crate::local::Inner;
+use crate::objects::Space;
 use mover::{Error, Result};
-use std::io::ErrorKind;
 use std::sync::atomic::Ordering::SeqCst;
 
 impl Inner {
@@ -44,12 +41,12 @@ impl Inner {
         if space.total == 0 || (space.free >= kept && space.files >= FILES_KEPT) {
             return Ok(());
         }
-        let root = self.directory.root().display();
+        let place = self.objects.place();
         let left = match space.free >= kept {
             true => format!("{} files left, and {FILES_KEPT}", space.files),
             false => format!("{} MiB left, and {}", space.free >> 20, MiB(kept)),
         };
-        Err(Error::store_full(format!("{root} has {left} are kept for commits and sweeps"))
+        Err(Error::store_full(format!("{place} has {left} are kept for commits and sweeps"))
             .hint("forget points and run `windlass sweep`, or free space; nothing that was committed is affected"))
     }
 
@@ -107,7 +104,7 @@ impl Inner {
             return;
         }
         self.reserve_given_up.store(true, SeqCst);
-        if self.directory.remove_reserve() {
+        if self.objects.give_up_reserve() {
             tracing::info!("the storage is full: the reserve is used now");
         }
     }
@@ -120,7 +117,7 @@ impl Inner {
         if self.author.term == 0 || !(given_up || space.free >= reserved(space) + bytes) {
             return;
         }
-        let whole = self.directory.make_reserve(bytes);
+        let whole = self.objects.keep_reserve(bytes);
         if given_up && !whole {
             // Later, when something was deleted.
             self.reserve_given_up.store(true, SeqCst);
@@ -135,7 +132,7 @@ impl Inner {
     }
 
     fn space(&self) -> Result<Space> {
-        space_on(&self.directory)
+        self.objects.space()
     }
 }
 
@@ -146,56 +143,6 @@ impl std::fmt::Display for MiB {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} MiB", self.0 >> 20)
     }
-}
-
-impl Directory {
-    /// Makes the files of the reserve that are not there, with as much as there is room for. False when it is not whole.
-    pub fn make_reserve(&self, bytes: u64) -> bool {
-        let folder = self.root().join(RESERVE);
-        let there = self.list_or_none(RESERVE).ok().flatten();
-        let have = there.as_ref().map_or(0, Vec::len);
-        if have >= RESERVE_FILES || bytes == 0 {
-            return true;
-        }
-        let made = (|| {
-            if there.is_none() {
-                self.io().make_dir(&folder)?;
-            }
-            for number in 0..RESERVE_FILES {
-                let path = folder.join(format!("{number:02}"));
-                let file = match self.io().create(&path) {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                    file => file?,
-                };
-                if let Err(error) = self.io().set_aside(&file, bytes / RESERVE_FILES as u64) {
-                    let _ = self.io().remove(&path);
-                    return Err(error);
-                }
-            }
-            Ok(())
-        })();
-        if let Err(error) = &made {
-            tracing::debug!(%error, "the reserve is not whole");
-        }
-        // Where nothing can be set aside there is no use in trying again.
-        made.is_ok() || made.is_err_and(|error| error.kind() == ErrorKind::Unsupported)
-    }
-
-    /// Gives the reserve up. True when there was something.
-    pub fn remove_reserve(&self) -> bool {
-        let names = self.list_or_none(RESERVE).ok().flatten().unwrap_or_default();
-        let gone = names.iter().map(|name| self.io().remove(&self.root().join(RESERVE).join(name)));
-        gone.filter(std::result::Result::is_ok).count() > 0
-    }
-}
-
-/// What the file system of a directory has left.
-///
-/// # Errors
-/// When the storage fails.
-pub fn space_on(directory: &Directory) -> Result<Space> {
-    let root = directory.root();
-    directory.io().space(root).map_err(|error| storage("cannot ask for the room on", root, error))
 }
 
 /// What new chunks may not take: packs that are on their way, the log, the index's compaction, and what a sweep packs again
@@ -220,8 +167,6 @@ fn is_full(space: Space) -> bool {
 
 const RESERVED_BYTES_MAX: u64 = 512 << 20;
 const RESERVE_BYTES_MAX: u64 = 128 << 20;
-/// A file system may run out of files too: so many take the records of a sweep, its counts, and packs that are packed again.
-const RESERVE_FILES: usize = 32;
 /// Files without which nothing new is taken: what one job makes.
 const FILES_KEPT: u64 = 32;
 /// For the longest record, the folder's growth, and the same for whoever writes at this moment.

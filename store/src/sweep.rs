@@ -12,7 +12,6 @@ mod dropping;
 mod marking;
 
 use crate::damage::get_verified;
-use crate::directory::REFERENCES;
 use crate::error::came_from_passing;
 use crate::format::event::{Doomed, Event};
 use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
@@ -76,7 +75,7 @@ impl Local {
         let is_damage = |error: &Error| error.kind() == ErrorKind::StoreIo && !came_from_passing(error);
         if !stopped && swept.as_ref().is_err_and(is_damage) {
             // Perhaps it was the counts: they are a cache, and the next sweep begins with new ones.
-            let _ = self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await;
+            let _ = self.quietly(|inner| Index::remove(&inner.caches.references())).await;
         }
         let told = match swept {
             Ok(mut report) => self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await,
@@ -203,7 +202,7 @@ impl Local {
             return Ok(());
         }
         // The counts were wrong.
-        self.quietly(|inner| Index::remove(&inner.directory.root().join(REFERENCES))).await?;
+        self.quietly(|inner| Index::remove(&inner.caches.references())).await?;
         for ids in needed.values() {
             let batches = ids.chunks(FEW_TOGETHER).map(<[_]>::to_vec).collect();
             self.pack_chunks_again(batches, &RateLimiter::new(None), &Progress::default()).await?;
@@ -444,7 +443,7 @@ impl Inner {
 
     /// Where the counts are: of whoever may not write to the repository, in a folder of its own.
     fn counts_folder(&self) -> PathBuf {
-        self.counts.lock().expect("no holder panics").clone().unwrap_or_else(|| self.directory.root().join(REFERENCES))
+        self.counts.lock().expect("no holder panics").clone().unwrap_or_else(|| self.caches.references())
     }
 
     /// The counts, as far as they go; begun again when they do not fit the log.

@@ -1,8 +1,8 @@
 //! When each pack was last found sound: what a verification need not read again, and what a scrub reads next. A cache in
-//! one file: what is lost with it is read again.
+//! one object: what is lost with it is read again.
 
-use crate::directory::{Directory, VERIFIED};
 use crate::format::pack::PackName;
+use crate::objects::{ObjectName, Objects};
 use crate::state::State;
 use mover::{Depth, RecordError, RecordReader, RecordWriter, RepositoryId, Result, Timestamp, digest};
 use std::collections::HashMap;
@@ -25,9 +25,9 @@ struct Found {
 }
 
 impl Verified {
-    /// What the file in `directory` says; nothing when there is none, or it cannot be used.
-    pub fn load(directory: &Directory, repository: RepositoryId) -> Self {
-        let read = directory.read(VERIFIED, VERIFIED_BYTES_MAX);
+    /// What was written there; nothing when there is none, or it cannot be used.
+    pub fn load(objects: &dyn Objects, repository: RepositoryId) -> Self {
+        let read = objects.read(ObjectName::Verified, VERIFIED_BYTES_MAX);
         let bytes = read.unwrap_or_else(|error| {
             tracing::warn!(%error, "the times of verifications cannot be read: packs count as never verified");
             None
@@ -66,8 +66,8 @@ impl Verified {
     ///
     /// # Errors
     /// Of the storage. Nothing else fails for it.
-    pub fn save(&mut self, directory: &Directory, state: &State) -> Result<()> {
-        let other = Self::load(directory, state.repository());
+    pub fn save(&mut self, objects: &dyn Objects, state: &State) -> Result<()> {
+        let other = Self::load(objects, state.repository());
         for (pack, theirs) in other.packs {
             if self.damaged.get(&pack).is_some_and(|found| *found >= theirs.read.max(theirs.decoded)) {
                 continue;
@@ -78,7 +78,7 @@ impl Verified {
         }
         self.packs.retain(|pack, _| state.pack_number(pack).is_some());
         self.damaged.retain(|pack, _| state.pack_number(pack).is_some());
-        directory.replace(VERIFIED, &self.encode(state.repository()))
+        objects.replace(ObjectName::Verified, &self.encode(state.repository()))
     }
 
     fn encode(&self, repository: RepositoryId) -> Vec<u8> {
@@ -123,6 +123,8 @@ impl Verified {
     }
 }
 
+/// In messages.
+const VERIFIED: &str = "verified";
 const MAGIC: &[u8; 8] = b"WLVERIFY";
 const VERSION: u16 = 1;
 const ENTRY_BYTES: usize = 48;

@@ -20,9 +20,13 @@ pub(super) struct Naming {
 const WAYS: [Names; 3] = [Names::Links, Names::Renames, Names::Replaces];
 
 impl Directory {
-    /// Notes that this process holds the repository's lock.
-    pub fn hold_alone(&self) {
+    /// Notes that this process holds the repository's lock, and removes claims of a process that died: nothing was created here
+    /// yet.
+    pub(super) fn hold_alone(&self) {
         self.naming.alone.store(true, Relaxed);
+        let names = self.io.list(&self.root.join(INCOMING)).unwrap_or_default();
+        let claims = names.iter().filter(|name| name.starts_with(INCOMING_CLAIM));
+        claims.for_each(|name| self.remove_incoming(&self.root.join(INCOMING).join(name)));
     }
 
     /// Gives a complete, synced file under `incoming/` the name `to`, which nothing has; not durable yet. Tells whether the
@@ -30,8 +34,8 @@ impl Directory {
     pub(super) fn name(&self, from: &Path, to: &Path) -> io::Result<bool> {
         for way in &WAYS[usize::from(self.naming.way.load(Relaxed))..] {
             let named = match way {
-                Names::Links => self.io().link(from, to),
-                Names::Renames => self.io().rename_new(from, to),
+                Names::Links => self.io.link(from, to),
+                Names::Renames => self.io.rename_new(from, to),
                 Names::Replaces => self.replace_nothing(from, to),
             };
             match named {
@@ -55,27 +59,20 @@ impl Directory {
             ));
         }
         let name = to.file_name().unwrap_or_default().to_string_lossy();
-        let claim = self.root().join(INCOMING).join(format!("{INCOMING_CLAIM}{name}"));
-        if let Err(error) = self.io().create(&claim) {
+        let claim = self.root.join(INCOMING).join(format!("{INCOMING_CLAIM}{name}"));
+        if let Err(error) = self.io.create(&claim) {
             return Err(match error.kind() {
                 ErrorKind::AlreadyExists => io::Error::other("another computer is writing to this repository"),
                 _ => error,
             });
         }
-        let named = match self.io().open(to) {
+        let named = match self.io.open(to) {
             Ok(_) => Err(ErrorKind::AlreadyExists.into()),
-            Err(error) if error.kind() == ErrorKind::NotFound => self.io().rename(from, to),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.io.rename(from, to),
             Err(error) => Err(error),
         };
         self.remove_incoming(&claim);
         named
-    }
-
-    /// Removes claims of a process that died. For the holder of the lock, before it creates anything.
-    pub fn drop_claims(&self) {
-        let names = self.io().list(&self.root().join(INCOMING)).unwrap_or_default();
-        let claims = names.iter().filter(|name| name.starts_with(INCOMING_CLAIM));
-        claims.for_each(|name| self.remove_incoming(&self.root().join(INCOMING).join(name)));
     }
 }
 

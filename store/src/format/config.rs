@@ -66,6 +66,8 @@ impl ConfigFile {
 
 /// Grid of 64 KiB for disks, FastCDC 2020 of 16/64/256 KiB for streams.
 pub const CUT_FORMAT: u16 = 1;
+/// No configuration is longer.
+pub const CONFIG_BYTES_MAX: u64 = 64 << 10;
 /// How the file begins.
 pub const CONFIG_MAGIC: &[u8; 8] = b"WINDLASS";
 const CONFIG_VERSION: u16 = 1;

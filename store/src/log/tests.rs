@@ -1,7 +1,7 @@
 //! The log in a directory: races, unclear answers, pruning, rollback.
 
 use super::*;
-use crate::directory::INCOMING;
+use crate::directory::Directory;
 use crate::format::event::Event;
 use crate::io::{DiskIo, Fault, FaultIo, Io};
 use crate::state::testing::{A, B, CONFIG, READER, REPOSITORY, TOKEN, opened, session};
@@ -20,14 +20,14 @@ fn folder() -> (tempfile::TempDir, Directory) {
     let folder = tempfile::tempdir().unwrap();
     let made = directory(folder.path(), Arc::new(DiskIo));
     // Packs are no subject here.
-    for name in [LOG, STATE, INCOMING] {
-        made.io().make_dir(&folder.path().join(name)).unwrap();
+    for name in ["log", "state", "incoming"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
     }
     (folder, made)
 }
 
 fn open(directory: &Directory) -> Result<CommitLog> {
-    CommitLog::open(directory.clone(), REPOSITORY, CONFIG.to_vec())
+    CommitLog::open(Arc::new(directory.clone()), World::system(), REPOSITORY, CONFIG.to_vec())
 }
 
 fn begin(log: &mut CommitLog, author: Author) {
@@ -46,13 +46,21 @@ fn fill(log: &mut CommitLog, author: Author, sequence: u64) {
 }
 
 fn write_digest(log: &mut CommitLog) {
-    let name = state_object(log.state().end().sequence);
+    let name = ObjectName::Digest(log.state().end().sequence);
     assert!(log.write_digest(DIGEST_BYTES_MAX).unwrap());
-    assert!(log.directory.read(&name, DIGEST_BYTES_MAX).unwrap().is_some());
+    assert!(log.objects.read(name, DIGEST_BYTES_MAX).unwrap().is_some());
+}
+
+fn log_object(sequence: u64) -> String {
+    ObjectName::Record(sequence).to_string()
+}
+
+fn state_object(sequence: u64) -> String {
+    ObjectName::Digest(sequence).to_string()
 }
 
 fn records(root: &Path) -> Vec<u64> {
-    let mut found: Vec<u64> = std::fs::read_dir(root.join(LOG))
+    let mut found: Vec<u64> = std::fs::read_dir(root.join("log"))
         .unwrap()
         .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
         .map(|name| name.unwrap().file_name().to_str().unwrap().parse().unwrap())
@@ -175,9 +183,9 @@ fn r2_another_record_of_equal_content_is_not_the_own() {
     assert_ne!(first.nonce, second.nonce);
     let mut other = first.clone();
     other.nonce = second.nonce;
-    let name = log_object(first.sequence);
-    assert_eq!(directory.create(&name, &first.encode()).unwrap(), Created::New, "the same bytes: done already");
-    assert_eq!(directory.create(&name, &other.encode()).unwrap(), Created::Exists);
+    let name = ObjectName::Record(first.sequence);
+    assert_eq!(directory.create(name, &first.encode()).unwrap(), Created::New, "the same bytes: done already");
+    assert_eq!(directory.create(name, &other.encode()).unwrap(), Created::Exists);
 }
 
 #[test]
@@ -203,7 +211,7 @@ fn r3_pruning_keeps_two_digests_and_what_lies_between() {
     assert_eq!(records(folder.path()).len(), 70);
     assert_eq!(log.prune(30).unwrap(), 39);
     assert_eq!(records(folder.path()), (40..=70).collect::<Vec<_>>());
-    assert_eq!(log.digests().unwrap(), [40, 60]);
+    assert_eq!(log.objects.digests().unwrap(), [40, 60]);
     assert_eq!(log.prune(0).unwrap(), 0, "nothing left");
     assert_eq!(open(&directory).unwrap().state(), log.state());
     // With the newer digest gone the older one and the records do.
@@ -237,7 +245,7 @@ fn r3_nothing_is_pruned_that_is_not_proven() {
     before.apply(&lie, wrong.end().hash).unwrap();
     std::mem::swap(&mut wrong, before);
     let digest = Digest::new(CONFIG.to_vec(), wrong);
-    directory.create(&state_object(40), &digest.encode()).unwrap();
+    directory.create(ObjectName::Digest(40), &digest.encode()).unwrap();
     assert_eq!(log.prune(0).unwrap_err().kind(), ErrorKind::Integrity);
     assert_eq!(records(folder.path()).len(), 40);
     // Nor where a record between the digests is missing.
@@ -308,7 +316,7 @@ fn r3_digests_are_written_and_used() {
         role(&mut log, A1, 1).unwrap();
         log.digest_when_due().unwrap();
     }
-    assert_eq!(log.digests().unwrap(), [DIGEST_RECORDS]);
+    assert_eq!(log.objects.digests().unwrap(), [DIGEST_RECORDS]);
     let state = log.state().clone();
     // Nothing below it is read: the log opens without it.
     for sequence in 1..DIGEST_RECORDS {
@@ -331,12 +339,12 @@ fn r3_a_state_that_no_digest_can_hold_stays_in_the_log() {
     fill(&mut log, A1, 20);
     let length = Digest::new(CONFIG.to_vec(), State::clone(log.state())).encode().len() as u64;
     assert!(!log.write_digest(length - 1).unwrap());
-    assert!(log.digests().unwrap().is_empty(), "what nobody can read is not written");
+    assert!(log.objects.digests().unwrap().is_empty(), "what nobody can read is not written");
     assert_eq!(log.prune(0).unwrap(), 0);
     assert_eq!(records(folder.path()).len(), 20);
     assert_eq!(open(&directory).unwrap().state(), log.state());
     assert!(log.write_digest(length).unwrap());
-    assert_eq!(log.digests().unwrap(), [20]);
+    assert_eq!(log.objects.digests().unwrap(), [20]);
 }
 
 /// Who knows the event must find it in the log or in a digest.
@@ -349,26 +357,26 @@ fn r3_no_digest_lacks_what_a_later_version_said() {
     let mut log = open(&directory).unwrap();
     fill(&mut log, A1, DIGEST_RECORDS + 10);
     log.digest_when_due().unwrap();
-    assert!(log.digests().unwrap().is_empty());
+    assert!(log.objects.digests().unwrap().is_empty());
     // A digest by a program that knows it says it in an extension; this one begins there, and adds none of its own.
     let later = |log: &CommitLog, extensions: &[u8]| {
         let digest =
             Digest { extensions: extensions.to_vec(), ..Digest::new(CONFIG.to_vec(), log.state().as_ref().clone()) };
-        directory.create(&state_object(log.state().end().sequence), &digest.encode()).unwrap();
+        directory.create(ObjectName::Digest(log.state().end().sequence), &digest.encode()).unwrap();
     };
     later(&log, b"\x09\0\0\0\x03\0\0\0abc");
     let mut read = open(&directory).unwrap();
     assert_eq!((read.state(), read.digested), (log.state(), log.state().end().sequence));
     fill(&mut read, A1, log.state().end().sequence + DIGEST_RECORDS);
     read.digest_when_due().unwrap();
-    assert_eq!(read.digests().unwrap(), [log.state().end().sequence]);
+    assert_eq!(read.objects.digests().unwrap(), [log.state().end().sequence]);
     // With everything known again there are digests again.
     log.catch_up().unwrap();
     later(&log, b"");
     let mut read = open(&directory).unwrap();
     fill(&mut read, A1, log.state().end().sequence + DIGEST_RECORDS);
     read.digest_when_due().unwrap();
-    assert_eq!(read.digests().unwrap().len(), 3);
+    assert_eq!(read.objects.digests().unwrap().len(), 3);
 }
 
 #[test]
@@ -413,7 +421,7 @@ fn r14_a_digest_of_another_configuration_is_not_used() {
     begin(&mut log, A1);
     fill(&mut log, A1, 10);
     write_digest(&mut log);
-    let other = CommitLog::open(directory.clone(), REPOSITORY, b"another".to_vec());
+    let other = CommitLog::open(Arc::new(directory.clone()), World::system(), REPOSITORY, b"another".to_vec());
     assert_eq!(other.err().expect("refused").kind(), ErrorKind::Integrity);
 }
 
@@ -437,7 +445,7 @@ fn a_digest_of_a_log_that_went_another_way_is_not_used() {
         let (record, _) = crate::state::testing::record(other.state(), (A, 1), vec![Event::Role(200)]);
         let bytes = record.encode();
         let (_, end) = LogRecord::decode(&bytes).unwrap();
-        directory.create(&log_object(record.sequence), &bytes).unwrap();
+        directory.create(ObjectName::Record(record.sequence), &bytes).unwrap();
         other.apply(&record, end).unwrap();
     }
     assert_eq!(open(&directory).unwrap().state(), other.state());
@@ -524,7 +532,8 @@ fn a_lost_or_damaged_record_is_no_end_and_can_be_given_up() {
         assert!(told.contains(&log_object(5)) && refused.remedy().unwrap().contains("--accept-rollback"), "{told}");
         assert_eq!(records(folder.path()).len(), if damage == "lost" { 7 } else { 8 }, "nothing was changed");
 
-        let sound = || CommitLog::open_sound(directory.clone(), REPOSITORY, CONFIG.to_vec()).unwrap();
+        let objects: Arc<dyn Objects> = Arc::new(directory.clone());
+        let sound = || CommitLog::open_sound(objects.clone(), World::system(), REPOSITORY, CONFIG.to_vec()).unwrap();
         let (log, wrong) = sound();
         assert_eq!((log.state().end().sequence, wrong.map(|error| error.kind())), (4, Some(ErrorKind::Integrity)));
         assert_eq!(log.set_aside_later().unwrap(), Some(end), "who saw that end will be told that it is gone");
@@ -553,7 +562,7 @@ fn a_long_digest_is_hashed_before_it_is_believed() {
     file.set_len(1000 << 20).unwrap();
     drop(log);
     let before = peak();
-    let error = directory.read_hashed(&state_object(1), DIGEST_BYTES_MAX).unwrap_err();
+    let error = directory.read_hashed(ObjectName::Digest(1), DIGEST_BYTES_MAX).unwrap_err();
     assert!(error.kind() == ErrorKind::Integrity && error.to_string().contains("hash"), "{error}");
     assert!(open(&directory).unwrap().state().end().sequence == 1, "it opens from its records");
     assert!(peak() - before < 100 << 10, "{} KiB", peak() - before);

@@ -2,14 +2,12 @@
 
 use super::disk::{Step, Write};
 use super::{Arrival, Message, Pending, lock};
-use crate::directory::Directory;
 use crate::format::pack::{
     PACK_HEADER_BYTES, PackEntry, PackHeader, PackKind, PackName, RECORD_HEADER_BYTES, encode_footer, record_header,
 };
 use crate::log::Author;
-use mover::{AlignedBuffer, Error, OwnerId, RepositoryConfig, Result};
-use std::fs::File;
-use std::path::PathBuf;
+use crate::objects::{Incoming, Objects};
+use mover::{AlignedBuffer, Error, OwnerId, RepositoryConfig, Result, World};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
@@ -17,8 +15,10 @@ use tokio::sync::mpsc;
 /// What every pack of this process has in its header.
 #[derive(Clone)]
 pub struct PackMaker {
-    /// Directory of the repository.
-    pub directory: Directory,
+    /// Where packs go.
+    pub objects: Arc<dyn Objects>,
+    /// Clock and randomness.
+    pub world: World,
     /// Id and dedup domain of the repository.
     pub config: RepositoryConfig,
     /// Writer and term of this process.
@@ -52,8 +52,7 @@ impl Disk {
 struct OpenPack {
     number: u64,
     kind: PackKind,
-    file: Arc<File>,
-    path: PathBuf,
+    incoming: Arc<dyn Incoming>,
     nonce: [u8; 16],
     hasher: blake3::Hasher,
     /// Length so far, with what is in the buffer.
@@ -115,7 +114,7 @@ impl Assembler {
 
 impl OpenPack {
     fn create(maker: &PackMaker, pending: &Mutex<Pending>, kind: PackKind, disk: &Disk) -> Result<Self> {
-        let world = maker.directory.world();
+        let world = &maker.world;
         let header = PackHeader {
             kind,
             repository: maker.config.id,
@@ -126,14 +125,12 @@ impl OpenPack {
             nonce: world.random_bytes(),
             created: world.now(),
         };
-        let path = maker.directory.temporary_pack();
-        let file = maker.directory.create_pack(&path, kind)?;
-        let number = lock(pending).begin_pack(path.clone(), header.nonce);
+        let incoming = maker.objects.begin_pack(kind)?;
+        let number = lock(pending).begin_pack(incoming.clone(), header.nonce);
         let mut pack = Self {
             number,
             kind,
-            file: Arc::new(file),
-            path,
+            incoming,
             nonce: header.nonce,
             hasher: blake3::Hasher::new(),
             bytes: 0,
@@ -182,8 +179,7 @@ impl OpenPack {
         self.handed_over += self.entries[first..].iter().take_while(|entry| whole(entry)).count();
         disk.send(Step::Write(Write {
             pack: self.number,
-            file: self.file.clone(),
-            path: self.path.clone(),
+            incoming: self.incoming.clone(),
             bytes: std::mem::replace(&mut self.buffer, disk.buffer()),
             entries: self.entries[first..self.handed_over].to_vec(),
         }))
@@ -197,8 +193,7 @@ impl OpenPack {
         disk.send(Step::Seal(super::disk::Seal {
             pack: self.number,
             kind: self.kind,
-            file: self.file,
-            path: self.path,
+            incoming: self.incoming,
             name: PackName(*self.hasher.finalize().as_bytes()),
             bytes: self.bytes,
             entries: self.entries,

@@ -2,10 +2,10 @@
 
 use crate::format::event::AddedPack;
 use crate::format::pack::PackEntry;
+use crate::objects::Incoming;
 use chunker::ChunkId;
 use mover::{Error, ErrorKind, Result, SessionId, Shape};
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Packs that the log does not know yet, and what is in them.
@@ -54,10 +54,8 @@ pub struct PendingChunk {
 
 /// A pack that the log does not know yet.
 pub struct PendingPack {
-    /// Where its bytes are, under a temporary name.
-    pub path: PathBuf,
-    /// Where they are when they are not there any more.
-    pub target: Option<PathBuf>,
+    /// Its bytes.
+    pub incoming: Arc<dyn Incoming>,
     /// Nonce in the pack's header.
     pub nonce: [u8; 16],
     /// What to log, once it is durable under its own name.
@@ -118,10 +116,10 @@ impl Pending {
     }
 
     /// Enters a pack that is begun and gives its number.
-    pub(super) fn begin_pack(&mut self, path: PathBuf, nonce: [u8; 16]) -> u64 {
+    pub(super) fn begin_pack(&mut self, incoming: Arc<dyn Incoming>, nonce: [u8; 16]) -> u64 {
         let number = self.next_pack;
         self.next_pack += 1;
-        self.packs.insert(number, PendingPack { path, target: None, nonce, sealed: None });
+        self.packs.insert(number, PendingPack { incoming, nonce, sealed: None });
         number
     }
 
@@ -134,13 +132,6 @@ impl Pending {
         }
     }
 
-    /// Enters which name a pack is about to get.
-    pub(super) fn name(&mut self, pack: u64, target: PathBuf) {
-        if let Some(waiting) = self.packs.get_mut(&pack) {
-            waiting.target = Some(target);
-        }
-    }
-
     /// Enters that a pack is durable under its name.
     pub(super) fn seal(&mut self, pack: u64, sealed: SealedPack) {
         if let Some(waiting) = self.packs.get_mut(&pack) {
@@ -148,8 +139,8 @@ impl Pending {
         }
     }
 
-    /// Forgets a pack that is in the log and the index now, and gives its temporary name.
-    pub fn logged(&mut self, number: u64) -> Option<PathBuf> {
+    /// Forgets a pack that is in the log and the index now, and gives it to be settled.
+    pub fn logged(&mut self, number: u64) -> Option<Arc<dyn Incoming>> {
         let pack = self.packs.remove(&number)?;
         for entry in pack.sealed.iter().flat_map(|sealed| sealed.entries.iter()) {
             let here = |chunk: &PendingChunk| chunk.place.is_some_and(|place| place.0 == number);
@@ -159,7 +150,7 @@ impl Pending {
                 self.logged.add(chunk.session);
             }
         }
-        Some(pack.path)
+        Some(pack.incoming)
     }
 
     /// Stops all writing until the repository is opened again; the first error stays (never retry a failed sync).

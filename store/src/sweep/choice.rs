@@ -1,11 +1,11 @@
 //! Which packs are doomed, and what of them is packed again before.
 
+use crate::contents::footer;
 use crate::format::event::AddedPack;
 use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
 use crate::index::Place;
 use crate::local::Inner;
 use crate::packer::{PACK_BYTES_TARGET, PACK_CHUNKS_TARGET};
-use crate::reader;
 use crate::references::References;
 use crate::state::State;
 use chunker::{ChunkId, ChunkKind};
@@ -244,7 +244,7 @@ impl Inner {
     pub(super) fn records_of(&self, state: &State, number: u32) -> Result<Vec<PackEntry>> {
         let pack = &state.packs()[&number].added;
         let whole = |entries: &Vec<PackEntry>| u32::try_from(entries.len()) == Ok(pack.chunks);
-        let read = reader::footer(&self.directory, pack);
+        let read = footer(&*self.objects, pack);
         if let Ok(entries) = read
             && whole(&entries)
         {

@@ -3,11 +3,11 @@
 
 use super::choice::for_each_batch;
 use super::marking::Wanted;
-use crate::directory::{PACKS, pack_object};
+use crate::contents::header;
 use crate::format::event::{Dropped, Event, Orphan};
 use crate::format::pack::PackName;
 use crate::local::Inner;
-use crate::reader;
+use crate::objects::{Object, ObjectName};
 use crate::state::State;
 use chunker::ChunkId;
 use mover::{Error, PointId, Result, SweepReport};
@@ -145,7 +145,7 @@ impl Inner {
             for_each_batch(&entries, |_| true, |_, ids| forget(ids))?;
         }
         self.files.lock().expect("no holder panics").remove(name);
-        self.directory.remove(&pack_object(name))
+        self.objects.remove(ObjectName::Pack(*name))
     }
 
     /// Takes places out of the index. Who holds the log is its one writer, and commits wait for it: rows are read before.
@@ -165,26 +165,23 @@ impl Inner {
     /// Removes pack files that no sweep before came to delete, and those of writers that are gone (R5). Gives their bytes.
     pub(super) fn remove_orphans(&self, token: [u8; 16], dry_run: bool) -> Result<(u64, u64)> {
         let (mut files, mut bytes) = (0, 0);
-        for byte in 0..=255u8 {
-            // What cannot be listed is no empty folder.
-            for file in self.directory.list(&format!("{PACKS}/{byte:02x}"))? {
-                let Ok(name) = file.parse::<PackName>() else { continue };
+        for first in 0..=255 {
+            for name in self.objects.packs(first)? {
                 let state = self.state();
                 if state.pack_number(&name).is_some() {
                     continue;
                 }
-                let path = self.directory.root().join(pack_object(&name));
-                let Ok(opened) = self.directory.open(&path) else { continue };
-                let length = self.directory.io().length(&opened).unwrap_or(0);
+                let Ok(opened) = self.objects.open_pack(&name) else { continue };
+                let length = opened.length().unwrap_or(0);
                 if !state.was_dropped(&name) {
-                    let Some(orphan) = self.orphan(&state, &opened, name) else { continue };
+                    let Some(orphan) = orphan(&state, &*opened, name) else { continue };
                     if !dry_run {
                         let marked = state.end().sequence;
                         self.append_dropped(token, marked, &[], vec![orphan], &mut Second::default())?;
                     }
                 }
                 if !dry_run {
-                    self.directory.remove(&pack_object(&name))?;
+                    self.objects.remove(ObjectName::Pack(name))?;
                 }
                 files += 1;
                 bytes += length;
@@ -192,13 +189,13 @@ impl Inner {
         }
         Ok((files, bytes))
     }
+}
 
-    /// A pack of a term that is over: nobody can bring it into the log any more.
-    fn orphan(&self, state: &State, file: &std::fs::File, name: PackName) -> Option<Orphan> {
-        let header = reader::read_header(&self.directory, file, &name).ok()?;
-        let over = header.repository == state.repository() && state.term(header.writer) > header.term;
-        over.then_some(Orphan { name, writer: header.writer, term: header.term })
-    }
+/// A pack of a term that is over: nobody can bring it into the log any more.
+fn orphan(state: &State, pack: &dyn Object, name: PackName) -> Option<Orphan> {
+    let header = header(pack, &name).ok()?;
+    let over = header.repository == state.repository() && state.term(header.writer) > header.term;
+    over.then_some(Orphan { name, writer: header.writer, term: header.term })
 }
 
 /// What the second look has seen.

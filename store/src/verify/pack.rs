@@ -1,18 +1,16 @@
 //! One pack: its footer, or every byte of it, a window at a time.
 
-use crate::directory::pack_object;
-use crate::error::reading;
+use crate::contents::salvaged;
 use crate::format::event::AddedPack;
 use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, blob_hash,
     decode_footer, footer_bytes, read_record_header,
 };
 use crate::local::Inner;
-use crate::reader::salvaged;
+use crate::objects::Object;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_decoder};
-use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -62,17 +60,16 @@ async fn look(
     pacer: &RateLimiter,
     checked: &mut Checked,
 ) -> Result<()> {
-    let (decoder, added) = (inner.clone(), pack.clone());
-    let (file, frame) = blocking(move || Frame::read(&decoder, &added)).await?;
+    let (reading, added) = (inner.clone(), pack.clone());
+    let (open, frame) = blocking(move || Frame::read(&reading, &added)).await?;
     let nonce = frame.header.as_ref().map(|header| header.nonce).unwrap_or_default();
     let whole = frame.entries.is_ok();
     let entries: Arc<[PackEntry]> = match frame.entries {
         Ok(entries) => entries.into(),
         Err(what) => {
             checked.errors.push(what);
-            let (inner, file, pack) = (inner.clone(), file.clone(), pack.clone());
-            let scan =
-                move || Ok::<_, Error>(salvaged(&inner.keys, &read(&inner, &file, &pack, 0..pack.bytes)?.into()));
+            let (inner, open, bytes) = (inner.clone(), open.clone(), pack.bytes);
+            let scan = move || Ok::<_, Error>(salvaged(&inner.keys, &read(&*open, 0..bytes)?.into()));
             blocking(scan).await?.into()
         }
     };
@@ -87,7 +84,7 @@ async fn look(
         let scan = |look| Scan {
             inner: inner.clone(),
             pack: pack.clone(),
-            file: file.clone(),
+            open: open.clone(),
             entries: entries.clone(),
             nonce,
             whole,
@@ -123,32 +120,29 @@ struct Frame {
 
 impl Frame {
     /// Reads header and footer. Blocking.
-    fn read(inner: &Inner, pack: &AddedPack) -> Result<(Arc<File>, Self)> {
-        let file = inner.directory.open_pack(&pack.name)?;
-        let length = inner.directory.io().length(&file);
-        let length = length.map_err(|error| reading(pack_object(&pack.name).as_ref(), error))?;
+    fn read(inner: &Inner, pack: &AddedPack) -> Result<(Arc<dyn Object>, Self)> {
+        let open = inner.objects.open_pack(&pack.name)?;
+        let length = open.length()?;
         if length != pack.bytes || length > PACK_BYTES_MAX {
             return Err(Error::integrity(format!("it has {length} bytes instead of {}", pack.bytes)));
         }
-        let header = read(inner, &file, pack, 0..length.min(PACK_HEADER_BYTES as u64))?;
+        let header = read(&*open, 0..length.min(PACK_HEADER_BYTES as u64))?;
         let header = PackHeader::decode(&header).map_err(|error| error.to_string());
-        let tail = read(inner, &file, pack, length.saturating_sub(TRAILER_BYTES as u64)..length)?;
+        let tail = read(&*open, length.saturating_sub(TRAILER_BYTES as u64)..length)?;
         let entries = match footer_bytes(&tail) {
             Ok(footer) => {
-                let footer = read(inner, &file, pack, length.saturating_sub(footer)..length)?;
+                let footer = read(&*open, length.saturating_sub(footer)..length)?;
                 decode_footer(&footer, pack.kind, length)
             }
             Err(error) => Err(error),
         };
         let entries = entries.map_err(|error| error.to_string());
-        Ok((Arc::new(file), Self { header, entries }))
+        Ok((open, Self { header, entries }))
     }
 }
 
-fn read(inner: &Inner, file: &File, pack: &AddedPack, bytes: Range<u64>) -> Result<Vec<u8>> {
-    let length = usize::try_from(bytes.end - bytes.start).expect("a pack fits memory");
-    let read = inner.directory.io().read_at(file, bytes.start, length);
-    read.map_err(|error| reading(pack_object(&pack.name).as_ref(), error))
+fn read(open: &dyn Object, bytes: Range<u64>) -> Result<Vec<u8>> {
+    open.read(bytes.start, usize::try_from(bytes.end - bytes.start).expect("a pack fits memory"))
 }
 
 /// How a record is looked at.
@@ -166,7 +160,7 @@ enum Look {
 struct Scan {
     inner: Arc<Inner>,
     pack: AddedPack,
-    file: Arc<File>,
+    open: Arc<dyn Object>,
     entries: Arc<[PackEntry]>,
     nonce: [u8; 16],
     /// The entries are of the footer: each record's number is its place among them.
@@ -199,7 +193,7 @@ impl Scan {
 
     fn look_at(&mut self, bytes: Range<u64>, records: Range<usize>) -> Result<()> {
         let start = bytes.start;
-        let window = Bytes::from(read(&self.inner, &self.file, &self.pack, bytes)?);
+        let window = Bytes::from(read(&*self.open, bytes)?);
         self.name.update(&window);
         for ordinal in records {
             if let Err(what) = self.check_record(&window, start, ordinal) {
