@@ -50,7 +50,7 @@ pub fn one_of_many_wins(storage: &dyn Storage) {
     expect(&*shared, &[1]);
     let (racers, begin) = (8u8, Barrier::new(8));
     let race = |racer: u8| {
-        let own = if racer % 2 == 0 { shared.clone() } else { storage.open() };
+        let own = if racer.is_multiple_of(2) { shared.clone() } else { storage.open() };
         let bytes = noise(racer.into(), 1_000 + u64::from(racer));
         let each = names.iter().map(|name| {
             begin.wait();

@@ -112,7 +112,7 @@ pub fn packs_come_beside_each_other(storage: &dyn Storage) {
     let shared = storage.open();
     let write = |seed: u64| {
         let bytes = noise(seed, 200_000);
-        let incoming = shared.begin_pack(if seed % 2 == 0 { PackKind::Data } else { PackKind::Page }).unwrap();
+        let incoming = shared.begin_pack(if seed.is_multiple_of(2) { PackKind::Data } else { PackKind::Page }).unwrap();
         for piece in bytes.chunks(30_000) {
             incoming.append(piece).unwrap();
             assert_eq!(incoming.open().unwrap().read(0, 10).unwrap(), bytes[..10]);

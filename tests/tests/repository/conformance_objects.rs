@@ -5,7 +5,7 @@ use windlass_tests::objects::InDirectory;
 
 mod by_links {
     use super::*;
-    windlass_tests::objects!(tests InDirectory::new());
+    windlass_tests::objects!(tests InDirectory::on_disk());
 }
 
 mod by_renames {
