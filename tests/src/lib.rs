@@ -8,6 +8,7 @@ pub mod holding;
 pub mod kept;
 pub mod meddle;
 pub mod node;
+pub mod objects;
 pub mod place;
 pub mod program;
 pub mod protocol;

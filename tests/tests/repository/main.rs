@@ -3,6 +3,7 @@
 
 mod audit;
 mod conformance_mem;
+mod conformance_objects;
 mod conformance_store;
 mod damage;
 mod decoders;
