@@ -7,8 +7,8 @@ use crate::format::pack::{
 };
 use crate::objects::{Object, Objects};
 use bytes::Bytes;
-use chunker::{Blob, Fingerprinter};
-use mover::{Error, ErrorKind, Result, with_opener};
+use chunker::{Blob, DomainKeys};
+use mover::{Error, ErrorKind, Result, with_decoder};
 
 /// The header of a pack that is open.
 ///
@@ -23,7 +23,7 @@ pub fn header(pack: &dyn Object, name: &PackName) -> Result<PackHeader> {
 ///
 /// # Errors
 /// `Integrity` when nothing is left, or of the storage.
-pub fn records(objects: &dyn Objects, prints: &Fingerprinter, pack: &AddedPack) -> Result<Vec<PackEntry>> {
+pub fn records(objects: &dyn Objects, keys: &DomainKeys, pack: &AddedPack) -> Result<Vec<PackEntry>> {
     let damaged = match footer(objects, pack) {
         Err(error) if error.kind() == ErrorKind::Integrity => error,
         read => return read,
@@ -33,24 +33,24 @@ pub fn records(objects: &dyn Objects, prints: &Fingerprinter, pack: &AddedPack) 
     let length = open.length()?.min(PACK_BYTES_MAX);
     tracing::warn!(pack = %name, error = %damaged, "a pack's footer is damaged; its records are read instead");
     let bytes = open.read(0, usize::try_from(length).expect("a pack fits memory"))?;
-    let salvaged = salvaged(prints, &bytes.into());
+    let salvaged = salvaged(keys, &bytes.into());
     if salvaged.is_empty() { Err(damaged) } else { Ok(salvaged) }
 }
 
 /// The records that are left of a pack whose footer is damaged.
-pub fn salvaged(prints: &Fingerprinter, pack: &Bytes) -> Vec<PackEntry> {
-    salvage_records(pack).into_iter().map(|entry| by_content(prints, pack, entry)).collect()
+pub fn salvaged(keys: &DomainKeys, pack: &Bytes) -> Vec<PackEntry> {
+    salvage_records(pack).into_iter().map(|entry| by_content(keys, pack, entry)).collect()
 }
 
 /// The entry with the id that its content has, whatever stands beside it: without the footer one damaged byte there would
 /// cost the chunk.
-fn by_content(prints: &Fingerprinter, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
+fn by_content(keys: &DomainKeys, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
     let at = entry.offset as usize + RECORD_HEADER_BYTES;
     let mut plain = Vec::new();
     let opened = Blob::parse(pack.slice(at..at + entry.blob_bytes as usize))
-        .is_ok_and(|blob| with_opener(|opener| opener.open(&blob, &mut plain)).is_ok());
+        .is_ok_and(|blob| with_decoder(|decoder| decoder.decode(&blob, &mut plain)).is_ok());
     if opened {
-        entry.id = prints.id(entry.kind, &plain);
+        entry.id = keys.id(entry.kind, &plain);
     }
     entry
 }

@@ -7,7 +7,7 @@ use crate::format::pack::PackEntry;
 use crate::index::{Forgetting, Index, Place};
 use crate::objects::Objects;
 use crate::state::State;
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use mover::{Error, Had, OwnerId, RepositoryId, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard};
 /// The index, and whether it can be used.
 pub struct CurrentIndex {
     objects: Arc<dyn Objects>,
-    prints: Fingerprinter,
+    keys: DomainKeys,
     repository: RepositoryId,
     index: RwLock<Index>,
     /// It cannot be used until another one is made.
@@ -29,10 +29,10 @@ pub struct CurrentIndex {
 
 impl CurrentIndex {
     /// The index as it was opened.
-    pub fn new(objects: Arc<dyn Objects>, prints: Fingerprinter, repository: RepositoryId, index: Index) -> Self {
+    pub fn new(objects: Arc<dyn Objects>, keys: DomainKeys, repository: RepositoryId, index: Index) -> Self {
         Self {
             objects,
-            prints,
+            keys,
             repository,
             index: RwLock::new(index),
             failed: AtomicBool::new(false),
@@ -113,7 +113,7 @@ impl CurrentIndex {
     }
 
     fn records(&self, pack: &AddedPack) -> Result<Vec<PackEntry>> {
-        contents::records(&*self.objects, &self.prints, pack)
+        contents::records(&*self.objects, &self.keys, pack)
     }
 
     /// The places of each chunk, earliest pack first; empty where there is none. While the index fails the footers of packs

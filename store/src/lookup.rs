@@ -55,8 +55,8 @@ impl Reach for Inner {
 #[cfg(test)]
 mod tests {
     use crate::local::{Access, Local};
-    use chunker::{ChunkKind, Compression, Fingerprinter};
-    use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_sealer};
+    use chunker::{ChunkKind, Compression, DomainKeys};
+    use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_compressor};
 
     /// RocksDB that takes nothing more, and still reads: what is new is found all the same.
     #[tokio::test(flavor = "multi_thread")]
@@ -64,12 +64,13 @@ mod tests {
         let (folder, world) = (tempfile::tempdir().unwrap(), World::system());
         Local::init(folder.path(), None, &world).unwrap();
         let local = Local::open(folder.path(), Access::Write, Pool::new(1).unwrap(), world).await.unwrap();
-        let prints = Fingerprinter::new(&local.config().domain);
+        let keys = DomainKeys::new(&local.config().domain);
         let mut ids = Vec::new();
         for (number, fails) in [(1u8, false), (2, true)] {
             local.inner.index.set_failed(fails);
-            let blob = with_sealer(Compression::None, |sealer| sealer.seal(ChunkKind::Data, &[number; 100]));
-            ids.push(prints.id(ChunkKind::Data, &[number; 100]));
+            let blob =
+                with_compressor(Compression::None, |compressor| compressor.compress(ChunkKind::Data, &[number; 100]));
+            ids.push(keys.id(ChunkKind::Data, &[number; 100]));
             let (point, verification) = (PointId([number; 16]), Verification::Checksum);
             let begin = Begin { point, parents: Vec::new(), holder: None, verification };
             let (session, _) = local.begin(begin).await.unwrap();

@@ -21,7 +21,7 @@ use crate::state::{Pack, State};
 use chunker::{Blob, DomainKey};
 use mover::{
     Error, LogHead, Pool, RecordError, RepositoryConfig, RepositoryId, Result, SessionId, World, WriterId, blocking,
-    digest, with_opener,
+    digest, with_decoder,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -399,7 +399,7 @@ fn sound_records(inner: &Inner, incoming: &dyn Incoming) -> Result<Vec<(PackKind
         let blob = bytes.slice(from..from + usize::try_from(entry.blob_bytes).expect("bounded"));
         let Ok(blob) = Blob::parse(blob) else { continue };
         plain.clear();
-        let good = with_opener(|opener| opener.open_verified(&inner.prints, &entry.id, &blob, &mut plain)).is_ok();
+        let good = with_decoder(|decoder| decoder.decode_verified(&inner.keys, &entry.id, &blob, &mut plain)).is_ok();
         if good && place.is_none() {
             let hash = blob_hash(blob.bytes());
             // Nobody else stores while it is opened.

@@ -5,7 +5,7 @@ use crate::leases::gone;
 use crate::reading;
 use crate::repository::Inner;
 use crate::state::State;
-use chunker::{ChunkId, Fingerprinter};
+use chunker::{ChunkId, DomainKeys};
 use futures::Stream;
 use mover::{ChunkBatch, ErrorKind, Manifest, OwnerId, PointId, ReadSession, Result, SessionId};
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl ReadSession for Reader {
         reading::get(self.inner.clone(), ids)
     }
 
-    async fn get_verified(&self, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
-        reading::get_verified(&self.inner, prints, ids).await
+    async fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
+        reading::get_verified(&self.inner, keys, ids).await
     }
 }

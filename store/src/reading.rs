@@ -5,9 +5,9 @@ use crate::index::Place;
 use crate::objects::Incoming;
 use crate::repository::Inner;
 use bytes::Bytes;
-use chunker::{Blob, ChunkId, ChunkKind, Fingerprinter};
+use chunker::{Blob, ChunkId, ChunkKind, DomainKeys};
 use futures::{Stream, StreamExt, pin_mut, stream};
-use mover::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, Result, blocking, verified, with_opener};
+use mover::{ChunkBatch, ChunkError, Error, ErrorKind, Manifest, PointId, Result, blocking, verified, with_decoder};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -26,7 +26,7 @@ pub async fn manifest(inner: &Arc<Inner>, point: PointId) -> Result<Manifest> {
     let on = |error: Error| error.context(format_args!("manifest of point {point}"));
     let blob = blob.map_err(|error| on(error.into()))?;
     let mut plain = Vec::new();
-    with_opener(|opener| opener.open_verified(&inner.prints, &id, &blob, &mut plain))
+    with_decoder(|decoder| decoder.decode_verified(&inner.keys, &id, &blob, &mut plain))
         .map_err(|error| on(Error::integrity(error.to_string())))?;
     if blob.header().kind != ChunkKind::Manifest {
         return Err(on(Error::integrity("the chunk is not a manifest")));
@@ -61,7 +61,7 @@ pub fn get(inner: Arc<Inner>, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatc
 }
 
 /// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.
-pub async fn get_verified(inner: &Arc<Inner>, prints: &Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
+pub async fn get_verified(inner: &Arc<Inner>, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
     let mut made = ChunkBatch::new();
     let mut found_wrong: BTreeMap<ChunkId, ChunkError> = BTreeMap::new();
     let mut rest = ids;
@@ -70,7 +70,7 @@ pub async fn get_verified(inner: &Arc<Inner>, prints: &Fingerprinter, ids: Vec<C
             break;
         }
         let mut wrong = Vec::new();
-        for (id, blob) in verified(get(inner.clone(), rest.clone()), prints, rest).await {
+        for (id, blob) in verified(get(inner.clone(), rest.clone()), keys, rest).await {
             match blob {
                 Err(ChunkError::Wrong { what, .. }) => wrong.push((id, what)),
                 // The first place's error says more than that there is no other.
@@ -259,7 +259,8 @@ fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option
         let Some(pack) = state.packs().get(&place.pack) else { continue };
         match blob_at(inner, &pack.added.name, place) {
             Ok(blob) => {
-                let opened = with_opener(|opener| opener.open_verified(&inner.prints, &chunk, &blob, &mut Vec::new()));
+                let opened =
+                    with_decoder(|decoder| decoder.decode_verified(&inner.keys, &chunk, &blob, &mut Vec::new()));
                 if opened.is_ok() {
                     return Ok(Some(blob));
                 }

@@ -17,7 +17,7 @@ use crate::room::Room;
 use crate::shared_log::SharedLog;
 use crate::state::State;
 use crate::sweep_turn::SweepTurn;
-use chunker::Fingerprinter;
+use chunker::DomainKeys;
 use mover::{ErrorKind, Pool, Result, World, blocking};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Inner {
     pub objects: Arc<dyn Objects>,
     pub caches: Caches,
     pub config: ConfigFile,
-    pub prints: Fingerprinter,
+    pub keys: DomainKeys,
     pub pool: Pool,
     pub world: World,
     /// The log, and the state that it gives.
@@ -57,10 +57,10 @@ impl Inner {
         index: Index,
         lock: Option<Lock>,
     ) -> Self {
-        let (prints, id) = (Fingerprinter::new(&config.config.domain), config.config.id);
+        let (keys, id) = (DomainKeys::new(&config.config.domain), config.config.id);
         Self {
             log: SharedLog::new(author, world.clone(), log),
-            index: CurrentIndex::new(objects.clone(), prints.clone(), id, index),
+            index: CurrentIndex::new(objects.clone(), keys.clone(), id, index),
             packs: Packs::new(objects.clone()),
             health: Health::new(objects.clone(), id),
             room: Room::new(objects.clone(), author.term > 0),
@@ -69,7 +69,7 @@ impl Inner {
             objects,
             caches,
             config,
-            prints,
+            keys,
             pool,
             world,
             _lock: lock,

@@ -12,7 +12,7 @@ use futures::Stream;
 use mover::{
     Begin, ChunkBatch, Commit, Error, Had, Manifest, OwnerId, PointDraft, PointId, Presence, Presences, Reach as _,
     ReadSession, Result, SessionId, Shape, StoredTotals, Timestamp, Verification, WriteSession, labels, missing_for,
-    with_opener, with_sealer,
+    with_compressor, with_decoder,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -161,7 +161,7 @@ impl Session {
         let (inner, verification) = (self.inner.clone(), self.begin.verification);
         let verified = move || {
             let mut plain = Vec::new();
-            let one = |(id, blob)| verify_one(&inner.prints, verification, id, blob, &mut plain);
+            let one = |(id, blob)| verify_one(&inner.keys, verification, id, blob, &mut plain);
             chunks.into_iter().map(one).collect::<Result<_>>()
         };
         self.inner.pool.run(verified).await
@@ -230,8 +230,10 @@ impl Session {
     /// Stores a manifest and gives its chunk.
     async fn put_manifest(&self, manifest: &Manifest) -> Result<ChunkId> {
         let plain = manifest.encode_checked()?;
-        let id = self.inner.prints.id(ChunkKind::Manifest, &plain);
-        let blob = with_sealer(chunker::Compression::default(), |sealer| sealer.seal(ChunkKind::Manifest, &plain));
+        let id = self.inner.keys.id(ChunkKind::Manifest, &plain);
+        let blob = with_compressor(chunker::Compression::default(), |compressor| {
+            compressor.compress(ChunkKind::Manifest, &plain)
+        });
         self.take(vec![(id, blob)]).await?;
         Ok(id)
     }
@@ -305,8 +307,8 @@ impl Session {
         }
         let mut missing = Vec::new();
         for draft in points {
-            let prints = &self.inner.prints;
-            missing.extend(missing_for(self, prints, &draft.manifest, &parents, self, MISSING_MAX).await?);
+            let keys = &self.inner.keys;
+            missing.extend(missing_for(self, keys, &draft.manifest, &parents, self, MISSING_MAX).await?);
         }
         Ok(missing)
     }
@@ -344,7 +346,7 @@ impl Presences for Session {
 }
 
 fn verify_one(
-    prints: &chunker::Fingerprinter,
+    keys: &chunker::DomainKeys,
     verification: Verification,
     id: ChunkId,
     blob: Blob,
@@ -353,7 +355,7 @@ fn verify_one(
     plain.clear();
     // The checksum also when the content is proven: every later reader looks at it.
     let checked = blob.check().and_then(|()| match verification {
-        Verification::Decode => with_opener(|opener| opener.open_verified(prints, &id, &blob, plain)),
+        Verification::Decode => with_decoder(|decoder| decoder.decode_verified(keys, &id, &blob, plain)),
         Verification::Checksum => Ok(()),
     });
     checked.map_err(|error| Error::integrity(format!("chunk {id} arrived with the wrong content")).because(error))?;
@@ -370,8 +372,8 @@ impl ReadSession for Session {
         reading::get(self.inner.clone(), ids)
     }
 
-    async fn get_verified(&self, prints: &chunker::Fingerprinter, ids: Vec<ChunkId>) -> ChunkBatch {
-        reading::get_verified(&self.inner, prints, ids).await
+    async fn get_verified(&self, keys: &chunker::DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
+        reading::get_verified(&self.inner, keys, ids).await
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub async fn suspects(inner: &Arc<Inner>, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
     let suspects = inner.with(|inner| inner.unhealed(&inner.state())).await?;
     let mut walk =
-        Walk { reader: MapReader::new(session, &inner.prints), suspects, clean: Visited::default(), found: Vec::new() };
+        Walk { reader: MapReader::new(session, &inner.keys), suspects, clean: Visited::default(), found: Vec::new() };
     if walk.suspects.is_empty() {
         return Ok(Vec::new());
     }

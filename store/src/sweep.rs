@@ -249,7 +249,7 @@ impl Inner {
         let (packer, mut all) = (self.packs.packer()?, true);
         for ids in batches {
             let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
-            for (id, blob) in get_verified(self, &self.prints, ids).await {
+            for (id, blob) in get_verified(self, &self.keys, ids).await {
                 match blob {
                     Ok(blob) => {
                         let (hash, kind) = (blob_hash(blob.bytes()), PackKind::of(blob.header().kind));

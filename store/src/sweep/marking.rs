@@ -5,7 +5,7 @@ use crate::references::{References, head};
 use crate::repository::Inner;
 use crate::state::State;
 use chunker::{ChunkId, ChunkKind};
-use mover::{Error, Manifest, Page, PointId, Result, with_opener};
+use mover::{Error, Manifest, Page, PointId, Result, with_decoder};
 use std::collections::{BTreeSet, HashSet};
 
 impl Inner {
@@ -89,7 +89,7 @@ impl Inner {
         for (id, blob) in reading::read_now(self, distinct.into_iter().collect()) {
             let blob = blob?;
             let mut plain = Vec::new();
-            with_opener(|opener| opener.open_verified(&self.prints, &id, &blob, &mut plain))
+            with_decoder(|decoder| decoder.decode_verified(&self.keys, &id, &blob, &mut plain))
                 .map_err(|error| Error::integrity(format!("chunk {id}")).because(error))?;
             made.push((id, blob.header().kind, plain));
         }

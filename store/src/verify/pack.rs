@@ -10,7 +10,7 @@ use crate::objects::Object;
 use crate::repository::Inner;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
-use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_opener};
+use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_decoder};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -60,8 +60,8 @@ async fn look(
     pacer: &RateLimiter,
     checked: &mut Checked,
 ) -> Result<()> {
-    let (opener, added) = (inner.clone(), pack.clone());
-    let (open, frame) = blocking(move || Frame::read(&opener, &added)).await?;
+    let (decoder, added) = (inner.clone(), pack.clone());
+    let (open, frame) = blocking(move || Frame::read(&decoder, &added)).await?;
     let nonce = frame.header.as_ref().map(|header| header.nonce).unwrap_or_default();
     let whole = frame.entries.is_ok();
     let entries: Arc<[PackEntry]> = match frame.entries {
@@ -69,7 +69,7 @@ async fn look(
         Err(what) => {
             checked.errors.push(what);
             let (inner, open, bytes) = (inner.clone(), open.clone(), pack.bytes);
-            let scan = move || Ok::<_, Error>(salvaged(&inner.prints, &read(&*open, 0..bytes)?.into()));
+            let scan = move || Ok::<_, Error>(salvaged(&inner.keys, &read(&*open, 0..bytes)?.into()));
             blocking(scan).await?.into()
         }
     };
@@ -222,9 +222,9 @@ impl Scan {
         }
         let blob = blob.checked().map_err(|error| error.to_string())?;
         if self.look == Look::Decode {
-            let (prints, plain) = (&self.inner.prints, &mut self.plain);
+            let (keys, plain) = (&self.inner.keys, &mut self.plain);
             plain.clear();
-            with_opener(|opener| opener.open_verified(prints, &entry.id, &blob, plain))
+            with_decoder(|decoder| decoder.decode_verified(keys, &entry.id, &blob, plain))
                 .map_err(|error| error.to_string())?;
             if entry.kind == ChunkKind::Page {
                 mover::Page::decode(plain).map_err(|error| error.to_string())?;

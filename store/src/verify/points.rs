@@ -16,7 +16,7 @@ impl Inner {
     /// Numbers of the packs that hold what points need.
     pub(super) async fn packs_of(self: &Arc<Self>, points: &[PointId]) -> Result<HashSet<u32>> {
         let session = Reader::unpinned(self.clone());
-        let reader = MapReader::new(&session, &self.prints);
+        let reader = MapReader::new(&session, &self.keys);
         let (mut packs, mut visited) = (HashSet::new(), Visited::default());
         for point in points {
             let listed = self.state().recovery_point(*point);
@@ -54,7 +54,7 @@ impl Inner {
     ) -> Result<()> {
         let state = self.state();
         let session = Reader::unpinned(self.clone());
-        let reader = MapReader::new(&session, &self.prints);
+        let reader = MapReader::new(&session, &self.keys);
         let why = bad.iter().map(|((id, pack), what)| (*id, (*pack, what.as_str()))).collect();
         let (named, sound, damaged) = (BTreeSet::new(), Visited::default(), Visited::default());
         let mut walk = Walk { inner: self, session: &session, reader: &reader, why, named, sound, damaged };
