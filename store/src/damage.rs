@@ -1,12 +1,14 @@
-//! Chunks that are known to be damaged: what is said of them, and how a blob is noticed whose checksum is right and
-//! whose content is not.
+//! Chunks that are known to be damaged, and what is said of them.
 
+use crate::format::pack::PackName;
+use crate::health::SUSPECTS_TOGETHER;
 use crate::index::Place;
-use crate::local::{Inner, Local};
-use crate::reader;
-use chunker::{ChunkId, DomainKeys};
-use mover::{ChunkBatch, ChunkError, Result, verified};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::repository::Inner;
+use crate::state::State;
+use chunker::ChunkId;
+use mover::{ChunkError, ErrorKind, Result};
+use std::collections::BTreeSet;
+use std::ops::Bound;
 
 impl Inner {
     /// Why a chunk that has no usable place but these cannot be had: a place in a pack that is there is known to be
@@ -34,52 +36,64 @@ impl Inner {
     }
 
     /// Notes that the place each chunk is read from holds something else; gives what to say of it. Blocking.
-    fn note_wrong(&self, wrong: Vec<(ChunkId, String)>) -> Vec<(ChunkId, ChunkError)> {
+    pub fn note_wrong(&self, wrong: Vec<(ChunkId, String)>) -> Vec<(ChunkId, ChunkError)> {
         let ids: Vec<ChunkId> = wrong.iter().map(|(id, _)| *id).collect();
         let places = self.locate(&ids).unwrap_or_else(|_| vec![None; ids.len()]);
         let state = self.state();
         let note = |((chunk, what), place): ((ChunkId, String), Option<Place>)| {
             let pack = place.and_then(|place| state.packs().get(&place.pack)).map(|pack| pack.added.name);
             let Some(pack) = pack else { return (chunk, ChunkError::Wrong { chunk, what }) };
-            self.note_damaged(chunk, pack);
+            self.health.note_damaged(chunk, pack);
             (chunk, ChunkError::Damaged { chunk, pack: pack.to_string(), what })
         };
         wrong.into_iter().zip(places).map(note).collect()
+    }
+
+    /// Damaged chunks that are nowhere sound: those after `after`, in order, at most `max`. Blocking.
+    ///
+    /// # Errors
+    /// `Integrity` of the log; of the index.
+    pub fn wanted(&self, after: Option<ChunkId>, max: usize) -> Result<Vec<ChunkId>> {
+        let state = self.catch_up()?;
+        let mut from = after.map_or(Bound::Unbounded, |id| Bound::Excluded((id, PackName([0xff; 32]))));
+        let mut wanted = Vec::new();
+        loop {
+            let some = state.suspects().range((from, Bound::Unbounded)).take(SUSPECTS_TOGETHER);
+            let mut some: Vec<ChunkId> = some.map(|(chunk, _)| *chunk).collect();
+            some.dedup();
+            let Some(last) = some.last() else { return Ok(wanted) };
+            from = Bound::Excluded((*last, PackName([0xff; 32])));
+            for (chunk, place) in some.iter().zip(self.locate(&some)?) {
+                if place.is_none() && wanted.len() < max {
+                    wanted.push(*chunk);
+                }
+            }
+            if wanted.len() == max {
+                return Ok(wanted);
+            }
+        }
+    }
+
+    /// Damaged chunks that are nowhere sound. Blocking.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub fn unhealed(&self, state: &State) -> Result<BTreeSet<ChunkId>> {
+        let suspects: BTreeSet<ChunkId> = state.suspects().iter().map(|(chunk, _)| *chunk).collect();
+        let suspects: Vec<ChunkId> = suspects.into_iter().collect();
+        let places = self.locate(&suspects)?;
+        Ok(suspects.into_iter().zip(places).filter(|(_, place)| place.is_none()).map(|(chunk, _)| chunk).collect())
+    }
+}
+
+/// What was read, unless it is damaged.
+pub fn unless_damaged<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::Integrity => Ok(None),
+        read => read.map(Some),
     }
 }
 
 fn known(chunk: ChunkId, pack: String) -> ChunkError {
     ChunkError::Damaged { chunk, pack, what: "it was found damaged before, and no other pack has it".into() }
 }
-
-/// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.
-pub async fn get_verified(local: &Local, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
-    let mut made = ChunkBatch::new();
-    let mut found_wrong: BTreeMap<ChunkId, ChunkError> = BTreeMap::new();
-    let mut rest = ids;
-    for _ in 0..PLACES_TRIED_MAX {
-        if rest.is_empty() {
-            break;
-        }
-        let mut wrong = Vec::new();
-        for (id, blob) in verified(reader::get(local.clone(), rest.clone()), keys, rest).await {
-            match blob {
-                Err(ChunkError::Wrong { what, .. }) => wrong.push((id, what)),
-                // The first place's error says more than that there is no other.
-                Err(error) => made.push((id, Err(found_wrong.remove(&id).unwrap_or(error)))),
-                Ok(blob) => made.push((id, Ok(blob))),
-            }
-        }
-        let noted = local.with(move |inner| inner.note_wrong(wrong)).await;
-        rest = noted.iter().map(|(id, _)| *id).collect();
-        for (id, error) in noted {
-            found_wrong.entry(id).or_insert(error);
-        }
-    }
-    let given_up = |chunk| (chunk, Err(found_wrong.remove(&chunk).unwrap_or(ChunkError::Missing { chunk })));
-    made.extend(rest.into_iter().map(given_up));
-    made
-}
-
-/// Places of one chunk that are looked at: more than that wrong would mean that the reading is.
-const PLACES_TRIED_MAX: usize = 4;

@@ -2,8 +2,8 @@
 
 use crate::format::event::Event;
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
-use crate::local::Inner;
 use crate::objects::ObjectName;
+use crate::repository::Inner;
 use mover::{Error, LogEntry, LogHead, Result};
 
 impl Inner {

@@ -1,8 +1,8 @@
-//! Keeping: a repository as immutable packs, a create-only commit log and a disposable index, in a directory.
+//! Keeping: a repository as immutable packs and a create-only commit log on a storage ([`objects`]), with a disposable index.
 //!
 //! | step | what makes it safe |
 //! |---|---|
-//! | pack | written under `incoming/`, synced, linked to its name, directory synced; never changed after |
+//! | pack | written as incoming, made durable, then named; never changed after |
 //! | log record | created with everything it names durable before; the only commit point |
 //! | index | follows the log; deleting it loses nothing |
 //! | acknowledgement | last |
@@ -31,36 +31,46 @@
 //! | make the index again | anything | the new one is made beside; only the exchange has everybody wait |
 //! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
 //!
-//! Within a process: `log` before `pending` or `index`; nothing else is taken while one of those is held. Who holds `log`
-//! is the index's one writer, and holds `index` alone only to note what was added.
+//! Within a process each part of an open repository (`repository.rs`) keeps its locks to itself, and there is one order: the
+//! log (`shared_log`) before what is pending (`packs`) or the index (`current_index`); nothing else is taken while one of those is
+//! held. Who holds the log is the index's one writer, and holds the index alone only to note what was added.
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 
+mod answers;
 mod caches;
 mod contents;
+mod current_index;
 mod damage;
 mod directory;
 mod error;
 pub mod format;
+mod health;
 mod history;
 mod index;
 pub mod io;
+mod leases;
 mod local;
 mod log;
 mod lookup;
 pub mod objects;
 mod open;
 mod packer;
+mod packs;
 mod points;
 mod reader;
+mod reading;
 mod rebuild;
 mod references;
+mod repository;
 mod room;
 mod scrub;
 mod session;
+mod shared_log;
 pub mod state;
 mod suspects;
 mod sweep;
+mod sweep_turn;
 mod verified;
 mod verify;
 

@@ -10,10 +10,12 @@ use crate::format::pack::{
 };
 use crate::index::{Index, IndexAccess};
 use crate::io::{DiskIo, Io};
-use crate::local::{Access, Inner, Local};
+use crate::local::{Access, Local};
 use crate::log::{Author, CommitLog};
 use crate::objects::{Created, Incoming, ObjectName, Objects};
-use crate::packer::{Arrival, PackMaker, Packer};
+use crate::packer::{Arrival, PackMaker};
+use crate::rebuild::rebuild_when_failed;
+use crate::repository::Inner;
 use crate::room::reserve_bytes;
 use crate::state::{Pack, State};
 use chunker::{Blob, DomainKey};
@@ -136,7 +138,7 @@ impl Local {
     fn start_packer(&self) {
         let inner = &self.inner;
         let (objects, world) = (inner.objects.clone(), inner.world.clone());
-        let maker = PackMaker { objects, world, config: inner.config.config.clone(), author: inner.author };
+        let maker = PackMaker { objects, world, config: inner.config.config.clone(), author: inner.log.author() };
         let weak = Arc::downgrade(inner);
         let log_sealed = move || {
             // An error has stopped all writing by now, and every session is told by its next flush.
@@ -146,21 +148,21 @@ impl Local {
                 tracing::warn!(%error, "durable packs could not be logged");
             }
         };
-        inner.set_packer(Some(Packer::start(maker, inner.pending.clone(), log_sealed)));
+        inner.packs.start(maker, log_sealed);
     }
 
     /// Takes over what this directory's writer left under `incoming/` (R5): complete packs are hashed and logged, the
     /// sound records of others are packed again, so that nothing that was sent must be sent again.
     async fn adopt_incoming(&self) -> Result<()> {
-        let Found { complete, partial, useless } = self.with(find_incoming).await?;
+        let Found { complete, partial, useless } = self.inner.with(find_incoming).await?;
         if !complete.is_empty() {
             let added: Vec<AddedPack> = complete.iter().map(|(_, added)| added.clone()).collect();
             tracing::info!(packs = added.len(), "adopting packs that were durable but not logged");
-            self.with(move |inner| inner.append(|_| Ok(vec![Event::PacksAdded(added.clone())]))).await?;
+            self.inner.with(move |inner| inner.append(|_| Ok(vec![Event::PacksAdded(added.clone())]))).await?;
         }
         // What would be saved is sending it again; that nothing can be opened for want of room would cost more.
         if !partial.is_empty()
-            && let Err(error) = self.with(Inner::check_room).await
+            && let Err(error) = self.inner.with(|inner| inner.room.check_room()).await
         {
             tracing::warn!(%error, packs = partial.len(), "unfinished packs are given up; what was in them is sent again");
         } else {
@@ -168,21 +170,22 @@ impl Local {
                 self.repack(pack.clone()).await?;
             }
         }
-        self.with(move |inner| {
-            if !partial.is_empty() {
-                inner.append(|_| Ok(Vec::new()))?;
-            }
-            let adopted = complete.into_iter().map(|(pack, _)| pack);
-            adopted.chain(partial).chain(useless).for_each(|pack| pack.settle());
-            Ok(())
-        })
-        .await
+        self.inner
+            .with(move |inner| {
+                if !partial.is_empty() {
+                    inner.append(|_| Ok(Vec::new()))?;
+                }
+                let adopted = complete.into_iter().map(|(pack, _)| pack);
+                adopted.chain(partial).chain(useless).for_each(|pack| pack.settle());
+                Ok(())
+            })
+            .await
     }
 
     async fn repack(&self, pack: Arc<dyn Incoming>) -> Result<()> {
-        let sound = self.with(move |inner| sound_records(inner, &*pack)).await?;
+        let sound = self.inner.with(move |inner| sound_records(inner, &*pack)).await?;
         tracing::info!(chunks = sound.len(), "packing again what an unfinished pack holds");
-        let packer = self.inner.packer()?;
+        let packer = self.inner.packs.packer()?;
         for (kind, arrival) in sound {
             packer.append(SessionId::default(), kind, vec![arrival]).await?;
         }
@@ -233,11 +236,10 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
         Access::Read => Author { writer: WriterId::random(&world), term: 0 },
     };
     let state = log.state().clone();
-    let inner = Inner::new((objects, caches), (config, pool, world), author, log, index, lock);
-    let inner = Arc::new(inner);
-    let _ = inner.me.set(Arc::downgrade(&inner));
-    inner.index_new_packs(&state);
-    inner.keep_reserve();
+    let inner = Arc::new(Inner::new((objects, caches), (config, pool, world), author, log, index, lock));
+    rebuild_when_failed(&inner);
+    inner.index.add(&state, |_| None);
+    inner.room.keep_reserve();
     Ok(inner)
 }
 
@@ -346,7 +348,7 @@ fn find_incoming(inner: &Inner) -> Result<Found> {
         let own = header.repository == inner.config.config.id
             && header.writer == inner.config.writer
             // The present term too: a process may have died before its first record.
-            && header.term <= inner.author.term;
+            && header.term <= inner.log.author().term;
         if !own {
             continue;
         }

@@ -1,7 +1,7 @@
 //! Forgetting points, pinning them, taking that back; handing machines over.
 
 use crate::format::event::Event;
-use crate::local::Inner;
+use crate::repository::Inner;
 use crate::state::{State, given_up_setting, owner_setting};
 use mover::{Error, MachineId, Name, PointChange, PointId, RecoveryPoint, RepositoryId, Result, labels};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Inner {
     /// See [`mover::Repository::change_points`]. Blocking.
     pub fn change_points(&self, points: &[PointId], change: PointChange) -> Result<()> {
-        self.packer()?;
+        self.packs.packer()?;
         self.append(|state| {
             let mut by_commit: Vec<(u64, PointId)> = state.points().iter().map(|(id, it)| (it.since, *id)).collect();
             by_commit.sort_unstable();
@@ -32,7 +32,7 @@ impl Inner {
 
     /// See [`mover::Repository::annotate`]. Blocking.
     pub fn annotate(&self, point: PointId, new: &[(String, String)]) -> Result<()> {
-        self.packer()?;
+        self.packs.packer()?;
         self.append(|state| {
             let gone = || Error::not_found(format!("there is no point {point}")).hint("`windlass points` lists them");
             let before = &state.points().get(&point).ok_or_else(gone)?.labels;
@@ -46,7 +46,7 @@ impl Inner {
 
     /// See [`mover::Repository::move_machine`]. Blocking.
     pub fn move_machine(&self, (machine, origin): (MachineId, RepositoryId), owner: Option<&Name>) -> Result<()> {
-        self.packer()?;
+        self.packs.packer()?;
         self.append(|state| {
             let mut points = state.points().keys().filter_map(|id| state.recovery_point(*id));
             if !points.any(|point| (point.machine, point.origin.0) == (machine, origin)) {

@@ -4,11 +4,11 @@ use crate::error::storage;
 use crate::format::event::AddedPack;
 use crate::format::pack::ENTRY_BYTES;
 use crate::index::{Index, IndexAccess};
-use crate::local::Inner;
+use crate::repository::Inner;
 use mover::{Error, IndexTotals, Phase, Progress, Result};
 use std::path::Path;
-use std::sync::RwLock;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 impl Inner {
     /// See [`mover::Repository::rebuild_index`]. A process that dies meanwhile leaves the old index, or none, which is made
@@ -17,8 +17,8 @@ impl Inner {
     /// # Errors
     /// Of the storage; when the repository was opened for reading.
     pub fn rebuild_index(&self, progress: &Progress) -> Result<IndexTotals> {
-        self.packer()?;
-        let _one = self.rebuilding.lock().expect("no holder panics");
+        self.packs.packer()?;
+        let _one = self.index.rebuilding();
         let beside = self.caches.index_new();
         self.rebuilt(&beside, progress).inspect_err(|_| {
             // There may be no room, and what was made of it is of no use.
@@ -40,28 +40,79 @@ impl Inner {
         let footer_bytes = |pack: &AddedPack| u64::from(pack.chunks) * ENTRY_BYTES as u64;
         progress.expect(state.packs().values().map(|pack| footer_bytes(&pack.added)).sum());
         progress.enter(Phase::Move);
-        self.index_packs(&made, &state, |pack| {
+        self.index.add_to(&made, &state, |pack| {
             progress.advance(footer_bytes(pack));
             None
         })?;
         progress.enter(Phase::Commit);
         // What came meanwhile, and the exchange, while nobody adds anything.
-        let log = self.log.lock().expect("no holder panics");
+        let log = self.log.hold();
         let state = log.state().clone();
-        self.index_packs(&made, &state, |_| None)?;
+        self.index.add_to(&made, &state, |_| None)?;
         let mut made = made.into_inner().expect("no holder panics");
         made.flush()?;
         made.close();
-        {
-            let mut index = self.index.write().expect("no holder panics");
+        self.index.exchange(|index| {
             index.close();
             Index::remove(&folder)?;
             std::fs::rename(beside, &folder).map_err(|error| storage("cannot rename", beside, error))?;
-            *index = Index::open(&folder, IndexAccess::Owner, id)?;
-            self.index_failed.store(false, SeqCst);
-        }
+            Index::open(&folder, IndexAccess::Owner, id)
+        })?;
         progress.enter(Phase::Done);
         let chunks = state.packs().values().map(|pack| u64::from(pack.added.chunks)).sum();
         Ok(IndexTotals { packs: state.packs().len() as u64, chunks })
     }
+
+    /// Opens the index again that could not be opened for writing, if there is one. Blocking.
+    pub fn reopen_index(&self) {
+        if !self.log.is_writer() || !self.index.is_makeshift() {
+            return;
+        }
+        let _one = self.index.rebuilding();
+        let opened = Index::open(&self.caches.index(), IndexAccess::Owner, self.config.config.id);
+        let Ok(opened) = opened.map(RwLock::new) else { return };
+        let log = self.log.hold();
+        let is_made = !opened.read().expect("no holder panics").is_makeshift();
+        if is_made && self.index.add_to(&opened, log.state(), |_| None).is_ok() {
+            let _ = self.index.exchange(|_| Ok(opened.into_inner().expect("no holder panics")));
+        }
+    }
+
+    fn make_another_index(&self) -> Result<()> {
+        if self.log.is_writer() {
+            return self.rebuild_index(&Progress::default()).map(drop);
+        }
+        let made = RwLock::new(Index::in_memory());
+        self.index.add_to(&made, &self.state(), |_| None)?;
+        // What came meanwhile, while nobody adds anything.
+        let log = self.log.hold();
+        self.index.add_to(&made, log.state(), |_| None)?;
+        self.index.exchange(|_| Ok(made.into_inner().expect("no holder panics")))
+    }
 }
+
+/// Has another index made, by a thread of its own, whenever the one in use fails. Meanwhile packs tell where chunks are. Who may
+/// only read, and has no index of its own, keeps one in memory from there on.
+pub fn rebuild_when_failed(inner: &Arc<Inner>) {
+    // The thread may outlive all handles.
+    let weak = Arc::downgrade(inner);
+    inner.index.when_failed(move || {
+        let inner = weak.clone();
+        let make = move || {
+            for pause in PAUSES.iter().chain(std::iter::repeat(PAUSES.last().expect("some"))) {
+                let Some(inner) = inner.upgrade() else { return };
+                let Err(error) = inner.make_another_index() else { return };
+                tracing::error!(%error, "the index cannot be rebuilt; chunks are looked up in the packs, which is slow");
+                drop(inner);
+                std::thread::sleep(*pause);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("index".into()).spawn(make) {
+            tracing::error!(%error, "no thread can be started; run `windlass rebuild-index`");
+        }
+    });
+}
+
+/// Before it is tried again.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];

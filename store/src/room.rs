@@ -1,12 +1,26 @@
 //! Room on the storage: new chunks stop before it is full, so that commits and sweeps still have some; commits stop later;
 //! and when somebody else has filled it to the last byte, a reserve is given up so that points can be forgotten and swept.
 
-use crate::local::Inner;
-use crate::objects::Space;
+use crate::objects::{Objects, Space};
 use mover::{Error, Result};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-impl Inner {
+/// Room on the storage of an open repository.
+pub struct Room {
+    objects: Arc<dyn Objects>,
+    /// This process is the one that may keep a reserve, and give it up.
+    is_writer: bool,
+    /// The room that is kept for a full storage was given up, and is to be kept again.
+    given_up: AtomicBool,
+}
+
+impl Room {
+    /// That of this storage.
+    pub fn new(objects: Arc<dyn Objects>, is_writer: bool) -> Self {
+        Self { objects, is_writer, given_up: AtomicBool::new(false) }
+    }
+
     /// Refuses new chunks while too little is left; when there is more again they are taken. Blocking, a microsecond.
     ///
     /// # Errors
@@ -56,7 +70,7 @@ impl Inner {
     /// When the storage fails.
     pub fn room_for_sweeps(&self) -> Result<u64> {
         let space = self.space()?;
-        let kept = match self.reserve_given_up.load(SeqCst) {
+        let kept = match self.given_up.load(SeqCst) {
             // Most of the reserve is for just that.
             true => reserve_bytes(space) / 8,
             false => reserved(space) / 4,
@@ -89,21 +103,20 @@ impl Inner {
         }
     }
 
-    /// Gives the reserve up when less than it is left, and takes the index up again that could not be opened without it.
+    /// Gives the reserve up when less than it is left.
     pub fn use_reserve(&self) {
         let Ok(space) = self.space() else { return };
         if space.total > 0 && (space.free < reserve_bytes(space) || space.files < FILES_KEPT) {
             self.give_up_reserve();
         }
-        self.reopen_index();
     }
 
     fn give_up_reserve(&self) {
         // Only the holder of the lock.
-        if self.author.term == 0 {
+        if !self.is_writer {
             return;
         }
-        self.reserve_given_up.store(true, SeqCst);
+        self.given_up.store(true, SeqCst);
         if self.objects.give_up_reserve() {
             tracing::info!("the storage is full: the reserve is used now");
         }
@@ -113,25 +126,29 @@ impl Inner {
     pub fn keep_reserve(&self) {
         let Ok(space) = self.space() else { return };
         let bytes = reserve_bytes(space);
-        let given_up = self.reserve_given_up.swap(false, SeqCst);
-        if self.author.term == 0 || !(given_up || space.free >= reserved(space) + bytes) {
+        let given_up = self.given_up.swap(false, SeqCst);
+        if !self.is_writer || !(given_up || space.free >= reserved(space) + bytes) {
             return;
         }
         let whole = self.objects.keep_reserve(bytes);
         if given_up && !whole {
             // Later, when something was deleted.
-            self.reserve_given_up.store(true, SeqCst);
+            self.given_up.store(true, SeqCst);
         }
     }
 
     /// Keeps what was given up.
     pub fn keep_reserve_again(&self) {
-        if self.reserve_given_up.load(SeqCst) {
+        if self.given_up.load(SeqCst) {
             self.keep_reserve();
         }
     }
 
-    fn space(&self) -> Result<Space> {
+    /// What is left.
+    ///
+    /// # Errors
+    /// When the storage fails.
+    pub fn space(&self) -> Result<Space> {
         self.objects.space()
     }
 }

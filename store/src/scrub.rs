@@ -1,7 +1,8 @@
 //! Reading a repository again and again, so that rot is found while the machine, or another copy, still has what rotted.
 
 use crate::format::event::AddedPack;
-use crate::local::{Inner, Local};
+use crate::local::Local;
+use crate::repository::Inner;
 use crate::verify::{check_pack, lost_with};
 use mover::{Depth, RateLimiter, Result, ScrubTotals, Timestamp};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ impl Local {
     /// that is [`ScrubOptions::every`] ago; it never ends. What is damaged is marked suspect, as a verification does.
     pub async fn scrub(&self, options: ScrubOptions) {
         let pacer = RateLimiter::new(Some(options.rate));
-        self.inner.scrubbed(|totals| *totals = Some(ScrubTotals::default()));
+        self.inner.health.scrubbed(|totals| *totals = Some(ScrubTotals::default()));
         loop {
             // All that is due now comes to its turn before what is due meanwhile: who backs up faster than this reads does
             // not keep it from what is old.
@@ -33,12 +34,12 @@ impl Local {
     }
 
     async fn scrub_due(&self, options: ScrubOptions, pacer: &RateLimiter) -> Result<()> {
-        let due = self.with(move |inner| inner.due(options.every)).await?;
+        let due = self.inner.with(move |inner| inner.due(options.every)).await?;
         for (at, (number, pack)) in due.iter().enumerate() {
-            self.inner.scrubbed(|totals| totals.get_or_insert_default().packs_left = (due.len() - at) as u64);
+            self.inner.health.scrubbed(|totals| totals.get_or_insert_default().packs_left = (due.len() - at) as u64);
             let began = self.inner.world.now();
             let checked = check_pack(&self.inner, pack, Depth::Decode, pacer).await;
-            let state = self.with(Inner::catch_up).await?;
+            let state = self.inner.with(Inner::catch_up).await?;
             if state.packs().get(number).is_none_or(|pack| pack.doomed.is_some()) {
                 // It went meanwhile, perhaps while it was read.
                 continue;
@@ -47,14 +48,14 @@ impl Local {
                 tracing::error!(pack = %pack.name, errors = ?checked.errors, "the scrub cannot read a pack");
                 continue;
             }
-            self.mark(&state, pack.name, &checked, Depth::Decode).await;
+            self.inner.mark(&state, pack.name, &checked, Depth::Decode).await;
             let mut damaged = checked.bad.len() as u64;
             let (is_sound, bytes_read, errors) = (checked.is_sound(), checked.bytes_read, checked.errors.clone());
             if checked.has_lost(pack) {
                 let broken = BTreeMap::from([(*number, checked)]);
-                let lost: Vec<_> = self.with(move |inner| lost_with(inner, &broken)).await?.into_keys().collect();
+                let lost: Vec<_> = self.inner.with(move |inner| lost_with(inner, &broken)).await?.into_keys().collect();
                 damaged += lost.len() as u64;
-                self.note(lost, Vec::new()).await;
+                self.inner.note(lost, Vec::new()).await;
             }
             if !is_sound {
                 tracing::error!(
@@ -62,18 +63,18 @@ impl Local {
                     "the scrub found damage: `windlass verify` shows what needs it, `windlass verify --repair` replaces it"
                 );
             }
-            self.inner.verified().note(pack.name, Depth::Decode, is_sound, began);
-            self.inner.scrubbed(|totals| {
+            self.inner.health.verified().note(pack.name, Depth::Decode, is_sound, began);
+            self.inner.health.scrubbed(|totals| {
                 let totals = totals.get_or_insert_default();
                 totals.packs += 1;
                 totals.bytes += bytes_read;
                 totals.chunks_damaged += damaged;
             });
             if at % SAVED_EVERY == 0 || at + 1 == due.len() {
-                self.with(Inner::save_verified).await;
+                self.inner.with(Inner::save_verified).await;
             }
         }
-        self.inner.scrubbed(|totals| totals.get_or_insert_default().packs_left = 0);
+        self.inner.health.scrubbed(|totals| totals.get_or_insert_default().packs_left = 0);
         Ok(())
     }
 }
@@ -83,7 +84,7 @@ impl Inner {
     fn due(&self, every: Duration) -> Result<Vec<(u32, AddedPack)>> {
         let (state, now) = (self.catch_up()?, self.world.now());
         let every = i64::try_from(every.as_nanos()).unwrap_or(i64::MAX);
-        let verified = self.verified();
+        let verified = self.health.verified();
         let live = state.packs().iter().filter(|(_, pack)| pack.doomed.is_none());
         let last = live.map(|(number, pack)| (verified.last(&pack.added.name, Depth::Decode, now), *number, pack));
         let is_due = |last: &Option<Timestamp>| last.is_none_or(|last| last.0.saturating_add(every) <= now.0);

@@ -1,10 +1,11 @@
 //! A write session on a local repository.
 
+use crate::damage::unless_damaged;
 use crate::format::event::{CommittedPoint, Event, first_record, made_by};
 use crate::format::pack::{PackKind, blob_hash};
-use crate::local::{Inner, Local, unless_damaged};
-use crate::packer::{Arrival, Packer, lock};
-use crate::reader;
+use crate::packer::{Arrival, Packer};
+use crate::reading;
+use crate::repository::Inner;
 use crate::state::State;
 use chunker::{Blob, BlobHeader, ChunkId, ChunkKind};
 use futures::Stream;
@@ -14,13 +15,12 @@ use mover::{
     with_compressor, with_decoder,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use tokio::sync::RwLock;
 
 /// A write session; ends when it is dropped.
 pub struct Session {
-    local: Local,
+    inner: Arc<Inner>,
     id: SessionId,
     packer: Arc<Packer>,
     begin: Begin,
@@ -64,9 +64,9 @@ struct Found {
 }
 
 impl Session {
-    pub(crate) fn new(local: Local, id: SessionId, packer: Arc<Packer>, begin: &Begin) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, id: SessionId, packer: Arc<Packer>, begin: &Begin) -> Self {
         Self {
-            local,
+            inner,
             id,
             packer,
             begin: begin.clone(),
@@ -79,23 +79,23 @@ impl Session {
 
     fn tell(&self, told: impl IntoIterator<Item = (ChunkId, Told)>) {
         let mut known = self.told.lock().expect("no holder panics");
-        let mut room = TOLD_MAX.saturating_sub(self.local.inner.told.load(Ordering::Relaxed));
+        let mut room = self.inner.answers.room();
         let before = known.len();
         for (id, told) in told {
             if room > 0 && known.insert(id, told).is_none() {
                 room -= 1;
             }
         }
-        self.local.inner.told.fetch_add(known.len() - before, Ordering::Relaxed);
+        self.inner.answers.remember(known.len() - before);
     }
 
     /// What is there, in the log or on its way.
     async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<Found>> {
         let (session, ids) = (self.id, ids.to_vec());
-        self.local
+        self.inner
             .with(move |inner| {
                 let mut found: Vec<_> = {
-                    let unlogged = lock(&inner.pending);
+                    let unlogged = inner.packs.pending();
                     unlogged.check()?;
                     let at = unlogged.logged_by_others(session);
                     let missing = || Found { presence: Presence::Missing, told: Some(Told::Missing(at)), shape: None };
@@ -124,7 +124,7 @@ impl Session {
 
     /// The owner that is told only of what it has had; none who is told all.
     fn apart(&self) -> Option<OwnerId> {
-        let holder = self.begin.holder.as_ref().filter(|_| self.local.inner.owners_apart.load(Ordering::SeqCst))?;
+        let holder = self.begin.holder.as_ref().filter(|_| self.inner.answers.are_owners_apart())?;
         holder.owner_name().map(OwnerId::of)
     }
 
@@ -133,7 +133,7 @@ impl Session {
         let mut found = self.presence(ids, pending).await?;
         if let Some(owner) = self.apart() {
             let asked = ids.to_vec();
-            let had = self.local.with(move |inner| inner.had(owner, &asked)).await?;
+            let had = self.inner.with(move |inner| inner.had(owner, &asked)).await?;
             for (found, _) in found.iter_mut().zip(had).filter(|(found, had)| found.shape.is_some() && had.is_none()) {
                 // Not that it is missing: when it is put it is looked for.
                 *found = Found { presence: Presence::Missing, told: None, shape: None };
@@ -147,7 +147,7 @@ impl Session {
     async fn note_put(&self, arrivals: &[Arrival]) -> Result<HashSet<ChunkId>> {
         let Some(owner) = self.apart() else { return Ok(HashSet::new()) };
         let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
-        self.local
+        self.inner
             .with(move |inner| {
                 let had = inner.had(owner, &ids)?;
                 inner.note(owner, &ids, Had::Put)?;
@@ -158,13 +158,13 @@ impl Session {
 
     /// Checks blobs against ids.
     async fn verify(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<Vec<Arrival>> {
-        let (inner, verification) = (self.local.inner.clone(), self.begin.verification);
+        let (inner, verification) = (self.inner.clone(), self.begin.verification);
         let verified = move || {
             let mut plain = Vec::new();
             let one = |(id, blob)| verify_one(&inner.keys, verification, id, blob, &mut plain);
             chunks.into_iter().map(one).collect::<Result<_>>()
         };
-        self.local.inner.pool.run(verified).await
+        self.inner.pool.run(verified).await
     }
 
     /// Those of `arrivals` that are missing; asks about those that are not known to be.
@@ -189,7 +189,7 @@ impl Session {
             if let Some(Told::Missing(at)) = told.get(&arrival.id) {
                 arrival.missing_at = Some(*at);
                 told.remove(&arrival.id);
-                self.local.inner.told.fetch_sub(1, Ordering::Relaxed);
+                self.inner.answers.forget(1);
             }
         }
     }
@@ -230,7 +230,7 @@ impl Session {
     /// Stores a manifest and gives its chunk.
     async fn put_manifest(&self, manifest: &Manifest) -> Result<ChunkId> {
         let plain = manifest.encode_checked()?;
-        let id = self.local.inner.keys.id(ChunkKind::Manifest, &plain);
+        let id = self.inner.keys.id(ChunkKind::Manifest, &plain);
         let blob = with_compressor(chunker::Compression::default(), |compressor| {
             compressor.compress(ChunkKind::Manifest, &plain)
         });
@@ -258,7 +258,7 @@ impl Session {
                 Ok(back.into_iter().chain(closed).collect())
             })
         };
-        let state = self.local.with(append).await?;
+        let state = self.inner.with(append).await?;
         // A sweep was faster.
         let gone = || {
             Error::not_found("the point was forgotten, and a sweep has made that final").hint("copy or back up again")
@@ -268,7 +268,7 @@ impl Session {
 
     /// Whether this session may commit them after `state`.
     fn may_commit(&self, state: &State, drafts: &[PointDraft]) -> Result<()> {
-        let inner = &self.local.inner;
+        let inner = &self.inner;
         let there = state.concerned(drafts.iter().map(|draft| &draft.manifest));
         self.begin.may_commit(drafts, &there, inner.config.config.id, inner.world.now())
     }
@@ -307,7 +307,7 @@ impl Session {
         }
         let mut missing = Vec::new();
         for draft in points {
-            let keys = &self.local.inner.keys;
+            let keys = &self.inner.keys;
             missing.extend(missing_for(self, keys, &draft.manifest, &parents, self, MISSING_MAX).await?);
         }
         Ok(missing)
@@ -316,14 +316,14 @@ impl Session {
 
 impl Presences for Session {
     async fn shapes(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Shape>>> {
-        let inner = &self.local.inner;
+        let inner = &self.inner;
         let state = inner.state();
         let mut shapes: Vec<Option<Shape>> = {
             let told = self.told.lock().expect("no holder panics");
             let mut relied = self.relied.lock().expect("no holder panics");
             let known = |id: &ChunkId| match told.get(id) {
-                Some(Told::Own(shape)) => (state.suspects().is_empty() && inner.nothing_damaged()).then_some(*shape),
-                Some(Told::Pack(number, shape)) if inner.is_usable(&state, id, *number) => {
+                Some(Told::Own(shape)) => inner.health.all_sound(&state).then_some(*shape),
+                Some(Told::Pack(number, shape)) if inner.health.is_usable(&state, id, *number) => {
                     relied.insert(*number);
                     Some(*shape)
                 }
@@ -365,15 +365,15 @@ fn verify_one(
 
 impl ReadSession for Session {
     async fn manifest(&self, point: PointId) -> Result<Manifest> {
-        reader::manifest(&self.local, point).await
+        reading::manifest(&self.inner, point).await
     }
 
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send {
-        reader::get(self.local.clone(), ids)
+        reading::get(self.inner.clone(), ids)
     }
 
     async fn get_verified(&self, keys: &chunker::DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
-        crate::damage::get_verified(&self.local, keys, ids).await
+        reading::get_verified(&self.inner, keys, ids).await
     }
 }
 
@@ -386,7 +386,7 @@ impl WriteSession for Session {
 
     async fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> Result<()> {
         let _in_time = self.gate.read().await;
-        self.local.with(Inner::check_room).await?;
+        self.inner.with(|inner| inner.room.check_room()).await?;
         self.take(chunks).await
     }
 
@@ -401,14 +401,14 @@ impl WriteSession for Session {
 
     async fn commit(&self, points: &[PointDraft]) -> Result<Commit> {
         let _alone = self.gate.write().await;
-        let state = self.local.with(Inner::catch_up).await?;
+        let state = self.inner.with(Inner::catch_up).await?;
         self.may_commit(&state, points)?;
         if self.committed(&state, points).is_some() {
             return self.bring_back(points).await;
         }
         // Its parents may be gone with it, which would be told instead.
         still_open(&state, self.id)?;
-        self.local.with(Inner::check_room_to_commit).await?;
+        self.inner.with(|inner| inner.room.check_room_to_commit()).await?;
         let mut events = Vec::new();
         for draft in points {
             let manifest = self.put_manifest(&draft.manifest).await?;
@@ -448,7 +448,7 @@ impl WriteSession for Session {
                     Ok(if live { wanted.clone() } else { Vec::new() })
                 })
             };
-            let appended = self.local.with(append).await?;
+            let appended = self.inner.with(append).await?;
             if let Some(done) = self.committed(&appended, points) {
                 return Ok(done);
             }
@@ -457,7 +457,7 @@ impl WriteSession for Session {
 
     async fn abandon(self) -> Result<()> {
         let id = self.id;
-        self.local.with(move |inner| inner.close_session(id)).await;
+        self.inner.with(move |inner| inner.close_session(id)).await;
         Ok(())
     }
 }
@@ -472,16 +472,13 @@ fn still_open(state: &State, session: SessionId) -> Result<()> {
 impl Drop for Session {
     fn drop(&mut self) {
         let told = self.told.get_mut().map_or(0, |told| told.len());
-        self.local.inner.told.fetch_sub(told, Ordering::Relaxed);
+        self.inner.answers.forget(told);
         // One small record; a session that was committed or abandoned has ended already and costs nothing here.
-        if self.local.inner.state().sessions().contains_key(&self.id) {
-            self.local.inner.close_session(self.id);
+        if self.inner.state().sessions().contains_key(&self.id) {
+            self.inner.close_session(self.id);
         }
     }
 }
 
-/// Chunks that the sessions of a repository remember having asked for: 49 MiB, in a table that is full to seven eighths.
-/// Beyond that a commit asks the index again.
-const TOLD_MAX: usize = (1 << 20) / 8 * 7;
 /// Missing chunks named by one refused commit.
 const MISSING_MAX: usize = 65_536;

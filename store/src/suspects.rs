@@ -1,37 +1,33 @@
 //! Which blocks of parents are known to be damaged: to be read again by the backup that begins (R16).
 
-use crate::local::{Local, unless_damaged};
+use crate::damage::unless_damaged;
+use crate::repository::Inner;
 use crate::session::Session;
 use chunker::ChunkId;
 use mover::{Begun, Demand, DiskRecord, MapReader, PointId, ReadSession, Result, Spot, Suspect, Visited};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-impl Local {
-    /// Every place of a damaged chunk in the parents' disks, at most [`Begun::SUSPECTS_MAX`] of them.
-    ///
-    /// # Errors
-    /// When the storage fails.
-    pub(crate) async fn suspects(&self, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
-        let suspects = self.with(|inner| inner.unhealed(&inner.state())).await?;
-        let mut walk = Walk {
-            reader: MapReader::new(session, &self.inner.keys),
-            suspects,
-            clean: Visited::default(),
-            found: Vec::new(),
-        };
-        if walk.suspects.is_empty() {
-            return Ok(Vec::new());
-        }
-        for parent in parents {
-            // A manifest that does not read is the backup's to find out: it reads everything then.
-            let Some(manifest) = unless_damaged(session.manifest(*parent).await)? else { continue };
-            for disk in &manifest.disks {
-                walk.disk(disk).await?;
-            }
-        }
-        walk.found.truncate(Begun::SUSPECTS_MAX);
-        Ok(walk.found)
+/// Every place of a damaged chunk in the parents' disks, at most [`Begun::SUSPECTS_MAX`] of them.
+///
+/// # Errors
+/// When the storage fails.
+pub async fn suspects(inner: &Arc<Inner>, session: &Session, parents: &[PointId]) -> Result<Vec<Suspect>> {
+    let suspects = inner.with(|inner| inner.unhealed(&inner.state())).await?;
+    let mut walk =
+        Walk { reader: MapReader::new(session, &inner.keys), suspects, clean: Visited::default(), found: Vec::new() };
+    if walk.suspects.is_empty() {
+        return Ok(Vec::new());
     }
+    for parent in parents {
+        // A manifest that does not read is the backup's to find out: it reads everything then.
+        let Some(manifest) = unless_damaged(session.manifest(*parent).await)? else { continue };
+        for disk in &manifest.disks {
+            walk.disk(disk).await?;
+        }
+    }
+    walk.found.truncate(Begun::SUSPECTS_MAX);
+    Ok(walk.found)
 }
 
 struct Walk<'a> {

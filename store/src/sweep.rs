@@ -11,15 +11,14 @@ mod died;
 mod dropping;
 mod marking;
 
-use crate::damage::get_verified;
 use crate::error::came_from_passing;
 use crate::format::event::{Doomed, Event};
 use crate::format::pack::{PackEntry, PackKind, PackName, blob_hash};
-use crate::index::Index;
-use crate::local::{Inner, Local};
-use crate::packer::{Arrival, lock};
+use crate::packer::Arrival;
 use crate::points::giving_up;
+use crate::reading::get_verified;
 use crate::references::References;
+use crate::repository::Inner;
 use crate::state::State;
 use choice::Choice;
 use chunker::ChunkId;
@@ -29,63 +28,67 @@ use mover::{
     private_folder,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-impl Local {
+impl Inner {
     /// See [`mover::Repository::sweep`].
-    pub(crate) async fn sweep_through(&self, options: SweepOptions, progress: Arc<Progress>) -> Result<SweepReport> {
+    pub async fn sweep_through(
+        self: &Arc<Self>,
+        options: SweepOptions,
+        progress: Arc<Progress>,
+    ) -> Result<SweepReport> {
         // Looking only, beside somebody who writes or where nobody may: then the counts are made elsewhere.
-        let is_guest = match self.inner.packer() {
+        let is_guest = match self.packs.packer() {
             Err(error) if !options.dry_run => return Err(error),
             packer => packer.is_err(),
         };
-        let busy = |_| Error::busy("another sweep of the repository is running").hint("use --wait");
-        let _one = self.inner.sweeping.try_lock().map_err(busy)?;
+        let _one = self.sweep_turn.take()?;
         if !(1..=100).contains(&options.repack_percent) {
             return Err(Error::usage("packs can be repacked from 1 to 100 per cent of dead bytes"));
         }
-        let token = self.inner.world.random_bytes();
+        let token = self.world.random_bytes();
         progress.enter(Phase::Move);
         if is_guest {
             let folder = private_folder(&format!("windlass-references-{}", std::process::id()));
             let folder = folder
                 .map_err(|error| Error::store_io("cannot make a folder for the counts of references").because(error))?;
-            *self.inner.counts.lock().expect("no holder panics") = Some(folder);
+            self.sweep_turn.count_in(folder);
             let looked = self.quietly(move |inner| {
                 let mut report = inner.look_only(options)?;
                 inner.tell_what_is_left(&mut report).map(|()| report)
             });
             let looked = looked.await;
-            // Its name is nobody's any more: the next look makes another one.
-            if let Some(folder) = self.inner.counts.lock().expect("no holder panics").take() {
-                let _ = std::fs::remove_dir_all(folder);
-            }
+            self.sweep_turn.give_back();
             return looked.inspect(|_| progress.enter(Phase::Done));
         }
-        self.quietly(Inner::use_reserve).await;
+        self.quietly(Self::use_reserve).await;
         let swept = if options.dry_run {
             self.quietly(move |inner| inner.look_only(options)).await
         } else {
             self.swept(token, options, &progress).await
         };
-        let stopped = lock(&self.inner.pending).stopped().is_some();
+        let stopped = self.packs.stopped().is_some();
         let is_damage = |error: &Error| error.kind() == ErrorKind::StoreIo && !came_from_passing(error);
         if !stopped && swept.as_ref().is_err_and(is_damage) {
-            // Perhaps it was the counts: they are a cache, and the next sweep begins with new ones.
-            let _ = self.quietly(|inner| Index::remove(&inner.caches.references())).await;
+            // Perhaps it was the counts.
+            let _ = self.quietly(|inner| inner.sweep_turn.remove_counts()).await;
         }
         let told = match swept {
             Ok(mut report) => self.quietly(move |inner| inner.tell_what_is_left(&mut report).map(|()| report)).await,
             Err(error) => Err(error),
         };
-        self.quietly(Inner::keep_reserve).await;
+        self.quietly(|inner| inner.room.keep_reserve()).await;
         told.inspect(|_| progress.enter(Phase::Done))
     }
 
-    async fn swept(&self, token: [u8; 16], options: SweepOptions, progress: &Progress) -> Result<SweepReport> {
+    async fn swept(
+        self: &Arc<Self>,
+        token: [u8; 16],
+        options: SweepOptions,
+        progress: &Progress,
+    ) -> Result<SweepReport> {
         self.quietly(move |inner| inner.begin_sweep(token, options)).await?;
         let mut report = SweepReport::default();
         // First what was doomed before: packing again needs room.
@@ -111,7 +114,7 @@ impl Local {
             progress.enter(Phase::Move);
         };
         self.quietly(move |inner| inner.end_sweep(token)).await?;
-        let waits = self.inner.state().packs().values().any(|pack| pack.doomed.is_some());
+        let waits = self.state().packs().values().any(|pack| pack.doomed.is_some());
         if let Some(short) = short
             && !waits
         {
@@ -129,14 +132,14 @@ impl Local {
     /// Chooses, packs again as much as there is room for, and dooms. Gives what the smallest pack would take that there was
     /// no room for, or nothing.
     async fn round(
-        &self,
+        self: &Arc<Self>,
         token: [u8; 16],
         options: SweepOptions,
         progress: &Progress,
         report: &mut SweepReport,
     ) -> Result<Option<u64>> {
         for attempt in 0.. {
-            let look = move |inner: &Inner| inner.first_check(options, inner.room_for_sweeps()?);
+            let look = move |inner: &Self| inner.first_check(options, inner.room.room_for_sweeps()?);
             let (references, found) = self.quietly(look).await?;
             let short = found.choice.short_bytes;
             report.milliseconds.counting += found.times.counting;
@@ -168,8 +171,8 @@ impl Local {
     }
 
     /// Runs blocking work on a thread of its own that gives way to backups and restores.
-    async fn quietly<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> T + Send + 'static) -> T {
-        let (inner, (done, made)) = (self.inner.clone(), tokio::sync::oneshot::channel());
+    async fn quietly<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let (inner, (done, made)) = (self.clone(), tokio::sync::oneshot::channel());
         let run = move || {
             // Not allowed to everybody everywhere; it is as right without.
             let thread = Some(rustix::thread::gettid());
@@ -187,7 +190,7 @@ impl Local {
     }
 
     /// Drops what may be dropped. What should not have been doomed is packed again, and its pack goes with the next sweep.
-    async fn drop_all(&self, token: [u8; 16], report: &mut SweepReport) -> Result<()> {
+    async fn drop_all(self: &Arc<Self>, token: [u8; 16], report: &mut SweepReport) -> Result<()> {
         let began = Instant::now();
         let mut so_far = *report;
         let (needed, dropped) = self
@@ -202,7 +205,7 @@ impl Local {
             return Ok(());
         }
         // The counts were wrong.
-        self.quietly(|inner| Index::remove(&inner.caches.references())).await?;
+        self.quietly(|inner| inner.sweep_turn.remove_counts()).await?;
         for ids in needed.values() {
             let batches = ids.chunks(FEW_TOGETHER).map(<[_]>::to_vec).collect();
             self.pack_chunks_again(batches, &RateLimiter::new(None), &Progress::default()).await?;
@@ -213,12 +216,12 @@ impl Local {
 
     /// Packs what is needed of packs again. Gives those of which something could not be read; they stay.
     async fn pack_again(
-        &self,
+        self: &Arc<Self>,
         packs: &BTreeMap<u32, Vec<bool>>,
         rate: Option<u64>,
         progress: &Progress,
     ) -> Result<BTreeSet<u32>> {
-        let (mut broken, pacer, state) = (BTreeSet::new(), RateLimiter::new(rate), self.inner.state());
+        let (mut broken, pacer, state) = (BTreeSet::new(), RateLimiter::new(rate), self.state());
         for (&number, is_live) in packs {
             let there = state.clone();
             let entries = self.with(move |inner| inner.records_of(&there, number)).await?;
@@ -227,8 +230,8 @@ impl Local {
                 broken.insert(number);
             }
             // What waits for the log takes memory.
-            let due = |inner: &Inner| {
-                if lock(&inner.pending).is_due() { inner.append(|_| Ok(Vec::new())).map(drop) } else { Ok(()) }
+            let due = |inner: &Self| {
+                if inner.packs.pending().is_due() { inner.append(|_| Ok(Vec::new())).map(drop) } else { Ok(()) }
             };
             self.quietly(due).await?;
         }
@@ -240,15 +243,15 @@ impl Local {
 
     /// Each is decoded and compared first: what is damaged must not get a new checksum (F19). False when one is.
     async fn pack_chunks_again(
-        &self,
+        self: &Arc<Self>,
         batches: Vec<Vec<ChunkId>>,
         pacer: &RateLimiter,
         progress: &Progress,
     ) -> Result<bool> {
-        let (packer, mut all) = (self.inner.packer()?, true);
+        let (packer, mut all) = (self.packs.packer()?, true);
         for ids in batches {
             let mut arrivals: BTreeMap<PackKind, Vec<Arrival>> = BTreeMap::new();
-            for (id, blob) in get_verified(self, &self.inner.keys, ids).await {
+            for (id, blob) in get_verified(self, &self.keys, ids).await {
                 match blob {
                     Ok(blob) => {
                         let (hash, kind) = (blob_hash(blob.bytes()), PackKind::of(blob.header().kind));
@@ -272,8 +275,8 @@ impl Local {
     }
 
     /// Makes what was packed again durable.
-    async fn log_packs(&self) -> Result<()> {
-        self.inner.packer()?.flush().await?;
+    async fn log_packs(self: &Arc<Self>) -> Result<()> {
+        self.packs.packer()?.flush().await?;
         self.quietly(|inner| inner.append(|_| Ok(Vec::new()))).await.map(drop)
     }
 }
@@ -328,13 +331,13 @@ impl Inner {
     fn is_fenced_by(&self, options: SweepOptions, session: &crate::state::Session) -> bool {
         let age = self.world.now().0.saturating_sub(session.time.0);
         let age = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
-        session.writer != self.author.writer && options.fence_older_s.is_some_and(|limit| age.as_secs() > limit)
+        session.writer != self.log.author().writer && options.fence_older_s.is_some_and(|limit| age.as_secs() > limit)
     }
 
     /// Says in the log what is dead, and that the sweep has ended.
     fn end_sweep(&self, token: [u8; 16]) -> Result<()> {
         let state = self.catch_up()?;
-        let dead = References::open(&self.counts_folder(), self.config.config.id)?.dead_bytes()?;
+        let dead = References::open(&self.sweep_turn.counts(), self.config.config.id)?.dead_bytes()?;
         let dead = dead.iter().filter_map(|(number, dead)| Some(dead_in(state.packs().get(number)?, *dead)));
         let dead = Event::Configuration(DEAD_BYTES.into(), dead.sum::<u64>().to_string());
         self.append(|state| {
@@ -441,14 +444,15 @@ impl Inner {
         Ok(Checked::Found(Found { marked, finalised, choice, times }))
     }
 
-    /// Where the counts are: of whoever may not write to the repository, in a folder of its own.
-    fn counts_folder(&self) -> PathBuf {
-        self.counts.lock().expect("no holder panics").clone().unwrap_or_else(|| self.caches.references())
+    /// Gives the reserve up where it is needed, and takes the index up again that could not be opened without it.
+    fn use_reserve(&self) {
+        self.room.use_reserve();
+        self.reopen_index();
     }
 
     /// The counts, as far as they go; begun again when they do not fit the log.
     fn references(&self, state: &State) -> Result<References> {
-        let folder = self.counts_folder();
+        let folder = self.sweep_turn.counts();
         let mut references = References::open(&folder, self.config.config.id)?;
         if let Some(taking) = references.taking()? {
             // A sweep was killed: what it took away is final if the log says so.
@@ -529,7 +533,7 @@ impl Inner {
     /// Fills in what a report says of the repository as it is now.
     fn tell_what_is_left(&self, report: &mut SweepReport) -> Result<()> {
         let state = self.catch_up()?;
-        let references = References::open(&self.counts_folder(), self.config.config.id)?;
+        let references = References::open(&self.sweep_turn.counts(), self.config.config.id)?;
         let dead = references.dead_bytes()?;
         let newest_doom = state.packs().values().filter_map(|pack| pack.doomed).max();
         for (number, pack) in state.packs() {
@@ -646,7 +650,7 @@ pub(crate) const DEAD_BYTES: &str = "sweep.dead-bytes";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::Access;
+    use crate::local::{Access, Local};
     use mover::{Pool, World};
 
     #[tokio::test(flavor = "multi_thread")]
@@ -654,10 +658,10 @@ mod tests {
         let (folder, world) = (tempfile::tempdir().unwrap(), World::system());
         Local::init(folder.path(), None, &world).unwrap();
         let local = Local::open(folder.path(), Access::Write, Pool::new(1).unwrap(), world).await.unwrap();
-        let sweep = async || local.sweep_through(SweepOptions::default(), Arc::default()).await;
+        let sweep = async || local.inner.sweep_through(SweepOptions::default(), Arc::default()).await;
         assert_eq!(sweep().await.unwrap().packs_deleted, 0);
         let claim = Event::Configuration(LIVE_PAGES.into(), "7".into());
-        local.with(move |inner| inner.append(|_| Ok(vec![claim.clone()]))).await.unwrap();
+        local.inner.with(move |inner| inner.append(|_| Ok(vec![claim.clone()]))).await.unwrap();
         let refused = sweep().await.unwrap_err();
         assert!(refused.kind() == ErrorKind::Integrity && refused.to_string().contains("7 pages"), "{refused}");
         local.close().await.unwrap();

@@ -6,8 +6,10 @@ mod points;
 
 use crate::format::event::Event;
 use crate::format::pack::PackName;
+use crate::health::SUSPECTS_TOGETHER;
 use crate::index::Place;
-use crate::local::{Inner, Local, SUSPECTS_TOGETHER};
+use crate::reader::Reader;
+use crate::repository::Inner;
 use crate::state::{Pack, State};
 use chunker::ChunkId;
 use futures::{StreamExt, stream};
@@ -19,12 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-impl Local {
+impl Inner {
     /// See [`mover::Repository::verify`]. Damaged chunks are marked suspect in the log when the repository is open for
     /// writing.
-    pub(crate) async fn look_through(&self, options: VerifyOptions, progress: Arc<Progress>) -> Result<VerifyReport> {
+    pub async fn look_through(
+        self: &Arc<Self>,
+        options: VerifyOptions,
+        progress: Arc<Progress>,
+    ) -> Result<VerifyReport> {
         // A sweep beside it deletes nothing that it will look at.
-        let _held = self.hold(&options.points).await?;
+        let _held = Reader::hold(self, &options.points).await?;
         let state = self.with(Inner::catch_up).await?;
         progress.enter(Phase::Move);
         let mut report = VerifyReport::default();
@@ -35,14 +41,14 @@ impl Local {
         let pacer = Arc::new(RateLimiter::new(options.rate));
         let mut noting = Noting::new(self);
         let checks = packs.into_iter().map(|it| {
-            let (inner, pacer) = (self.inner.clone(), pacer.clone());
+            let (inner, pacer) = (self.clone(), pacer.clone());
             async move {
                 let began = inner.world.now();
                 let checked = check_pack(&inner, &it.pack.added, it.depth, &pacer).await;
                 (it, checked, began)
             }
         });
-        let mut checks = stream::iter(checks).buffer_unordered((self.inner.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
+        let mut checks = stream::iter(checks).buffer_unordered((self.pool.threads() + 1).min(PACKS_AT_ONCE_MAX));
         let mut bad = Bad::new();
         let mut broken: BTreeMap<u32, Checked> = BTreeMap::new();
         while let Some((it, checked, began)) = checks.next().await {
@@ -73,16 +79,16 @@ impl Local {
     }
 
     /// The packs to look at, and how deep: pages always, data as the options say.
-    async fn packs_to_check(&self, state: &State, options: &VerifyOptions) -> Result<Vec<ToCheck>> {
+    async fn packs_to_check(self: &Arc<Self>, state: &State, options: &VerifyOptions) -> Result<Vec<ToCheck>> {
         let needed = if options.points.is_empty() { None } else { Some(self.packs_of(&options.points).await?) };
         let packs = state
             .packs()
             .iter()
             .filter(|(number, pack)| pack.doomed.is_none() && needed.as_ref().is_none_or(|them| them.contains(number)));
-        let now = self.inner.world.now();
+        let now = self.world.now();
         let nanoseconds = |age: Duration| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
         let since = options.outdated_after.map(|age| Timestamp(now.0.saturating_sub(nanoseconds(age))));
-        let verified = self.inner.verified();
+        let verified = self.health.verified();
         let packs: Vec<(&u32, &Pack)> = packs.collect();
         let sample: Option<HashSet<u32>> = match options.depth {
             // Those that were read longest ago: whoever asks for a part again and again has read everything.
@@ -108,7 +114,7 @@ impl Local {
 
     /// Takes in how a pack was found. What was suspect in it by `state` and is sound after all counts again, when all that
     /// can be wrong with it was looked for.
-    pub(crate) async fn mark(&self, state: &State, pack: PackName, checked: &Checked, depth: Depth) {
+    pub async fn mark(self: &Arc<Self>, state: &State, pack: PackName, checked: &Checked, depth: Depth) {
         let bad: BTreeSet<ChunkId> = checked.bad.iter().map(|(chunk, _)| *chunk).collect();
         let is_proof = depth == Depth::Decode && !checked.unread && !checked.unreadable;
         let entries = checked.entries.iter().filter(|_| is_proof && !state.suspects().is_empty());
@@ -122,9 +128,9 @@ impl Local {
 
     /// From here on the places of damaged chunks do not count, and those of sound ones do, for this process and, where the
     /// log can be written, for everybody: the next backup that has what is damaged sends it again.
-    pub(crate) async fn note(&self, bad: Vec<(ChunkId, PackName)>, sound: Vec<(ChunkId, PackName)>) {
-        bad.iter().for_each(|(chunk, pack)| self.inner.note_damaged(*chunk, *pack));
-        self.inner.note_sound(&sound);
+    pub async fn note(self: &Arc<Self>, bad: Vec<(ChunkId, PackName)>, sound: Vec<(ChunkId, PackName)>) {
+        bad.iter().for_each(|(chunk, pack)| self.health.note_damaged(*chunk, *pack));
+        self.health.note_sound(&sound);
         let events = bad.into_iter().map(|(chunk, pack)| Event::ChunkSuspect(chunk, pack));
         let events: Vec<Event> =
             events.chain(sound.into_iter().map(|(chunk, pack)| Event::ChunkHealed(chunk, pack))).collect();
@@ -170,24 +176,24 @@ impl ToCheck {
 
 /// Keeps what was found sound, also of a verification that is broken off.
 struct Noting<'a> {
-    local: &'a Local,
+    inner: &'a Arc<Inner>,
     saved: Instant,
     any: bool,
 }
 
 impl<'a> Noting<'a> {
-    fn new(local: &'a Local) -> Self {
-        Self { local, saved: Instant::now(), any: false }
+    fn new(inner: &'a Arc<Inner>) -> Self {
+        Self { inner, saved: Instant::now(), any: false }
     }
 
     async fn note(&mut self, pack: PackName, depth: Depth, checked: &Checked, began: Timestamp) {
         if checked.unread {
             return;
         }
-        self.local.inner.verified().note(pack, depth, checked.is_sound(), began);
+        self.inner.health.verified().note(pack, depth, checked.is_sound(), began);
         self.any = true;
         if self.saved.elapsed() >= SAVED_EVERY {
-            self.local.with(Inner::save_verified).await;
+            self.inner.with(Inner::save_verified).await;
             (self.saved, self.any) = (Instant::now(), false);
         }
     }
@@ -196,7 +202,7 @@ impl<'a> Noting<'a> {
 impl Drop for Noting<'_> {
     fn drop(&mut self) {
         if self.any {
-            self.local.inner.save_verified();
+            self.inner.save_verified();
         }
     }
 }
@@ -216,7 +222,7 @@ pub fn lost_with(inner: &Inner, broken: &BTreeMap<u32, Checked>) -> Result<Bad> 
         .flat_map(|(number, checked)| checked.entries.iter().map(|entry| (*number, entry.id)))
         .collect();
     let (state, packs) = (inner.state(), broken.keys().copied().collect());
-    for (chunk, Place { pack: number, .. }) in inner.index.read().expect("no holder panics").chunks_of(&packs)? {
+    for (chunk, Place { pack: number, .. }) in inner.index.chunks_of(&packs)? {
         if let Some(pack) = state.packs().get(&number).filter(|_| !left.contains(&(number, chunk))) {
             bad.insert((chunk, pack.added.name), broken[&number].errors.join("; "));
         }

@@ -4,9 +4,9 @@ use crate::contents::footer;
 use crate::format::event::AddedPack;
 use crate::format::pack::{PACK_HEADER_BYTES, PackEntry, PackKind, RECORD_HEADER_BYTES, footer_bytes_of};
 use crate::index::Place;
-use crate::local::Inner;
 use crate::packer::{PACK_BYTES_TARGET, PACK_CHUNKS_TARGET};
 use crate::references::References;
+use crate::repository::Inner;
 use crate::state::State;
 use chunker::{ChunkId, ChunkKind};
 use mover::{Error, Result};
@@ -199,7 +199,7 @@ impl Inner {
         };
         // The earliest sound place of a chunk counts. When those here did at the last look, nothing that came later changes
         // it but damage.
-        let is_known = number < references.looked_at()? && state.suspects().is_empty() && self.nothing_damaged();
+        let is_known = number < references.looked_at()? && self.health.all_sound(state);
         let count_here = is_known && !references.has_duplicates(number)?;
         if is_known && references.dead_bytes_in(number)? == 0 {
             // All were needed then, and what died since is known.
@@ -250,7 +250,7 @@ impl Inner {
         {
             return Ok(entries);
         }
-        let known = self.index.read().expect("no holder panics").chunks_of(&BTreeSet::from([number]))?;
+        let known = self.index.chunks_of(&BTreeSet::from([number]))?;
         let entry = |(id, Place { offset, blob_bytes, .. })| {
             let kind = if pack.kind == PackKind::Page { ChunkKind::Page } else { ChunkKind::Data };
             // What the index does not say is needed by nobody who asks here.
@@ -308,7 +308,7 @@ impl Inner {
     pub(super) fn only_in(&self, state: &State, ids: &[ChunkId], packs: &BTreeSet<u32>) -> Result<Vec<ChunkId>> {
         let places = self.places(ids)?;
         let lost = |(id, places): &(&ChunkId, Vec<Place>)| {
-            !places.iter().any(|place| !packs.contains(&place.pack) && self.is_usable(state, id, place.pack))
+            !places.iter().any(|place| !packs.contains(&place.pack) && self.health.is_usable(state, id, place.pack))
         };
         Ok(ids.iter().zip(places).filter(lost).map(|(id, _)| *id).collect())
     }

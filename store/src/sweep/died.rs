@@ -4,8 +4,8 @@
 use super::choice::record_bytes;
 use crate::format::pack::RECORD_HEADER_BYTES;
 use crate::index::Place;
-use crate::local::Inner;
 use crate::references::{References, head};
+use crate::repository::Inner;
 use crate::state::State;
 use mover::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +43,7 @@ impl Inner {
         let (mut heads, mut sampled) = (Vec::new(), Some(BTreeMap::<u32, u64>::new()));
         references.dead(|dead| {
             let sample: Vec<u64> = dead.iter().copied().step_by(SAMPLE).collect();
-            let places = self.places_by_head(&sample);
+            let places = self.index.places_by_head(&sample);
             sampled = places.zip(sampled.take()).map(|(places, mut sampled)| {
                 places.iter().for_each(|place| *sampled.entry(place.pack).or_default() += 1);
                 sampled
@@ -61,7 +61,8 @@ impl Inner {
         self.look_in(&mut search, references, state, promising)?;
         let left = search.heads.iter().zip(&search.found).filter(|(_, found)| !**found).map(|(head, _)| *head);
         let left: Vec<u64> = left.collect();
-        let places: Option<Vec<Vec<Place>>> = left.chunks(TOGETHER).map(|heads| self.places_by_head(heads)).collect();
+        let places: Option<Vec<Vec<Place>>> =
+            left.chunks(TOGETHER).map(|heads| self.index.places_by_head(heads)).collect();
         match places {
             Some(places) => {
                 for place in places.into_iter().flatten().filter(|place| !search.read.contains(&place.pack)) {

@@ -6,8 +6,8 @@ use super::marking::Wanted;
 use crate::contents::header;
 use crate::format::event::{Dropped, Event, Orphan};
 use crate::format::pack::PackName;
-use crate::local::Inner;
 use crate::objects::{Object, ObjectName};
+use crate::repository::Inner;
 use crate::state::State;
 use chunker::ChunkId;
 use mover::{Error, PointId, Result, SweepReport};
@@ -144,16 +144,16 @@ impl Inner {
                 |ids: Vec<ChunkId>| ids.chunks(PLACES_TOGETHER).try_for_each(|ids| self.forget_places(number, ids));
             for_each_batch(&entries, |_| true, |_, ids| forget(ids))?;
         }
-        self.files.lock().expect("no holder panics").remove(name);
+        self.packs.let_go(name);
         self.objects.remove(ObjectName::Pack(*name))
     }
 
     /// Takes places out of the index. Who holds the log is its one writer, and commits wait for it: rows are read before.
     fn forget_places(&self, number: u32, ids: &[ChunkId]) -> Result<()> {
-        let made = || self.index.read().expect("no holder panics").forgetting(number, ids);
-        let forget = |made| self.index.read().expect("no holder panics").forget_places(made);
+        let made = || self.index.forgetting(number, ids);
+        let forget = |made| self.index.forget_places(made);
         let Some(early) = made()? else { return Ok(()) };
-        let _one = self.log.lock().expect("no holder panics");
+        let _one = self.log.hold();
         let mut next = Some(early);
         while let Some(made_now) = next {
             // What owners have had is noted meanwhile.

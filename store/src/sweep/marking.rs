@@ -1,8 +1,8 @@
 //! Walking pages: from manifests down, each page once.
 
-use crate::local::Inner;
-use crate::reader;
+use crate::reading;
 use crate::references::{References, head};
+use crate::repository::Inner;
 use crate::state::State;
 use chunker::{ChunkId, ChunkKind};
 use mover::{Error, Manifest, Page, PointId, Result, with_decoder};
@@ -86,7 +86,7 @@ impl Inner {
     fn read_structure(&self, ids: Vec<ChunkId>) -> Result<Vec<(ChunkId, ChunkKind, Vec<u8>)>> {
         let distinct: BTreeSet<ChunkId> = ids.into_iter().collect();
         let mut made = Vec::with_capacity(distinct.len());
-        for (id, blob) in reader::read_now(self, distinct.into_iter().collect()) {
+        for (id, blob) in reading::read_now(self, distinct.into_iter().collect()) {
             let blob = blob?;
             let mut plain = Vec::new();
             with_decoder(|decoder| decoder.decode_verified(&self.keys, &id, &blob, &mut plain))

@@ -1,8 +1,8 @@
 //! Log and digests.
 
 use crate::format::record::{LogRecord, RECORD_BYTES_MAX};
-use crate::local::Inner;
 use crate::objects::ObjectName;
+use crate::repository::Inner;
 use crate::state::{DIGEST_BYTES_MAX, Digest, State};
 use mover::{Error, LogHead, Result, VerifyError};
 

@@ -6,8 +6,8 @@ use crate::format::pack::{
     PACK_BYTES_MAX, PACK_HEADER_BYTES, PackEntry, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, blob_hash,
     decode_footer, footer_bytes, read_record_header,
 };
-use crate::local::Inner;
 use crate::objects::Object;
+use crate::repository::Inner;
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind};
 use mover::{Depth, Error, ErrorKind, RateLimiter, Result, blocking, with_decoder};

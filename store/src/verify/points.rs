@@ -2,22 +2,24 @@
 
 use super::Bad;
 use crate::format::pack::PackName;
-use crate::local::{Inner, Local};
+use crate::reader::Reader;
+use crate::repository::Inner;
 use chunker::ChunkId;
 use mover::{
-    ChunkError, Demand, Error, MapReader, MapRoot, PointId, ReadSession, Repository, Result, Spot, TreeDiff,
-    VerifyError, VerifyReport, Visited,
+    ChunkError, Demand, Error, MapReader, MapRoot, PointId, ReadSession, Result, Spot, TreeDiff, VerifyError,
+    VerifyReport, Visited,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
-impl Local {
+impl Inner {
     /// Numbers of the packs that hold what points need.
-    pub(super) async fn packs_of(&self, points: &[PointId]) -> Result<HashSet<u32>> {
-        let session = self.read(&[]).await?;
-        let reader = MapReader::new(&session, &self.inner.keys);
+    pub(super) async fn packs_of(self: &Arc<Self>, points: &[PointId]) -> Result<HashSet<u32>> {
+        let session = Reader::unpinned(self.clone());
+        let reader = MapReader::new(&session, &self.keys);
         let (mut packs, mut visited) = (HashSet::new(), Visited::default());
         for point in points {
-            let listed = self.inner.state().recovery_point(*point);
+            let listed = self.state().recovery_point(*point);
             let listed = listed.ok_or_else(|| Error::not_found(format!("there is no point {point}")))?;
             let mut ids = vec![listed.manifest];
             for root in session.manifest(*point).await?.roots() {
@@ -36,7 +38,7 @@ impl Local {
         Ok(packs)
     }
 
-    async fn add_packs(&self, ids: Vec<ChunkId>, packs: &mut HashSet<u32>) -> Result<()> {
+    async fn add_packs(self: &Arc<Self>, ids: Vec<ChunkId>, packs: &mut HashSet<u32>) -> Result<()> {
         let found = self.with(move |inner| inner.locate(&ids)).await?;
         packs.extend(found.into_iter().flatten().map(|place| place.pack));
         Ok(())
@@ -44,18 +46,18 @@ impl Local {
 
     /// Walks every map: every reference must lead to a chunk that is there; bad chunks get a point, disk and offset.
     pub(super) async fn walk_points(
-        &self,
+        self: &Arc<Self>,
         points: &[PointId],
         bad: &Bad,
         known: &BTreeSet<(ChunkId, PackName)>,
         report: &mut VerifyReport,
     ) -> Result<()> {
-        let state = self.inner.state();
-        let session = self.read(&[]).await?;
-        let reader = MapReader::new(&session, &self.inner.keys);
+        let state = self.state();
+        let session = Reader::unpinned(self.clone());
+        let reader = MapReader::new(&session, &self.keys);
         let why = bad.iter().map(|((id, pack), what)| (*id, (*pack, what.as_str()))).collect();
         let (named, sound, damaged) = (BTreeSet::new(), Visited::default(), Visited::default());
-        let mut walk = Walk { local: self, session: &session, reader: &reader, why, named, sound, damaged };
+        let mut walk = Walk { inner: self, session: &session, reader: &reader, why, named, sound, damaged };
         for id in state.points().keys().filter(|id| points.is_empty() || points.contains(id)) {
             walk.point(*id, report).await?;
         }
@@ -83,7 +85,7 @@ enum Step {
 }
 
 struct Walk<'a, R> {
-    local: &'a Local,
+    inner: &'a Arc<Inner>,
     session: &'a R,
     reader: &'a MapReader<'a, R>,
     /// Why a chunk that is nowhere sound is not.
@@ -100,7 +102,7 @@ impl<R: ReadSession> Walk<'_, R> {
     async fn point(&mut self, id: PointId, report: &mut VerifyReport) -> Result<()> {
         let errors = self.errors_of(id).await?;
         // A sweep may have made it final meanwhile, and then nobody misses what it had.
-        let state = if errors.is_empty() { None } else { self.local.with(Inner::catch_up).await.ok() };
+        let state = if errors.is_empty() { None } else { self.inner.with(Inner::catch_up).await.ok() };
         if state.is_some_and(|state| !state.points().contains_key(&id)) {
             return Ok(());
         }
@@ -180,7 +182,7 @@ impl<R: ReadSession> Walk<'_, R> {
                 }
             }
             let asked: Vec<(ChunkId, Demand)> = chunks.iter().map(|(_, id, demand)| (*id, *demand)).collect();
-            let bad = self.local.with(move |inner| inner.not_fit(asked)).await?;
+            let bad = self.inner.with(move |inner| inner.not_fit(asked)).await?;
             for (entry, id, demand) in chunks.into_iter().filter(|_| !bad.is_empty()) {
                 let Some(why) = bad.get(&(id, demand)) else { continue };
                 let (pack, what) = match (self.why.get(&id), why) {

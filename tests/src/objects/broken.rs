@@ -374,10 +374,7 @@ impl Objects for Around {
                 self.sound.set_aside(name)?;
                 self.sound.create(name, &bytes.unwrap_or_default()).map(drop)
             }
-            Wrong::SetAsideMissesQuietly => {
-                let _ = self.sound.set_aside(name);
-                Ok(())
-            }
+            Wrong::SetAsideMissesQuietly => self.sound.set_aside(name).or(Ok(())),
             _ => self.sound.set_aside(name),
         }
     }
@@ -476,10 +473,7 @@ impl Incoming for BrokenIncoming {
         *self.name.lock().expect("no holder panics") = Some(*name);
         match self.of.wrong {
             Wrong::PublishDoesNothing => Ok(()),
-            Wrong::PublishHidesErrors => {
-                let _ = self.sound.publish(name);
-                Ok(())
-            }
+            Wrong::PublishHidesErrors => self.sound.publish(name).or(Ok(())),
             _ => self.sound.publish(name),
         }
     }

@@ -32,7 +32,7 @@ impl Faults for InFiles {
 }
 
 impl InDirectory {
-    /// A new one where temporary files are: on a disk they are written past the page cache.
+    /// A new one where temporary files are: on a disk packs are written past the page cache.
     pub fn on_disk() -> Self {
         Self::of(tempfile::tempdir().expect("a folder"), Names::Links)
     }

@@ -65,7 +65,7 @@ pub fn a_pack_that_fails_is_whole_or_not_there(storage: &dyn Storage) {
     at_every_operation(|what, after, fault| {
         seed += 1;
         let bytes = noise(seed, 300_000);
-        let (name, kind) = (named(&bytes), if seed % 2 == 0 { PackKind::Data } else { PackKind::Page });
+        let (name, kind) = (named(&bytes), if seed.is_multiple_of(2) { PackKind::Data } else { PackKind::Page });
         let Failing { objects, faults } = storage.failing();
         faults.plan(after, fault);
         let written = (|| {
