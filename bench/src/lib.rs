@@ -7,6 +7,7 @@
 
 mod attack;
 pub mod attacker;
+mod blocks;
 mod e2e;
 mod measure;
 pub mod node;

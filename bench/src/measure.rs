@@ -90,3 +90,15 @@ pub fn bytes_below(path: &Path) -> Result<u64> {
     }
     Ok(sum)
 }
+
+/// User and system time in seconds that a process took so far.
+pub fn cpu_s(process: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // After the name, which may contain anything, the state is the first: user and system time are the 12th and 13th.
+    let (_, after) = stat.rsplit_once(')').context("stat")?;
+    let ticks: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse().ok()).collect();
+    Ok(ticks.iter().sum::<f64>() / TICKS_A_SECOND)
+}
+
+/// USER_HZ: Linux gives times in it whatever it counts in itself.
+const TICKS_A_SECOND: f64 = 100.0;
