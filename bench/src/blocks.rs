@@ -35,6 +35,22 @@ pub fn sample(path: &Path) -> Result<Vec<Bytes>> {
     Ok(sample)
 }
 
+/// Reads all of a disk, which brings it into the page cache, and gives the bytes of its blocks that hold data.
+pub fn warmed(path: &Path) -> Result<u64> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let length = file.metadata()?.len();
+    let mut buffer = vec![0; PIECE_BYTES];
+    let (mut at, mut found) = (0, 0);
+    while at < length {
+        let piece = &mut buffer[..usize::try_from((length - at).min(PIECE_BYTES as u64))?];
+        file.read_exact_at(piece, at)?;
+        let data = piece.chunks(GRID_BYTES as usize).filter(|block| !is_zero(block));
+        found += data.map(|block| block.len() as u64).sum::<u64>();
+        at += piece.len() as u64;
+    }
+    Ok(found)
+}
+
 /// GB/s of reading a file out of the page cache on so many cores.
 pub fn read_rate(path: &Path, cores: usize) -> Result<f64> {
     let file = File::open(path)?;
