@@ -100,6 +100,24 @@ enum Bench {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Our jobs by two builds in turn: no job may be slower by more than 3 %
+    Pair {
+        /// The program `windlass` as it was
+        #[arg(long)]
+        before: PathBuf,
+        /// The program `windlass` as it is now
+        #[arg(long)]
+        after: PathBuf,
+        /// Folder with day1.raw, day2.raw and cbt-64k.json
+        #[arg(long)]
+        data: PathBuf,
+        /// Runs of each; medians are judged
+        #[arg(long, default_value_t = 7)]
+        runs: u32,
+        /// Where repositories and images are made; they are removed
+        #[arg(long)]
+        work: Option<PathBuf>,
+    },
     /// What the wire carries, beside quinn alone
     Wire,
     /// Jobs across QUIC on long, narrow and leaky links
@@ -227,6 +245,10 @@ fn bench(task: Bench) -> Result<()> {
         Bench::E2e { data, runs, work, json } => {
             let work = work.unwrap_or_else(|| data.join("bench"));
             windlass_bench::e2e(&windlass_bench::E2eOptions { windlass, data, work, runs, json })
+        }
+        Bench::Pair { before, after, data, runs, work } => {
+            let work = work.unwrap_or_else(|| data.join("bench"));
+            windlass_bench::pair(&windlass_bench::PairOptions { before, after, data, work, runs })
         }
         Bench::Wire => windlass_bench::wire(),
         Bench::Wan { data } => windlass_bench::wan(&windlass, &data),
