@@ -1,9 +1,9 @@
 //! What attackers cost others: the same backup into a storage node that is left alone, and into one under attack.
 
 use crate::attacker::Means;
-use crate::measure::measured;
+use crate::judge::{Bound, judged};
+use crate::measure::{Durable, measured, median};
 use crate::node::{Node, OF_NODE};
-use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
@@ -77,7 +77,8 @@ fn backup(options: &AttackOptions, attacked: bool) -> Result<f64> {
     let image = places.image();
     let image = image.to_str().context("a path that is not text")?;
     let before = node.cpu_s()?;
-    let sample = measured(&node.windlass(&places, &["backup", "--machine", "web", image]), &places.work)?.sample;
+    let command = node.windlass(&places, &["backup", "--machine", "web", image]);
+    let sample = measured(&command, &places.work, Durable::ByItself)?.sample;
     if let Some(attacker) = &mut attacker {
         ensure!(attacker.0.try_wait()?.is_none(), "the attackers gave up");
     }

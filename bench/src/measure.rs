@@ -1,6 +1,8 @@
 //! One run of a program: wall, CPU and memory.
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::syncfs;
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -21,9 +23,18 @@ pub struct Ran {
     pub stdout: String,
 }
 
+/// Who makes what a program writes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durable {
+    /// The program, before it ends; or it writes nothing.
+    ByItself,
+    /// Nobody: the file system is synced behind it, and that counts.
+    BySync,
+}
+
 /// Runs `command` once everything before is on disk and all that it names is in the page cache: some kernels take
-/// pages away that were not used for a while. GNU time gives what the kernel counted.
-pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
+/// pages away that were not used for a while. GNU time gives what the kernel counted, of the program alone.
+pub fn measured(command: &Command, scratch: &Path, durable: Durable) -> Result<Ran> {
     ran(Command::new("sync"))?;
     let variables = command.get_envs().filter_map(|(_, value)| value);
     let directory = command.get_current_dir().unwrap_or(Path::new("."));
@@ -44,6 +55,9 @@ pub fn measured(command: &Command, scratch: &Path) -> Result<Ran> {
     }
     let began = Instant::now();
     let stdout = ran(timed)?;
+    if durable == Durable::BySync {
+        syncfs(File::open(scratch)?)?;
+    }
     let wall_s = began.elapsed().as_secs_f64();
     let counted = std::fs::read_to_string(counted)?;
     let numbers: Vec<f64> = counted.split_whitespace().filter_map(|it| it.parse().ok()).collect();
@@ -58,7 +72,7 @@ fn warm(path: &Path) -> Result<()> {
             warm(&entry?.path())?;
         }
     } else if path.is_file() {
-        std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
+        std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
     }
     Ok(())
 }
@@ -89,4 +103,37 @@ pub fn bytes_below(path: &Path) -> Result<u64> {
         sum += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.len() };
     }
     Ok(sum)
+}
+
+/// User and system time in seconds that a process took so far.
+pub fn cpu_s(process: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // After the name, which may contain anything, the state is the first: user and system time are the 12th and 13th.
+    let (_, after) = stat.rsplit_once(')').context("stat")?;
+    let ticks: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse().ok()).collect();
+    Ok(ticks.iter().sum::<f64>() / TICKS_A_SECOND)
+}
+
+/// The middle value; of an even number the mean of the two in the middle.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = |at: usize| sorted.get(at).copied().unwrap_or(f64::NAN);
+    f64::midpoint(middle(sorted.len().saturating_sub(1) / 2), middle(sorted.len() / 2))
+}
+
+/// USER_HZ: Linux gives times in it whatever it counts in itself.
+const TICKS_A_SECOND: f64 = 100.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_favours_neither_side() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert_eq!(median([7.0].into_iter()), 7.0);
+        assert!(median([].into_iter()).is_nan());
+    }
 }

@@ -1,6 +1,6 @@
 //! A storage node for one run of the comparison: a process of its own, on the same cores.
 
-use crate::measure::ran;
+use crate::measure::{cpu_s, ran};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -75,11 +75,7 @@ impl Node {
 
     /// User and system time that it took so far.
     pub fn cpu_s(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // After the name, which may contain anything, the state is the first: user and system time are the 12th and 13th.
-        let (_, after) = stat.rsplit_once(')').context("stat")?;
-        let ticks: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|it| it.parse().ok()).collect();
-        Ok(ticks.iter().sum::<f64>() / TICKS_A_SECOND)
+        cpu_s(self.child.id())
     }
 
     /// `windlass` on the node's repository.
@@ -108,5 +104,3 @@ impl Drop for Node {
 /// The repository's folder.
 pub const OF_NODE: &str = "windlass-node";
 const SITE: &str = "site";
-/// USER_HZ: Linux gives times in it whatever it counts in itself.
-const TICKS_A_SECOND: f64 = 100.0;

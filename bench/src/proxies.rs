@@ -1,8 +1,8 @@
 //! Three proxies at once into one storage node, beside one alone.
 
-use crate::measure::bytes_below;
+use crate::judge::{Bound, judged};
+use crate::measure::{bytes_below, median};
 use crate::node::{Node, OF_NODE};
-use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};

@@ -1,6 +1,10 @@
-//! The table, and whether what is promised holds.
+//! The table of what was measured.
 
-use crate::measure::Sample;
+use crate::judge::{Check, Verdict};
+use crate::limit::{Limit, Work};
+use crate::machine::Machine;
+use crate::measure::{Durable, Sample, median};
+use serde_json::{Value, json};
 
 /// A step of the comparison; peers are compared within one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +22,8 @@ impl Step {
     const ALL: [Self; 7] =
         [Self::Full, Self::Day2, Self::Rescan, Self::Restore, Self::Verify, Self::Copy, Self::Second];
 
-    const fn title(self) -> &'static str {
+    /// As it is printed.
+    pub const fn title(self) -> &'static str {
         match self {
             Self::Full => "full backup",
             Self::Day2 => "day 2",
@@ -31,131 +36,151 @@ impl Step {
     }
 }
 
-/// One tool in one step.
-struct Row {
-    step: Step,
-    tool: &'static str,
-    samples: Vec<Sample>,
+/// One tool in one step, once.
+#[derive(Debug)]
+pub struct Done {
+    pub step: Step,
+    pub tool: &'static str,
+    pub sample: Sample,
+    pub durable: Durable,
     /// Bytes of the repository afterwards.
-    stored: Option<u64>,
+    pub stored: Option<u64>,
+    /// What it had to do; of our own jobs.
+    pub work: Option<Work>,
+}
+
+/// One tool in one step, in all runs.
+struct Row {
+    /// Of the last run; its sample is the last of them.
+    last: Done,
+    samples: Vec<Sample>,
 }
 
 /// Everything that was measured.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
+    /// What the machine could do, in each run.
+    pub machines: Vec<Machine>,
     /// Share of the first backup that the second machine added.
     pub second_share: f64,
 }
 
 impl Report {
-    pub fn add(&mut self, step: Step, tool: &'static str, sample: Sample, stored: Option<u64>) {
-        let wall = sample.wall_s;
-        eprintln!("{:<32} {tool:<28} {wall:8.2} s", step.title());
-        match self.rows.iter_mut().find(|row| row.step == step && row.tool == tool) {
+    /// Takes what one run of a tool gave.
+    pub fn add(&mut self, done: Done) {
+        eprintln!("{:<32} {:<28} {:8.2} s", done.step.title(), done.tool, done.sample.wall_s);
+        let sample = done.sample;
+        match self.rows.iter_mut().find(|row| row.last.step == done.step && row.last.tool == done.tool) {
             Some(row) => {
                 row.samples.push(sample);
-                row.stored = stored;
+                row.last = done;
             }
-            None => self.rows.push(Row { step, tool, samples: vec![sample], stored }),
+            None => self.rows.push(Row { last: done, samples: vec![sample] }),
         }
     }
 
+    /// Prints the machine and the table.
     pub fn print(&self) {
+        Machine::median(&self.machines).print();
         println!(
-            "{:<30} {:>8} {:>8} {:>9} {:>11} {:>12}",
-            "", "wall s", "CPU s", "peak MiB", "stored MB", "x best peer"
+            "+ sync: the file system is synced behind a tool that leaves that to the kernel, and it counts as wall time."
+        );
+        println!("limit: the least time for the job on this machine. bound by: what takes most of it, and the limit's");
+        println!("share of the time that the job took.\n");
+        println!(
+            "{:<30} {:>8} {:>8} {:>9} {:>11} {:>12} {:>8}  bound by",
+            "", "wall s", "CPU s", "peak MiB", "stored MB", "x best peer", "limit s"
         );
         for step in Step::ALL {
             println!("{}", step.title());
-            for row in self.rows.iter().filter(|row| row.step == step) {
-                let stored = row.stored.map_or(String::new(), |stored| format!("{:.1}", stored as f64 / 1e6));
-                let ratio = match self.best_peer(step) {
-                    Some(best) if is_ours(row.tool) => format!("{:.2}", best / row.wall()),
-                    _ => String::new(),
-                };
-                println!(
-                    "  {:<28} {:>8.2} {:>8.2} {:>9.0} {stored:>11} {ratio:>12}",
-                    row.tool,
-                    row.wall(),
-                    median(row.samples.iter().map(|it| it.cpu_s)),
-                    row.peak() as f64 / MIB,
-                );
-            }
+            self.rows.iter().filter(|row| row.last.step == step).for_each(|row| self.print_row(row));
         }
         println!();
     }
 
-    /// Prints each threshold with what was measured; true when all hold.
-    pub fn judge(&self) -> bool {
-        let faster = |step: Step, tool| match (self.best_peer(step), self.wall(step, tool)) {
-            (Some(peer), Some(ours)) => peer / ours,
-            _ => f64::NAN,
+    fn print_row(&self, row: &Row) {
+        let Done { step, tool, durable, stored, .. } = row.last;
+        let synced = if durable == Durable::BySync { " + sync" } else { "" };
+        let stored = stored.map_or(String::new(), |stored| format!("{:.1}", stored as f64 / 1e6));
+        let ratio = match self.best_peer(step) {
+            Some(best) if is_ours(tool) => format!("{:.2}", best / row.wall()),
+            _ => String::new(),
         };
-        let stored =
-            |step: Step, tool| self.row(step, tool).and_then(|row| row.stored).map_or(f64::NAN, |it| it as f64);
-        let smaller = |step: Step| stored(step, "restic").min(stored(step, "borg"));
-        let full = self.wall(Step::Full, RAW).unwrap_or(f64::NAN);
-        let share = |tool| self.wall(Step::Copy, tool).unwrap_or(f64::NAN) / full;
-        let ours = self.rows.iter().filter(|row| is_ours(row.tool));
-        let peak = ours.map(Row::peak).max().unwrap_or(0) as f64 / MIB;
-        judged(&[
-            ("full backup, times the best peer", faster(Step::Full, RAW), Bound::AtLeast(2.2)),
-            ("increment by bitmap, times", faster(Step::Day2, BITMAP), Bound::AtLeast(15.0)),
-            ("unchanged, read again, times", faster(Step::Rescan, RAW), Bound::AtLeast(5.0)),
-            ("restore, times", faster(Step::Restore, RAW), Bound::AtLeast(2.0)),
-            ("verify --decode, times", faster(Step::Verify, RAW), Bound::AtLeast(2.5)),
-            ("stored day 1, of the smaller peer", stored(Step::Full, RAW) / smaller(Step::Full), Bound::AtMost(1.09)),
-            (
-                "stored both days, of the smaller peer",
-                stored(Step::Day2, BITMAP) / smaller(Step::Day2),
-                Bound::Below(1.0),
-            ),
-            ("copy, of a full backup", share(COPY), Bound::AtMost(0.45)),
-            ("copy --trust-source, of a full backup", share(TRUSTING), Bound::AtMost(0.15)),
-            ("full backup across QUIC, times", faster(Step::Full, QUIC), Bound::AtLeast(1.8)),
-            ("increment across QUIC, times", faster(Step::Day2, QUIC), Bound::AtLeast(12.0)),
-            ("restore across QUIC, times", faster(Step::Restore, QUIC), Bound::AtLeast(1.6)),
-            ("peak memory, MiB", peak, Bound::AtMost(512.0)),
-            ("second machine, of the first's bytes", self.second_share, Bound::Below(0.01)),
-        ])
+        let limit = self.limit(step, tool).map_or(String::new(), |limit| {
+            let share = limit.seconds / row.wall() * 100.0;
+            format!("{:>8.2}  {} {share:.0} %", limit.seconds, limit.bound_by)
+        });
+        let line = format!(
+            "  {:<28} {:>8.2} {:>8.2} {:>9.0} {stored:>11} {ratio:>12} {limit}",
+            format!("{tool}{synced}"),
+            row.wall(),
+            median(row.samples.iter().map(|it| it.cpu_s)),
+            row.peak() as f64 / MIB,
+        );
+        println!("{}", line.trim_end());
     }
 
-    fn row(&self, step: Step, tool: &str) -> Option<&Row> {
-        self.rows.iter().find(|row| row.step == step && row.tool == tool)
+    /// All figures and how they were judged.
+    pub fn json(&self, checks: &[Check]) -> Value {
+        json!({
+            "machine": Machine::median(&self.machines).json(),
+            "machines": self.machines.iter().map(Machine::json).collect::<Vec<_>>(),
+            "rows": self.rows.iter().map(|row| self.row_json(row)).collect::<Vec<_>>(),
+            "second_share": self.second_share,
+            "checks": checks.iter().map(check_json).collect::<Vec<_>>(),
+        })
     }
 
-    fn wall(&self, step: Step, tool: &str) -> Option<f64> {
+    fn row_json(&self, row: &Row) -> Value {
+        let Done { step, tool, durable, stored, work, .. } = row.last;
+        let all = |figure: fn(&Sample) -> f64| row.samples.iter().map(figure).collect::<Vec<f64>>();
+        let limit = self.limit(step, tool);
+        json!({
+            "step": step.title(),
+            "tool": tool,
+            "synced_behind": durable == Durable::BySync,
+            "wall_s": row.wall(),
+            "walls_s": all(|it| it.wall_s),
+            "cpus_s": all(|it| it.cpu_s),
+            "peak_bytes": row.peak(),
+            "stored_bytes": stored,
+            "work": work.map(|work| work.json()),
+            "limit_s": limit.map(|it| it.seconds),
+            "share_of_limit": limit.map(|it| it.seconds / row.wall()),
+            "bound_by": limit.map(|it| it.bound_by),
+        })
+    }
+
+    /// The least time for one of our jobs on this machine.
+    pub fn limit(&self, step: Step, tool: &str) -> Option<Limit> {
+        Some(self.row(step, tool)?.last.work?.limit(&Machine::median(&self.machines)))
+    }
+
+    /// The median of the seconds that it took.
+    pub fn wall(&self, step: Step, tool: &str) -> Option<f64> {
         self.row(step, tool).map(Row::wall)
     }
 
+    /// Bytes of the repository afterwards.
+    pub fn stored(&self, step: Step, tool: &str) -> Option<u64> {
+        self.row(step, tool)?.last.stored
+    }
+
     /// The fastest of the deduplicating peers: qemu-img does another thing and is shown beside them.
-    fn best_peer(&self, step: Step) -> Option<f64> {
-        ["restic", "borg"].into_iter().filter_map(|peer| self.wall(step, peer)).min_by(f64::total_cmp)
+    pub fn best_peer(&self, step: Step) -> Option<f64> {
+        [RESTIC, BORG].into_iter().filter_map(|peer| self.wall(step, peer)).min_by(f64::total_cmp)
     }
-}
 
-/// What is promised of a figure.
-#[derive(Debug, Clone, Copy)]
-pub enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
-    Below(f64),
-}
-
-/// Prints each figure with what is promised of it; true when all hold.
-pub fn judged(checks: &[(&str, f64, Bound)]) -> bool {
-    let mut all = true;
-    for (what, value, bound) in checks {
-        let (good, limit) = match bound {
-            Bound::AtLeast(limit) => (value >= limit, format!(">= {limit:.3}")),
-            Bound::AtMost(limit) => (value <= limit, format!("<= {limit:.3}")),
-            Bound::Below(limit) => (value < limit, format!("< {limit:.3}")),
-        };
-        all &= good;
-        println!("{} {what:<50} {value:>9.3} {limit:>10}", if good { "pass" } else { "FAIL" });
+    /// Most memory of any of our jobs, in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        let ours = self.rows.iter().filter(|row| is_ours(row.last.tool));
+        ours.map(Row::peak).max().unwrap_or(0) as f64 / MIB
     }
-    all
+
+    fn row(&self, step: Step, tool: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.last.step == step && row.last.tool == tool)
+    }
 }
 
 impl Row {
@@ -168,15 +193,24 @@ impl Row {
     }
 }
 
-fn is_ours(tool: &str) -> bool {
-    tool.starts_with("windlass")
+fn check_json(check: &Check) -> Value {
+    let by = match check.verdict() {
+        Verdict::ByRatio => Some("ratio"),
+        Verdict::ByLimit => Some("limit"),
+        Verdict::Missed => None,
+    };
+    json!({
+        "what": check.what,
+        "value": check.value,
+        "bound": check.bound.text(),
+        "share_of_limit": check.share.map(|it| it.of_limit),
+        "share_at_least": check.share.map(|it| it.at_least),
+        "passes_by": by,
+    })
 }
 
-/// The middle value; of an even number the lower one.
-pub fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+fn is_ours(tool: &str) -> bool {
+    tool.starts_with("windlass")
 }
 
 pub const RAW: &str = "windlass raw";
@@ -186,4 +220,7 @@ pub const BITMAP: &str = "windlass qcow2 bitmap";
 pub const QUIC: &str = "windlass quic";
 pub const COPY: &str = "windlass";
 pub const TRUSTING: &str = "windlass --trust-source";
+pub const RESTIC: &str = "restic";
+pub const BORG: &str = "borg";
+pub const QEMU: &str = "qemu-img qcow2 zstd";
 const MIB: f64 = 1_048_576.0;

@@ -1,10 +1,9 @@
 //! Stages of a backup and a restore on one core, each beside what limits it, all in one run on the same real data.
 
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
+use crate::blocks::{gigabytes, rate, read_rate, sample};
+use anyhow::{Result, bail};
 use chunker::{
-    Blob, ChunkId, ChunkKind, Compression, Compressor, Decoder, DomainKey, DomainKeys, GRID_BYTES, StreamCutter,
-    is_zero,
+    Blob, ChunkId, ChunkKind, Compression, Compressor, Decoder, DomainKey, DomainKeys, StreamCutter, is_zero,
 };
 use futures::{StreamExt, future::ready};
 use mover::{Begin, PointId, Pool, ReadSession, Repository, Verification, World, WriteSession};
@@ -12,7 +11,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use store::{Access, Local};
 
 /// Measures every stage on blocks of `data/day1.raw` and prints GB/s of plain bytes beside the limit.
@@ -21,14 +20,14 @@ use store::{Access, Local};
 /// When the data cannot be read or a stage fails.
 pub fn stages(data: &Path) -> Result<()> {
     let path = data.join("day1.raw");
-    let sample = sample(&path).with_context(|| path.display().to_string())?;
+    let sample = sample(&path)?;
     let large = sample.concat();
     println!("{} different blocks of 64 KiB, from all over the disk; GB/s of plain bytes\n", sample.len());
     println!("{:<34} {:>8} {:>8}  limit", "stage", "GB/s", "limit");
 
     let mut copy = vec![0; large.len()];
     let memcpy = rate(large.len(), || black_box(&mut copy).copy_from_slice(black_box(&large)));
-    let read = read_file(&path)?;
+    let read = read_rate(&path, 1)?;
     row("read, page cache", read, memcpy, "memcpy");
 
     // Written once: untouched zero pages are all one page, which the cache holds.
@@ -158,59 +157,6 @@ fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
     })
 }
 
-/// Blocks that hold data, spread evenly over the disk.
-fn sample(path: &Path) -> Result<Vec<Bytes>> {
-    let file = File::open(path)?;
-    let grid = u64::from(GRID_BYTES);
-    let blocks = file.metadata()?.len() / grid;
-    let mut sample = Vec::new();
-    let step = (blocks / (4 * SAMPLE_BLOCKS)).max(1);
-    for block in (0..blocks).step_by(usize::try_from(step)?) {
-        let mut bytes = vec![0; GRID_BYTES as usize];
-        file.read_exact_at(&mut bytes, block * grid)?;
-        if !is_zero(&bytes) && (sample.len() as u64) < SAMPLE_BLOCKS {
-            sample.push(bytes.into());
-        }
-    }
-    // The index and the packs hold equal blocks once.
-    sample.sort_unstable();
-    sample.dedup();
-    if sample.is_empty() {
-        bail!("nothing but zeros");
-    }
-    Ok(sample)
-}
-
-fn read_file(path: &Path) -> Result<f64> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len().min(READ_BYTES);
-    let mut buffer = vec![0; 1 << 20];
-    let mut pass = || (0..length >> 20).try_for_each(|at| file.read_exact_at(&mut buffer, at << 20));
-    // Warms the page cache.
-    pass()?;
-    let began = Instant::now();
-    pass()?;
-    Ok(gigabytes(usize::try_from(length >> 20 << 20)?, began.elapsed()))
-}
-
-/// GB/s of `work` over `bytes`, the best of several passes: noise only ever slows down.
-fn rate(bytes: usize, mut work: impl FnMut()) -> f64 {
-    let began = Instant::now();
-    let mut best = Duration::MAX;
-    let mut passes = 0;
-    while passes < 2 || began.elapsed() < TIME_MIN {
-        let pass = Instant::now();
-        work();
-        best = best.min(pass.elapsed());
-        passes += 1;
-    }
-    gigabytes(bytes, best)
-}
-
-fn gigabytes(bytes: usize, took: Duration) -> f64 {
-    bytes as f64 / took.as_secs_f64() / 1e9
-}
-
 fn row(stage: &str, value: f64, limit: f64, name: &str) {
     if limit.is_finite() {
         println!("{stage:<34} {value:>8.2} {limit:>8.2}  {name}");
@@ -219,7 +165,4 @@ fn row(stage: &str, value: f64, limit: f64, name: &str) {
     }
 }
 
-const SAMPLE_BLOCKS: u64 = 4096;
-const READ_BYTES: u64 = 1 << 30;
 const BATCH: usize = 256;
-const TIME_MIN: Duration = Duration::from_secs(1);

@@ -1,9 +1,9 @@
 //! Sweeps of a repository with many small chunks: what they cost beside how much there is, and a backup that goes on
 //! meanwhile.
 
-use crate::measure::{measured, ran};
+use crate::judge::{Bound, judged};
+use crate::measure::{Durable, measured, median, ran};
 use crate::node::{Node, OF_NODE};
-use crate::report::{Bound, judged, median};
 use crate::tools::Places;
 use anyhow::{Context, Result, bail, ensure};
 use chunker::{ChunkKind, Compression, DomainKeys, GRID_BYTES};
@@ -77,7 +77,7 @@ impl Filled {
         // The first counts everything, the second nothing.
         let mut filled = Self { name: name.to_owned(), points, counted_s: 0.0, peak_bytes: 0 };
         for _ in 0..2 {
-            let swept = measured(&filled.windlass(places, &["sweep"]), &places.work)?;
+            let swept = measured(&filled.windlass(places, &["sweep"]), &places.work, Durable::ByItself)?;
             filled.counted_s = filled.counted_s.max(field(&swept.stdout, "counting_ms")? / 1e3);
             filled.peak_bytes = filled.peak_bytes.max(swept.sample.peak_bytes);
         }
@@ -100,7 +100,8 @@ impl Filled {
         let mut forget = vec!["forget"];
         forget.extend(forgotten.iter().map(String::as_str));
         ran(self.windlass(places, &forget))?;
-        let swept = measured(&self.windlass(places, &["sweep", "--repack-from", "20"]), &places.work)?;
+        let sweep = self.windlass(places, &["sweep", "--repack-from", "20"]);
+        let swept = measured(&sweep, &places.work, Durable::ByItself)?;
         let of = |name: &str| field(&swept.stdout, name);
         let first_check_s = of("first_check_ms")? / 1e3;
         self.peak_bytes = self.peak_bytes.max(swept.sample.peak_bytes);

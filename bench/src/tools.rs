@@ -1,9 +1,12 @@
 //! How each tool is called: the same work for all, on the same image, each with its usual settings.
 
+use anyhow::{Context, Result};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Folders of one run.
+#[derive(Debug, Clone)]
 pub struct Places {
     /// Where everything is made.
     pub work: PathBuf,
@@ -12,6 +15,14 @@ pub struct Places {
 }
 
 impl Places {
+    /// For a run of `windlass` in an empty folder.
+    pub fn fresh(work: &Path, windlass: &Path) -> Result<Self> {
+        let _ = fs::remove_dir_all(work);
+        fs::create_dir_all(work).with_context(|| work.display().to_string())?;
+        // Its jobs run in the folder.
+        Ok(Self { work: fs::canonicalize(work)?, windlass: std::path::absolute(windlass)? })
+    }
+
     /// Something in the run's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.work.join(name)

@@ -1,8 +1,8 @@
 //! Verifications beside what limits them: b3sum over the same packs, and decoding and fingerprinting the same chunks with
 //! nothing around it.
 
-use crate::measure::{bytes_below, ran};
-use crate::report::{Bound, judged, median};
+use crate::judge::{Bound, judged};
+use crate::measure::{bytes_below, median, ran};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Reading a disk through [`DiskView`] beside restoring it, both to nowhere, and random reads.
 
-use crate::measure::ran;
-use crate::report::{Bound, judged, median};
+use crate::judge::{Bound, judged};
+use crate::measure::{median, ran};
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;

@@ -1,10 +1,10 @@
 //! Jobs across links that are long, narrow or leaky: a node behind a [`Relay`].
 
+use crate::judge::Bound::{AtLeast, AtMost};
+use crate::judge::judged;
 use crate::measure::{compare, ran};
 use crate::node::{Node, OF_NODE};
 use crate::relay::{Relay, Shape};
-use crate::report::Bound::{AtLeast, AtMost};
-use crate::report::judged;
 use crate::tools::Places;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;

@@ -85,13 +85,34 @@ enum Task {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Whole jobs beside restic, borg and qemu-img
+    /// Whole jobs beside restic, borg and qemu-img, and beside what the machine can do
     E2e {
         /// Folder with day1.raw, day2.raw and cbt-64k.json
         #[arg(long)]
         data: PathBuf,
         /// Runs of each; medians are shown
         #[arg(long, default_value_t = 3)]
+        runs: u32,
+        /// Where repositories and images are made; they are removed
+        #[arg(long)]
+        work: Option<PathBuf>,
+        /// File for all figures, those of the machine too
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Our jobs by two builds in turn: no job may be slower by more than 3 %
+    Pair {
+        /// The program `windlass` as it was
+        #[arg(long)]
+        before: PathBuf,
+        /// The program `windlass` as it is now
+        #[arg(long)]
+        after: PathBuf,
+        /// Folder with day1.raw, day2.raw and cbt-64k.json
+        #[arg(long)]
+        data: PathBuf,
+        /// Runs of each; medians are judged
+        #[arg(long, default_value_t = 7)]
         runs: u32,
         /// Where repositories and images are made; they are removed
         #[arg(long)]
@@ -204,16 +225,6 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Torture { minutes, only } => torture::run(&workspace()?, minutes, only.as_deref()),
         Task::Dump { file, decode } => dump::run(&file, decode),
-        Task::Bench(Bench::E2e { data, runs, work }) => windlass_bench::e2e(&windlass_bench::E2eOptions {
-            windlass: std::env::current_exe()?.with_file_name("windlass"),
-            work: work.unwrap_or_else(|| data.join("bench")),
-            data,
-            runs,
-        }),
-        Task::Bench(Bench::Wire) => windlass_bench::wire(),
-        Task::Bench(Bench::Wan { data }) => {
-            windlass_bench::wan(&std::env::current_exe()?.with_file_name("windlass"), &data)
-        }
         Task::Relay { to, round_trip, rate, lost } => {
             let delay = Duration::from_millis(round_trip) / 2;
             let shape = Shape { delay, rate: rate * 1_000_000, lost_per_mille: lost, seed: 1, ..Shape::default() };
@@ -223,32 +234,37 @@ fn run(task: Task) -> Result<()> {
                 std::thread::park();
             }
         }
-        Task::Bench(Bench::Proxies { data, rounds }) => {
-            windlass_bench::proxies(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
+        Task::Bench(task) => bench(task),
+    }
+}
+
+/// Benches of the programs take those beside this one.
+fn bench(task: Bench) -> Result<()> {
+    let windlass = std::env::current_exe()?.with_file_name("windlass");
+    match task {
+        Bench::E2e { data, runs, work, json } => {
+            let work = work.unwrap_or_else(|| data.join("bench"));
+            windlass_bench::e2e(&windlass_bench::E2eOptions { windlass, data, work, runs, json })
         }
-        Task::Bench(Bench::Sweep { data, points, rounds }) => {
-            windlass_bench::sweep(&std::env::current_exe()?.with_file_name("windlass"), &data, points, rounds)
+        Bench::Pair { before, after, data, runs, work } => {
+            let work = work.unwrap_or_else(|| data.join("bench"));
+            windlass_bench::pair(&windlass_bench::PairOptions { before, after, data, work, runs })
         }
-        Task::Bench(Bench::Verify { data, rounds }) => {
-            windlass_bench::verify(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
+        Bench::Wire => windlass_bench::wire(),
+        Bench::Wan { data } => windlass_bench::wan(&windlass, &data),
+        Bench::Proxies { data, rounds } => windlass_bench::proxies(&windlass, &data, rounds),
+        Bench::Sweep { data, points, rounds } => windlass_bench::sweep(&windlass, &data, points, rounds),
+        Bench::Verify { data, rounds } => windlass_bench::verify(&windlass, &data, rounds),
+        Bench::View { data, rounds } => windlass_bench::view(&windlass, &data, rounds),
+        Bench::Attack { data, rounds, only, work } => {
+            let work = work.unwrap_or_else(|| data.join("attack"));
+            windlass_bench::attack(&windlass_bench::AttackOptions { windlass, data, work, rounds, only })
         }
-        Task::Bench(Bench::View { data, rounds }) => {
-            windlass_bench::view(&std::env::current_exe()?.with_file_name("windlass"), &data, rounds)
-        }
-        Task::Bench(Bench::Attack { data, rounds, only, work }) => {
-            windlass_bench::attack(&windlass_bench::AttackOptions {
-                windlass: std::env::current_exe()?.with_file_name("windlass"),
-                work: work.unwrap_or_else(|| data.join("attack")),
-                data,
-                rounds,
-                only,
-            })
-        }
-        Task::Bench(Bench::Attacker { port, identity, only }) => {
+        Bench::Attacker { port, identity, only } => {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(windlass_bench::attacker::attack(port, &identity, "main", &only))
         }
-        Task::Bench(Bench::Stages { data }) => windlass_bench::stages(&data),
+        Bench::Stages { data } => windlass_bench::stages(&data),
     }
 }
 
