@@ -38,14 +38,8 @@ pub fn pair(options: &PairOptions) -> Result<()> {
         let _ = fs::remove_dir_all(&options.work);
         made?;
     }
-    println!("medians; the ratio is the median of those of each run\n");
-    println!("{:<32} {:<28} {:>10} {:>10} {:>10}", "", "", "before, s", "after, s", "ratio");
-    for row in &rows {
-        let [before, after] = row.medians();
-        println!("{:<32} {:<28} {before:>10.3} {after:>10.3} {:>10.3}", row.step.title(), row.tool, row.ratio());
-    }
-    println!();
-    let worst = rows.iter().map(Row::ratio).fold(f64::NAN, f64::max);
+    print(&rows);
+    let worst = rows.iter().map(|row| ratio(&row.walls)).fold(f64::NAN, f64::max);
     ensure!(
         judged(&[("no job slower by more than 3 %: the slowest", worst, Bound::AtMost(SLOWER_MAX))]),
         "a job became slower"
@@ -58,18 +52,32 @@ struct Row {
     step: Step,
     tool: &'static str,
     /// Seconds before and after, in each run.
-    pairs: Vec<[f64; 2]>,
+    walls: Vec<[f64; 2]>,
+    /// The same of processors: on a busy machine they tell more, but nothing about waiting.
+    cpus: Vec<[f64; 2]>,
 }
 
-impl Row {
-    fn medians(&self) -> [f64; 2] {
-        [0, 1].map(|side| median(self.pairs.iter().map(|pair| pair[side])))
+fn print(rows: &[Row]) {
+    println!("seconds: medians; each ratio is the median of those of the runs\n");
+    let titles = ["before", "after", "ratio", "CPU before", "CPU after", "ratio"].map(|title| format!("{title:>11}"));
+    println!("{:<32} {:<24}{}", "", "", titles.concat());
+    for row in rows {
+        let columns = [&row.walls, &row.cpus].map(|pairs| {
+            let [before, after] = medians(pairs);
+            format!("{before:>11.3}{after:>11.3}{:>11.3}", ratio(pairs))
+        });
+        println!("{:<32} {:<24}{}", row.step.title(), row.tool, columns.concat());
     }
+    println!();
+}
 
-    /// The two of one run are compared with each other: the machine may be slower in another run.
-    fn ratio(&self) -> f64 {
-        median(self.pairs.iter().map(|[before, after]| after / before))
-    }
+fn medians(pairs: &[[f64; 2]]) -> [f64; 2] {
+    [0, 1].map(|side| median(pairs.iter().map(|pair| pair[side])))
+}
+
+/// The two of one run are compared with each other: the machine may be slower in another run.
+fn ratio(pairs: &[[f64; 2]]) -> f64 {
+    median(pairs.iter().map(|[before, after]| after / before))
 }
 
 type Job = fn(&mut Ours) -> Result<Done>;
@@ -85,16 +93,10 @@ fn run(options: &PairOptions, data: &Path, turn: usize, rows: &mut Vec<Row>) -> 
     for (change, jobs) in JOBS {
         sides.iter_mut().try_for_each(change)?;
         for job in jobs {
-            let mut seconds = [f64::NAN; 2];
-            let mut done = None;
-            for side in order(turn, number) {
-                let made = job(&mut sides[side])?;
-                seconds[side] = made.sample.wall_s;
-                done = Some(made);
-            }
-            let done = done.expect("there are two sides");
-            eprintln!("{:<32} {:<28} {:8.3} s {:8.3} s", done.step.title(), done.tool, seconds[0], seconds[1]);
-            add(rows, number, &done, seconds);
+            let [first, second] = order(turn, number);
+            let mut done = [(first, job(&mut sides[first])?), (second, job(&mut sides[second])?)];
+            done.sort_by_key(|(side, _)| *side);
+            add(rows, number, &done.map(|(_, done)| done));
             number += 1;
         }
     }
@@ -106,11 +108,16 @@ const fn order(turn: usize, job: usize) -> [usize; 2] {
     if (turn + job).is_multiple_of(2) { [0, 1] } else { [1, 0] }
 }
 
-fn add(rows: &mut Vec<Row>, number: usize, done: &Done, seconds: [f64; 2]) {
-    match rows.get_mut(number) {
-        Some(row) => row.pairs.push(seconds),
-        None => rows.push(Row { step: done.step, tool: done.tool, pairs: vec![seconds] }),
+/// Takes what a job took before and after.
+fn add(rows: &mut Vec<Row>, number: usize, [before, after]: &[Done; 2]) {
+    let (step, tool) = (before.step, before.tool);
+    let walls = [before.sample.wall_s, after.sample.wall_s];
+    eprintln!("{:<32} {tool:<24}{:>11.3}{:>11.3}", step.title(), walls[0], walls[1]);
+    if number == rows.len() {
+        rows.push(Row { step, tool, walls: Vec::new(), cpus: Vec::new() });
     }
+    rows[number].walls.push(walls);
+    rows[number].cpus.push([before.sample.cpu_s, after.sample.cpu_s]);
 }
 
 /// Jobs, and what happens to the disk before them.
@@ -126,16 +133,31 @@ const SLOWER_MAX: f64 = 1.03;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(pairs: &[[f64; 2]]) -> Row {
-        Row { step: Step::Full, tool: "windlass raw", pairs: pairs.to_vec() }
-    }
+    use crate::measure::{Durable, Sample};
 
     #[test]
     fn a_slow_run_does_not_count_for_one_side() {
-        let row = row(&[[1.0, 1.1], [3.0, 3.3], [2.0, 2.2]]);
-        assert_eq!(row.medians(), [2.0, 2.2]);
-        assert!((row.ratio() - 1.1).abs() < 1e-9);
+        let pairs = [[1.0, 1.1], [3.0, 3.3], [2.0, 2.2]];
+        assert_eq!(medians(&pairs), [2.0, 2.2]);
+        assert!((ratio(&pairs) - 1.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn before_and_after_stay_apart() {
+        let done = |wall_s, cpu_s| Done {
+            step: Step::Full,
+            tool: "windlass raw",
+            sample: Sample { wall_s, cpu_s, peak_bytes: 0 },
+            durable: Durable::ByItself,
+            stored: None,
+            work: None,
+        };
+        let mut rows = Vec::new();
+        for _ in 0..2 {
+            add(&mut rows, 0, &[done(1.0, 3.0), done(2.0, 6.0)]);
+        }
+        let [row] = &rows[..] else { panic!("one job") };
+        assert_eq!((&row.walls[..], &row.cpus[..]), (&[[1.0, 2.0]; 2][..], &[[3.0, 6.0]; 2][..]));
     }
 
     #[test]
