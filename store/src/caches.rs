@@ -1,4 +1,5 @@
-//! Where an open repository keeps what can be made again from its objects: in folders of this computer, whatever its storage is.
+//! Where an open repository keeps what can be made again from its objects: in folders of this computer, whatever its
+//! storage is.
 
 use std::path::{Path, PathBuf};
 

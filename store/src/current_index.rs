@@ -46,9 +46,9 @@ impl CurrentIndex {
         let _ = self.when_failed.set(Box::new(make));
     }
 
-    /// Adds packs that the index does not have, with the records of those that are `known` and the footers of the others. For who
-    /// holds the log. One that cannot be read is left out with a warning: what is in it counts as missing until it can be
-    /// read when the repository is opened. An index that fails fails nobody's work.
+    /// Adds packs that the index does not have, with the records of those that are `known` and the footers of the
+    /// others. For who holds the log. One that cannot be read is left out with a warning: what is in it counts as
+    /// missing until it can be read when the repository is opened. An index that fails fails nobody's work.
     pub fn add(&self, state: &State, known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>) {
         if self.failed.load(SeqCst) {
             // The next one will have them.
@@ -223,8 +223,8 @@ impl CurrentIndex {
         self.rebuilding.lock().expect("no holder panics")
     }
 
-    /// Puts another index in the place of this one, which `exchange` may close. Everybody waits meanwhile. When that fails the old
-    /// one stays, closed or not.
+    /// Puts another index in the place of this one, which `exchange` may close. Everybody waits meanwhile. When that
+    /// fails the old one stays, closed or not.
     ///
     /// # Errors
     /// Those of `exchange`.

@@ -1,4 +1,5 @@
-//! What is known of the health of packs: what reads found damaged, when each was last found sound, and what the scrub has done.
+//! What is known of the health of packs: what reads found damaged, when each was last found sound, and what the scrub
+//! has done.
 
 use crate::format::event::Event;
 use crate::format::pack::PackName;

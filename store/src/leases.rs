@@ -33,8 +33,8 @@ impl Inner {
     }
 }
 
-/// The error for the first point that the session needs and that is not there, or another owner's. A parent that was forgotten is no parent:
-/// the next doom may make it final.
+/// The error for the first point that the session needs and that is not there, or another owner's. A parent that was
+/// forgotten is no parent: the next doom may make it final.
 pub fn gone(state: &State, opened: &SessionOpened) -> Option<Error> {
     let of_owner = |point: &Point| opened.owner == OwnerId::default() || state.owner_of(point).0 == opened.owner;
     let there = |pin: &&PointId| {

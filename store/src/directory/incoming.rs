@@ -1,6 +1,6 @@
-//! Packs that are being written, as files under `incoming/`. A pack that has its name keeps the one under `incoming/` where the
-//! file system has hard links, until the log knows it: so what a process that died has left is found by listing one small
-//! folder.
+//! Packs that are being written, as files under `incoming/`. A pack that has its name keeps the one under `incoming/`
+//! where the file system has hard links, until the log knows it: so what a process that died has left is found by
+//! listing one small folder.
 
 use super::{Directory, INCOMING_PACK, OpenFile, unread};
 use crate::error::storage;
@@ -45,7 +45,8 @@ impl IncomingFile {
         Ok(Arc::new(OpenFile { io, file, path: path.to_owned(), fail: unread }))
     }
 
-    /// What became of it when giving it a name failed: whether it has lost its first name, if it has the new one all the same.
+    /// What became of it when giving it a name failed: whether it has lost its first name, if it has the new one all
+    /// the same.
     fn after_failure(&self, target: &Path, error: io::Error) -> Result<bool> {
         match error.kind() {
             // It was given by a try whose answer was lost (R4).
@@ -53,8 +54,8 @@ impl IncomingFile {
             _ if self.directory.is_there(&self.path) => Err(storage("cannot create", target, error)),
             // By this try.
             _ if self.directory.is_there(target) => Ok(true),
-            // Nobody takes a pack away that is being written but who begins the writer's next term (R5): then that is what is
-            // wrong.
+            // Nobody takes a pack away that is being written but who begins the writer's next term (R5): then that is
+            // what is wrong.
             _ => Err(Error::fenced("another process took over the packs that this one was writing").because(storage(
                 "cannot create",
                 target,
