@@ -1,4 +1,4 @@
-//! What tests do to a repository in memory behind its back.
+//! Methods for tests: they look into a repository in memory, damage it, and make its operations fail.
 
 use super::{Fault, Mem};
 use bytes::Bytes;
