@@ -93,8 +93,9 @@ pub trait Repository: Send + Sync {
     /// only a part of a group would be forgotten or brought back.
     fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
 
-    /// Sets labels of a point, each a key and a value; an empty value takes the label away. The log tells who did what when.
-    /// `NotFound` when the point is not there; `Usage` for labels that are too many or too long, see [`labels`](crate::labels).
+    /// Sets labels of a point, each a key and a value; an empty value takes the label away. The log records which
+    /// labels were changed, when and by whom. `NotFound` when the point is not there; `Usage` for labels that are too
+    /// many or too long, see [`labels`](crate::labels).
     fn annotate(&self, point: PointId, labels: &[(String, String)]) -> impl Future<Output = Result<()>> + Send;
 
     /// Gives a machine to another owner. The points of the machine that were made in `origin`, and all later ones,
@@ -193,7 +194,7 @@ pub type ChunkBatch = Vec<(ChunkId, Result<Blob, ChunkError>)>;
 /// Why one chunk cannot be had from one repository.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChunkError {
-    /// It is not there.
+    /// The chunk is not in the repository.
     #[error("chunk {chunk} is missing")]
     Missing {
         /// Id of the chunk.
@@ -582,7 +583,7 @@ pub struct LogHead {
     pub hash: [u8; 32],
 }
 
-/// `chunker` knows nothing of serde.
+/// Serde's functions for chunk ids, because `chunker` does not use serde.
 mod chunk_id {
     use chunker::ChunkId;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -44,7 +44,7 @@ impl Begin {
         self.holder.as_ref().map(Holder::owner_id).unwrap_or_default()
     }
 
-    /// Whether its session may commit `drafts` in the repository `here`. `there` are all points with the drafts' ids or
+    /// Whether the session may commit `drafts` in the repository `here`. `there` are all points with the drafts' ids or
     /// of their machines, forgotten ones too. It is called right before the commit, with the state that the commit will
     /// follow.
     ///

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct SweepOptions {
     /// Only tell what would be reclaimed; nothing is deleted, nothing becomes final.
     pub dry_run: bool,
-    /// If at least this percentage of a pack is dead, its other chunks are packed again without the dead ones; 1 to
-    /// 100.
+    /// If at least this percentage of a pack is dead, its live chunks are packed again; 1 to 100.
     pub repack_percent: u8,
     /// Most bytes of packs to read in a second while packing again.
     pub rate: Option<u64>,
@@ -30,7 +29,8 @@ pub struct SweepReport {
     pub points_final: u64,
     /// Bytes of packs that points need.
     pub bytes_live: u64,
-    /// Bytes of packs that nobody needs and that stay, because too little of their packs is dead or a session may use them.
+    /// Bytes of packs that no point needs and that stay, because too little of their packs is dead or a session may use
+    /// them.
     pub bytes_dead: u64,
     /// Bytes of packs deleted, less those that were packed again.
     pub bytes_reclaimed: u64,

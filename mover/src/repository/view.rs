@@ -142,7 +142,7 @@ impl<R: ReadSession + 'static> DiskView<R> {
         }
     }
 
-    /// Begins to fetch what comes next, where somebody reads in order.
+    /// Begins to fetch the next pieces for a reader that reads in order.
     fn fetch_ahead(&self, extent: Extent) {
         let next = self.streams.lock().expect("no holder panics").next(extent);
         for piece in next {
@@ -237,7 +237,7 @@ impl<R: ReadSession + 'static> Shared<R> {
         Ok(data.intersect(&asked))
     }
 
-    /// Each of `ids`, from the cache or fetched. Nobody fetches what somebody else is fetching.
+    /// Each of `ids`, from the cache or fetched. A chunk that another request is fetching is not fetched twice.
     async fn chunks(self: &Arc<Self>, ids: Vec<ChunkId>) -> Fetched {
         let Claims { mut there, waits, claimed } = self.cache.lock().expect("no holder panics").claim(ids);
         if let Some((ids, claim)) = claimed {

@@ -41,7 +41,8 @@ impl Mem {
         state.losses += 1;
     }
 
-    /// Turns over a bit of a chunk's payload (of its checksum when there is none); nobody knows before it is read.
+    /// Turns over a bit of a chunk's payload (of its checksum when there is none); nothing notices this before the
+    /// chunk is read.
     ///
     /// # Panics
     /// When it is not there.

@@ -45,7 +45,7 @@ pub struct Claim {
     number: u64,
 }
 
-/// Waits for what somebody fetches.
+/// Waits for chunks that a request fetches.
 #[derive(Clone)]
 pub struct Wait {
     told: watch::Receiver<Option<Arc<Fetched>>>,
