@@ -10,7 +10,7 @@ use zstd::zstd_safe::CParameter;
 /// Bytes of a blob before its payload.
 pub const BLOB_HEADER_BYTES: usize = 28;
 
-/// Longest plain chunk of any kind: what bounds every decoder's output.
+/// Longest plain chunk of any kind. It bounds the output of every decoder.
 pub const PLAIN_BYTES_MAX: u32 = 16 << 20;
 
 /// How the payload is compressed.
@@ -84,7 +84,7 @@ pub enum BlobError {
 /// The fields of a blob's header; layout in FORMAT.md. Key and dictionary ids, cipher and flags are reserved: 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlobHeader {
-    /// What the chunk is.
+    /// Kind of the chunk.
     pub kind: ChunkKind,
     /// How the payload is compressed.
     pub codec: Codec,
@@ -178,7 +178,7 @@ impl Blob {
         &self.bytes
     }
 
-    /// Compares header and payload with their checksum: finds rot, proves nothing about identity.
+    /// Compares header and payload with their checksum. This finds damage, but does not prove which chunk it is.
     ///
     /// # Errors
     /// [`BlobError::Checksum`].
@@ -187,7 +187,7 @@ impl Blob {
         if sound { Ok(()) } else { Err(BlobError::Checksum) }
     }
 
-    /// As [`Self::check`], once for this blob and what is cloned from it.
+    /// As [`Self::check`]. The blob that is returned, and its clones, are not checked again.
     ///
     /// # Errors
     /// [`BlobError::Checksum`].

@@ -3,7 +3,7 @@
 use crate::Extent;
 use fastcdc::v2020::FastCDC;
 
-/// Width of a disk's grid: the granularity of QEMU's dirty bitmaps, so that what is read is what changed.
+/// Width of a disk's grid. It is the granularity of QEMU's dirty bitmaps, so that only changed blocks are read.
 pub const GRID_BYTES: u32 = 65_536;
 
 /// The grid blocks that `extent` touches, as extents; the last one ends at `size`.

@@ -92,13 +92,13 @@ impl ExtentSet {
         extent.length > 0 && self.extents.get(at).is_some_and(|have| have.offset < extent.end())
     }
 
-    /// The first byte of it from `offset` on.
+    /// Offset of the first byte of the set from `offset` on.
     pub fn next(&self, offset: u64) -> Option<u64> {
         let at = self.extents.partition_point(|have| have.end() <= offset);
         self.extents.get(at).map(|have| have.offset.max(offset))
     }
 
-    /// Adds an extent; cost is constant when extents arrive in order, else that of moving what follows.
+    /// Adds an extent. The cost is constant when extents arrive in order; otherwise all extents behind it are moved.
     pub fn insert(&mut self, extent: Extent) {
         if extent.length == 0 {
             return;

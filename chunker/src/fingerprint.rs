@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What a chunk is. Each kind has its own fingerprint key, so bytes that a guest writes to its disk can never be taken
-/// for a map page or a manifest, whatever their content.
+/// The kind of a chunk. Each kind has its own fingerprint key, so bytes that a guest writes to its disk can never be
+/// taken for a map page or a manifest, whatever their content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ChunkKind {
@@ -32,7 +32,7 @@ impl ChunkKind {
         self as u8
     }
 
-    /// Pages and manifests: what a repository reads to know its own structure.
+    /// True for pages and manifests, which a repository reads to know its own structure.
     pub const fn is_structure(self) -> bool {
         matches!(self, Self::Page | Self::Manifest)
     }

@@ -8,7 +8,8 @@ use std::fmt;
 pub struct DomainKey(pub [u8; 32]);
 
 impl DomainKey {
-    /// What may be shown and stored beside data to tell domains apart: the first 16 bytes of a derived key.
+    /// A value that tells domains apart and may be shown, and stored together with data: the first 16 bytes of a
+    /// derived key.
     pub fn fingerprint(&self) -> [u8; 16] {
         let derived = blake3::derive_key("windlass 2026-11 dedup domain key fingerprint", &self.0);
         derived[..16].try_into().expect("16 of 32 bytes")
@@ -21,11 +22,11 @@ impl fmt::Debug for DomainKey {
     }
 }
 
-/// All keys of one dedup domain: they travel as this one value, so that another key changes no signature. Today they are
-/// those of chunk ids. Cheap to clone, safe to share.
+/// All keys of one dedup domain: they are passed as this one value, so that another key changes no function's
+/// signature. Today there are only the keys of chunk ids. Cheap to clone, safe to share.
 #[derive(Clone)]
 pub struct DomainKeys {
-    /// By the code of the kind.
+    /// The fingerprint key of each kind of chunk, by the code of the kind.
     fingerprints: [[u8; 32]; 4],
 }
 

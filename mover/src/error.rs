@@ -8,16 +8,17 @@ use std::path::Path;
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a failure means to whoever must act on it. Closed: an error of a source is never turned into one of a store.
+/// What a failure means for the person or program that must act on it. There are no other kinds, and an error of a
+/// source is never turned into one of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The request itself is wrong.
     Usage,
     /// No such repository, point or disk.
     NotFound,
-    /// Something else has it; waiting helps.
+    /// Something else uses it; waiting helps.
     Busy,
-    /// Whoever asks may not do that.
+    /// The client may not do that.
     NotAuthorised,
     /// Stored data is corrupt.
     Integrity,
@@ -120,8 +121,8 @@ struct Parts {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// What a failure is about, as far as that is known: what a program would otherwise have to read out of the message. Field
-/// names are those of `--json` output.
+/// What a failure is about, as far as that is known, so that a program need not read it out of the message. Field names
+/// are those of `--json` output.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
     /// Id of the point.
@@ -186,7 +187,7 @@ impl Error {
         self
     }
 
-    /// Puts words before the message: on what it happened.
+    /// Puts the name of the thing on which it happened before the message.
     #[must_use]
     pub fn context(mut self, on: impl fmt::Display) -> Self {
         self.0.message = format!("{on}: {}", self.0.message);
@@ -221,19 +222,19 @@ impl Error {
         self
     }
 
-    /// It is about this, which the message tells.
+    /// Sets what the error is about. The message tells it already.
     #[must_use]
     pub fn about(mut self, subject: Subject) -> Self {
         self.0.subject = subject;
         self
     }
 
-    /// What it is about.
+    /// What the failure is about, as fields.
     pub fn subject(&self) -> &Subject {
         &self.0.subject
     }
 
-    /// What the failure means to whoever must act on it.
+    /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -249,8 +250,8 @@ impl Error {
         text
     }
 
-    /// The error that caused this one, where there is one. It is not `source()` of the standard trait: [`Self::message`]
-    /// tells the causes already, and who prints a chain would print them twice.
+    /// The error that caused this one, where there is one. It is not `source()` of the standard trait:
+    /// [`Self::message`] tells the causes already, and a program that prints a chain of sources would print them twice.
     pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
     }

@@ -1,5 +1,5 @@
-//! Exit codes of programs: the table of the command line's contract. What a program that did its work ends with besides 0 is
-//! `Exit` in tools.
+//! Exit codes of programs: the table of the command line's contract. The other exit codes of a program that did its
+//! work are in `Exit` in tools.
 
 use crate::{ErrorKind, StopReason};
 

@@ -1,4 +1,4 @@
-//! Records, and the trees that are made of them: what stands in chunks, in manifests and in the log.
+//! Records that are kept in chunks, in manifests and in the log, and the trees that are made of them.
 
 mod bytes;
 pub(crate) mod closure;

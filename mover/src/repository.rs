@@ -57,15 +57,16 @@ pub trait Repository: Send + Sync {
     /// Id, dedup domain and time of creation.
     fn config(&self) -> &RepositoryConfig;
 
-    /// Whose points are made and seen here. The site's own, which sees all, unless a node says otherwise to whoever asks.
+    /// The owner whose points the caller makes and sees. It is the site, which sees all points, unless a node gives the
+    /// caller another owner.
     fn owner(&self) -> OwnerId;
 
     /// Opens a write session that pins `begin.parents` until it ends. Fails with `NotFound` when a parent is not there, or
     /// is another owner's: see [`Begin::holder`].
     fn begin(&self, begin: Begin) -> impl Future<Output = Result<(Self::Session, Begun)>> + Send;
 
-    /// Opens a read session that pins `points` until it is dropped. Where the repository cannot be written the session
-    /// is not recorded, which a warning tells.
+    /// Opens a read session that pins `points` until it is dropped. If the repository cannot be written, the session is
+    /// not recorded, and a warning is logged.
     fn read(&self, points: &[PointId]) -> impl Future<Output = Result<Self::Reader>> + Send;
 
     /// The points that `filter` lets through, oldest commit first. Reads the log to its end before.
@@ -74,28 +75,31 @@ pub trait Repository: Send + Sync {
     /// Totals of points, chunks, packs and bytes.
     fn stats(&self) -> impl Future<Output = Result<Stats>> + Send;
 
-    /// The last commit as (sequence, hash): what a copy remembers to notice a rollback.
+    /// Number and hash of the last record of the log. A copy remembers them, so that a later copy notices a rollback.
     fn log_head(&self) -> impl Future<Output = Result<LogHead>> + Send;
 
-    /// Whether the log once ended like that: false when it was rolled back or replaced since, and nobody accepted it. A
-    /// record that was pruned is believed.
+    /// Whether the log once ended with the record `seen`. False if the log was rolled back or replaced after that and
+    /// no administrator accepted it. A record that was pruned cannot be compared any more, and the answer is true.
     fn has_been(&self, seen: LogHead) -> impl Future<Output = Result<bool>> + Send;
 
     /// How the log of `repository` ended when a point was last copied from there; none before the first.
     fn peer(&self, repository: RepositoryId) -> impl Future<Output = Result<Option<LogHead>>> + Send;
 
-    /// Forgets, pins, or takes that back: all of these points or none. What is so already stays so.
+    /// Forgets or pins points, or takes that back: all of these points or none. A point that is already in the wanted
+    /// state stays as it is.
     ///
-    /// `NotFound` for points that are not there or final; `Usage` for what is pinned or protected, and for rules by a clock
-    /// in doubt; `GroupIncomplete` when it would tear a group.
+    /// `NotFound` if a point does not exist or is final. `Usage` if a point to be forgotten is pinned or protected, if
+    /// a point to be pinned is forgotten, or if rules are applied while the clock is in doubt. `GroupIncomplete` if
+    /// only a part of a group would be forgotten or brought back.
     fn change_points(&self, points: &[PointId], change: PointChange) -> impl Future<Output = Result<()>> + Send;
 
-    /// Sets labels of a point, each a key and a value; an empty value takes the label away. The log tells who did what when.
-    /// `NotFound` when the point is not there; `Usage` for labels that are too many or too long, see [`labels`](crate::labels).
+    /// Sets labels of a point, each a key and a value; an empty value takes the label away. The log records which
+    /// labels were changed, when and by whom. `NotFound` when the point is not there; `Usage` for labels that are too
+    /// many or too long, see [`labels`](crate::labels).
     fn annotate(&self, point: PointId, labels: &[(String, String)]) -> impl Future<Output = Result<()>> + Send;
 
-    /// Hands a machine over: the points that were made of it in `origin`, and those that follow, are `owner`'s from then on;
-    /// the site's own where none is named. `NotFound` when there are no such points.
+    /// Gives a machine to another owner. The points of the machine that were made in `origin`, and all later ones,
+    /// belong to `owner` from then on, or to the site if `owner` is none. `NotFound` when there are no such points.
     fn move_machine(
         &self,
         machine: MachineId,
@@ -103,31 +107,31 @@ pub trait Repository: Send + Sync {
         owner: Option<Name>,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// How far each machine's points were forgotten and made final here; of at most [`GivenUp::MAX`]
-    /// machines.
+    /// For each machine and each repository that made points of it, the newest of these points that was made final
+    /// here. At most [`GivenUp::MAX`] entries.
     fn given_up(&self) -> impl Future<Output = Result<Vec<GivenUp>>> + Send;
 
-    /// What the commit log says: the records after number `after`, at most [`LogEntry::TOGETHER`], those that were pruned
-    /// left out; none at the end.
+    /// The records of the commit log after number `after`, at most [`LogEntry::TOGETHER`] of them. Records that were
+    /// pruned are left out. The list is empty at the end of the log.
     ///
     /// # Errors
     /// `Integrity` when a record is damaged or does not follow the one before.
     fn log(&self, after: u64) -> impl Future<Output = Result<Vec<LogEntry>>> + Send;
 
-    /// Chunks that are wanted, because they are damaged and nowhere sound: those after `after`, in order, at most
-    /// [`Self::WANTED_MAX`] of them; none when there are no more.
+    /// Chunks that the repository wants from elsewhere, because all its blobs of them are damaged. Gives the ids after
+    /// `after`, in order, at most [`Self::WANTED_MAX`] of them; none when there are no more.
     fn wanted(&self, after: Option<ChunkId>) -> impl Future<Output = Result<Vec<ChunkId>>> + Send;
 
     /// Reclaims what no point needs. Points that are forgotten become final.
     fn sweep(&self, options: SweepOptions, progress: Arc<Progress>)
     -> impl Future<Output = Result<SweepReport>> + Send;
 
-    /// Makes the index of chunks again from what it is an index of. Others go on meanwhile, with the old one.
+    /// Makes the index of chunks again from the packs. Meanwhile other sessions go on with the old index.
     fn rebuild_index(&self, progress: Arc<Progress>) -> impl Future<Output = Result<IndexTotals>> + Send;
 
-    /// Looks whether everything is there and sound. What is found damaged counts as such from then on where the repository
-    /// can be written, so that the next backup that has it sends it again. Fails only when it cannot go on; damage is in
-    /// the report.
+    /// Checks whether everything is there and sound. If the repository can be written, a chunk that is found damaged
+    /// counts as damaged from then on, so that the next backup that has this chunk sends it again. Damage is listed in
+    /// the report; the call fails only when it cannot go on.
     fn verify(
         &self,
         options: VerifyOptions,
@@ -141,19 +145,20 @@ pub trait ReadSession: Send + Sync {
     fn manifest(&self, point: PointId) -> impl Future<Output = Result<Manifest>> + Send;
 
     /// The blobs of `ids`, each at least once for each distinct id, in the order that is cheapest to read, in batches
-    /// of bounded size. A blob's checksum was compared; its fingerprint is for the caller to check. A chunk that cannot
-    /// be had is an item, not the end.
+    /// of bounded size. The checksum of each blob was compared; the caller must check the fingerprint. A chunk that
+    /// cannot be read gives an item with an error, and the stream goes on.
     fn get(&self, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatch> + Send;
 
-    /// As [`Self::get`], for chunks whose blob turned out not to be what its id says: what is given here was decoded and
-    /// fingerprinted. Where a chunk lies in several places or copies each is tried, and one that is found damaged counts
-    /// as such from then on. For a batch, not for a disk: it is slower.
+    /// As [`Self::get`], for chunks whose blob turned out to have another content than the id says. Each blob that is
+    /// given here was decoded, and its fingerprint was compared. If a chunk lies in several places or copies, each of
+    /// them is tried, and a place that is found damaged counts as damaged from then on. It is slower than
+    /// [`Self::get`]: use it for a batch, not for a whole disk.
     fn get_verified(&self, keys: &DomainKeys, ids: Vec<ChunkId>) -> impl Future<Output = ChunkBatch> + Send {
         verified(self.get(ids.clone()), keys, ids)
     }
 }
 
-/// What `batches` give for `ids`, each decoded and compared with its fingerprint; one item for each id.
+/// Decodes the blobs of `ids` that `batches` give, and compares each with its fingerprint. Gives one item for each id.
 pub async fn verified(
     batches: impl Stream<Item = ChunkBatch> + Send,
     keys: &DomainKeys,
@@ -189,13 +194,13 @@ pub type ChunkBatch = Vec<(ChunkId, Result<Blob, ChunkError>)>;
 /// Why one chunk cannot be had from one repository.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ChunkError {
-    /// It is not there.
+    /// The chunk is not in the repository.
     #[error("chunk {chunk} is missing")]
     Missing {
         /// Id of the chunk.
         chunk: ChunkId,
     },
-    /// It is there and damaged.
+    /// The chunk is in the repository, but damaged.
     #[error("chunk {chunk} in pack {pack} is damaged: {what}")]
     Damaged {
         /// Id of the chunk.
@@ -205,7 +210,7 @@ pub enum ChunkError {
         /// What is wrong with it, for people.
         what: String,
     },
-    /// Its checksum is right and its content is not what the id says.
+    /// The checksum of the blob is right, but its content is not the one that the id says.
     #[error("chunk {chunk} has the wrong content: {what}")]
     Wrong {
         /// Id of the chunk.
@@ -213,14 +218,14 @@ pub enum ChunkError {
         /// What is wrong with it, for people.
         what: String,
     },
-    /// It could not be read, which says nothing about what is stored.
+    /// The chunk could not be read, so it is not known whether it is stored and sound.
     #[error("chunk {chunk} cannot be read: {what}")]
     Unreadable {
         /// Id of the chunk.
         chunk: ChunkId,
-        /// What that means: of the storage, of a connection.
+        /// Kind of the failure, for example of the storage or of a connection.
         kind: ErrorKind,
-        /// What failed when it was to be read.
+        /// The failure of the read, for people.
         what: String,
     },
 }
@@ -259,24 +264,24 @@ impl From<ChunkError> for Error {
 /// What is changed about points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PointChange {
-    /// They are listed no more, and a sweep makes that final.
+    /// The points are no longer listed, and a sweep makes them final.
     Forget,
-    /// The same, because rules do not keep them: not by a clock in doubt.
+    /// The same, for points that no rule keeps. Refused while the clock is in doubt.
     ForgetByRules,
     /// Forgotten points are listed again.
     Unforget,
-    /// No rule forgets them, nor anybody.
+    /// The points cannot be forgotten, neither by rules nor by name.
     Pin,
     /// Pinned points can be forgotten again.
     Unpin,
 }
 
 impl PointChange {
-    /// Points in one change.
+    /// Most points in one change.
     pub const POINTS_MAX: usize = 2048;
 }
 
-/// Points that were made final: a copy of everything does not bring them back.
+/// The points of a machine that were made final. A copy of all points does not bring back these points or older ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenUp {
     /// Machine of these points.
@@ -306,13 +311,14 @@ pub struct IndexTotals {
 /// Methods take `&self`: several batches may be on their way at once. Dropping a session without commit leaves no
 /// point; its chunks stay until a sweep, so that a backup begun again sends nothing twice.
 pub trait WriteSession: ReadSession {
-    /// For each id whether its chunk must be put. `Have` and `Pending` hold until the session ends: what becomes
-    /// doomed meanwhile is named by [`Self::commit`]. A chunk that is suspect, or that a read found damaged, is missing:
-    /// putting it again heals it.
+    /// Tells for each id whether its chunk must be put. The answers `Have` and `Pending` hold until the session ends;
+    /// if such a chunk becomes doomed meanwhile, [`Self::commit`] names it. A chunk that is suspect, or that a read
+    /// found damaged, is missing: putting it again heals it.
     fn missing(&self, kind: ChunkKind, ids: &[ChunkId]) -> impl Future<Output = Result<Vec<Presence>>> + Send;
 
-    /// Takes chunks. Returns when there is room for more, before they are verified or durable; an error of an earlier
-    /// put is told here, by [`Self::flush`] or by [`Self::commit`]. A chunk that is there already is dropped.
+    /// Takes chunks. Returns when there is room for more, before these chunks are verified or durable. An error of an
+    /// earlier put is therefore returned here, by [`Self::flush`] or by [`Self::commit`]. A chunk that the repository
+    /// has already is dropped.
     fn put(&self, chunks: Vec<(ChunkId, Blob)>) -> impl Future<Output = Result<()>> + Send;
 
     /// Write barrier: on return every chunk put before is verified, durable and in the log. After a commit it only
@@ -349,8 +355,8 @@ pub struct Begin {
     pub point: PointId,
     /// Points whose chunks may be relied on; pinned.
     pub parents: Vec<PointId>,
-    /// Who asks, as the certificate says that was shown; nobody for whoever opened the directory. A node stamps it: it is
-    /// not on the wire, where anybody could say anything.
+    /// The holder that the client's certificate names; none if the repository was opened as a directory. A node sets
+    /// this field. It is not sent on the wire, because a client could send any name there.
     #[serde(skip)]
     pub holder: Option<Holder>,
     /// How arriving blobs are checked.
@@ -370,9 +376,10 @@ pub enum Verification {
 /// Answer to [`Repository::begin`].
 #[derive(Debug, Clone, Default)]
 pub struct Begun {
-    /// Chunks of the parents' disks that are suspect: to be read and put again wherever the source still has them. A
-    /// page stands with the first block below it: reading the map there finds it out, and all is read then. At most
-    /// [`Begun::SUSPECTS_MAX`]; the next backup gets the rest.
+    /// Suspect chunks of the parents' disks. The backup reads their blocks again, and puts each chunk again that the
+    /// source still has. A suspect page is listed with the first block below it: the backup finds the damage when it
+    /// reads the map there, and then reads the whole disk. At most [`Begun::SUSPECTS_MAX`] chunks; the next backup gets
+    /// the rest.
     pub suspects: Vec<Suspect>,
 }
 
@@ -400,7 +407,8 @@ pub enum Presence {
     Missing,
     /// The repository has it, and it is durable.
     Have,
-    /// Another session has put it; the asker's flush waits for it and fails with it.
+    /// Another session has put it, and it is not durable yet. A flush of the session that asked waits until it is
+    /// durable, and fails if it cannot be stored.
     Pending,
 }
 
@@ -437,7 +445,8 @@ pub struct PointDraft {
     pub manifest: Manifest,
     /// Where it was committed first, for a copy.
     pub origin: Option<Origin>,
-    /// What the log says of it besides: of a new point its tags, of a copy what its origin knew.
+    /// Labels of the point in the log: for a new point its tags, for a copy the labels that it has where it is copied
+    /// from.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -450,7 +459,8 @@ pub struct Origin {
     pub commit_time: Timestamp,
     /// Number of the record of the first commit there; 0 where that is not known.
     pub number: u64,
-    /// The repository that was read, and what its log ended with: a later copy refuses one that was rolled back.
+    /// The repository that was read, and the last record of its log then. A later copy refuses this repository if it
+    /// was rolled back.
     pub seen: Option<(RepositoryId, LogHead)>,
 }
 
@@ -471,13 +481,13 @@ pub struct RecoveryPoint {
     /// Its manifest's chunk.
     #[serde(with = "chunk_id")]
     pub manifest: ChunkId,
-    /// Whose it is: who may see it, continue it and add to it. Zero for the site's own.
+    /// The owner, who may see the point, continue it and add to it; zero for the site.
     pub owner: OwnerId,
     /// The owner's name, where one is known.
     pub owner_name: Option<Name>,
-    /// Whose it was when it was made: another's, when an administrator has moved the machine since.
+    /// The owner when the point was made. It differs from `owner` if an administrator has moved the machine since.
     pub stamped: OwnerId,
-    /// Who made it; nobody known for who opened the directory.
+    /// The holder of the certificate that made the point; none if the repository was opened as a directory.
     pub holder: Option<Holder>,
     /// Id of the machine.
     pub machine: MachineId,
@@ -491,8 +501,8 @@ pub struct RecoveryPoint {
     pub commit_time: Timestamp,
     /// Where and when it was committed first; this repository unless it is a copy.
     pub origin: (RepositoryId, Timestamp),
-    /// Number of the record that committed it first, there: the order of a machine's points whatever clocks say. 0 where
-    /// that is not known, of copies by an earlier version.
+    /// Number of the record that committed the point first, in the log of its origin. It gives the order of a machine's
+    /// points even if clocks are wrong. 0 where it is not known, for copies by an earlier version.
     pub number: u64,
     /// Neither forgotten nor swept before this time.
     pub protected_until: Timestamp,
@@ -506,16 +516,16 @@ pub struct RecoveryPoint {
     pub pinned: bool,
     /// Forgotten, but not final yet.
     pub forgotten: bool,
-    /// What was said of it since, and its tags: see [`labels`](crate::labels).
+    /// Its tags, and the labels that were set later: see [`labels`](crate::labels).
     pub labels: BTreeMap<String, String>,
 }
 
 /// Which points to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PointFilter {
-    /// Of this machine name.
+    /// Only points of machines with this name; of all machines when none.
     pub machine: Option<Name>,
-    /// The forgotten ones instead of the living.
+    /// True for the forgotten points only, false for the others only.
     pub forgotten: bool,
 }
 
@@ -532,21 +542,22 @@ pub struct Stats {
     pub bytes_logical: u64,
     /// Bytes of all packs.
     pub bytes_stored: u64,
-    /// Of those, what no point needed when space was last reclaimed; none before the first time.
+    /// Part of `bytes_stored` that no point needed when space was last reclaimed; none before the first time.
     pub bytes_dead: Option<u64>,
-    /// Of those, what goes as soon as the sessions from before it was given up have ended.
+    /// Bytes of doomed packs. They can be deleted as soon as the sessions that began before the packs were doomed have
+    /// ended.
     pub bytes_waiting: u64,
-    /// What the storage has left; none where that cannot be told.
+    /// Free space of the storage; none where it is not known.
     pub bytes_free: Option<u64>,
-    /// Of that, what new chunks may not take: room for commits, and for reclaiming space.
+    /// Part of `bytes_free` that new chunks may not take: room for commits, and for reclaiming space.
     pub bytes_reserved: u64,
-    /// Chunks that are wanted: damaged, and nowhere sound.
+    /// Number of chunks of which all blobs are damaged: see [`Repository::wanted`].
     pub suspects: u64,
-    /// Packs of which it is not known that every chunk was decoded since they were written.
+    /// Packs that no verification or scrub, as far as is known, has decoded completely since they were written.
     pub packs_unverified: u64,
-    /// When the others were, the earliest of them.
+    /// The earliest time at which one of the other packs was decoded completely.
     pub oldest_verified: Option<Timestamp>,
-    /// Where a node reads the repository again and again: what it did since it started.
+    /// If a node reads all packs again and again (a scrub): what the scrub did since the node started.
     pub scrub: Option<ScrubTotals>,
 }
 
@@ -572,7 +583,7 @@ pub struct LogHead {
     pub hash: [u8; 32],
 }
 
-/// `chunker` knows nothing of serde.
+/// Serde's functions for chunk ids, because `chunker` does not use serde.
 mod chunk_id {
     use chunker::ChunkId;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -1,4 +1,4 @@
-//! The seams to clock and randomness, so that tests choose both.
+//! Access to clock and randomness, so that tests can choose both.
 
 mod aligned;
 mod machine;

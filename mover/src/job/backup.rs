@@ -32,8 +32,8 @@ pub use past::PastOf;
 pub struct BackupOptions {
     /// The machine's name.
     pub machine_name: Name,
-    /// The machine's identity where the hypervisor tells one; otherwise that of the newest point of this name that this
-    /// owner made in this repository.
+    /// Id of the machine, if the hypervisor gives one. When none, the backup uses the id in the newest point of this
+    /// name that this owner made in this repository.
     pub machine: Option<MachineId>,
     /// The id of the point to be made: the key that makes trying again harmless. Random when none.
     pub point: Option<PointId>,
@@ -51,16 +51,17 @@ pub struct BackupOptions {
     pub rate: Option<u64>,
     /// How much of what a bitmap calls unchanged is read to check it.
     pub audit: Audit,
-    /// What may differ from the parent.
+    /// Which suspicious changes of disks since the parent are allowed.
     pub allow: Allow,
 }
 
-/// Changes of a disk against the parent that mostly are mistakes, or somebody's doing, and that an administrator allows.
+/// Changes of a disk since the parent that are refused unless an administrator allows them, because they are mostly
+/// mistakes or caused by somebody else.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allow {
-    /// It has become smaller: what was behind its end is in older points alone.
+    /// The disk has become smaller. The data behind its new end is in older points only.
     pub shrink: bool,
-    /// It is read in another format: all its bytes mean something else.
+    /// The disk is read in another format, so that all its bytes mean something else.
     pub format_change: bool,
 }
 
@@ -109,13 +110,13 @@ impl From<(DiskRecord, Option<AuditReport>)> for DiskReport {
     }
 }
 
-/// Backs `source` up into `repository` as one point, against the newest point of the same machine that the same owner made
-/// there. The source's session
-/// is ended on every path; the point is durable and visible when this returns `Ok`, and there is none otherwise.
+/// Backs up `source` into `repository` as one point, built on the newest point of the same machine that the same owner
+/// made there. The session of the source is ended in every case. When this returns `Ok`, the point is durable and
+/// visible; otherwise there is no point.
 ///
 /// # Errors
-/// `Usage` for what no manifest can hold, before anything is read; those of source and repository, unmixed. Nothing
-/// that was stored is lost for the next try.
+/// `Usage` for options or disks that no manifest can hold, before anything is read. Errors of the source and of the
+/// repository keep their kinds. Chunks that were stored before an error need not be sent again by the next try.
 pub async fn backup<R: Repository, S: Source>(
     repository: &R,
     source: S,
@@ -180,8 +181,8 @@ async fn run<R: Repository, S: Source>(
     made
 }
 
-/// The machine's id, and the point to build on: the last that was committed of this machine, by this owner, into this
-/// repository. One that was copied in, or that somebody else made, is neither (R21).
+/// The machine's id, and the point to build on: the last point of this machine that this owner committed to this
+/// repository. Points that were copied in, or that another owner made, are not used for either (R21).
 async fn lineage<R: Repository>(repository: &R, options: &BackupOptions) -> Result<Lineage> {
     let machine = options.machine.is_none().then(|| options.machine_name.clone());
     let mut points = repository.list(&PointFilter { machine, forgotten: false }).await?;
@@ -201,7 +202,7 @@ pub async fn parent_of<R: Repository>(repository: &R, options: &BackupOptions) -
     Ok(lineage(repository, options).await?.parent)
 }
 
-/// What to tell when the times of a point and of the one before contradict the order in which they were made (R25).
+/// A warning if the times of a point and of the point before it contradict the order in which they were made (R25).
 fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> {
     let (suspect, why) = suspect_times(&[before, point], point.commit_time).into_iter().next()?;
     Some(format!(
@@ -212,11 +213,11 @@ fn wrong_clock(before: &RecoveryPoint, point: &RecoveryPoint) -> Option<String> 
 
 /// What a backup continues.
 struct Lineage {
-    /// None: it is a new one.
+    /// Id of the machine; none if the machine is new.
     machine: Option<MachineId>,
     /// The point to build on.
     parent: Option<RecoveryPoint>,
-    /// The newest of the machine.
+    /// The newest point of the machine, also if it cannot be built on.
     before: Option<RecoveryPoint>,
 }
 
@@ -359,7 +360,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
     }
 
-    /// The parent's manifest. One that is damaged must not end the machine's backups: there is no parent then.
+    /// The parent's manifest. A damaged manifest must not end the machine's backups, so the backup then goes on without
+    /// a parent.
     async fn parent(&self, parent: Option<PointId>, warnings: &mut Vec<String>) -> Result<Option<Manifest>> {
         let Some(parent) = parent else { return Ok(None) };
         match self.session.manifest(parent).await {
@@ -378,7 +380,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         error.kind() == ErrorKind::Integrity && self.options.wish != TrackingWish::Bitmap
     }
 
-    /// Commits, and puts what the repository turns out to lack (R8) as long as that brings it forward.
+    /// Commits. If the repository turns out to lack chunks, puts them and commits again, as long as that makes progress
+    /// (R8).
     async fn commit(&self, manifest: &Manifest, warnings: &mut Vec<String>) -> Result<RecoveryPoint> {
         let draft = [PointDraft {
             manifest: manifest.clone(),

@@ -1,4 +1,5 @@
-//! A recovery point is brought from one repository to another; only what is missing moves, blobs verbatim.
+//! Copies a recovery point from one repository to another. Only missing chunks are moved, and their blobs are not
+//! changed.
 
 use crate::record::closure::Repairs;
 use crate::{
@@ -27,8 +28,9 @@ pub struct CopyReport {
 /// Brings `point` from one repository to another of the same dedup domain. Nothing happens when it is there already.
 ///
 /// # Errors
-/// `Usage` when it was forgotten there: that is taken back by name alone; `Domain` when chunk ids mean different things; `RolledBack` when the source's log is not the one seen by an earlier
-/// copy; `Version` when the point has something that must be understood and is not; those of both repositories.
+/// `Usage` when the point was forgotten in the target, because such a point is only brought back by name; `Domain` when
+/// chunk ids mean different things; `RolledBack` when the source's log does not continue the log that an earlier copy
+/// saw; `Version` when the point has something that must be understood and is not; those of both repositories.
 pub async fn copy<A: Repository, B: Repository>(
     from: &A,
     to: &B,
@@ -86,8 +88,10 @@ pub async fn copy<A: Repository, B: Repository>(
     }
 }
 
-/// Those of `points` that a copy of everything brings to `to`: not what was forgotten there, nor what is as old as what was
-/// made final there of the same machine. Rules there would drop it at once, or somebody has; who means it names it.
+/// Those of `points` that a copy of everything brings to `to`. Points that were forgotten there are left out, and so
+/// are points that are not newer than the newest point of the same machine that was made final there. The rules there
+/// would drop these old points at once, or an administrator has dropped them. An old point is still copied if it is
+/// named.
 ///
 /// # Errors
 /// The repository's.
@@ -167,7 +171,8 @@ impl<A: ReadSession, B: WriteSession> Job<'_, A, B> {
         self.tree(nothing, root).await
     }
 
-    /// Brings the pages and chunks below `root` that do not hang on `base`, which the target has and the session pins.
+    /// Brings the pages and chunks below `root` that are not also below `base`, a map that the target has and the
+    /// session pins.
     async fn tree(&self, base: MapRoot, root: MapRoot) -> Result<()> {
         let (old, new) = (MapReader::new(self.session, self.keys), MapReader::new(self.reader, self.keys));
         let mut visited = Visited::default();

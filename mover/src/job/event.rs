@@ -18,11 +18,11 @@ use std::time::Duration;
 pub enum JobEvent {
     /// How far it is.
     Progress(ProgressEvent),
-    /// It goes on, but somebody should know.
+    /// The job goes on, but the administrator should know something.
     Warning(WarningEvent),
     /// One thing of many failed and the job goes on, or the job failed.
     Error(FailureEvent),
-    /// It has ended, and this is what it did.
+    /// The job has ended; the summary says what it did.
     Summary(JobSummary),
 }
 
@@ -33,7 +33,7 @@ pub struct ProgressEvent {
     pub phase: Phase,
     /// Bytes that are done.
     pub bytes_done: u64,
-    /// Bytes to be done, those included; 0 where the job does not know.
+    /// Bytes to be done in all, including the bytes that are done; 0 where the job does not know.
     pub bytes_total: u64,
     /// Bytes in a second, since the job began.
     pub bytes_per_second: u64,
@@ -51,7 +51,7 @@ pub struct WarningEvent {
 /// A failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FailureEvent {
-    /// [`crate::ErrorKind::code`].
+    /// Code of the kind of error: see [`crate::ErrorKind::code`].
     pub code: &'static str,
     /// What failed on what.
     pub message: String,
@@ -79,7 +79,7 @@ pub struct FailureEvent {
 }
 
 impl JobEvent {
-    /// Warns.
+    /// A warning with this message.
     pub fn warning(message: impl Into<String>) -> Self {
         Self::Warning(WarningEvent { message: message.into() })
     }

@@ -1,4 +1,4 @@
-//! Points are forgotten, by name or by rules, groups whole.
+//! Forgets points by name or by rules, and groups only as a whole.
 
 use crate::{
     Keep, Machine, PointChange, PointFilter, PointId, RecoveryPoint, Repository, Result, Selector, Verdict, World,
@@ -15,18 +15,20 @@ pub enum ForgetWhich<'a> {
     Rules {
         /// The rules.
         keep: &'a Keep,
-        /// Only points of this machine, and what belongs to a group with them.
+        /// Only points of this machine, and the other points of their groups.
         machine: Option<&'a Machine>,
-        /// The clock is right, whatever the log says of it.
+        /// True if the rules are applied even when the times in the log put the clock in doubt.
         clock_is_right: bool,
     },
 }
 
-/// Decides, and unless `dry_run` forgets what no reason keeps. Gives what becomes of each point that was looked at. A change
-/// holds at most [`PointChange::POINTS_MAX`] points: when a later one fails, the earlier ones are done.
+/// Decides which points are kept, and forgets the others unless `dry_run`. Gives a verdict for each point that was
+/// examined. A change holds at most [`PointChange::POINTS_MAX`] points; when a later change fails, the earlier ones are
+/// done.
 ///
 /// # Errors
-/// `NotFound`, `Usage` for what cannot be forgotten or a clock in doubt; those of the repository.
+/// `NotFound` for a point or machine that is not there; `Usage` for a point that cannot be forgotten or a clock in
+/// doubt; those of the repository.
 pub async fn forget<R: Repository>(
     repository: &R,
     which: ForgetWhich<'_>,

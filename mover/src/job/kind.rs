@@ -11,11 +11,11 @@ pub enum JobKind {
     Restore,
     /// A repository is looked through.
     Verify,
-    /// What is damaged in a repository is brought from another copy.
+    /// Damaged chunks of a repository are brought from another copy.
     Repair,
     /// Points are forgotten.
     Forget,
-    /// The room of what nobody needs is given back.
+    /// The space of chunks that no point needs is given back.
     Sweep,
     /// The index of a repository is made again.
     RebuildIndex,

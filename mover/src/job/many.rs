@@ -19,7 +19,7 @@ pub const fn ends_all(kind: ErrorKind) -> bool {
 /// What became of many points.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CopyTally {
-    /// Of all that were copied.
+    /// Sums of the reports of all points that were copied.
     pub copied: CopyReport,
     /// Points that were in the target before.
     pub there: u64,
@@ -28,7 +28,7 @@ pub struct CopyTally {
 }
 
 impl CopyTally {
-    /// Counts what became of one point of `of` altogether, and gives its error back when the others go on.
+    /// Counts the result for one of `of` points. Gives its error back when the job goes on with the other points.
     ///
     /// # Errors
     /// That of `made` when it ends the whole job: the only point failed, or every other one would fail in the same way.
@@ -50,7 +50,8 @@ impl CopyTally {
     }
 }
 
-/// Puts points into the order in which they are copied, oldest first: what later ones share is there already then.
+/// Puts points into the order in which they are copied, oldest first, so that the chunks which later points share with
+/// them are there already.
 pub fn in_copy_order(points: &mut [RecoveryPoint]) {
     points.sort_by_key(|point| (point.origin.1, point.snapshot_time));
 }

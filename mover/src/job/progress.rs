@@ -1,4 +1,4 @@
-//! What a running job has done so far, for whoever shows it.
+//! What a running job has done so far, for programs that show it.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -38,7 +38,7 @@ pub struct Counters {
     pub phase: Phase,
     /// Bytes that are done.
     pub bytes_done: u64,
-    /// Bytes to be done, those included.
+    /// Bytes to be done in all; they include the bytes that are done.
     pub bytes_total: u64,
 }
 
@@ -87,7 +87,7 @@ impl Progress {
         Counters { phase: self.phase(), bytes_done, bytes_total }
     }
 
-    /// Says what those of a job elsewhere say.
+    /// Sets the counters to those of a job that runs elsewhere.
     pub fn show(&self, counters: &Counters) {
         self.enter(counters.phase);
         self.bytes_total.store(counters.bytes_total, Relaxed);

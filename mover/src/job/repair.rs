@@ -1,4 +1,4 @@
-//! What is damaged in a repository is brought from another copy.
+//! Brings damaged chunks of a repository from another copy.
 
 use crate::job::copy::same_domain;
 use crate::{
@@ -20,9 +20,9 @@ pub struct RepairReport {
     pub left: u64,
 }
 
-/// Brings the chunks that `repository` wants, and those of `named` that it does not have, from another repository of the same
-/// dedup domain. Each is decoded and compared before it is sent and when it comes. What is damaged stays where it is and
-/// does not count; a sweep takes it away.
+/// Brings the chunks that `repository` wants, and those of `named` that it does not have, from another repository of
+/// the same dedup domain. Each chunk is decoded and compared before it is sent, and again when it arrives. The damaged
+/// blobs stay in their packs and are not used any more; a sweep removes them.
 ///
 /// # Errors
 /// `Domain` when chunk ids mean different things; those of both repositories. What was brought before stays.
@@ -102,8 +102,9 @@ impl<S: WriteSession, R: ReadSession> Job<'_, S, R> {
 /// Chunks that are brought together: 4 MiB of blocks.
 const TOGETHER: usize = 64;
 
-/// Repairs what `report`, a verification of `repository` with `options`, found, in as many rounds as that takes: what hangs
-/// on a damaged page is seen only when that is there again. Puts into `report` what is wrong after it.
+/// Repairs the damage that `report` lists, which a verification of `repository` with `options` found. This may take
+/// several rounds, because damage below a damaged page is found only after the page is repaired. Then `report` lists
+/// what is still wrong.
 ///
 /// # Errors
 /// As [`repair`], and of verifications. What was brought before stays.

@@ -119,8 +119,8 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         Ok(total)
     }
 
-    /// Collects the references of the next leaves from `from` on, and writes the zeros around and between them. Gives
-    /// also where it ends; none at `to`.
+    /// Collects the references of the next leaves from `from` on, and writes the zeros around and between them. Also
+    /// gives the offset at which the window ends. None when `from` has reached `to`.
     async fn window(&self, from: u64, to: u64) -> Result<Option<(Window, u64)>> {
         if from >= to {
             return Ok(None);
@@ -162,8 +162,8 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         Ok(Some((Window { places: Mutex::new(places) }, end)))
     }
 
-    /// The next leaves that have anything to be looked at, and up to where nothing else has. What the disk has not and the
-    /// target does not hold costs nothing, however large it is.
+    /// The next leaves that must be examined, and the offset up to which no other leaf must be. Ranges without data in
+    /// the disk and in the target cost nothing, however large they are.
     async fn next_leaves(&self, from: u64, to: u64) -> Result<(Vec<(u64, Option<ChunkId>)>, u64)> {
         let (mut leaves, mut at) = (Vec::new(), from);
         while at < to {
@@ -196,8 +196,8 @@ impl<R: ReadSession, T: Target> Job<'_, R, T> {
         Ok(())
     }
 
-    /// Decodes and verifies a batch on the pool, runs of neighbouring blocks into one buffer, and writes it. Few chunks may be
-    /// many blocks, so it goes by parts.
+    /// Decodes and verifies a batch on the pool, each run of neighbouring blocks into one buffer, and writes it. This
+    /// is done in parts, because a few chunks may belong to many blocks.
     async fn write(&self, arrived: Vec<Arrived>) -> Result<u64> {
         let mut written = 0;
         for part in parts(arrived) {
@@ -251,7 +251,7 @@ impl Window {
         batch.into_iter().filter_map(|(id, blob)| places.remove(&id).map(|of| (id, of, blob))).collect()
     }
 
-    /// What is wrong at the end: a chunk that never came would leave a hole in the target.
+    /// An error if a chunk has not come by the end, because it would leave a hole in the target.
     fn left_over(&self) -> Option<Error> {
         let places = self.places.lock().expect("not poisoned");
         let (id, of) = places.iter().next()?;

@@ -29,7 +29,7 @@ pub enum StopReason {
 #[derive(Debug, Clone)]
 pub struct Stop(watch::Receiver<Option<StopReason>>);
 
-/// Asks whoever holds its [`Stop`] to stop.
+/// Asks every job that holds its [`Stop`] to stop.
 #[derive(Debug)]
 pub struct Stopper(watch::Sender<Option<StopReason>>);
 
@@ -51,12 +51,12 @@ impl Stopper {
 }
 
 impl Stop {
-    /// Why it is to stop, once it is.
+    /// The reason to stop; none while the job may go on.
     pub fn reason(&self) -> Option<StopReason> {
         *self.0.borrow()
     }
 
-    /// An error once it is to stop.
+    /// Fails once the job is to stop.
     ///
     /// # Errors
     /// `Cancelled`.
@@ -64,7 +64,7 @@ impl Stop {
         self.reason().map_or(Ok(()), |reason| Err(stopped(reason)))
     }
 
-    /// Waits until it is to stop.
+    /// Waits until the job is asked to stop.
     pub async fn asked(&self) -> StopReason {
         let mut asked = self.0.clone();
         let reason = asked.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
@@ -75,7 +75,7 @@ impl Stop {
         }
     }
 
-    /// The result of `work`, or an error as soon as it is to stop; `work` is dropped then.
+    /// The result of `work`, or an error as soon as the job is to stop; `work` is dropped then.
     ///
     /// # Errors
     /// Those of `work`; `Cancelled`.
@@ -97,8 +97,9 @@ fn stopped(reason: StopReason) -> Error {
     Error::new(ErrorKind::Cancelled, why)
 }
 
-/// A source or target that fails once it is to stop, so that the job over it ends in order: the snapshot session is
-/// finished as abandoned, an update in place tells how far it came. What changes an image is never dropped half way.
+/// A source or target that fails once the job is to stop, so that the job ends in order: the snapshot session is
+/// finished as abandoned, and an update in place says that it is not complete. Work that changes an image is never
+/// dropped half way.
 pub struct Stoppable<S> {
     /// What is read or written.
     pub inner: S,

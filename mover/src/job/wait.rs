@@ -16,8 +16,8 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// Runs `attempt` until it succeeds, fails with anything but `Busy`, or the time is over. Gives the first such error to
-    /// `waits`, so that somebody can be told.
+    /// Runs `attempt` until it succeeds, fails with anything but `Busy`, or the time is over. Gives the first `Busy`
+    /// error to `waits`, so that it can tell the user.
     ///
     /// # Errors
     /// The last of `attempt`; `Cancelled` when `stop` says so between two attempts.

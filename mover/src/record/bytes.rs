@@ -6,7 +6,7 @@ use std::fmt;
 /// Longest text of a record in bytes.
 pub const TEXT_BYTES_MAX: usize = u16::MAX as usize;
 
-/// Whether a text fits into a record. To be asked where it enters the program: nothing is cut to fit.
+/// Whether a text fits into a record. To be asked where the text enters the program, because no text is cut to fit.
 ///
 /// # Errors
 /// `Usage`, naming `what` it is.
@@ -40,7 +40,7 @@ pub enum RecordError {
         /// Name of the field.
         field: &'static str,
     },
-    /// The items of a set stand in another order than theirs, or one stands twice.
+    /// The items of a set are not in ascending order, or one of them is there twice.
     #[error("{field} are not in ascending order")]
     Order {
         /// Name of the field.
@@ -184,8 +184,8 @@ impl<'a> RecordReader<'a> {
         (0..count).map(|_| read(self)).collect()
     }
 
-    /// As [`Self::list`], of items that ascend: `before` tells that one belongs before another, never that equal ones
-    /// do. So a set has one encoding.
+    /// As [`Self::list`], for items in ascending order, so that a set has only one encoding. `before` tells whether an
+    /// item belongs before another one; it must be false for equal items.
     ///
     /// # Errors
     /// As [`Self::list`], or [`RecordError::Order`].
@@ -211,7 +211,8 @@ impl<'a> RecordReader<'a> {
     }
 
     /// Extensions: u32 total length, then {u16 tag, u16 flags, u32 length, bytes}. None is known to this version, so a
-    /// critical one (bit 0 of flags) is refused; the others are given as they stand, for who must keep them.
+    /// critical one (bit 0 of flags) is refused. The bytes of the others are given unchanged, for callers that must
+    /// keep them.
     ///
     /// # Errors
     /// [`RecordError::Newer`] for a critical one, [`RecordError::Short`].

@@ -9,20 +9,20 @@ use std::sync::Arc;
 
 /// Tells which chunks a repository has: durable, and neither doomed nor suspect.
 pub trait Presences: Send + Sync {
-    /// What each of the chunks is; none where it is not there.
+    /// Kind and length of each chunk; none for a chunk that is not there.
     fn shapes(&self, ids: Vec<ChunkId>) -> impl Future<Output = Result<Vec<Option<Shape>>>> + Send;
 }
 
 /// The chunks below `manifest` that are not present, at most about `limit` of them; none means that it may be committed.
 ///
-/// What hangs on the same place of a parent is there, because the session pins its parents; everything else is asked
-/// for, so cost follows the change. Parents are matched by disk id. A page is asked for before it is read; one that is
-/// absent or does not read is listed, and what is below it only when it is back. The page of a parent that does not
-/// read proves nothing, which costs time and not safety. The manifest's own chunk is not looked at.
+/// A chunk that a parent has in the same place is there, because the session pins its parents. All other chunks are
+/// asked for, so that the cost follows the change. Disks are matched with those of the parents by disk id. A page is
+/// asked for before it is read. A page that is absent or cannot be read is listed, and the chunks below it are listed
+/// only when it is back. A page of a parent that cannot be read proves nothing: the check then takes longer, but is as
+/// safe. The manifest's own chunk is not checked.
 ///
 /// # Errors
-/// `Integrity` when a page or chunk is not what a restore demands in the place where it stands; those of `session` and
-/// `presences`.
+/// `Integrity` when a page or chunk is not what a restore demands in its place; those of `session` and `presences`.
 pub async fn missing_for<R: ReadSession, P: Presences>(
     session: &R,
     keys: &DomainKeys,
@@ -61,7 +61,7 @@ struct Walk<'a, R, P> {
     reader: MapReader<'a, R>,
     presences: &'a P,
     limit: usize,
-    /// Pages below which everything is accounted for: a map that refers to one page a million times is walked once.
+    /// Pages below which everything was checked. A page to which a map refers a million times is walked once.
     walked: Visited,
     listed: HashSet<ChunkId>,
     missing: Vec<ChunkId>,
@@ -194,7 +194,7 @@ impl<R: ReadSession, P: Presences> Walk<'_, R, P> {
     }
 }
 
-/// What a page refers to and its parent's does not, or in a place that demands something else.
+/// Collects those references of a page that the parent's page does not have in the same place with the same demand.
 fn descend(at: &Subtree, new: &Page, old: Option<&Page>, stack: &mut Vec<Subtree>, leaves: &mut Vec<Asked>) {
     let before = |entry: u64| old.zip(at.old.0).and_then(|(page, (_, spot))| spot.demand(page, entry));
     // A lower map is the first subtree of a higher one.
@@ -224,8 +224,8 @@ fn readable(page: Result<Arc<Page>>) -> Result<Option<Arc<Page>>> {
     }
 }
 
-/// Decides when repairing a refused commit has no use any more: what is listed is bounded, so there may be many rounds,
-/// but not many in which nothing new is listed.
+/// Decides when repairing a refused commit has no use any more. A commit lists a bounded number of chunks, so there may
+/// be many rounds, but there must not be many in which no new chunk is listed.
 #[derive(Default)]
 pub(crate) struct Repairs {
     listed: HashSet<ChunkId>,

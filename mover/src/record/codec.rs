@@ -1,7 +1,8 @@
 //! Serialisation of disposable values: index entries and control messages, never anything durable.
 //!
-//! The only user of `bincode`, which is abandoned upstream; so: exact version, fixed-width little-endian integers, a
-//! size limit for each class of value, no trailing bytes. Type code and version stand outside, at the caller.
+//! This is the only user of `bincode`, which its authors no longer maintain. So the version is exact, integers are
+//! little-endian and of fixed width, each class of value has a size limit, and trailing bytes are refused. The caller
+//! keeps type code and version outside the encoded value.
 
 use crate::{Error, Result};
 use serde::{Serialize, de::DeserializeOwned};

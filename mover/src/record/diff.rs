@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 pub use runs::{ChangedRun, RunKind, changed_runs};
 
-/// Walks what a map has and another has not in the same place, parents before children, ascending. A page that stands in
-/// many places is looked at in the first of them only (R23).
+/// Walks the places in which a new map differs from an old one: parents before children, in ascending order. A page
+/// that occurs in many places is examined in the first of them only (R23).
 pub struct TreeDiff<'a, A, B> {
     old: &'a MapReader<'a, A>,
     new: &'a MapReader<'a, B>,
@@ -32,7 +32,7 @@ pub struct Step {
     pub level: u8,
     /// Number of the page in its level: a leaf covers 1,024 blocks from `index` × 1,024.
     pub index: u64,
-    /// The old map's page; none where everything is zero or the tree ends below.
+    /// The old map's page; none where everything is zero, or where the old map is lower than this level.
     pub old: Option<Arc<Page>>,
     /// The new map's page.
     pub new: Option<Arc<Page>>,
@@ -81,7 +81,7 @@ impl<'a, A: ReadSession, B: ReadSession> TreeDiff<'a, A, B> {
 }
 
 impl Subtrees {
-    /// What stands below an entry on both sides.
+    /// The subtrees below an entry, on both sides.
     fn below(&self, entry: u64, old: Option<&Page>, new: Option<&Page>) -> Self {
         let level = self.level - 1;
         let below = |root: MapRoot, page: Option<&Page>| match page {
@@ -95,12 +95,12 @@ impl Subtrees {
     }
 }
 
-/// Entries to be looked at of a page; of a tree that ends below, the first.
+/// Number of entries of a page to examine; 1 for a tree that is lower than this level.
 fn entries_of(page: Option<&Page>) -> u64 {
     page.map_or(1, |page| page.entries().len() as u64)
 }
 
-/// The page of `root` when it stands at this level; none for zeros and for trees that end below.
+/// The page of `root` if its level is this one; none for zeros and for trees that are lower.
 async fn page_at<R: ReadSession>(reader: &MapReader<'_, R>, root: MapRoot, level: u8) -> Result<Option<Arc<Page>>> {
     match root.id {
         Some(id) if root.level == level => reader.page(id, level).await.map(Some),

@@ -1,4 +1,4 @@
-//! Identities of 16 bytes. Names are labels; these are what things are.
+//! Ids of 16 bytes. An id tells which thing is meant; names are only labels.
 
 use crate::{Name, World};
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,16 @@ ids! {
     WriterId
     /// The point from which a disk's changes are tracked.
     CheckpointId
-    /// A job, from when it is asked for until nobody knows it any more. Not the id of the point that it makes.
+    /// A job, from the request for it until all programs have forgotten it. It is not the id of the point that the job
+    /// makes.
     JobId
-    /// Whose data it is; all zero for the site's own: what administrators brought, or whoever opened the directory.
+    /// The owner of data. All zero for the site, which owns the data that administrators bring and the data that is
+    /// written by opening the directory.
     OwnerId
 }
 
 impl OwnerId {
-    /// Whoever has this name in a site.
+    /// The owner that has this name in a site.
     pub fn of(name: &Name) -> Self {
         let hash = blake3::derive_key("windlass 2026-11 owner", name.as_str().as_bytes());
         Self(*hash.first_chunk().expect("32 bytes"))

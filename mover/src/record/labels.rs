@@ -1,5 +1,5 @@
-//! Labels that mean something: tags, and a time that an administrator put right. The log keeps them beside a point, so that
-//! they can change while its manifest stays.
+//! Labels with a meaning: tags, and a time that an administrator has corrected. The log keeps them outside the manifest
+//! of a point, so that they can change while the manifest stays the same.
 
 use crate::{Error, Moment, RecoveryPoint, Result, Timestamp};
 use jiff::tz::TimeZone;
@@ -41,7 +41,7 @@ pub fn check(labels: &BTreeMap<String, String>) -> Result<()> {
     Ok(())
 }
 
-/// `labels` with `new` set in them; what is set to nothing is taken away.
+/// `labels` with `new` set in them; a label with an empty value is taken away.
 ///
 /// # Errors
 /// As [`check`].
@@ -81,7 +81,7 @@ impl RecoveryPoint {
     }
 }
 
-/// The key of the time.
+/// Key of the label with the time that an administrator has set.
 pub const TIME_KEY: &str = "time";
 /// Value of a tag's label.
 pub const TAGGED: &str = "1";

@@ -98,7 +98,7 @@ pub struct Manifest {
     pub attachments: Vec<Attachment>,
     /// Plain bytes of chunks this point brought (pages and the manifest not counted).
     pub bytes_new: u64,
-    /// Extensions of later versions, as they stand: a copy of a point keeps its manifest byte for byte.
+    /// Extensions of later versions, unchanged, because a copy of a point keeps its manifest byte for byte.
     pub extensions: Vec<u8>,
 }
 
@@ -150,7 +150,7 @@ pub struct TrackingRecord {
     pub granularity: u32,
     /// Bytes read from the source.
     pub bytes_read: u64,
-    /// Bytes that differ from the parent (or are not zero, without one).
+    /// Bytes that differ from the parent; without a parent, bytes that are not zero.
     pub bytes_changed: u64,
     /// Bytes read only to audit the tracking.
     pub bytes_audited: u64,
@@ -161,7 +161,7 @@ pub struct TrackingRecord {
 pub struct LayerIdentity {
     /// Absolute path or URI.
     pub path: String,
-    /// Device number; 0 for URIs, as all below.
+    /// Device number. For URIs this field and all fields below are 0.
     pub device: u64,
     /// Inode number; 0 where changes of the file cannot be told.
     pub inode: u64,
@@ -303,7 +303,7 @@ fn read_root(from: &mut RecordReader<'_>) -> Result<MapRoot, RecordError> {
     Ok(MapRoot { level, id })
 }
 
-/// Labels stand in the order of their keys, so that decoding and encoding gives the same bytes.
+/// Labels are in the order of their keys, so that decoding and encoding gives the same bytes.
 fn read_labels(from: &mut RecordReader<'_>) -> Result<BTreeMap<String, String>, RecordError> {
     let label = |from: &mut RecordReader<'_>| Ok((from.text("label")?, from.text("label")?));
     Ok(from.set("labels", 4, label, |a, b| a.0 < b.0)?.into_iter().collect())

@@ -20,7 +20,7 @@ pub struct MapReader<'a, R> {
     cache: PageCache,
 }
 
-/// Pages that were read last. A clone is the same cache. Who asks for a page that is on its way waits for it.
+/// Pages that were read last. A clone is the same cache. A reader that asks for a page that is on its way waits for it.
 #[derive(Clone, Default)]
 pub(crate) struct PageCache(Arc<Mutex<Pages>>);
 
@@ -32,7 +32,7 @@ impl<'a, R: ReadSession> MapReader<'a, R> {
         Self::sharing(session, keys, PageCache::default())
     }
 
-    /// As [`Self::new`], with pages that other readers over copies of the same point have read.
+    /// As [`Self::new`], with a cache that readers of other copies of the same point also use.
     pub(crate) fn sharing(session: &'a R, keys: &'a DomainKeys, cache: PageCache) -> Self {
         Self { session, keys, cache }
     }
@@ -144,7 +144,7 @@ pub struct NewPage {
 pub struct MapBuilder<'a, R> {
     base: Option<(MapRoot, &'a MapReader<'a, R>)>,
     keys: &'a DomainKeys,
-    /// From the leaf up; none where nothing was touched since the last change of place.
+    /// The open page of each level, from the leaf up; none where no entry was set since the place changed.
     open: Vec<Option<OpenPage>>,
     made: Vec<NewPage>,
     root: Option<ChunkId>,

@@ -12,7 +12,7 @@ pub const PAGE_BYTES_MAX: usize = 64 << 10;
 /// Highest level of a page: the root of a map of 1,024^4 = 2^40 chunks.
 pub const PAGE_LEVEL_MAX: u8 = 3;
 
-/// What a page is part of.
+/// The kind of map that a page is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum PageFlavour {
@@ -73,12 +73,12 @@ impl Page {
         }
     }
 
-    /// What it is part of.
+    /// The kind of map that the page is part of.
     pub const fn flavour(&self) -> PageFlavour {
         self.flavour
     }
 
-    /// 0 refers to chunks, n to pages of level n - 1.
+    /// Level of the page: 0 if it refers to chunks, n if it refers to pages of level n - 1.
     pub const fn level(&self) -> u8 {
         self.level
     }

@@ -1,4 +1,5 @@
-//! What a restore demands of what stands in a map: one judgement for restores, commits and verifications (R24).
+//! What a restore demands of the pages and chunks in a map. Restores, commits and verifications use the same check
+//! (R24).
 
 use crate::{PAGE_ENTRIES, Page, PageFlavour, RecordError};
 use chunker::{BlobHeader, ChunkId, ChunkKind, GRID_BYTES};
@@ -7,7 +8,7 @@ use std::fmt;
 /// A place in the map of a disk or stream: a page belongs there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Spot {
-    /// What the map is of.
+    /// The kind of map.
     pub flavour: PageFlavour,
     /// Height of the page.
     pub level: u8,
@@ -15,7 +16,7 @@ pub struct Spot {
     pub bytes: u64,
 }
 
-/// What must stand behind a reference.
+/// The page or chunk to which a reference must lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Demand {
     /// A page for this place.
@@ -45,7 +46,7 @@ impl Spot {
         Self { flavour: PageFlavour::Stream, level, bytes }
     }
 
-    /// Whether `page` may stand here.
+    /// Whether `page` may be in this place.
     ///
     /// # Errors
     /// When it is of another map, height or length, or has an entry past the disk's end.
@@ -61,8 +62,8 @@ impl Spot {
         Ok(())
     }
 
-    /// What entry `at` of `page`, which stands here, refers to, and what must be there. None where it refers to nothing, and
-    /// past the disk's end, where nobody looks.
+    /// The id to which entry `at` of `page`, the page in this place, refers, and what must be there. None where the
+    /// entry refers to nothing, and past the disk's end, where nobody looks.
     pub fn demand(self, page: &Page, at: u64) -> Option<(ChunkId, Demand)> {
         let id = page.entry(at).chunk()?;
         let bytes = match self.flavour {
@@ -81,13 +82,13 @@ impl Spot {
         Some((id, demand))
     }
 
-    /// Everything that `page`, which stands here, refers to: number of the entry, id, and what must be there.
+    /// All references of `page`, the page in this place: number of the entry, id, and what must be there.
     pub fn demands(self, page: &Page) -> impl Iterator<Item = (u64, ChunkId, Demand)> + '_ {
         (0..page.entries().len() as u64)
             .filter_map(move |at| self.demand(page, at).map(|(id, demand)| (at, id, demand)))
     }
 
-    /// Where what entry `at` refers to begins, in bytes from the beginning of this place.
+    /// Offset of the page or chunk to which entry `at` refers, in bytes from the beginning of this place.
     pub fn offset_of(self, page: &Page, at: u64) -> u64 {
         match self.flavour {
             PageFlavour::Disk => (span_of(self.level) / PAGE_ENTRIES).saturating_mul(at),
@@ -100,13 +101,13 @@ impl Spot {
 }
 
 impl Demand {
-    /// The block of a disk that has so many bytes from its beginning on.
+    /// The demand for a block, when the disk has `rest` bytes from the beginning of the block on.
     pub const fn block(rest: u64) -> Self {
         let plain_bytes = if rest < GRID_BYTES as u64 { rest as u32 } else { GRID_BYTES };
         Self::Chunk(Shape { kind: ChunkKind::Data, plain_bytes })
     }
 
-    /// Why a chunk of this shape cannot stand there; none when it can.
+    /// Why a chunk of this shape cannot be there; none when it can.
     pub fn misfit(self, chunk: &ChunkId, have: Shape) -> Option<String> {
         let fits = match self {
             Self::Page(_) => have.kind == ChunkKind::Page,
@@ -117,7 +118,7 @@ impl Demand {
 }
 
 impl Shape {
-    /// What a blob says that it decodes to.
+    /// Kind and plain length of a chunk, as the header of its blob says.
     pub const fn of(blob: &BlobHeader) -> Self {
         Self { kind: blob.kind, plain_bytes: blob.plain_bytes }
     }
@@ -144,7 +145,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Bytes of a disk that a page of this level can stand for.
+/// Bytes of a disk that a page of this level covers.
 const fn span_of(level: u8) -> u64 {
     let mut span = GRID_BYTES as u64;
     let mut at = 0;

@@ -1,11 +1,11 @@
-//! What a walk over pages has come by (R23).
+//! The pages that a walk has visited (R23).
 
 use crate::{Error, PageFlavour, Result, Spot, digest};
 use chunker::ChunkId;
 use std::collections::HashSet;
 
-/// Pages that a walk need not look at again, each with the place it stood in: what is stored once is looked at once, however
-/// often maps refer to it. 17 bytes for each.
+/// Pages that a walk need not examine again, each with the place in which it was found. So a page that is stored once
+/// is examined once, however often maps refer to it. It takes 17 bytes for each page.
 #[derive(Debug, Default)]
 pub struct Visited(HashSet<u128>);
 
@@ -25,7 +25,8 @@ impl Visited {
         Ok(self.0.insert(key(page, spot)))
     }
 
-    /// As [`Self::insert`], for who looks at ids only, wherever in a map of whichever length they stand.
+    /// As [`Self::insert`], for a walk to which only the id and level of a page matter, not its place or the size of
+    /// its map.
     ///
     /// # Errors
     /// As [`Self::insert`].

@@ -1,4 +1,4 @@
-//! A repository of one of two kinds: where a job runs on a directory or across the wire, as its address says.
+//! A repository of one of two kinds, for a job that runs on a directory or across the wire, as its address says.
 
 use crate::{
     Begin, Begun, ChunkBatch, Commit, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Manifest, Name, OwnerId,
@@ -19,7 +19,7 @@ pub enum Either<A, B> {
     Right(B),
 }
 
-/// The same call on whichever it is.
+/// Makes the same call on the kind that is there.
 macro_rules! on_both {
     ($either:expr, $it:ident => $call:expr) => {
         match $either {

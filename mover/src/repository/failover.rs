@@ -101,15 +101,15 @@ impl Wanted {
         found
     }
 
-    /// What is left when nobody can be asked any more.
+    /// The chunks that no copy has given, each with its error.
     fn given_up(&mut self) -> ChunkBatch {
         let reason = |(chunk, reason): (_, Option<_>)| (chunk, Err(reason.unwrap_or(ChunkError::Missing { chunk })));
         std::mem::take(&mut self.0).into_iter().map(reason).collect()
     }
 }
 
-/// One call of `get`: all that a copy failed or withheld is asked of the next one at once, when the copy has told
-/// everything, so that a copy that dies in the middle costs one more request and not one for each chunk.
+/// One call of `get`. When a copy has sent its whole answer, all chunks that it failed or withheld are asked of the
+/// next copy in one request. So a copy that dies in the middle costs one more request, and not one for each chunk.
 struct Asking<'a, R> {
     copies: &'a Failover<R>,
     wanted: Wanted,

@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 pub struct LogEntry {
     /// Its number and hash.
     pub end: LogHead,
-    /// By the clock of its writer.
+    /// Time of the record, by the clock of its writer.
     pub time: Timestamp,
     /// The writer that created the record.
     pub writer: WriterId,
-    /// In which term; 0 for readers.
+    /// Term of the writer; 0 for readers.
     pub term: u64,
-    /// What it states, an event each, of at most [`LogEntry::EVENT_CHARS_MAX`] characters and [`LogEntry::EVENTS_MAX`] of
-    /// them; the last says how many more there are.
+    /// The record's events as texts: at most [`LogEntry::EVENTS_MAX`] texts, each of at most
+    /// [`LogEntry::EVENT_CHARS_MAX`] characters. If there are more events, the last text says how many.
     pub events: Vec<String>,
 }
 
 impl LogEntry {
     /// Records in one answer.
     pub const TOGETHER: usize = 32;
-    /// Events that are told of a record.
+    /// Most texts of events for one record.
     pub const EVENTS_MAX: usize = 16;
     /// Characters of an event.
     pub const EVENT_CHARS_MAX: usize = 1024;
     /// Encoded bytes of so many records: a character takes four at most.
     pub const TOGETHER_BYTES_MAX: usize = Self::TOGETHER * (128 + Self::EVENTS_MAX * (4 * Self::EVENT_CHARS_MAX + 16));
 
-    /// Texts of events, as many and as long as are told.
+    /// Cuts the texts of events to the number and length that an entry may have.
     pub fn told(events: impl ExactSizeIterator<Item = String>) -> Vec<String> {
         let all = events.len();
         let cut = |text: String| text.chars().take(Self::EVENT_CHARS_MAX).collect();

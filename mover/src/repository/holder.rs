@@ -1,14 +1,16 @@
-//! Who asks, makes and owns: what a certificate names its holder, and what the log keeps of that.
+//! The holder of a certificate: the role and name that the certificate gives, and the owner of the points that the
+//! holder makes. The log keeps them with each point.
 
 use crate::{Error, Name, OwnerId, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// What somebody may do. Which request needs which role is said by the wire, in `access`.
+/// The role of a holder, which decides which requests the holder may make. The wire lists the roles of each request in
+/// `message/table` and checks them in `access`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// A storage node: reads from other nodes what it is to copy.
+    /// A storage node. It reads points from other nodes in order to copy them.
     Node,
     /// A proxy: backs up and restores.
     Proxy,
@@ -53,14 +55,15 @@ impl FromStr for Role {
     }
 }
 
-/// Whom a certificate names.
+/// The holder that a certificate names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
-    /// What it may do.
+    /// The role, which decides which requests the holder may make.
     pub role: Role,
     /// Its name within the site.
     pub name: Name,
-    /// Whose machines a proxy backs up, where that is not itself: those of a cluster share one.
+    /// Owner of the machines that a proxy backs up, if the owner is not the proxy itself. The proxies of a cluster
+    /// share one owner.
     pub owner: Option<Name>,
 }
 
@@ -71,12 +74,13 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
-    /// Somebody who owns what he makes.
+    /// A holder without a separate owner: a proxy of this kind owns the points that it makes.
     pub const fn new(role: Role, name: Name) -> Self {
         Self { role, name, owner: None }
     }
 
-    /// Whose points it makes, and may see. Administrators and nodes see all; what they make is the site's own.
+    /// Name of the owner whose points the holder makes and may see. None for administrators and nodes: they see all
+    /// points, and the points that they make belong to the site.
     pub fn owner_name(&self) -> Option<&Name> {
         match self.role {
             Role::Proxy => Some(self.owner.as_ref().unwrap_or(&self.name)),
@@ -89,7 +93,7 @@ impl Holder {
         self.owner_name().map(OwnerId::of).unwrap_or_default()
     }
 
-    /// Refuses an owner of whoever can have none.
+    /// Refuses an owner if the holder is not a proxy.
     ///
     /// # Errors
     /// `Usage`.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-/// A machine's name, with what tells it from others of that name.
+/// A machine's name, and the qualifiers that tell it from other machines of that name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// Each the owner's name, or the first digits of the id of owner, machine, or the repository where its points were made.
@@ -37,10 +37,11 @@ impl Machine {
             .hint("`windlass points` lists the machines that have points"))
     }
 
-    /// Its points, where they are of one machine of one owner made in one repository. `rest` is what follows the name.
+    /// The points of this machine, if they all belong to one lineage: one machine of one owner, made in one repository.
+    /// `rest` is the text that follows the name in a selector.
     ///
     /// # Errors
-    /// `Usage` when they are not, with what may be written instead.
+    /// `Usage` when they belong to several; the hint says what can be written instead.
     pub fn only<'a>(&self, points: &'a [RecoveryPoint], rest: &str) -> Result<Vec<&'a RecoveryPoint>> {
         let of = self.of(points);
         let lineages: BTreeSet<Lineage> = of.iter().map(|point| point.lineage()).collect();
@@ -54,8 +55,9 @@ impl Machine {
     }
 }
 
-/// What tells each lineage among `points` from the others of its machine's name: the owner's name where that is enough, else
-/// digits of the repository where it was made, else of the machine. Only those that share their name with another.
+/// For each lineage in `points` that shares its machine's name with another lineage, a qualifier that tells it from the
+/// others: the owner's name where that is enough, else digits of the repository where it was made, else digits of the
+/// machine's id.
 pub fn qualifiers(points: &[&RecoveryPoint]) -> BTreeMap<Lineage, String> {
     let mut named: BTreeMap<&Name, BTreeMap<Lineage, &RecoveryPoint>> = BTreeMap::new();
     for point in points {

@@ -1,4 +1,5 @@
-//! A repository in memory, for tests and simulation: it keeps every promise of [`Repository`] and can be hurt.
+//! A repository in memory, for tests and simulation: it keeps every promise of [`Repository`], and tests can make it
+//! fail.
 
 mod control;
 mod fault;
@@ -22,10 +23,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-/// A repository in memory. A clone is another handle on the same one; what only tests do are inherent methods.
+/// A repository in memory. A clone is another handle on the same repository. Operations that only tests use are
+/// inherent methods.
 ///
-/// It is as unpleasant as the traits allow: errors of a put are told by a later call, chunks come in another order than
-/// asked for, chunks that are not flushed cannot be read, and operations queue and give way to each other.
+/// It is as unpleasant as the traits allow: an error of a put is returned by a later call, chunks come in another order
+/// than asked for, chunks that are not flushed cannot be read, and operations queue and give way to each other.
 #[derive(Clone)]
 pub struct Mem(Arc<Shared>);
 
@@ -34,7 +36,8 @@ struct Shared {
     keys: DomainKeys,
     world: World,
     state: Mutex<State>,
-    /// One operation comes in at a time, and they queue in order: whoever stops polling one holds up all behind it.
+    /// Operations enter one at a time, in the order in which they queue. A caller that stops polling its operation
+    /// holds up all operations behind it.
     door: Semaphore,
 }
 
@@ -331,7 +334,7 @@ impl MemSession {
         }
     }
 
-    /// The manifests' chunks; what does not read back as it was, or names a point twice, is refused.
+    /// The manifests' chunks. Refuses a manifest that does not read back unchanged, and two manifests of one point.
     fn encode(&self, points: &[PointDraft]) -> Result<Vec<(ChunkId, Blob)>> {
         let ids: HashSet<PointId> = points.iter().map(|draft| draft.manifest.point).collect();
         if points.is_empty() || ids.len() != points.len() {

@@ -15,9 +15,10 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Reads what any command prints, and what is like it: a date, or date and time with `T` or a space between, down to
-    /// minutes, seconds or a fraction of up to nine digits; then, with or without a space, `Z`, `UTC`, `+01:00`, `+0100` or
-    /// `+01`. Without that it is a time of `zone`: an hour that a clock shows twice is both. None for anything else.
+    /// Reads what any command prints, and what is like it: a date, or date and time with `T` or a space between, down
+    /// to minutes, seconds or a fraction of up to nine digits; then, with or without a space, `Z`, `UTC`, `+01:00`,
+    /// `+0100` or `+01`. Without a zone in the text it is a time of `zone`; an hour that a clock shows twice means both
+    /// hours. None for any other text.
     pub fn parse(text: &str, zone: &TimeZone) -> Option<Self> {
         let text = text.trim();
         let (date, rest) = text.split_at_checked(DATE_BYTES)?;
@@ -43,7 +44,8 @@ impl Moment {
         Some(Self::between(instant(start, &zone, Twice::First)?, last_begin + i128::from(length_ns)))
     }
 
-    /// What lies outside the times that can be stored is their first or last.
+    /// The span from `first` to just before `end`. An end that cannot be stored becomes the first or last time that
+    /// can.
     fn between(first: i128, end: i128) -> Self {
         let stored = |ns: i128| Timestamp(i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX }));
         Self { first: stored(first), last: stored(end - 1) }

@@ -4,14 +4,15 @@ use crate::{RecoveryPoint, Timestamp};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-/// Points of one lineage in the order of their commits, the oldest first. Copies may have come in any order: each goes by the
-/// number of its record at its origin. Where an earlier version did not keep that, times must do.
+/// Points of one lineage in the order of their commits, the oldest first. Copies may have come in any order, so points
+/// are sorted by the number of their record at their origin. If an earlier version did not keep this number for one of
+/// them, they are sorted by the time of their first commit.
 pub fn in_order(mut points: Vec<&RecoveryPoint>) -> Vec<&RecoveryPoint> {
     sort_in_order(&mut points, |point| point);
     points
 }
 
-/// The same of whatever `point` finds the point of.
+/// Sorts `items` in the same order; `point` gives the point of an item.
 pub(crate) fn sort_in_order<'a, T>(items: &mut [T], point: impl Fn(&T) -> &'a RecoveryPoint) {
     if items.iter().all(|item| point(item).number > 0) {
         items.sort_by_key(|item| point(item).number);
@@ -20,10 +21,11 @@ pub(crate) fn sort_in_order<'a, T>(items: &mut [T], point: impl Fn(&T) -> &'a Re
     }
 }
 
-/// Points of one lineage, in the order of their commits, whose time cannot be right, with what it contradicts: it has not
-/// come yet, or lies on the wrong side of that of others. Of the latter as few as possible are named, so that one clock that
-/// was wrong once puts no doubt on the others: those that are left when a longest row of times that never go back is taken
-/// away (Schensted, 1961).
+/// Those of `points` whose time cannot be right, each with the reason. `points` are of one lineage, in the order of
+/// their commits. A time cannot be right if it is in the future, or if it contradicts that order. In the second case as
+/// few points as possible are named, so that one clock that was wrong once does not put all other points in doubt: a
+/// longest row of points whose times never go back counts as right, and the points outside it are named (Schensted,
+/// 1961).
 pub fn suspect_times<'a>(points: &[&'a RecoveryPoint], now: Timestamp) -> Vec<(&'a RecoveryPoint, String)> {
     let future = |point: &RecoveryPoint| ahead(point.time(), now) || ahead(point.stamped_time(), now);
     let mut found: Vec<(usize, String)> = Vec::new();
@@ -87,12 +89,12 @@ pub(super) fn civil(time: Timestamp) -> DateTime {
     TimeZone::UTC.to_datetime(time)
 }
 
-/// Why rules should not be applied: the clock and what is stamped do not go together. `points` stand in the order in which
-/// they were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
+/// Why rules should not be applied: the clock contradicts the times of commits. `points` are in the order in which they
+/// were committed; `newest` is the last time that the repository's log knows. None when nothing is wrong.
 ///
-/// What is forgotten is not looked at: rules do not, and to forget what is stamped wrongly ends the doubt; so does setting its
-/// time right. A clock that still
-/// runs ahead since before the last commit is not noticed: the order of points is right, and rules go by it.
+/// Forgotten points are not examined, because rules do not examine them either. So the doubt ends when the points with
+/// a wrong time are forgotten, or when their time is corrected. A clock that is ahead, and was already ahead before the
+/// last commit, is not noticed. The order of points is right then, and rules go by that order.
 pub fn clock_doubt(points: &[RecoveryPoint], newest: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let late = points
         .iter()

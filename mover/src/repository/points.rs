@@ -1,4 +1,5 @@
-//! Which points belong together, whether they may be committed, forgotten or pinned: the same for every repository.
+//! Which points belong together, and whether points may be committed, forgotten or pinned. Every repository uses these
+//! rules.
 
 use crate::{
     Begin, Error, ErrorKind, Holder, MachineId, OwnerId, PointChange, PointDraft, PointId, RecoveryPoint, RepositoryId,
@@ -6,8 +7,8 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
-/// What one point continues another in: a machine of this owner, backed up into this repository. Names are labels: two
-/// sites may both have a `dc01`.
+/// The line in which one point continues another: the points of one machine of one owner, backed up into one
+/// repository. The machine's name is not part of it, because two sites may both have a `dc01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage {
     /// The repository of the first commit.
@@ -19,35 +20,37 @@ pub struct Lineage {
 }
 
 impl RecoveryPoint {
-    /// What it continues, and what continues it.
+    /// The lineage that the point belongs to.
     pub const fn lineage(&self) -> Lineage {
         Lineage { origin: self.origin.0, owner: self.owner, machine: self.machine }
     }
 
-    /// Whether it was made in this repository. One that was copied in was not, also when it was made here once, swept,
-    /// and brought back: it stands in the log where it was brought.
+    /// Whether the point was made in this repository. False for a point that was copied in, also if it was made here
+    /// once, swept, and copied back: its place in the log is then that of the copy.
     pub fn was_made_in(&self, repository: RepositoryId) -> bool {
         self.origin == (repository, self.commit_time)
     }
 
-    /// Whether a backup by `owner` may build on it: on its map, its checkpoints and where its audit had come. Of what
-    /// somebody else made, nothing is believed.
+    /// Whether a backup by `owner` may build on the point: on its map, its checkpoints and the position of its audit.
+    /// Nothing in a point that another owner made is trusted.
     pub fn is_base_for(&self, owner: OwnerId, repository: RepositoryId) -> bool {
         self.was_made_in(repository) && self.owner == owner && self.stamped == owner
     }
 }
 
 impl Begin {
-    /// Whose points the session makes; zero for the site's own.
+    /// The owner of the points that the session makes; zero for the site.
     pub fn owner(&self) -> OwnerId {
         self.holder.as_ref().map(Holder::owner_id).unwrap_or_default()
     }
 
-    /// Whether its session may commit `drafts` in the repository `here`. `there` are all points of these ids and machines,
-    /// forgotten ones too. Asked right before the commit, of the state that it will follow.
+    /// Whether the session may commit `drafts` in the repository `here`. `there` are all points with the drafts' ids or
+    /// of their machines, forgotten ones too. It is called right before the commit, with the state that the commit will
+    /// follow.
     ///
     /// # Errors
-    /// `NotAuthorised` for what is another owner's, or was forgotten; `Usage` for a time that has not come.
+    /// `NotAuthorised` for a point or machine of another owner, a forgotten point, a copy, or a parent that the session
+    /// did not begin with; `Usage` for disks whose time is in the future.
     pub fn may_commit(
         &self,
         drafts: &[PointDraft],
@@ -108,8 +111,9 @@ fn utc(time: Timestamp) -> String {
 }
 
 impl PointChange {
-    /// Those of `asked` for which the change is something new, once it is seen that all of it may be. `points` are all
-    /// that are not final, as they were committed, `newest` the last time that the repository knows.
+    /// Checks that the whole change is allowed, and gives those of `asked` that it would really change. `points` are
+    /// all points that are not final, in the order of their commits; `newest` is the last time that the repository
+    /// knows.
     ///
     /// # Errors
     /// Those of [`crate::Repository::change_points`].

@@ -1,5 +1,5 @@
-//! What each owner has had of a repository whose owners are kept apart: the others' chunks are to it as if they were not
-//! there.
+//! Which chunks each owner has had, for a repository that keeps its owners apart. For an owner, chunks that only other
+//! owners have had are as if they were not there.
 
 use crate::{OwnerId, Result};
 use chunker::ChunkId;
@@ -7,14 +7,15 @@ use chunker::ChunkId;
 /// How an owner came by a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Had {
-    /// It sent the chunk. Of a page that says nothing of what is below it: anybody can name any id.
+    /// The owner sent the chunk. For a page this says nothing about the chunks below it, because a page can name any
+    /// id.
     Put,
-    /// A point that it may see needs the chunk: what is below it belongs to that point as well.
+    /// A point that the owner may see needs the chunk. The chunks below it belong to that point as well.
     Reached,
 }
 
-/// Remembers that. It is a cache: of what is forgotten the owner sends the chunk again, or reaches it again from its
-/// points. Calls wait for storage.
+/// Remembers which chunks each owner has had. It is a cache: if an entry is lost, the owner sends the chunk again, or
+/// the chunk is reached again from the owner's points. Calls wait for storage.
 pub trait Reach: Send + Sync {
     /// How `owner` came by each of these chunks; none where it did not.
     ///
@@ -22,7 +23,7 @@ pub trait Reach: Send + Sync {
     /// When the storage fails.
     fn had(&self, owner: OwnerId, ids: &[ChunkId]) -> Result<Vec<Option<Had>>>;
 
-    /// From now on it has had these; what is known already stays at least what it was.
+    /// Notes that `owner` has had these chunks. An entry that is `Reached` already does not become `Put` again.
     ///
     /// # Errors
     /// When the storage fails.

@@ -5,8 +5,9 @@ use crate::{GroupId, Lineage, RecoveryPoint, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many points of a machine to keep. Of an hour, day, ISO week, month or year (UTC) the newest point counts, and periods
-/// without a point do not. A point is kept when one rule keeps it, so the newest point of a machine always is.
+/// How many points of a machine to keep. The newest point of an hour, day, ISO week, month or year (UTC) counts for
+/// this period; periods without a point do not count. A point is kept when one rule keeps it, so the newest point of a
+/// machine is always kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Keep {
     /// Number of newest points.
@@ -26,7 +27,7 @@ pub struct Keep {
 /// Why a point is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Reason {
-    /// One of the newest.
+    /// One of the newest points; [`Keep::last`] says how many.
     Last,
     /// The newest of an hour.
     Hourly,
@@ -73,7 +74,7 @@ pub struct Verdict {
 }
 
 impl Keep {
-    /// True when nothing is asked to be kept: that is not a wish to forget everything.
+    /// True when there is no rule. This must not be taken as a wish to forget everything.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -90,18 +91,19 @@ impl Keep {
     }
 }
 
-/// The time that rules go by: when the point was committed first, but a copy's origin is not believed to lie after the
-/// copy; or the time that an administrator has set.
+/// The time that rules go by: the time that an administrator has set, or else the time of the first commit. If the
+/// first commit of a copy seems to be later than the copy itself, the time of the copy is used.
 pub fn retention_time(point: &RecoveryPoint) -> Timestamp {
     point.set_time().unwrap_or(point.origin.1.min(point.commit_time))
 }
 
-/// What `keep` makes of `points` that are not forgotten, in their order. Each lineage is looked at by itself: a machine of one
-/// owner, made in one repository. Two sites' machines of the same name do not push each other out, nor does anybody's junk
-/// the points of others (R21). A group, in
-/// several machines perhaps, is kept whole.
+/// What `keep` makes of `points` that are not forgotten, in their order. Each lineage (a machine of one owner, made in
+/// one repository) is examined by itself. So machines of the same name at two sites do not push out each other's
+/// points, and an owner who makes useless points cannot push out the points of others (R21). A group, which may have
+/// points of several machines, is kept as a whole.
 ///
-/// The newest is the one that was made last, whatever clocks say (R25). `now` only tells whether a point is still protected.
+/// The newest point is the one that was made last, even if clocks were wrong (R25). `now` only tells whether a point is
+/// still protected.
 pub fn retain(points: &[RecoveryPoint], keep: &Keep, now: Timestamp) -> Vec<Verdict> {
     let mut reasons: Vec<BTreeSet<Reason>> = points.iter().map(|point| own_reasons(point, now)).collect();
     let mut machines: BTreeMap<Lineage, Vec<usize>> = BTreeMap::new();
@@ -140,7 +142,7 @@ fn own_reasons(point: &RecoveryPoint, now: Timestamp) -> BTreeSet<Reason> {
     pinned.into_iter().chain(protected).collect()
 }
 
-/// A number of the period in which `time` lies; of the newest points each is one of its own.
+/// A number of the period in which `time` lies. For [`Reason::Last`] each point is a period of its own.
 fn period(reason: Reason, time: Timestamp, at: usize) -> (i64, i64) {
     let civil = civil(time);
     let (year, day) = (i64::from(civil.year()), i64::from(civil.day_of_year()));

@@ -1,4 +1,4 @@
-//! What a sweep of a repository is asked and tells.
+//! Options and report of a sweep of a repository.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 pub struct SweepOptions {
     /// Only tell what would be reclaimed; nothing is deleted, nothing becomes final.
     pub dry_run: bool,
-    /// A pack of which so many per cent or more are dead is packed again without them, 1 to 100.
+    /// If at least this percentage of a pack is dead, its live chunks are packed again; 1 to 100.
     pub repack_percent: u8,
     /// Most bytes of packs to read in a second while packing again.
     pub rate: Option<u64>,
-    /// Sessions of other processes that are older than so many seconds are ended first. Their holders, if they live, fail.
+    /// Sessions of other processes that are older than so many seconds are ended first. A process that still uses such
+    /// a session gets an error.
     pub fence_older_s: Option<u64>,
 }
 
@@ -28,7 +29,8 @@ pub struct SweepReport {
     pub points_final: u64,
     /// Bytes of packs that points need.
     pub bytes_live: u64,
-    /// Bytes of packs that nobody needs and that stay, because too little of their packs is dead or a session may use them.
+    /// Bytes of packs that no point needs and that stay, because too little of their packs is dead or a session may use
+    /// them.
     pub bytes_dead: u64,
     /// Bytes of packs deleted, less those that were packed again.
     pub bytes_reclaimed: u64,
@@ -40,7 +42,7 @@ pub struct SweepReport {
     pub sessions_waited_for: u64,
     /// Number of packs whose files were deleted.
     pub packs_deleted: u64,
-    /// What took how long: counting what is new, finding what died, the second look before deleting.
+    /// How long each part of the sweep took.
     pub milliseconds: SweepTimes,
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 pub enum Depth {
     /// Log, digests, pack footers, maps; every reference.
     Structure,
-    /// Also the stored bytes of so many per cent of the packs against their names: of those that were read longest ago.
+    /// Also reads so many per cent of the packs, beginning with those that were read longest ago, and compares their
+    /// stored bytes with their names.
     ReadData {
         /// Share of the packs, 1 to 100.
         percent: u8,
@@ -25,15 +26,15 @@ pub struct VerifyOptions {
     pub depth: Depth,
     /// Only what these points need; everything when empty.
     pub points: Vec<PointId>,
-    /// Packs that a verification as deep found sound no longer ago than this are not read again: so one that was broken
-    /// off goes on where it was.
+    /// A pack is not read again if a verification as deep as this one found it sound no longer ago than this. So a
+    /// verification that was interrupted can be continued.
     pub outdated_after: Option<Duration>,
     /// Most bytes of packs that are read in a second.
     pub rate: Option<u64>,
 }
 
 impl VerifyOptions {
-    /// Everything, as deep as this, as fast as can be.
+    /// Verifies everything to this depth, without a limit on the rate.
     pub const fn new(depth: Depth) -> Self {
         Self { depth, points: Vec::new(), outdated_after: None, rate: None }
     }
@@ -55,9 +56,9 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Errors told; more are only counted in the log.
+    /// Most errors in a report; errors beyond that are only in the log.
     pub const ERRORS_MAX: usize = 10_000;
-    /// Where in the log each of them is told too: whoever prints the report leaves that out.
+    /// Target of the log lines that tell each error too. A program that prints the report leaves these lines out.
     pub const LOG_TARGET: &str = module_path!();
 
     /// Adds what was found.
@@ -89,7 +90,7 @@ pub struct VerifyError {
 }
 
 impl VerifyError {
-    /// What an error says, without a place.
+    /// The finding for `error`, without the place where it was found.
     pub fn of(error: &Error) -> Self {
         let unread = !matches!(error.kind(), ErrorKind::Integrity | ErrorKind::Version);
         Self { what: error.to_string(), unread, ..Self::default() }

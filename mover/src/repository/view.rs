@@ -1,9 +1,9 @@
-//! Random access to one disk of a recovery point, over one copy or several: every byte is verified, the last ones are
-//! kept, and whoever reads in order finds the next ones fetched.
+//! Random access to one disk of a recovery point, over one copy or several. Every byte is verified. Chunks that were
+//! read last are kept in memory, and for a reader that reads in order the next chunks are fetched ahead.
 //!
 //! | file | what it is about |
 //! |---|---|
-//! | `ahead` | who reads in order, and how far ahead to fetch |
+//! | `ahead` | which readers read in order, and how far ahead to fetch for them |
 //! | `cache` | chunks that were read, and those on their way |
 
 mod ahead;
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// One disk of a point, open for reading anywhere. Several may read at once.
+/// One disk of a point, open for reads at any offset. Several readers may use it at once.
 ///
 /// Memory: [`ViewOptions::cache_bytes`] of chunks, 100 MiB on their way (also for readers that have given up), what readers
 /// have got and not dropped yet, and pages of the disk map (about 4 MiB).
@@ -36,7 +36,8 @@ pub struct DiskView<R> {
 pub struct ViewOptions {
     /// Plain bytes of chunks that are kept; those that were not used for longest go first.
     pub cache_bytes: usize,
-    /// How far ahead of somebody who reads in order is fetched, in bytes; at most half of the cache. 0 is not at all.
+    /// How many bytes are fetched ahead for a reader that reads in order; at most half of the cache. With 0 nothing is
+    /// fetched ahead.
     pub ahead_bytes: u64,
 }
 
@@ -92,8 +93,8 @@ impl<R: ReadSession + 'static> DiskView<R> {
     /// The bytes of `extent`, verified. Where it lies in one chunk nothing is copied.
     ///
     /// # Errors
-    /// `Usage` past the disk's end, or for more than [`Self::READ_BYTES_MAX`]; `Integrity` naming offset and chunk when no
-    /// copy has a sound one; of the repositories.
+    /// `Usage` past the disk's end, or for more than [`Self::READ_BYTES_MAX`]; `Integrity` naming offset and chunk when
+    /// no copy has a sound one; those of the repositories.
     pub async fn read(&self, extent: Extent) -> Result<Bytes> {
         let mut parts = self.read_parts(extent).await?;
         if parts.len() == 1 {
@@ -124,7 +125,8 @@ impl<R: ReadSession + 'static> DiskView<R> {
         self.shared.parts(extent).await
     }
 
-    /// What of `extent` is not known to be zero. Chunks of zeros that an old point may have count as data.
+    /// The part of `extent` that is not known to be zero. An old point may have chunks that hold only zeros; they count
+    /// as data.
     ///
     /// # Errors
     /// As [`Self::read`], when the disk's map cannot be read.
@@ -132,7 +134,7 @@ impl<R: ReadSession + 'static> DiskView<R> {
         self.shared.data(extent).await
     }
 
-    /// Ends what is being fetched, and waits until nothing of this view holds the session any more.
+    /// Ends all fetches, and waits until no task of this view holds the session any more.
     pub async fn close(self) {
         let tasks = self.shared.tasks.lock().expect("no holder panics").take();
         if let Some(mut tasks) = tasks {
@@ -140,7 +142,7 @@ impl<R: ReadSession + 'static> DiskView<R> {
         }
     }
 
-    /// Begins to fetch what comes next, where somebody reads in order.
+    /// Begins to fetch the next pieces for a reader that reads in order.
     fn fetch_ahead(&self, extent: Extent) {
         let next = self.streams.lock().expect("no holder panics").next(extent);
         for piece in next {
@@ -235,7 +237,7 @@ impl<R: ReadSession + 'static> Shared<R> {
         Ok(data.intersect(&asked))
     }
 
-    /// Each of `ids`, from the cache or fetched. Nobody fetches what somebody else is fetching.
+    /// Each of `ids`, from the cache or fetched. A chunk that another request is fetching is not fetched twice.
     async fn chunks(self: &Arc<Self>, ids: Vec<ChunkId>) -> Fetched {
         let Claims { mut there, waits, claimed } = self.cache.lock().expect("no holder panics").claim(ids);
         if let Some((ids, claim)) = claimed {

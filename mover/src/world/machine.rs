@@ -3,8 +3,8 @@
 use crate::{CheckpointId, DiskRecord, Name, RepositoryId, Result, Source, TrackingWish};
 use std::future::Future;
 
-/// A machine: what is opened for a backup is all of it, its disks in one moment, with whatever must happen around that
-/// moment (commands of the administrator, the guest agent).
+/// A machine. A backup opens all its disks in one moment, and the machine also does what must happen around that moment
+/// (commands of the administrator, the guest agent).
 pub trait MachineSource: Send + Sync {
     /// The open disks.
     type Session: Source;
@@ -12,9 +12,9 @@ pub trait MachineSource: Send + Sync {
     /// Opens all disks. `past` is asked only where the disks themselves do not tell enough.
     ///
     /// # Errors
-    /// `Usage` for what cannot be backed up, `Busy` for a disk that somebody writes to, `Quiesce` when the machine could not
-    /// be brought to the state that is required, `Source`, `Transport`, those of `past`. Nothing stays open or frozen
-    /// then; what was begun in an image is settled by the next run.
+    /// `Usage` for what cannot be backed up, `Busy` for a disk that somebody writes to, `Quiesce` when the machine
+    /// could not be brought to the state that is required, `Source`, `Transport`, those of `past`. After an error
+    /// nothing stays open or frozen; the next run cleans up what was begun in an image.
     fn open(&self, wanted: &Wanted, past: &impl Past) -> impl Future<Output = Result<Self::Session>> + Send;
 }
 
@@ -27,9 +27,10 @@ pub struct Wanted {
     pub wish: TrackingWish,
 }
 
-/// What was backed up before, as far as it may be believed.
+/// What was backed up before, as far as it can be trusted.
 pub trait Past: Sync {
-    /// True when some point that this owner made here was begun at this checkpoint: others may name any.
+    /// True when a point that this owner made in this repository names this checkpoint. Points of other owners do not
+    /// count, because they can name any checkpoint.
     fn is_committed(&self, checkpoint: CheckpointId) -> impl Future<Output = Result<bool>> + Send;
 
     /// A disk in the point that a backup would continue; none when there is none.

@@ -25,8 +25,8 @@ impl Pool {
             .map_err(|error| Error::internal("cannot start worker threads").because(error))
     }
 
-    /// A pool without threads: each job is done at once, by whoever asks. The order of what happens depends on nothing but
-    /// the jobs then, which a simulation needs.
+    /// A pool without threads. The caller does each job at once, so the order of events depends only on the jobs; a
+    /// simulation needs this.
     pub const fn inline() -> Self {
         Self(None)
     }
@@ -51,7 +51,7 @@ impl Pool {
     }
 }
 
-/// Calls `work` with this thread's sealer for `compression`.
+/// Calls `work` with this thread's compressor for `compression`.
 pub fn with_compressor<T>(compression: Compression, work: impl FnOnce(&mut Compressor) -> T) -> T {
     thread_local!(static SEALER: RefCell<Option<(Compression, Compressor)>> = const { RefCell::new(None) });
     SEALER.with_borrow_mut(|held| {
@@ -62,7 +62,7 @@ pub fn with_compressor<T>(compression: Compression, work: impl FnOnce(&mut Compr
     })
 }
 
-/// Calls `work` with this thread's opener.
+/// Calls `work` with this thread's decoder.
 pub fn with_decoder<T>(work: impl FnOnce(&mut Decoder) -> T) -> T {
     thread_local!(static OPENER: RefCell<Decoder> = RefCell::default());
     OPENER.with_borrow_mut(work)

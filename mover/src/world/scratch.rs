@@ -1,4 +1,4 @@
-//! Where files and sockets are put that nobody else needs to see.
+//! Folders for files and sockets that no other program needs to see.
 
 use crate::{Random as _, SystemRandom};
 use std::fs::DirBuilder;
@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Folders in which a private one may be made, the best first: what systemd or the session made for us, then what everybody
-/// has. A service may be able to write in the first of them only.
+/// Folders in which a private folder may be made, the best first: those that systemd or the session made for this
+/// program, then those that every program has. A service may be able to write in the first of them only.
 pub fn scratch_places() -> Vec<PathBuf> {
     let named = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "TMPDIR"].iter().filter_map(std::env::var_os);
     // The first may name several.
@@ -19,7 +19,7 @@ pub fn scratch_places() -> Vec<PathBuf> {
 /// Makes a new folder that nobody else can look into or put anything in.
 ///
 /// # Errors
-/// Of the last place tried.
+/// The error of the last place that was tried.
 pub fn private_folder(prefix: &str) -> io::Result<PathBuf> {
     let mut random = [0; 8];
     SystemRandom.fill(&mut random);

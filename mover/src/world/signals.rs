@@ -33,7 +33,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next of them, and says why to stop.
+    /// Waits for the next signal, and gives the reason to stop.
     pub async fn next(&mut self) -> StopReason {
         let hangup = async {
             match &mut self.hangup {
@@ -50,7 +50,7 @@ impl Signals {
     }
 }
 
-/// Whether whoever started us wants us to go on when the terminal goes.
+/// Whether the program was started so that it goes on when its terminal is gone (`nohup`).
 fn hangup_is_ignored() -> bool {
     let ignored = |line: &str| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

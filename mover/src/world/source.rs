@@ -39,7 +39,8 @@ pub trait Source: Send + Sync {
     /// bytes of the disk are returned. If a byte cannot be read, the call fails.
     fn read(&self, disk: usize, extent: Extent) -> impl Future<Output = Result<Bytes>> + Send;
 
-    /// Fails when what was read so far may not be of one moment (a raw file changed meanwhile). Called before commit.
+    /// Fails when the bytes that were read so far may not be of one moment (a raw file changed meanwhile). Called
+    /// before commit.
     fn check(&self) -> impl Future<Output = Result<()>> + Send;
 
     /// Completes only when the job that reads this source must stop, and then with an error. The job waits for it together
@@ -58,15 +59,15 @@ pub trait Source: Send + Sync {
 /// never what was wanted and not reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The instant.
+    /// The instant that the disks show.
     pub time: Timestamp,
-    /// What a restore of it amounts to.
+    /// State of the disks after a restore.
     pub consistency: Consistency,
     /// How long the machine, or an application in it, stood still for it; zero when it did not.
     pub frozen: Duration,
     /// Guest clock minus the clock here, in nanoseconds; none when nobody asked the guest.
     pub guest_clock_offset_ns: Option<i64>,
-    /// What belongs to the machine beside its disks, as the source found it.
+    /// Files that belong to the machine in addition to its disks, as the source found them.
     pub attachments: Vec<NewAttachment>,
     /// What the administrator should know.
     pub warnings: Vec<String>,
@@ -89,7 +90,7 @@ impl Snapshot {
 /// A file that travels with the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewAttachment {
-    /// What it is: domain, nvram, tpm.
+    /// Kind of the file: domain, nvram or tpm.
     pub kind: Name,
     /// Its file name.
     pub name: String,
@@ -127,7 +128,7 @@ pub struct DiskDescription {
 }
 
 impl DiskDescription {
-    /// The record of the disk in a point: what is known of it, with what was made of its bytes.
+    /// The record of the disk in a point: this description, with the id, the map and the change tracking of the disk.
     pub fn record(&self, id: DiskId, root: MapRoot, tracking: TrackingRecord) -> DiskRecord {
         DiskRecord {
             id,
@@ -158,7 +159,7 @@ pub struct ParentDisk<'a> {
     pub record: &'a DiskRecord,
 }
 
-/// What the administrator asked for.
+/// How the administrator wants changes to be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TrackingWish {
     /// The cheapest that is proven right.

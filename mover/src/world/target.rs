@@ -17,7 +17,7 @@ pub trait Target: Send + Sync {
     /// Writes `bytes` at `offset`.
     fn write(&self, offset: u64, bytes: Bytes) -> impl Future<Output = Result<()>> + Send;
 
-    /// Makes a range read as zeros, without storing them where it can be helped.
+    /// Makes a range read as zeros. If possible, the zeros are not stored.
     fn zero(&self, extent: Extent) -> impl Future<Output = Result<()>> + Send;
 
     /// The bytes of `extent` as the target holds them, exactly `extent.length` of them: for an update in place. Asked
@@ -28,7 +28,7 @@ pub trait Target: Send + Sync {
     /// anything is written.
     fn zeroes(&self) -> impl Future<Output = Result<ExtentSet>> + Send;
 
-    /// Makes everything durable under its final name. A target that is dropped without it removes what it created, and
-    /// only that: what was there before stays.
+    /// Makes everything durable under its final name. A target that is dropped without this call removes only what it
+    /// created; what was there before stays.
     fn finish(self) -> impl Future<Output = Result<()>> + Send;
 }

@@ -1,5 +1,6 @@
-//! The audit of change tracking (T8): a part of what the bitmap calls unchanged is read all the same and compared with
-//! the parent. Where the audit of one increment stops, that of the next begins, so that it goes round the disk.
+//! The audit of change tracking (T8): a part of the blocks that the bitmap calls unchanged is read anyway and compared
+//! with the parent. The audit of each increment begins where the audit of the one before stopped, so that audits go
+//! round the disk.
 
 use super::disk::{DiskPass, whole_blocks};
 use crate::{
@@ -17,10 +18,10 @@ use tokio::time::Instant;
 /// How much of what the bitmap calls unchanged is read all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Audit {
-    /// 1 % of it, and less where that is more than 1 GiB or takes more than 2 % of the increment's time.
+    /// 1 % of the unchanged bytes, but at most 1 GiB, and at most what can be read in 2 % of the increment's time.
     #[default]
     Usual,
-    /// What of it lies in so many percent of the disk, whatever it takes; 0 is no audit.
+    /// All unchanged bytes in so many percent of the disk, however long this takes; 0 means no audit.
     Percent(u8),
 }
 
@@ -65,7 +66,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         }
     }
 
-    /// One pass over the disk, audited. A bitmap that lied is not believed any more: everything is read and compared.
+    /// One pass over the disk, audited. If the audit shows that the bitmap is wrong, the bitmap is not used any more,
+    /// and everything is read and compared.
     async fn audited(
         &mut self,
         changed: Changed,
@@ -141,7 +143,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok(Found::AsBefore(bytes, report))
     }
 
-    /// The first block in `extent` that is not what the parent has there.
+    /// Offset of the first block in `extent` that differs from the parent.
     async fn first_difference(&self, extent: Extent, pacer: &RateLimiter) -> Result<Option<u64>> {
         let before = self.leaf_before(extent).await?;
         let (job, size) = (self.job, self.description.size);
@@ -155,7 +157,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 }
 
-/// By chunk id, as everything that is called unchanged (T7). What could not be read at the parent proves nothing.
+/// Compares by chunk id, as everywhere before a block is called unchanged (T7). A block that could not be read when the
+/// parent was made proves nothing.
 fn first_difference(keys: &DomainKeys, bytes: &Bytes, extent: Extent, size: u64, before: Option<&Page>) -> Option<u64> {
     let differs = |block: &Extent| {
         let was =
@@ -171,17 +174,17 @@ fn first_difference(keys: &DomainKeys, bytes: &Bytes, extent: Extent, size: u64,
     grid_blocks(extent, size).find(differs).map(|block| block.offset)
 }
 
-/// What belongs to one increment.
+/// The part of an audit that one increment does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Share {
-    /// Blocks of the disk to go on by, at most.
+    /// Most blocks of the disk by which the position moves on.
     blocks: u64,
     /// Clean bytes to read, at most.
     bytes: u64,
     capped: bool,
 }
 
-/// Where an increment stops before it has done its share.
+/// Limits at which an increment stops even if it has not done its share.
 struct Limit {
     bytes: u64,
     time: Duration,
@@ -190,9 +193,9 @@ struct Limit {
 impl Share {
     /// None when nothing is to be audited.
     ///
-    /// A percentage that was asked for is one of the disk, because only that keeps the promise whatever changes: from
-    /// any position, ⌈100 / percent⌉ shares are a turn. The usual share is one of the clean bytes: what is not allocated
-    /// costs nothing to pass, and no increment gets much more to read than another.
+    /// A percentage that was asked for is a percentage of the disk, because only then ⌈100 / percent⌉ shares are a
+    /// turn, from any position and whatever changes. The usual share is a part of the clean bytes. Ranges that are not
+    /// allocated cost nothing to pass, and no increment has to read much more than another.
     fn of(audit: Audit, size: u64, clean: u64) -> Option<Self> {
         let blocks = size.div_ceil(GRID_BYTES.into());
         match audit {
@@ -228,7 +231,8 @@ struct Ring {
 /// Clean extents on one side of the end of the disk.
 struct Part {
     clean: ExtentSet,
-    /// Blocks of the ring before those of this part: all, for what lies behind the end.
+    /// Blocks of the ring before the blocks of this part: 0 up to the end of the disk, and all blocks for the part
+    /// after it.
     passed: u64,
 }
 
@@ -236,7 +240,7 @@ struct Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Piece {
     extent: Extent,
-    /// The block after it, counted on past the end of the disk.
+    /// Number of the block after this piece; numbers go on after the end of the disk.
     reached: u64,
 }
 
@@ -268,8 +272,8 @@ impl Part {
     }
 }
 
-/// Where the audit of each disk goes on, as `manifest` has it. What cannot be read is the beginning: this is where an
-/// audit looks, nothing that a restore depends on.
+/// Where the audit of each disk goes on, as `manifest` has it. When the positions cannot be read, audits begin at the
+/// beginning of the disk. This is no error, because no restore depends on them.
 pub(super) fn positions(manifest: &Manifest) -> BTreeMap<DiskId, u64> {
     read_positions(&manifest.extensions).unwrap_or_default()
 }
@@ -304,7 +308,7 @@ pub(super) fn extension(positions: &BTreeMap<DiskId, u64>) -> Vec<u8> {
     to.finish()
 }
 
-/// An extension of the manifest; an old reader may overlook it.
+/// Tag of the manifest's extension with these positions. A reader that does not know it may ignore it.
 const POSITIONS_TAG: u16 = 2;
 /// Bytes of one read: a whole number of blocks, a whole part of a leaf.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -312,7 +316,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const PIECES_MAX: usize = 3;
 /// Most bytes of the usual audit.
 const BYTES_MAX: u64 = 1 << 30;
-/// Of so many parts of the increment's time the usual audit takes one.
+/// The usual audit takes at most one of so many parts of the increment's time.
 const TIME_SHARE: u32 = 50;
 
 #[cfg(test)]

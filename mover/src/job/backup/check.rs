@@ -1,10 +1,10 @@
-//! What no manifest can hold is refused before anything is read.
+//! Refuses options and disks that no manifest can hold, before anything is read.
 
 use super::{Allow, BackupOptions};
 use crate::{DISK_BYTES_MAX, DiskDescription, DiskRecord, Error, Manifest, NewAttachment, Result, check_text, labels};
 use std::collections::BTreeSet;
 
-/// Looks at what was asked for, and at what the source tells of its disks.
+/// Checks the options, and the disks and attachments that the source describes.
 ///
 /// # Errors
 /// `Usage`.
@@ -40,8 +40,8 @@ fn check_disk(disk: &DiskDescription) -> Result<()> {
     disk.chain.iter().try_for_each(|layer| check_text("the path of an image", &layer.path))
 }
 
-/// Compares the disks with those of the parent: a wrong file, or one that is taken for what it is not, is noticed before it
-/// pushes good points out.
+/// Compares the disks with those of the parent: a wrong file, or a file that is read in the wrong format, is noticed
+/// before its points push out good ones.
 ///
 /// # Errors
 /// `Usage` for a disk that shrank or changed its format, unless that is allowed.
@@ -69,13 +69,13 @@ fn check_change(before: &DiskRecord, now: &DiskDescription, allow: Allow) -> Res
     Ok(())
 }
 
-/// Whether the bytes of the disk's file mean something else than in the parent. What a server serves is always the disk
-/// itself.
+/// Whether the bytes of the disk's file mean something else than in the parent. A disk that a server serves (NBD)
+/// always has the bytes of the disk itself.
 pub(super) fn is_reinterpreted(before: &DiskRecord, now: &DiskDescription) -> bool {
     before.format != now.format && before.format != NBD && now.format != NBD
 }
 
-/// How sources call what a server serves.
+/// The format that sources name for a disk that a server serves.
 const NBD: &str = "nbd";
 
 #[cfg(test)]

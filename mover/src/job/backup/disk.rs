@@ -25,7 +25,7 @@ use tokio::time::Instant;
 /// Where and when the audit of a disk begins.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Begun {
-    /// Offset at which that of the parent stopped.
+    /// Offset at which the audit of the parent stopped.
     pub position: u64,
     /// The beginning of the increment's work on this disk.
     pub since: Instant,
@@ -52,7 +52,8 @@ struct Piece {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
-    /// Since when it is so, nobody knows: this is news about points that are there, not only about this one.
+    /// Warns that change tracking cannot be trusted. It is not known since when this is so, and the warning is also
+    /// about earlier points.
     pub(super) fn tell_lie(&self, lie: &str, warnings: &mut Vec<String>) {
         let name = &self.description.name;
         tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
@@ -61,8 +62,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         ));
     }
 
-    /// Believes a bitmap or does not: one that cannot be of changes since the parent, or that contradicts what is allocated, is
-    /// left aside and everything is read. One that lies is told as a warning: whoever made it lie may do so again.
+    /// Decides whether a bitmap is used. If it cannot be a bitmap of the changes since the parent, or if it contradicts
+    /// the allocation, it is not used and everything is read. A contradiction also gives a warning, because its cause
+    /// may make bitmaps wrong again. Both are errors with [`TrackingWish::Bitmap`].
     async fn settle(&self, mut changed: Changed, warnings: &mut Vec<String>) -> Result<Changed> {
         if changed.mode != ChangeTracking::Bitmap {
             return Ok(changed);
@@ -157,7 +159,8 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         Ok((root, tracking))
     }
 
-    /// Why a bitmap cannot be one of changes since the parent, without any blame: a disk may grow.
+    /// Why a bitmap cannot be one of the changes since the parent. This does not mean that the tracking is wrong: for
+    /// example, the disk may have grown.
     fn unfit(&self) -> Option<String> {
         let Some(before) = self.before else { return Some("the bitmap has no parent".into()) };
         if is_reinterpreted(before, self.description) {
@@ -168,8 +171,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         (!same).then(|| format!("the disk had {} bytes in the parent", before.size))
     }
 
-    /// Where allocation says zero, the bitmap says clean and the parent has a chunk, the tracking has lied (T3): a
-    /// discarded or cut-off range was not reported. Gives the reason, or none when all is well.
+    /// Looks for blocks that are zero by allocation and clean in the bitmap, but have a chunk in the parent. There the
+    /// tracking is wrong (T3), because a discarded or cut-off range was not reported. Gives the reason, or none when
+    /// all is well.
     async fn lie(&self, changed: &Changed) -> Result<Option<String>> {
         let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
         let Some(before) = self.before else { return Ok(None) };
@@ -227,7 +231,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         self.read_and_cut(extent, pacer).await
     }
 
-    /// Brings what changed into the repository.
+    /// Brings the changed blocks of a piece into the repository.
     async fn keep(&self, mut cut: Cut, pacer: &RateLimiter, flow: &Flow) -> Result<()> {
         let (extent, bytes_read) = (cut.extent, cut.bytes_read);
         let ids: Vec<ChunkId> = cut.changed.iter().map(|(id, _)| *id).collect();
@@ -290,25 +294,27 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
     }
 }
 
-/// What the pieces of a disk are at. A repository far away answers late: pieces that only wait for its answer make room
-/// for others.
+/// Counts the pieces of a disk by their state. A repository far away answers late, so pieces that only wait for its
+/// answer make room for others.
 struct Flow {
     /// Pieces that are read, cut, compressed or put.
     active: AtomicUsize,
     /// Pieces that wait for an answer, with their bytes.
     waiting: AtomicUsize,
-    /// Pieces that wait for an answer without: they are read again when it is not what the ones before let hope.
+    /// Pieces that wait for an answer without their bytes. After many answers "have", "have" is expected for these
+    /// pieces too; a piece for which the answer is "missing" is read again.
     light: AtomicUsize,
-    /// Chunks that were there since the last one that was not.
+    /// Number of chunks that the repository had, since the last one that it did not have.
     there: AtomicUsize,
     /// Pages that are being stored.
     pages: AtomicUsize,
-    /// For those that are read again: they would all be at once.
+    /// Limits the pieces that are read again at once; without it all of them could be.
     again: Semaphore,
 }
 
 impl Flow {
-    /// Nothing was missing yet: until the first answer comes, pieces are begun as if nothing were.
+    /// At the start nothing has been missing yet. Until the first answer comes, pieces are begun as if no chunk were
+    /// missing.
     fn new() -> Self {
         let none = || AtomicUsize::new(0);
         Self {
@@ -321,7 +327,7 @@ impl Flow {
         }
     }
 
-    /// Gives the answer; until then a piece counts among `those`.
+    /// Waits for the answer. Meanwhile the piece is counted in `those` and not in `active`.
     async fn ask(
         &self,
         those: &AtomicUsize,
@@ -340,8 +346,9 @@ impl Flow {
         Ok(present)
     }
 
-    /// Whether answers are late, and all were "have" for long: then bytes that wait would hold others up in vain. Before the
-    /// first one it is guessed, but not while there is room: what is wrong is read again.
+    /// Whether answers are late and have all been "have" for a long time. Pieces then wait without their bytes, which
+    /// would only hold up other pieces. Before the first answer this is a guess, and it is made only when little room
+    /// is left; if it is wrong, the pieces are read again.
     fn is_slow_and_knows_all(&self) -> bool {
         let (waiting, light) = (self.waiting.load(Relaxed), self.light.load(Relaxed));
         match self.there.load(Relaxed).cmp(&LIGHT_AFTER) {
@@ -351,7 +358,7 @@ impl Flow {
         }
     }
 
-    /// Whether one more may be begun beside so many.
+    /// Whether one more piece may be begun while `begun` others are on their way.
     fn has_room(&self, begun: usize) -> bool {
         self.active.load(Relaxed) < PIECES_MAX
             && self.waiting.load(Relaxed) < WAITING_MAX
@@ -360,12 +367,12 @@ impl Flow {
     }
 }
 
-/// Pieces on their way. They are cut in order, because the map is made in order; what they and the pages need of the
-/// repository, which may be far away, is done as it comes.
+/// Pieces on their way. They are cut in order, because the map is made in order. Requests to the repository, which may
+/// be far away, are made for pieces and pages in any order.
 struct Work<'a, P: Iterator, F: Future, G> {
     pieces: Peekable<P>,
     cutting: FuturesOrdered<F>,
-    /// The first of them, that are done.
+    /// Results of the first pieces of `cutting`, which are done.
     cut: VecDeque<F::Output>,
     storing: FuturesUnordered<G>,
     flow: &'a Flow,
@@ -405,8 +412,8 @@ where
         .await
     }
 
-    /// Waits for `place` while everything else goes on. A piece that nobody polls may stand first in a queue of the
-    /// repository in which `place` waits behind it, for ever; this is why no `buffered()` stream is used here.
+    /// Waits for `place` while everything else goes on. A piece that nobody polls may be the first in a queue of the
+    /// repository, and `place` would wait behind it for ever. This is why no `buffered()` stream is used here.
     async fn go_on_during<T>(&mut self, place: impl Future<Output = Result<T>>) -> Result<T> {
         let mut place = std::pin::pin!(place);
         poll_fn(|context| {
@@ -440,7 +447,7 @@ where
 struct Cut {
     extent: Extent,
     refs: Vec<(u64, PageRef)>,
-    /// Blocks that are not what the parent has there.
+    /// Blocks that differ from the parent, and blocks whose chunk there is suspect.
     changed: Vec<(ChunkId, Bytes)>,
     bytes_read: u64,
     /// Bytes of those that changed, or became zero.
@@ -491,16 +498,17 @@ const PIECE_BYTES: u64 = 1 << 20;
 
 /// Pieces at work at once: read, cut, compressed or put; and as many that are read again.
 const PIECES_MAX: usize = 16;
-/// Pieces that wait for an answer with their bytes, beside those: what 1 Gbit/s of blobs at 150 ms takes. The sum, times
-/// [`PIECE_BYTES`], bounds the plain bytes held.
+/// Pieces that wait for an answer with their bytes, in addition to [`PIECES_MAX`]: as many as 1 Gbit/s of blobs needs
+/// at 150 ms. The sum of both, times [`PIECE_BYTES`], bounds the plain bytes held.
 const WAITING_MAX: usize = 48;
 /// Pages of the map on their way, of 34 KiB at most.
 const PAGES_MAX: usize = 128;
 /// Leaves of the parent's map on their way: a repository far away answers late.
 const LEAVES_AHEAD: usize = 64;
-/// Pieces begun, those that wait without their bytes too; a piece that waits holds 2 KiB. So many may have to be read again.
+/// Pieces begun, including those that wait without their bytes; each of these holds 2 KiB. So many may have to be read
+/// again.
 const BEGUN_MAX: usize = 4096;
-/// The same while nothing tells yet whether they will.
+/// The same limit, as long as it is not known whether pieces will have to be read again.
 const GUESSED_MAX: usize = 1024;
 /// Chunks in a row that must have been there before the next ones wait without their bytes.
 const LIGHT_AFTER: usize = 1024;

@@ -1,11 +1,11 @@
-//! A machine is backed up: its disks are opened as one snapshot session against what the repository has of it.
+//! Backs up a machine: its disks are opened as one snapshot session, with what the repository knows of its past.
 
 use super::past::PastOf;
 use super::{BackupOptions, BackupReport, backup};
 use crate::{MachineSource, Pool, Progress, Repository, Result, Stop, Stoppable, Wanted, World};
 
-/// Opens the disks of `machine` and backs them up into `repository`, as [`backup()`] does. Hooks and quiescing are the
-/// machine's. Once `stop` says so the job ends in order: nothing is dropped half way.
+/// Opens the disks of `machine` and backs them up into `repository`, as [`backup()`] does. The machine does the hooks
+/// and the quiescing. Once `stop` is asked, the job ends in order, and nothing is dropped half way.
 ///
 /// # Errors
 /// Those of the machine; those of [`backup()`]; `Cancelled`.

@@ -8,12 +8,13 @@ use crate::{BackupOptions, CheckpointId, DiskRecord, Name, Past, PointFilter, Re
 pub struct PastOf<'a, R> {
     /// Repository that has the machine's points.
     pub repository: &'a R,
-    /// What the backup is to be.
+    /// Options of the backup; they name the machine.
     pub options: &'a BackupOptions,
 }
 
 impl<R: Repository> Past for PastOf<'_, R> {
-    /// Asked only after a broken run, so that reading every manifest, the newest first, does not matter.
+    /// Reads every manifest, the newest first. The cost does not matter, because this is asked only after a run that
+    /// was interrupted.
     async fn is_committed(&self, checkpoint: CheckpointId) -> Result<bool> {
         let points = self.repository.list(&PointFilter::default()).await?;
         let (here, owner) = (self.repository.config().id, self.repository.owner());

@@ -60,7 +60,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
     }
 
-    /// Puts those of `lost` that are of this disk, and lets go of them.
+    /// Puts those of `lost` that belong to this disk, and removes them from `lost`.
     async fn find_again(&self, index: usize, disk: &DiskRecord, lost: &mut BTreeSet<ChunkId>) -> Result<()> {
         let reader = MapReader::new(self.session, self.keys);
         let (none, mut visited) = (crate::MapRoot { level: disk.root.level, id: None }, Visited::default());
@@ -79,8 +79,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         Ok(())
     }
 
-    /// Makes the map of a disk again, a page of which is lost: what that referred to only the source can tell, all of which
-    /// is read. What is there already is not sent.
+    /// Makes the map of a disk again after a page of it was lost. Only the source can tell what the page referred to,
+    /// so the whole disk is read. Chunks that are there already are not sent.
     async fn map_again(&self, index: usize, disk: &DiskRecord) -> Result<()> {
         let reader = MapReader::new(self.session, self.keys);
         let description = &self.source.disks()[index];

@@ -147,7 +147,7 @@ pub struct SweepSummary {
 }
 
 impl BackupSummary {
-    /// Of a backup that took so long.
+    /// The summary of a backup that took so long.
     pub fn of(report: &BackupReport, duration: Duration) -> Self {
         Self {
             point: report.point.id.to_string(),
@@ -183,7 +183,7 @@ impl From<&DiskReport> for DiskSummary {
 }
 
 impl CopySummary {
-    /// Of copies that took so long altogether.
+    /// The summary of copies that took so long altogether.
     pub fn of(tally: &CopyTally, duration: Duration) -> Self {
         Self {
             points: tally.copied.points,
@@ -197,7 +197,7 @@ impl CopySummary {
 }
 
 impl RestoreSummary {
-    /// Of a restore of `disk` to `target` that took so long.
+    /// The summary of a restore of `disk` to `target` that took so long.
     pub fn of(
         (manifest, disk): (&Manifest, &DiskRecord),
         target: String,
@@ -219,7 +219,7 @@ impl RestoreSummary {
 }
 
 impl AttachmentSummary {
-    /// Of an attachment that was written to `target`.
+    /// The summary of the restore of an attachment to `target`.
     pub fn of(manifest: &Manifest, attachment: &Attachment, target: String) -> Self {
         Self {
             point: manifest.point.to_string(),
@@ -232,7 +232,7 @@ impl AttachmentSummary {
 }
 
 impl VerifySummary {
-    /// Of a verification, and the repair after it, that took so long.
+    /// The summary of a verification, and of the repair after it, that together took so long.
     pub fn of(report: &VerifyReport, repaired: &RepairReport, duration: Duration) -> Self {
         Self {
             points: report.points,
@@ -260,7 +260,7 @@ impl From<&VerifyError> for FindingSummary {
 }
 
 impl SweepSummary {
-    /// Of a sweep that took so long.
+    /// The summary of a sweep that took so long.
     pub fn of(dry_run: bool, report: &SweepReport, duration: Duration) -> Self {
         Self {
             dry_run,

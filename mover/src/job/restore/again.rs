@@ -1,4 +1,5 @@
-//! A blob whose checksum is right and whose content is not is asked for again: another place or copy may have it.
+//! Asks again for a blob whose checksum is right but whose content is wrong, because another place or copy may have the
+//! right one.
 
 use super::{Arrived, Job};
 use crate::{ChunkError, ReadSession, Target, with_decoder};
@@ -6,8 +7,8 @@ use chunker::ChunkId;
 use std::collections::HashMap;
 
 impl<R: ReadSession, T: Target> Job<'_, R, T> {
-    /// The batch with every blob that is not what its id says replaced, or the reason why it cannot be had. What came as
-    /// an error stays one: all that could be asked were asked.
+    /// The batch, in which each blob with the wrong content is replaced by the right one, or by the reason why there is
+    /// none. A chunk that came as an error stays one, because every copy that could be asked was asked already.
     pub(super) async fn replace_wrong(&self, arrived: Vec<Arrived>) -> Vec<Arrived> {
         let keys = self.keys.clone();
         let sort = move || {

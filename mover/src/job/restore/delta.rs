@@ -1,4 +1,5 @@
-//! A target that holds an older state is brought to a point's: what it holds already is neither fetched nor written.
+//! Brings a target that holds an older state to the state of a point. Blocks that the target holds already are neither
+//! fetched nor written.
 
 use super::{Job, Places, RestoreReport, restore_onto};
 use crate::{DiskRecord, Error, Pool, Progress, ReadSession, Result, Target};
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// read and compared by its fingerprint, and only those that differ are fetched, verified and written. What lies behind
 /// the disk's end is left alone.
 ///
-/// This is no atomic step: when it fails after the first write the target holds parts of both states, which the error
-/// says. The same call finishes it.
+/// This is not an atomic step. If it fails after the first write, the target holds parts of both states, and the error
+/// says so. The same call again finishes the update.
 ///
 /// # Errors
 /// As [`restore`](super::restore()).
@@ -31,7 +32,7 @@ pub async fn restore_delta<R: ReadSession, T: Target>(
     made.map_err(|error| if touched.load(Relaxed) { unfinished(&error) } else { error })
 }
 
-/// `error`, after which the target is neither what it was nor what it should be.
+/// `error`, with the note that the target is only partly updated.
 fn unfinished(error: &Error) -> Error {
     let again = "run the same command again to finish the update; until then the target holds parts of both states";
     let hint = error.remedy().map_or_else(|| again.into(), |hint| format!("{hint}; then {again}"));
@@ -55,7 +56,7 @@ impl Held {
 type Wanted = (Extent, Option<ChunkId>);
 
 impl<R: ReadSession, T: Target> Job<'_, R, T> {
-    /// Of what a window needs, that which the target does not hold already.
+    /// Those chunks and zeros of a window that the target does not hold already.
     pub(super) async fn differing(
         &self,
         held: &Held,

@@ -8,11 +8,11 @@ use std::future::Future;
 
 /// Takes bytes in order.
 pub trait Sink: Send {
-    /// Takes the next ones, in pieces that follow each other.
+    /// Takes the next bytes, in pieces that follow each other.
     fn write(&mut self, parts: Vec<Bytes>) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Writes a disk to `sink` from its first byte to its last; zeros are written as what they are. The view fetches ahead
+/// Writes a disk to `sink` from its first byte to its last; zeros are written as zero bytes. The view fetches ahead
 /// while the sink takes what is there.
 ///
 /// # Errors
@@ -35,5 +35,5 @@ pub async fn restore_stream<R: ReadSession + 'static, S: Sink>(
     Ok(RestoreReport { bytes_restored: size, bytes_written: size })
 }
 
-/// Read from the view at once.
+/// Bytes that are read from the view at once.
 const PIECE_BYTES: u64 = 4 << 20;

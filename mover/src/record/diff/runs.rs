@@ -21,14 +21,15 @@ pub struct ChangedRun {
 /// What changed blocks are now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunKind {
-    /// Chunks, or what could not be read.
+    /// Blocks with chunks, or blocks that could not be read.
     Data,
     /// Blocks that read as zeros.
     Zero,
 }
 
-/// The blocks in which two maps differ, ascending. Two pages are compared once, in however many places they stand beside each
-/// other (R23): cost follows what is stored and what is told, not the size of the disk.
+/// The blocks in which two maps differ, ascending. Two pages are compared only once, however many places there are
+/// where one map has the first page and the other map the second (R23). So the cost follows the number of stored pages
+/// and of runs, not the size of the disk.
 ///
 /// # Errors
 /// When a page cannot be read; `Usage` with more than `RUNS_MAX` runs, or `PAIRS_MAX` pages that differ.
@@ -44,7 +45,8 @@ pub async fn changed_runs<R: ReadSession>(
 
 struct Comparing<'a, R> {
     reader: &'a MapReader<'a, R>,
-    /// What was found below pages that stand in the same place, as if they were the first of their level.
+    /// The runs below each pair of pages that was compared, with block numbers as if the pages were the first of their
+    /// level.
     known: HashMap<Pair, Arc<[ChangedRun]>>,
 }
 
@@ -110,9 +112,9 @@ fn too_much(what: String) -> Error {
     Error::usage(what).hint("compare points that are closer together")
 }
 
-/// Runs told of one disk: 96 MiB.
+/// Most runs for one disk; they take 96 MiB.
 const RUNS_MAX: usize = 1 << 22;
-/// Pages compared with each other, of which is remembered what they differ in: 128 TiB of disk where all changed.
+/// Most pairs of pages whose differences are remembered: enough for 128 TiB of disk in which everything changed.
 const PAIRS_MAX: usize = 1 << 21;
 
 #[cfg(test)]

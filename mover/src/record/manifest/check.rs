@@ -1,4 +1,4 @@
-//! What makes sense in a manifest, besides its layout.
+//! Checks that a manifest makes sense, in addition to its layout.
 
 use super::Manifest;
 use crate::{Error, MapRoot, PAGE_ENTRIES, RecordError, Result, check_text};
@@ -6,7 +6,8 @@ use chunker::PLAIN_BYTES_MAX;
 use std::collections::BTreeSet;
 
 impl Manifest {
-    /// As [`Self::encode`], for a manifest that was made elsewhere: what does not read back as it is gets refused.
+    /// As [`Self::encode`], for a manifest that was made elsewhere. Refuses a manifest that does not read back
+    /// unchanged.
     ///
     /// # Errors
     /// `Usage`; `Version` for an extension that must be understood and is not.
@@ -21,7 +22,7 @@ impl Manifest {
         }
     }
 
-    /// Every text in it but names, with what it is.
+    /// Every text in the manifest except names, each with words that say what it is.
     fn texts(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let tags = self.tags.iter().map(|tag| ("a tag", tag.as_str()));
         let labels = self.labels.iter().flat_map(|(key, value)| [("a label's key", key), ("a label's value", value)]);
@@ -40,7 +41,8 @@ impl Manifest {
         tags.chain(others).chain([("the producer", self.producer.as_str())])
     }
 
-    /// Disks have a name and an id of their own, attachments a kind and name: each can be asked for.
+    /// Checks that no two disks have the same name or id, and no two attachments the same kind and name, so that each
+    /// can be asked for.
     pub(super) fn check_distinct(&self) -> Result<(), RecordError> {
         let names: BTreeSet<_> = self.disks.iter().map(|disk| &disk.name).collect();
         let ids: BTreeSet<_> = self.disks.iter().map(|disk| disk.id).collect();

@@ -1,4 +1,4 @@
-//! Finding the leaves that are there: subtrees of zeros are passed without a look, however large the disk is.
+//! Finds the leaves that have data. Subtrees of zeros are passed without reading, however large the disk is.
 
 use super::{MapReader, MapRoot, level_above};
 use crate::{Error, PAGE_ENTRIES, Page, PageRef, ReadSession, Result, Spot};
@@ -56,7 +56,7 @@ impl<R: ReadSession> MapReader<'_, R> {
         Ok(None)
     }
 
-    /// What of `extents` lies under leaves that are not all zero.
+    /// The parts of `extents` that lie under leaves that are not all zero.
     ///
     /// # Errors
     /// As [`Self::page`].

@@ -1,4 +1,4 @@
-//! What tests do to a repository in memory behind its back.
+//! Methods for tests: they look into a repository in memory, damage it, and make its operations fail.
 
 use super::{Fault, Mem};
 use bytes::Bytes;
@@ -41,7 +41,8 @@ impl Mem {
         state.losses += 1;
     }
 
-    /// Turns over a bit of a chunk's payload (of its checksum when there is none); nobody knows before it is read.
+    /// Turns over a bit of a chunk's payload (of its checksum when there is none); nothing notices this before the
+    /// chunk is read.
     ///
     /// # Panics
     /// When it is not there.

@@ -20,13 +20,13 @@ pub(super) struct State {
     pub suspects: BTreeSet<ChunkId>,
     /// Doomed chunks, each with the sessions that must end before it may be dropped.
     pub doomed: HashMap<ChunkId, BTreeSet<SessionId>>,
-    /// In the order of their commits.
+    /// All points that are not final, in the order of their commits.
     pub points: Vec<RecoveryPoint>,
     pub sessions: BTreeMap<SessionId, Lease>,
     pub log: LogHead,
     /// Ends of other repositories' logs as copies saw them.
     pub peers: BTreeMap<RepositoryId, LogHead>,
-    /// Whose a machine's points are since it was handed over.
+    /// The new owner of each machine that was moved; none for the site.
     pub moved: BTreeMap<(MachineId, RepositoryId), Option<Name>>,
     /// The newest point that was made final, of each machine and origin.
     pub given_up: BTreeMap<(MachineId, RepositoryId), Timestamp>,
@@ -90,7 +90,8 @@ impl State {
         Ok(suspects)
     }
 
-    /// Every place of a suspect in the disks of a point, until there are enough. Below what has none nobody looks twice.
+    /// Adds every place of a suspect in the disks of a point, until there are enough. Subtrees without a suspect are
+    /// searched only once.
     fn suspect_places(&self, manifest: &Manifest, keys: &DomainKeys, places: &mut Vec<Suspect>) {
         let mut clean = HashSet::new();
         for disk in &manifest.disks {
@@ -193,7 +194,7 @@ impl State {
         report
     }
 
-    /// What stands in the maps of a point and cannot be restored.
+    /// References in the maps of a point that a restore would refuse.
     fn misfits(&self, point: PointId, manifest: &Manifest, keys: &DomainKeys) -> Vec<VerifyError> {
         let (mut errors, mut visited) = (Vec::new(), HashSet::new());
         let disks = manifest.disks.iter().map(|it| (&it.name, it.root, Spot::of_disk(it.size, it.root.level)));
@@ -224,7 +225,7 @@ impl State {
         errors
     }
 
-    /// What a chunk is that may be relied on.
+    /// Kind and length of a chunk, if it is there and neither suspect nor doomed.
     pub fn shape(&self, id: &ChunkId) -> Option<Shape> {
         let held = self.chunks.get(id).filter(|_| !self.suspects.contains(id) && !self.doomed.contains_key(id))?;
         Some(Shape::of(held.blob.header()))
@@ -273,7 +274,7 @@ impl State {
         self.open.insert(id, blob);
     }
 
-    /// Makes the open pack durable, or fails everyone who relies on it.
+    /// Makes the open pack durable, or makes all sessions that rely on it fail.
     pub fn seal(&mut self, failure: Option<&Error>) {
         let open = std::mem::take(&mut self.open);
         if failure.is_none() && !open.is_empty() {
@@ -299,7 +300,7 @@ impl State {
         drafts.iter().filter_map(of).collect()
     }
 
-    /// Those of `drafts` that are there and were forgotten are wanted again.
+    /// Brings back the points of `drafts` that are there and were forgotten.
     pub fn bring_back(&mut self, drafts: &[PointDraft]) {
         let wanted = |point: &&mut RecoveryPoint| drafts.iter().any(|draft| draft.manifest.point == point.id);
         self.points.iter_mut().filter(wanted).for_each(|point| point.forgotten = false);
@@ -379,7 +380,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives points to who owns their machines now.
+    /// Sets the owner of the points of all machines that were moved.
     fn own(&mut self) {
         for point in &mut self.points {
             if let Some(owner) = self.moved.get(&(point.machine, point.origin.0)) {

@@ -24,8 +24,9 @@ impl State {
         Ok(())
     }
 
-    /// Dooms what cannot be reached and was added before the oldest open session began (R6), and drops what is doomed,
-    /// still cannot be reached, and was not doomed before a session that is open.
+    /// Dooms the chunks that cannot be reached and were added before the oldest open session began (R6). Drops the
+    /// chunks that are doomed and still cannot be reached, once all sessions that were open when they were doomed have
+    /// ended.
     pub fn sweep(&mut self, keys: &DomainKeys, options: SweepOptions) -> Result<SweepReport> {
         let open: BTreeSet<SessionId> = self.sessions.iter().filter(|(_, it)| !it.ended).map(|(id, _)| *id).collect();
         let pinned: HashSet<PointId> = open.iter().flat_map(|id| self.sessions[id].pins.clone()).collect();

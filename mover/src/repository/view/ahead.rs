@@ -1,4 +1,4 @@
-//! Who reads in order, and how far ahead to fetch for them. No I/O, no clock.
+//! Finds the readers that read in order, and decides how far ahead to fetch for them. No I/O, no clock.
 
 use chunker::Extent;
 
@@ -11,13 +11,13 @@ pub struct Streams {
     reads: u64,
 }
 
-/// Somebody who may be reading in order.
+/// A reader that may be reading in order.
 struct Reader {
     /// Where the next read is expected.
     next: u64,
     /// What lies before this is fetched, or on its way.
     fetched: u64,
-    /// How far ahead of `next` is fetched: more, the longer it goes on.
+    /// How far ahead of `next` is fetched. It grows the longer the reader reads in order.
     window: u64,
     /// The read that was its last.
     last: u64,
@@ -76,7 +76,7 @@ pub const PIECE_BYTES: u64 = 4 << 20;
 /// So far from where a read is expected it still belongs to the same reader.
 const NEAR_BYTES: u64 = 1 << 20;
 const READERS_MAX: usize = 8;
-/// Who has not read for so many reads of others has gone.
+/// A reader that did not read during so many reads of all readers counts as gone.
 const IDLE_READS: u64 = 1024;
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub struct Cache {
     bytes_max: usize,
     bytes: usize,
     slots: HashMap<ChunkId, Slot>,
-    /// By when it was used last.
+    /// Chunks in the order in which they were used last.
     order: BTreeMap<u64, ChunkId>,
     now: u64,
     claims: u64,
@@ -38,14 +38,14 @@ pub struct Claims {
     pub claimed: Option<(Vec<ChunkId>, Claim)>,
 }
 
-/// The duty to fetch. Dropping it lets those who wait find nothing.
+/// The duty to fetch some chunks. If it is dropped before they arrive, readers that wait for them get an error.
 pub struct Claim {
     ids: Vec<ChunkId>,
     tell: watch::Sender<Option<Arc<Fetched>>>,
     number: u64,
 }
 
-/// Waits for what somebody fetches.
+/// Waits for chunks that a request fetches.
 #[derive(Clone)]
 pub struct Wait {
     told: watch::Receiver<Option<Arc<Fetched>>>,
@@ -72,7 +72,7 @@ impl Cache {
         Self { bytes_max, bytes: 0, slots: HashMap::new(), order: BTreeMap::new(), now: 0, claims: 0 }
     }
 
-    /// Finds `ids`, and claims those that nobody has or fetches.
+    /// Looks up `ids`, and claims those that are neither here nor on their way.
     pub fn claim(&mut self, ids: Vec<ChunkId>) -> Claims {
         let (mut there, mut waits) = (Fetched::new(), BTreeMap::<u64, Wait>::new());
         let (tell, told) = watch::channel(None);
@@ -110,7 +110,8 @@ impl Cache {
         Claims { there, waits, claimed: Some((missing, claim)) }
     }
 
-    /// Takes what was fetched, and tells those who wait. What cannot be had is not remembered: a copy may come back.
+    /// Takes the chunks that were fetched, and gives them to the readers that wait. Errors are not kept, because a copy
+    /// may come back.
     pub fn arrived(&mut self, claim: Claim, fetched: Fetched) {
         for id in &claim.ids {
             if matches!(self.slots.get(id), Some(Slot::Claimed(wait)) if wait.number == claim.number) {
