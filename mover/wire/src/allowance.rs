@@ -192,7 +192,7 @@ const DECODING_BYTES: usize = 32 << 20;
 /// One holder alone gets 32 MiB: 1 Gbit/s at 150 ms takes 19 MB.
 const RECEIVING_BYTES: usize = 64 << 20;
 const SENDING_BYTES: usize = 64 << 20;
-/// Bytes that a client may have on their way however near it is.
+/// Bytes that a client may have on its way, however near it is.
 const NEAR_BYTES: usize = 2 << 20;
 /// Bytes in a microsecond on the fastest link that a window must fill: 2 Gbit/s.
 const LINK_BYTES_A_US: usize = 250;

@@ -138,7 +138,7 @@ async fn following(replies: &mut Replies) -> Result<Option<Frame<Reply>>> {
     }
 }
 
-/// A node over which a request for a job lived this long can be reached. A job may take days, and many connections.
+/// After a connection that lasted this long, earlier failures do not count. A job may take days, and many connections.
 const AT_WORK: Duration = Duration::from_secs(10);
 /// Between two requests for the same thing.
 const PAUSE: Duration = Duration::from_millis(100);
