@@ -26,7 +26,7 @@ pub enum SourceAddress {
         path: PathBuf,
         /// The persistent bitmap to use instead of the one Windlass would choose.
         bitmap: Option<String>,
-        /// Its format, where neither the file's name nor the parent point is to tell it.
+        /// Format of the image, if the address names it. Then the file's name and the parent point do not decide.
         format: Option<ImageFormat>,
     },
     /// An NBD export.
@@ -135,7 +135,7 @@ impl TryFrom<String> for SourceAddress {
 impl FromStr for TargetAddress {
     type Err = Error;
 
-    /// What exists at a path is looked at: a block device is told by what it is, a file's format by its name.
+    /// Looks at what exists at a path. A block device is recognised by its file type, the format of a file by its name.
     fn from_str(text: &str) -> Result<Self> {
         if NbdUri::is_meant_by(text) {
             let uri: NbdUri = text.parse()?;

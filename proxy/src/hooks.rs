@@ -1,7 +1,7 @@
 //! The administrator's commands around the opening of a machine's disks.
 //!
-//! They are run by a process of their own, the keeper (`hooks/keeper.rs`): whatever becomes of this one, killed or stopped,
-//! the command after is run, and once.
+//! A process of its own runs them, the keeper (`hooks/keeper.rs`). So the command after is run once in every case, even
+//! when this process is killed or stopped.
 
 mod keeper;
 
@@ -23,20 +23,20 @@ pub struct Hooks {
     pub before: Option<String>,
     /// Run after, in every case.
     pub after: Option<String>,
-    /// For each command, and for the disks to be opened in between.
+    /// Longest time for each command, and for opening the disks in between.
     pub limit: Duration,
 }
 
 /// What came of the commands when the disks were opened.
 #[derive(Debug, Default)]
 pub(crate) struct Frozen {
-    /// From the begin of the command before to the end of the one after; nothing without a command before.
+    /// Time from the start of the command before to the end of the command after; zero without a command before.
     pub duration: Duration,
     pub warning: Option<String>,
 }
 
 impl Hooks {
-    /// For each command, where nothing else is said.
+    /// The limit for each command, if the administrator sets no other.
     pub const LIMIT: Duration = Duration::from_secs(300);
 
     /// Runs the command before, `open`, and in every case the command after.
@@ -90,7 +90,7 @@ impl Hooks {
 /// What is known of the end.
 struct Thawed {
     failed: Option<String>,
-    /// It came by its deadline, not because we asked.
+    /// True when the command after was run because of its deadline, not because we asked for it.
     late: bool,
 }
 

@@ -29,7 +29,7 @@ pub enum Locked {
 }
 
 /// Takes QEMU's lock on `file`, which must be open for reading. It lasts as long as the open file does. A loop device
-/// takes no lock, so whoever wants to write is told of one.
+/// takes no lock. So for [`Purpose::Write`], a loop device that shows `file` counts as a conflict.
 ///
 /// # Errors
 /// Those of `fcntl`.

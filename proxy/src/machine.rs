@@ -8,13 +8,13 @@ use std::path::PathBuf;
 /// What is known of a machine where its disks are.
 #[derive(Debug, Clone)]
 pub struct OfflineMachine {
-    /// Its name, as commands are told it.
+    /// Name of the machine, which the commands get too.
     pub name: Name,
     /// Its disks.
     pub disks: Vec<NamedSource>,
     /// Commands around the opening of the disks.
     pub hooks: Option<Hooks>,
-    /// Where files may lie that an image names as backing or data file, beside its own folder (T10).
+    /// Folders, in addition to the image's own, in which its backing and data files may lie (T10).
     pub image_roots: Vec<PathBuf>,
     /// Asked while the commands run.
     pub stop: Stop,

@@ -1,7 +1,7 @@
-//! QEMU's own tools as supervised processes: they alone understand and write qcow2. What `qemu-img map` finds in an
-//! image's file as it is may be read from there, under `qemu-nbd`'s lock.
+//! QEMU's own tools as supervised processes. Only they understand and write qcow2. `qemu-img map` finds the clusters
+//! that lie in an image's file as they are. These may be read directly from the file, under `qemu-nbd`'s lock.
 //!
-//! What they open is told to them by name (`graph`): what headers name is read first (`header`), by us.
+//! We name every file that the tools open (`graph`). For this we read first which files the headers name (`header`).
 //!
 //! Which process may be ended when: `qemu-img info`, `map` and `create` at any time; `qemu-nbd` at any time when it only
 //! reads. These have a limit of time each, and end when we die. `qemu-img bitmap` never, because an image whose bitmaps

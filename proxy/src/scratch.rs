@@ -4,8 +4,8 @@ use mover::scratch_places;
 use std::io;
 use tempfile::TempDir;
 
-/// Makes one, which goes with the value, where a socket in it has a name that is short enough: a service may be able to write
-/// in few places.
+/// Makes a folder, which is removed with the value. Takes only places in which the path of a socket is short enough.
+/// Tries several of them, because a service may be able to write in few places.
 ///
 /// # Errors
 /// Of the last place tried.

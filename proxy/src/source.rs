@@ -32,14 +32,14 @@ use std::path::PathBuf;
 pub struct SourceOptions {
     /// What the backup wants.
     pub wanted: Wanted,
-    /// Where files may lie that an image names as backing or data file, beside its own folder (T10).
+    /// Folders, in addition to the image's own, in which its backing and data files may lie (T10).
     pub image_roots: Vec<PathBuf>,
     /// Clock and randomness.
     pub world: World,
 }
 
-/// Disks that are open for reading, all of one moment: from [`SnapshotSession::open`] on each is locked against
-/// writers as well as its kind allows.
+/// Disks that are open for reading, all in their state of one moment. From [`SnapshotSession::open`] on, each disk is
+/// locked against writers as well as its kind allows.
 #[derive(Debug)]
 pub struct SnapshotSession {
     disks: Vec<OpenDisk>,

@@ -1,16 +1,19 @@
-//! Who may ask what, looked at before every request. The table is in `message`, beside the type codes.
+//! Which requests each role may make. This is checked before every request. The table is in `message`, in the same rows
+//! as the type codes.
 
 use super::message::{Message, Request};
 use mover::{Error, ErrorKind, Holder, RecoveryPoint, Result, Role};
 
-/// Whether a role may make a request: its row in the table of requests says so. Where a point comes from, and how the log
-/// there ended, is believed of administrators alone.
+/// Whether a role may make a request, as the request's row in the table says. In addition, only an administrator may
+/// commit a point that has an origin, because the node trusts nobody else about where a point comes from and how the
+/// log there ended.
 pub fn allows(role: Role, request: &Request) -> bool {
     let brings = matches!(request, Request::Commit(commit) if commit.drafts.iter().any(|draft| draft.origin.is_some()));
     request.rules().who.has(role) && (!brings || role == Role::Admin)
 }
 
-/// Whether a point is any business of `holder`: of others' points a proxy is told nothing, as if they were not there.
+/// Whether `holder` may see a point. A proxy sees only the points of its own owner. All other points are hidden from
+/// it, as if they were not there.
 pub fn sees(holder: &Holder, point: &RecoveryPoint) -> bool {
     match holder.role {
         Role::Node | Role::Admin => true,

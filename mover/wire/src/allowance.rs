@@ -1,7 +1,7 @@
-//! How much of a node anybody gets: the node's budgets, and what one connection has of them.
+//! How much of a node each peer gets: the node's budgets, and the share that one connection has of them.
 //!
-//! Memory that peers can have a node hold is counted in them, whoever asks and over however many connections; `PROTOCOL.md`
-//! adds them up.
+//! The budgets count all memory that peers can make a node hold, for all peers and all their connections together.
+//! `PROTOCOL.md` adds the budgets up.
 
 use crate::answer;
 use crate::budgets::{Budget, Share};
@@ -29,27 +29,28 @@ pub struct Paces {
 pub struct NodeBudgets {
     /// Number of established connections.
     pub connections: Arc<Budget>,
-    /// Of those, who shows no certificate.
+    /// Places for connections of clients without a certificate.
     pub strangers: Semaphore,
     /// Handshakes that are not done.
     pub handshakes: Handshakes,
     /// Number of requests under way.
     pub requests: Arc<Budget>,
-    /// Bytes beside requests, from the moment they are asked for until the repository has them.
+    /// Bulk bytes of requests, from the moment at which room is taken for them until the repository has them.
     pub room: Arc<Budget>,
-    /// Bytes that requests take while they are done, which is soon.
+    /// Memory in bytes that short requests use while the node does them.
     pub work: Arc<Budget>,
     /// Plain bytes that are being decoded, or wait for a processor.
     pub decoding: Arc<Budget>,
-    /// Bytes that long answers take, for as long as they are taken.
+    /// Memory in bytes that long requests use, until the client has taken their answers.
     pub answers: Arc<Budget>,
     /// Bytes that clients may have on their way to us, unread.
     pub receiving: Arc<Budget>,
     /// Bytes that were sent and not acknowledged.
     pub sending: Arc<Budget>,
-    /// Bytes beside requests that come in a second, and of chunks that are sent.
+    /// Limits on the bulk bytes of requests that come in a second, and on the bytes of chunks that are sent in a
+    /// second.
     pub paces: Paces,
-    /// In which a tenth of a message has to come, or a part of an answer to be taken.
+    /// Time within which a tenth of a message must come, or a part of an answer must be taken.
     pub patience: Duration,
 }
 
@@ -75,7 +76,7 @@ impl Default for NodeBudgets {
 /// What one connection has of the budgets: its windows begin small, and grow with the chunks that pass.
 #[derive(Debug)]
 pub struct Allowance {
-    /// Whose it is; nobody's who shows no certificate.
+    /// Holder of the connection; none when the client shows no certificate.
     pub holder: Option<Holder>,
     connection: Connection,
     budgets: Arc<NodeBudgets>,
@@ -103,8 +104,9 @@ impl Allowance {
         share
     }
 
-    /// Room for what stands beside a request; none when there is none for long. Then it is told, and what has come is let
-    /// go: a request that waits has its bytes in the window, where they keep those out for which there is room.
+    /// Room for the bulk of a request; none when there was none for a long time. The client is then told so, and the
+    /// bytes that came are dropped, because the bytes of a request that waits fill the connection's window and keep out
+    /// other requests for which there is room.
     pub async fn room(&self, bytes: usize) -> Option<Share> {
         // Nothing that may be asked without a certificate has anything beside it.
         self.holder.as_ref()?;
@@ -115,7 +117,7 @@ impl Allowance {
         there.then_some(share)
     }
 
-    /// What doing a request takes beside which so many bytes stand.
+    /// The memory that a request with so many bulk bytes uses; none when it was not free for a long time.
     pub async fn work(&self, request: &Request, beside_bytes: usize) -> Option<Share> {
         let budget =
             if request.rules().lasts.is_long(beside_bytes) { &self.budgets.answers } else { &self.budgets.work };
@@ -123,7 +125,8 @@ impl Allowance {
         share.wait(request.rules().work.bytes(request, beside_bytes), self.budgets.patience).await.then_some(share)
     }
 
-    /// A turn to have so many plain bytes decoded: whoever has much decoded waits for himself, not others for him.
+    /// A turn to have so many plain bytes decoded; none when there was none for a long time. A holder that has many
+    /// bytes decoded waits for its own earlier bytes, and does not make others wait.
     pub async fn decoding(&self, plain_bytes: usize) -> Option<Share> {
         let mut share = self.budgets.decoding.share(self.holder.as_ref());
         share.wait(plain_bytes, self.budgets.patience).await.then_some(share)
@@ -134,8 +137,8 @@ impl Allowance {
         &self.connection
     }
 
-    /// A stream for a part of so many bytes of the answer to the request on stream `of`. Parts that were begun first are
-    /// sent first.
+    /// A stream for one part, of so many bytes, of the answer to the request on stream `of`. Parts that were begun
+    /// first are sent first.
     pub async fn part(&self, of: StreamId, number: u32, bytes: usize) -> Result<SendStream, FrameError> {
         let lost = |error: &dyn std::fmt::Display| FrameError::Lost(error.to_string());
         self.budgets.paces.send.wait(bytes as u64).await;
@@ -146,8 +149,9 @@ impl Allowance {
         Ok(stream)
     }
 
-    /// Clients have many messages like this one on their way: the window follows, as far as there is room. Who is near needs
-    /// little of it; what is more would only find the socket's buffer full, and be lost there.
+    /// Lets the receive window grow, as far as there is room, because a client has many messages of this size on their
+    /// way. A client that is near needs only a small window: with a larger one, packets would find the socket's buffer
+    /// full and be lost there.
     fn widen(&self, bytes: usize) {
         let mut share = self.receiving.lock().expect("no holder panics");
         let far =
@@ -160,7 +164,7 @@ impl Allowance {
         }
     }
 
-    /// Chunks are about to be sent: the window follows.
+    /// Lets the send window grow before chunks are sent.
     pub fn widen_sending(&self) {
         let mut share = self.sending.lock().expect("no holder panics");
         if share.amount() < WINDOW_BYTES as usize && share.grow(WINDOW_STEP_BYTES) {
@@ -171,33 +175,34 @@ impl Allowance {
 
 /// Established connections of the node.
 const CONNECTIONS_MAX: usize = 256;
-/// Of one holder: each program takes three.
+/// Established connections of one holder. Each program takes three.
 const HOLDER_CONNECTIONS_MAX: usize = 48;
-/// Of those who show no certificate.
+/// Established connections of clients that show no certificate.
 const STRANGERS_MAX: usize = 8;
-/// Each with a body of 64 KiB at most.
+/// Requests under way, each with a body of 64 KiB at most.
 const REQUESTS_MAX: usize = 512;
-/// Two clients have nearly as much on their way as they may (32 MiB), or one that does not keep to it 40 MiB.
+/// Bulk bytes of requests. Two clients get a third each, which is nearly the 32 MiB that a client may have on its way.
+/// One client that does not keep to this limit gets 40 MiB.
 const ROOM_BYTES: usize = 80 << 20;
 const WORK_BYTES: usize = 24 << 20;
-/// Half of it is enough for the largest commit.
+/// Memory of long requests. Half of it is enough for the largest commit.
 const ANSWERS_BYTES: usize = 52 << 20;
 /// Half of it is enough for the largest put. They are decoded one after another on each processor, into the same memory.
 const DECODING_BYTES: usize = 32 << 20;
 /// One holder alone gets 32 MiB: 1 Gbit/s at 150 ms takes 19 MB.
 const RECEIVING_BYTES: usize = 64 << 20;
 const SENDING_BYTES: usize = 64 << 20;
-/// On their way from somebody near.
+/// Bytes that a client may have on its way, however near it is.
 const NEAR_BYTES: usize = 2 << 20;
-/// In a microsecond, of the fastest link that a window is to fill: 2 Gbit/s.
+/// Bytes in a microsecond on the fastest link that a window must fill: 2 Gbit/s.
 const LINK_BYTES_A_US: usize = 250;
-/// By which a window grows at most.
+/// Most bytes by which a window grows in one step.
 const WINDOW_STEP_BYTES: usize = 4 << 20;
 /// Messages of one size that are on their way together.
 const MESSAGES_ON_THEIR_WAY: usize = 32;
-/// For room: longer than others need for what they have.
+/// How long a request waits for room: longer than other requests need to give theirs back.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
-/// For each tenth of a message.
+/// Time for each tenth of a message.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Answers as a client takes them: on the stream of the request, and chunks on streams of their own, which the node opens,
-//! so that one lost packet holds up a part and not all of them.
+//! How a client takes answers. Messages come on the stream of the request. Chunks come on streams of their own, which
+//! the node opens, so that a lost packet delays one part and not all of them.
 
 use super::frame::{Frame, FrameError, receive_reply};
 use super::message::{Reply, Request};
@@ -15,12 +15,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-/// Who waits for parts on a connection; there are never more parts than streams a node may open.
+/// The requests on a connection that wait for parts of their answers. There are never more parts than streams that a
+/// node may open.
 #[derive(Debug, Clone, Default)]
 pub struct Waiting(Arc<Mutex<HashMap<u64, UnboundedSender<RecvStream>>>>);
 
 impl Waiting {
-    /// Gives each part to the request whose it is, until the connection is gone.
+    /// Gives each part to its request, until the connection is gone.
     pub async fn sort(self, connection: Connection) {
         let mut coming = JoinSet::new();
         loop {
@@ -39,7 +40,8 @@ impl Waiting {
         self.0.lock().expect("no holder panics").clear();
     }
 
-    /// A part of a request that nobody waits for any more is stopped when it is dropped.
+    /// Gives a part to the request that waits for it. If no request waits for it any more, the stream is dropped, which
+    /// stops the part.
     async fn take(&self, mut stream: RecvStream) {
         let mut of = [0; 8];
         let read = tokio::time::timeout(waits::SILENCE, stream.read_exact(&mut of)).await;
@@ -64,7 +66,7 @@ type Came = (Result<Frame<Reply>, FrameError>, RecvStream);
 pub struct Replies {
     /// The next message on the stream of the request; polled along with the parts.
     next: Option<BoxFuture<'static, Came>>,
-    /// Whether that has begun to come.
+    /// Whether the next message has begun to come.
     begun: Arc<AtomicBool>,
     parts: UnboundedReceiver<RecvStream>,
     /// Parts that came, and how many there are.
@@ -73,7 +75,7 @@ pub struct Replies {
     /// Messages that came, and how often in a row the node only said that it is at work.
     messages: u32,
     worked: u32,
-    /// Whether it may say so for ever.
+    /// Whether the node may say for ever that it is at work.
     endless: bool,
     /// When the node had the whole request.
     has_it: Arc<OnceLock<Instant>>,
@@ -92,7 +94,8 @@ impl Drop for Replies {
 }
 
 impl Replies {
-    /// Of a request that is made on `stream`. To be made before it is: parts that nobody waits for are lost.
+    /// The replies to the request that is made on `stream`. Call this before the request is sent, because parts that no
+    /// request waits for are lost.
     pub fn new(
         connection: Connection,
         waiting: &Waiting,
@@ -122,7 +125,7 @@ impl Replies {
         made
     }
 
-    /// To be told when the node had the whole request.
+    /// The cell in which the caller notes the time at which the node had the whole request.
     pub fn has_it(&self) -> Arc<OnceLock<Instant>> {
         self.has_it.clone()
     }
@@ -135,8 +138,8 @@ impl Replies {
     /// The next reply, whatever it says; none after the last.
     ///
     /// # Errors
-    /// [`FrameError::Lost`] for a connection that is gone, or over which nothing comes for too long; [`FrameError::Nonsense`]
-    /// for a node that makes none.
+    /// [`FrameError::Lost`] for a connection that is gone, or over which nothing comes for too long;
+    /// [`FrameError::Nonsense`] when the node sends something that makes no sense.
     pub async fn any(&mut self) -> Result<Option<Frame<Reply>>, FrameError> {
         let mut quiet = Box::pin(sleep(self.silence));
         loop {
@@ -197,8 +200,8 @@ impl Replies {
         }
     }
 
-    /// How much longer it may be silent. What has begun to come has a limit of its own, and what the node has not is not
-    /// answered.
+    /// How much longer the node may be silent. This is the full time while the node does not have the whole request,
+    /// because it cannot answer before, and while a message is coming, because a message has a limit of its own.
     fn left(&self) -> Result<Duration, FrameError> {
         let has_it = self.has_it.get().filter(|_| !self.begun.load(Ordering::Relaxed));
         match has_it.map(|at| self.silence.saturating_sub(at.elapsed())) {
@@ -214,7 +217,7 @@ impl Replies {
         self.next = Some(message(stream, self.silence, self.begun.clone()));
     }
 
-    /// Nobody keeps more of an answer than this, whatever it is.
+    /// Counts a message of the answer, and refuses an answer that has too many messages.
     fn counted(&mut self) -> Result<(), FrameError> {
         self.worked = 0;
         self.messages += 1;
@@ -228,7 +231,8 @@ impl Replies {
         if matches!(error, FrameError::Slow) { self.given_up() } else { error }
     }
 
-    /// The node does not answer, or not on: over another connection it may.
+    /// Gives up the connection, because the node does not begin or go on to answer. Over another connection it may
+    /// answer.
     fn given_up(&self) -> FrameError {
         waits::give_up(&self.connection);
         let seconds = self.silence.as_secs_f32();
@@ -249,7 +253,8 @@ impl Replies {
         }
     }
 
-    /// The same, and none too where they break off: whoever misses something asks again, over another connection.
+    /// As [`Self::next`], but also none when the replies break off. A caller that misses something then asks again,
+    /// over another connection.
     ///
     /// # Errors
     /// The node's.
@@ -291,5 +296,5 @@ fn lost() -> FrameError {
     FrameError::Lost("it was closed".into())
 }
 
-/// Of the silence: for a part that was announced, while others are on their way.
+/// How many times the silence a client waits for a part that was announced, while others are on their way.
 const PART_OF_SILENCE: u32 = 10;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// An amount that holders share. Nobody may have more of it than is left for others: one alone may have half, two a third
-/// each, and who comes next finds as much as each of them has. Who has nothing may have less than a quarter of all even
-/// when that leaves less to others.
+/// An amount that holders share. A holder may not have more of it than stays free for others. So one holder alone may
+/// have half, two a third each, and the next holder finds as much free as each of the others has. A holder that has
+/// nothing may take less than a quarter of the whole amount, even when less than that stays free.
 #[derive(Debug)]
 pub struct Budget {
     total: usize,
-    /// Nobody has more, however much is left.
+    /// Most that one holder may have, however much is free.
     each_max: usize,
     shares: Mutex<Shares>,
     /// Something was given back.
@@ -40,7 +40,7 @@ impl Budget {
         Self::with_each(total, total)
     }
 
-    /// The same, and this much for each holder.
+    /// A budget of `total`, of which each holder may have at most `each_max`.
     pub fn with_each(total: usize, each_max: usize) -> Arc<Self> {
         let shares = Mutex::new(Shares { free: total, of: HashMap::new() });
         Arc::new(Self { total, each_max, shares, freed: Notify::new() })
@@ -63,7 +63,7 @@ impl Share {
         self.amount
     }
 
-    /// Takes more, if that is fair and there.
+    /// Takes `amount` more, if so much is free and the holder may have it. Returns whether it did.
     pub fn grow(&mut self, amount: usize) -> bool {
         let mut shares = self.budget.shares.lock().expect("no holder panics");
         let held = shares.of.get(&self.holder).copied().unwrap_or_default();
@@ -80,7 +80,7 @@ impl Share {
         true
     }
 
-    /// Takes more as soon as that may be; false when it was not for so long.
+    /// Takes `amount` more as soon as that is possible; false when it was not possible for `patience`.
     pub async fn wait(&mut self, amount: usize, patience: Duration) -> bool {
         let budget = self.budget.clone();
         let taken = async {

@@ -1,4 +1,4 @@
-//! What stands beside messages: ids, and blobs behind their ids.
+//! The bulk of messages: ids, or ids and then their blobs.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chunker::{Blob, ChunkId};

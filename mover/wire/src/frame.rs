@@ -27,7 +27,7 @@ pub struct Frame<M> {
     pub room: Option<Share>,
 }
 
-/// Header and body of a message, beside which so many bytes stand.
+/// Header and body of a message that has so many bulk bytes.
 ///
 /// # Errors
 /// `Internal` when it is over its limits.
@@ -43,11 +43,11 @@ pub fn encode<M: Message>(message: &M, bulk_bytes: u64, more: bool) -> Result<By
     Ok(head.freeze())
 }
 
-/// The message whose header and body `bytes` begin with, how many bytes stand beside it, and whether more follow; none
-/// while it is not whole.
+/// Decodes the message at the beginning of `bytes`. Gives the message, the length of its bulk, and whether more
+/// messages follow; none while header and body are not whole.
 ///
 /// # Errors
-/// `Transport` when it is none.
+/// `Transport` when the bytes are no message.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<Option<(M, u64, bool)>> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     let header = Header::decode::<M>(header)?;
@@ -85,8 +85,8 @@ pub async fn receive<M: Message>(stream: &mut RecvStream, allowance: &Allowance)
     Ok(Frame { message, bulk, more: header.more, room })
 }
 
-/// Receives a part of an answer. Whoever waits for it decides how long it may take to begin; `begun` is called then, and from
-/// then on it has to come as a request has to.
+/// Receives a message of an answer. The caller decides how long the message may take to begin. When it begins, `begun`
+/// is called, and from then on it must come as fast as a request must.
 pub async fn receive_reply<M: Message>(
     stream: &mut RecvStream,
     patience: Duration,
@@ -108,10 +108,10 @@ async fn body<M: Message>(stream: &mut RecvStream, header: &Header, patience: Du
     Ok(decode_body(header, &exactly(stream, header.body_bytes as usize, Some(patience)).await?)?)
 }
 
-/// The next `length` bytes in one piece: what comes in packets is copied once, into memory that was not cleared, and
-/// the connection's state is locked once for all that is there, not for each packet. Within `patience` a tenth has to
-/// come: who sends a byte now and then does not hold room for ever, and a link of half a Mbit/s with its whole window on
-/// the way is fast enough.
+/// The next `length` bytes in one piece. The bytes are copied once, into memory that was not cleared. The connection's
+/// state is locked once for all bytes that are there, not for each packet. Within each `patience` a tenth of the bytes
+/// must come. So a peer that sends a byte now and then does not hold room for ever, and a link of half a Mbit/s is fast
+/// enough, even with its whole window on the way.
 async fn exactly(stream: &mut RecvStream, length: usize, patience: Option<Duration>) -> Result<Bytes, FrameError> {
     let step = (length / STEPS).max(STEP_BYTES_MIN);
     let due = || patience.map(|patience| Instant::now() + patience);

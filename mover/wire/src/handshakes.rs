@@ -1,11 +1,12 @@
-//! Handshakes that are not done yet: of too many the oldest is given up.
+//! Handshakes that are not done yet. When there are too many, the oldest is given up.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
-/// Handshakes under way. Nobody is known yet, so nobody has a share: when there are too many the oldest is given up,
-/// and somebody whose handshake takes two round trips comes through between thousands that never go on.
+/// Handshakes under way. The clients are not known yet, so they have no shares. When there are too many handshakes, the
+/// oldest is given up. So a client whose handshake takes two round trips gets through among thousands of handshakes
+/// that never go on.
 #[derive(Debug, Default)]
 pub struct Handshakes(Mutex<Waiting>);
 
@@ -24,12 +25,12 @@ pub struct Handshake<'a> {
 }
 
 impl Handshakes {
-    /// True when an address has to be proven before another begins.
+    /// True when a client must prove its address before another handshake begins.
     pub fn are_many(&self) -> bool {
         self.0.lock().expect("no holder panics").oldest_first.len() >= HANDSHAKES_UNPROVEN_MAX
     }
 
-    /// Begins a handshake; of too many the oldest is given up.
+    /// Begins a handshake. When there are too many, the oldest is given up.
     pub fn begin(&self) -> Handshake<'_> {
         let mut waiting = self.0.lock().expect("no holder panics");
         if waiting.oldest_first.len() >= HANDSHAKES_MAX
@@ -57,7 +58,7 @@ impl Drop for Handshake<'_> {
     }
 }
 
-/// From here on a client must show first that its address is its own.
+/// From this number of handshakes on, a client must first prove that its address is its own.
 const HANDSHAKES_UNPROVEN_MAX: usize = 64;
 const HANDSHAKES_MAX: usize = 256;
 

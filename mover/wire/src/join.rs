@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Has the authority at `address` expect somebody for so long. Gives the token, and until when it can be used.
 ///
 /// # Errors
-/// `NotAuthorised` for who is no administrator; `NotFound` when the node does not hold the authority.
+/// `NotAuthorised` when the caller is no administrator; `NotFound` when the node does not hold the authority.
 pub async fn create_token(
     us: &Credentials,
     address: Address,

@@ -72,8 +72,8 @@ pub const VERSION: u16 = 2;
 const CLOSED_REFUSED: u32 = 1;
 /// Why a node closes a connection: it stops.
 const CLOSED_STOPPING: u32 = 2;
-/// Why either side closes a connection: the certificate that was shown on it is not valid any more. Who has another connects
-/// again.
+/// Why either side closes a connection: the certificate that was shown on it is not valid any more. A client that has
+/// another certificate connects again.
 const CLOSED_EXPIRED: u32 = 3;
 /// Features that this program knows.
 const FEATURES: u64 = 0;

@@ -69,7 +69,8 @@ pub struct Link {
     /// The first for questions, the others for chunks.
     lanes: Vec<Mutex<Lane>>,
     next: AtomicUsize,
-    /// Whether the node ever answered: a wrong address is told soon, a node that went away is waited for.
+    /// Whether the node has answered. If it has not, the address may be wrong, and the error comes soon. If it has,
+    /// this client waits for the node to come back.
     reached: AtomicBool,
     /// Microseconds to the node and back, as last measured.
     round_trip: AtomicU64,
@@ -121,12 +122,12 @@ impl From<FrameError> for Attempt {
     }
 }
 
-/// A connection, and who waits for parts of answers on it.
+/// A connection, and the requests that wait for parts of their answers on it.
 #[derive(Debug, Clone)]
 struct Line {
     connection: Connection,
     waiting: Waiting,
-    /// Once the node has said that it speaks our version.
+    /// Set when the node has said that it speaks our version.
     greeted: Arc<OnceCell<()>>,
 }
 
@@ -134,7 +135,8 @@ struct Line {
 #[derive(Debug, Default)]
 struct Lane {
     open: Option<Line>,
-    /// When it could not be made last, and why: who waited meanwhile does not try the same again, one after another.
+    /// When the last attempt to connect failed, and why. Requests that waited for that attempt do not repeat it, one
+    /// after another.
     failed: Option<(Instant, String)>,
 }
 
@@ -154,8 +156,8 @@ impl Link {
         }
     }
 
-    /// Asks, and gives the first reply; again on another connection for as long as the node is waited for: every request
-    /// has the same effect twice as once.
+    /// Asks, and gives the first reply. When the connection is lost, asks again on another one, for as long as this
+    /// client waits for the node. Asking again does no harm, because every request has the same effect twice as once.
     ///
     /// # Errors
     /// The node's; `Transport` when it cannot be reached.
@@ -237,9 +239,9 @@ impl Link {
         made
     }
 
-    /// Chunks go round over all connections but the first: one connection is one thread's work at either end. Questions
-    /// about them go round over all: each connection begins slowly, which from far away is what a backup without anything
-    /// new waits for.
+    /// The connection for a request. Chunks use all connections but the first in turn, because one connection is the
+    /// work of one thread at each end. Questions about chunks use all connections in turn, because each connection
+    /// begins slowly: if the node is far away, a backup without new data waits for little else.
     fn lane(&self, request: &Request) -> usize {
         let next = || self.next.fetch_add(1, Ordering::Relaxed);
         match request {
@@ -300,7 +302,8 @@ impl Link {
         Err(tried)
     }
 
-    /// Makes the connections for chunks before they are needed: from far away that takes long.
+    /// Makes the connections for chunks before they are needed, because making them takes long when the node is far
+    /// away.
     pub fn expect_chunks(self: &Arc<Self>) {
         for lane in 1..self.lanes.len() {
             let link = self.clone();
@@ -309,7 +312,8 @@ impl Link {
         }
     }
 
-    /// A node looks at our certificate after we have begun to talk: what it closed the connection for counts.
+    /// Replaces an error by the reason for which the node closed the connection, because a node checks our certificate
+    /// only after we have begun to talk.
     fn told_why<T>(&self, connection: &Connection, made: Result<T, Attempt>) -> Result<T, Attempt> {
         match (made, connection.close_reason()) {
             // What we closed ourselves we know better why.
@@ -324,7 +328,7 @@ impl Link {
         self.peer.receive.wait(bytes).await;
     }
 
-    /// Time to the node and back; nothing before it was reached.
+    /// Time to the node and back; zero before the node was reached.
     pub fn round_trip(&self) -> Duration {
         Duration::from_micros(self.round_trip.load(Ordering::Relaxed))
     }
@@ -334,8 +338,8 @@ impl Link {
         format!("{}:{}", self.peer.host, self.peer.port)
     }
 
-    /// As [`Self::calls`], with all that follow, each given to `take` of what was made so far; again from the beginning when
-    /// they break off.
+    /// As [`Self::calls`], with all replies that follow. Each reply is given to `take` with the result so far. When the
+    /// replies break off, the request is made again, and the result begins anew.
     ///
     /// # Errors
     /// As [`Self::call`]; those of `take`.
@@ -522,7 +526,7 @@ pub fn unexpected() -> Error {
     Error::transport("the node gave an answer that does not belong to the request")
 }
 
-/// Waits longer each time, up to a limit for all of it, which begins with the first loss.
+/// Waits longer each time. All waits together have a limit, which is counted from the first loss.
 struct Backoff {
     patience: Duration,
     until: Option<Instant>,

@@ -38,7 +38,7 @@ pub(super) async fn sweep<R: Repository>(repository: &R, options: SweepOptions, 
     Ok(send(to, &Reply::Swept(report), Vec::new(), false).await?)
 }
 
-/// Does `job` and tells every second how far it is. It ends when nobody is there to be told.
+/// Does `job`, and tells the client every second how far it is. Ends when the client is gone.
 async fn told<T>(
     job: impl Future<Output = Result<T>>,
     progress: &Progress,
@@ -105,8 +105,8 @@ impl Remote {
         self.done_there(request, progress, take).await
     }
 
-    /// Has the node do it, shows how far it is, and gives the rest of the answer to `take` until that makes something of
-    /// it. An answer that breaks off is asked for again; `request` is told how often it was before.
+    /// Has the node do the work, shows how far it is, and gives the rest of the answer to `take` until `take` returns a
+    /// result. An answer that breaks off is asked for again; `request` gets the number of attempts before this one.
     async fn done_there<S: Default, T>(
         &self,
         request: impl Fn(u32) -> Request,

@@ -1,7 +1,7 @@
 //! What is said on the wire: requests and replies as separate enums, each message with a type code and limits.
 //!
-//! A body is the message's fields in order, as `codec` writes them; what is long (ids, blobs, manifests) stands beside
-//! it as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
+//! A body is the message's fields in order, as `codec` writes them; long data (ids, blobs, manifests) follows the body
+//! as bulk and is never serialised. Layouts are in `PROTOCOL.md`.
 
 mod failed;
 mod joining;
@@ -100,7 +100,7 @@ macro_rules! messages {
     };
 }
 
-/// [`messages!`], and beside each request the rules for it.
+/// As [`messages!`], and with the rules for each request.
 macro_rules! requests {
     ($(#[$doc:meta])* $name:ident {
         $( $(#[$about:meta])* $code:literal $variant:ident($body:ty), $body_max:expr, $bulk_max:expr
@@ -152,7 +152,7 @@ pub struct Welcome {
 pub struct Open {
     /// Name of the repository in the node's configuration.
     pub name: String,
-    /// A machine whose points follow the answer: from far away asking for them then costs another round trip.
+    /// A machine whose points follow the answer, because asking for them later would cost another round trip.
     pub machine: Option<Name>,
 }
 
@@ -165,7 +165,7 @@ pub struct Opened {
     pub domain: [u8; 32],
     /// When it was made.
     pub created: Timestamp,
-    /// Whose points whoever asks makes and sees; zero: the site's own, which sees all.
+    /// Owner of the points that the client makes and sees. Zero is the site itself, which sees all points.
     pub owner: OwnerId,
 }
 
@@ -187,7 +187,7 @@ pub struct List {
     pub forgotten: bool,
 }
 
-/// Asks whether a log once ended so.
+/// Asks whether a repository's log once had this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HasBeen {
     /// Id of the repository.
@@ -452,7 +452,7 @@ pub const fn presence(code: u8) -> Option<Presence> {
     }
 }
 
-/// Ids in one request for blobs: many, so that the node can read what lies together together.
+/// Ids in one request for blobs: many, so that the node can read neighbouring blobs in one read.
 pub const GET_IDS_MAX: usize = 65_536;
 /// Ids in other messages.
 pub const IDS_MAX: usize = 4096;

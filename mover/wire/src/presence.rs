@@ -1,5 +1,5 @@
-//! Questions about chunks: what is asked while others are on their way goes together, so that pieces of 16 chunks do not
-//! cost a message each, nor a round trip for a few of them.
+//! Questions about which chunks are there. Questions that are asked while others are on their way go together into one
+//! message. So a piece of 16 chunks does not cost a message of its own, and a few pieces do not cost a round trip.
 
 use super::message::IDS_MAX;
 use chunker::{ChunkId, ChunkKind};
@@ -33,9 +33,10 @@ impl Default for PresenceBatcher {
 }
 
 impl PresenceBatcher {
-    /// Asks, together with what waits at that moment; while others are on their way that is for a part of `round_trip` after
-    /// it would be this one's turn. `message` makes one message of at most [`IDS_MAX`] ids. It is on its
-    /// way whether or not anybody waits for it: others have their questions in it.
+    /// Asks about `ids`, in one message with the other questions that wait at that moment. While other messages are on
+    /// their way, a question that has its turn waits for a part of `round_trip` more, so that others can join it.
+    /// `message` makes one message of at most [`IDS_MAX`] ids. The message is sent even when this caller stops waiting,
+    /// because it also has questions of other callers.
     ///
     /// # Errors
     /// Those of `message`.
@@ -83,7 +84,8 @@ impl PresenceBatcher {
         }
     }
 
-    /// What waits longest, and more of its kind that fits into one message: pages come between data all the time.
+    /// Takes the question that waits longest, and others of its kind that fit into one message. They need not follow
+    /// one another, because questions about pages come between those about data all the time.
     fn together(&self) -> Vec<Question> {
         let mut waiting = self.waiting.lock().expect("no holder panics");
         let Some(kind) = waiting.front().map(|first| first.kind) else { return Vec::new() };
@@ -99,7 +101,7 @@ impl PresenceBatcher {
     }
 }
 
-/// Gives everybody his part of the answer, or the first one the error.
+/// Gives each question its part of the answer. An error goes to the first question only; the others are asked again.
 fn tell(answer: Result<Vec<Presence>>, questions: Vec<Question>) {
     match answer {
         Ok(answers) => {
@@ -120,5 +122,5 @@ fn tell(answer: Result<Vec<Presence>>, questions: Vec<Question>) {
 const MESSAGES_MAX: usize = 16;
 /// The part of a round trip for which a question waits for others.
 const PAUSE_OF_ROUND_TRIP: u32 = 16;
-/// Near by it would wait longer than for its answer.
+/// No question waits for less than this, because the answer of a near node would come sooner.
 const PAUSE_MIN: Duration = Duration::from_millis(1);

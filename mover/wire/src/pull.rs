@@ -89,7 +89,7 @@ async fn pull_all<R: Repository>(
     Ok(())
 }
 
-/// Runs `job` and tells how far it is, for as long as there is somebody to be told.
+/// Runs `job` and tells how far it is, for as long as somebody listens.
 async fn told<T>(job: impl Future<Output = Result<T>>, progress: &Progress, tell: &mpsc::Sender<Reply>) -> Result<T> {
     let mut every = tokio::time::interval(TELL_EVERY);
     let mut job = std::pin::pin!(job);
@@ -153,6 +153,6 @@ impl Remote {
 
 /// Copies that a node pulls at once: each has at most a window on its way.
 const PULLS_MAX: usize = 2;
-/// For a node that is away. The administrator waits too, and may give up.
+/// How long the node waits for a source node that is away. The administrator waits too, and may give up.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_secs(1);

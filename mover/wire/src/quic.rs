@@ -61,7 +61,7 @@ impl Congestion {
 pub struct Current(watch::Receiver<Arc<Credentials>>);
 
 impl Current {
-    /// Of credentials that are renewed by whoever has the other end.
+    /// The credentials that come through `renewed`. The other end of this channel renews them.
     pub fn new(renewed: watch::Receiver<Arc<Credentials>>) -> Self {
         Self(renewed)
     }
@@ -85,7 +85,8 @@ impl fmt::Debug for Current {
 }
 
 impl ResolvesServerCert for Current {
-    /// With the authority's: who joins knows that one by its fingerprint alone.
+    /// Shows our certificate together with the authority's, because a client that joins knows only the fingerprint of
+    /// the authority's certificate.
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let now = self.get();
         let mut shown = (*now.identity.certified()).clone();
@@ -199,7 +200,7 @@ pub fn server_config(identity: &Identity, trust: &Trust, congestion: Congestion)
     server_config_of(&Current::fixed(identity, trust), congestion)
 }
 
-/// Who shows no certificate is let in as a stranger: `serve` says what that one may do.
+/// Lets a client without a certificate in as a stranger. `serve` says what a stranger may do.
 fn server_config_of(current: &Current, congestion: Congestion) -> io::Result<ServerConfig> {
     let roots = Arc::new(current.get().trust.roots().map_err(io::Error::other)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).allow_unauthenticated();
@@ -293,8 +294,9 @@ fn transport(congestion: Congestion) -> TransportConfig {
     config
 }
 
-/// A node that was started again knows the connection ids it had given out, and signs resets as before: so a client hears
-/// at once that its connection is gone, instead of waiting for silence (RFC 9000, 10.3).
+/// After a restart, a node recognises the connection ids that it had given out, and signs resets as before. So a client
+/// learns at once that its connection is gone, and does not wait until the node has been silent for too long (RFC 9000,
+/// 10.3).
 pub fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let key = |about: &str| blake3::derive_key(about, identity.lasting());
     let reset = ResetKey(key("windlass 2026-11 QUIC stateless reset"));
@@ -305,7 +307,8 @@ pub fn endpoint_config(identity: &Identity) -> EndpointConfig {
     config
 }
 
-/// What an end point does not say that it takes, nobody tries: without, packets stay at 1,472 bytes.
+/// Says that this end point takes long packets. If it did not, no peer would try them, and packets would stay at 1,472
+/// bytes.
 fn taking_jumbos(mut config: EndpointConfig) -> EndpointConfig {
     config.max_udp_payload_size(JUMBO_BYTES).expect("a length that QUIC allows");
     config
@@ -341,23 +344,24 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 pub const ALPN: &[u8] = b"windlass/1";
 /// Bytes on their way on one connection: 1 Gbit/s at 150 ms takes 19 MB.
 pub const WINDOW_BYTES: u32 = 32 << 20;
-/// On one stream. Quinn gives a connection up when a stream has more than 1,024 gaps: fewer packets than twice that many are
-/// on their way on any, whichever of them are lost.
+/// Bytes on their way on one stream. Quinn gives a connection up when a stream has more than 1,024 gaps. With this
+/// window, fewer than twice as many packets are on their way on a stream, so there are never so many gaps, whichever
+/// packets are lost.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// Parts of answers on their way on one connection.
 const PARTS_MAX: u32 = 64;
-/// What a connection to a node has before chunks pass.
+/// Window of a connection to a node before chunks pass.
 pub(super) const WINDOW_BYTES_MIN: u32 = 64 << 10;
 /// Requests on their way on one connection.
 const STREAMS_MAX: u32 = 64;
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES: u64 = 16 << 10;
 const INCOMINGS_BYTES: u64 = 4 << 20;
-/// Longest packet, where the network carries it: quinn hands the kernel ten at a time, which together must be no longer than
-/// a UDP datagram may be.
+/// Longest packet, where the network carries it. Quinn hands ten packets at a time to the kernel, and together they
+/// must not be longer than a UDP datagram may be.
 const JUMBO_BYTES: u16 = 6500;
-/// On their way before the first is acknowledged: three times what RFC 9002 recommends, spread over a round trip. From far away
-/// each doubling takes one.
+/// Bytes on their way before the first acknowledgement: three times what RFC 9002 recommends, spread over a round trip.
+/// A smaller start would cost time, because each doubling takes a round trip, which is long when the peer is far away.
 const BEGIN_BYTES: u64 = 48 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 const IDLE_MS: u32 = 15_000;

@@ -37,15 +37,16 @@ pub struct Remote {
     pub(super) link: Arc<Link>,
     config: RepositoryConfig,
     owner: OwnerId,
-    /// What came with the opening, for the first who asks for it.
+    /// The points that came with the opening, for the first call that lists them.
     listed: Arc<Mutex<Option<Listed>>>,
 }
 
-/// An answer, when it came, and to what.
+/// When a list of points came, the filter that it answers, and the points.
 type Listed = (Instant, PointFilter, Vec<RecoveryPoint>);
 
 impl Remote {
-    /// Connects and finds the repository of this name. The points of a machine that is about to be asked for come along.
+    /// Connects and finds the repository of this name. The points of `machine` come along, for a caller that will ask
+    /// for them soon.
     ///
     /// # Errors
     /// `Transport`, `NotAuthorised`, `NotFound`.
@@ -82,8 +83,8 @@ impl Remote {
     }
 }
 
-/// A session without parents is begun while the caller goes on, because a node that is far away answers late and there
-/// is nothing to learn from its answer: what fails is told by the first use.
+/// A session without parents is begun while the caller goes on, because a node that is far away answers late, and the
+/// caller learns nothing from the answer. If the node cannot begin the session, the first use fails.
 impl Repository for Remote {
     type Session = RemoteSession;
     type Reader = RemoteReader;
@@ -227,24 +228,24 @@ enum Opening {
     Read(RepositoryId, Vec<PointId>),
 }
 
-/// A session on the node that outlives connections, and the node's own end: it is opened again then. What the node had
-/// promised may be gone; a commit finds that out (R7).
+/// A session on the node that outlives connections. It also outlives the node's own process, because it is then opened
+/// again. Chunks that the node had before may be gone then; a commit finds that out (R7).
 #[derive(Debug)]
 struct Lease {
     link: Arc<Link>,
     /// None before it is opened.
     id: Mutex<Option<SessionId>>,
-    /// Held while it is opened, by one.
+    /// Held by the one task that opens the session.
     one: tokio::sync::Mutex<()>,
     opening: Opening,
     kept: Mutex<Kept>,
-    /// The node has nothing left to be ended: it was committed or abandoned.
+    /// True when the session was committed or abandoned, and nothing is left to be ended on the node.
     closed: AtomicBool,
-    /// Nobody uses it any more: what was on its way must not open it again.
+    /// True when nobody uses the session any more. Requests that were on their way must not open it again.
     dropped: AtomicBool,
 }
 
-/// With the last who uses it, puts on their way among them, the session ends.
+/// The session ends when nothing uses it any more. A put that is on its way uses it too.
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(session) = self.id()
@@ -258,8 +259,9 @@ impl Drop for Lease {
     }
 }
 
-/// Pages and manifests that are not known to be durable: put again when the node has forgotten the session, because a
-/// backup reads its own map to find what else the node lost, which is read from the source again.
+/// Pages and manifests that are not known to be durable. They are put again when the node has forgotten the session,
+/// because a backup then reads its own map to find the other chunks that the node lost. The backup reads those from the
+/// source again.
 #[derive(Debug, Default)]
 struct Kept {
     blobs: BTreeMap<ChunkId, Blob>,
@@ -299,7 +301,7 @@ impl Lease {
         *self.id.lock().expect("no holder panics")
     }
 
-    /// The id, of a session that is opened first if it was not.
+    /// The id of the session. Opens the session first, if it is not open.
     async fn opened(&self) -> Result<SessionId> {
         loop {
             match self.id() {
@@ -342,7 +344,7 @@ impl Lease {
         Err(CallError::NoSession.into())
     }
 
-    /// Opens the session again when that is what `error` is about, and somebody still wants it.
+    /// Opens the session again when `error` says that the node has forgotten it, and somebody still uses it.
     async fn unless_forgotten(&self, id: SessionId, error: CallError) -> Result<()> {
         match error {
             CallError::NoSession if !self.dropped.load(Ordering::Relaxed) => self.open(Some(id)).await,
@@ -350,7 +352,7 @@ impl Lease {
         }
     }
 
-    /// Opens it, instead of the one that is `lost`, unless somebody else just did.
+    /// Opens the session in the place of `lost`, unless another task has just done so.
     async fn open(&self, lost: Option<SessionId>) -> Result<()> {
         let _one = self.one.lock().await;
         if self.id() != lost {
@@ -443,7 +445,7 @@ impl Fetch<'_> {
         None
     }
 
-    /// One message; none when it is to be asked (again).
+    /// One message; none when the next step must ask (again).
     async fn step(&mut self) -> Result<Option<ChunkBatch>> {
         let Some((first, replies)) = &mut self.replies else {
             self.attempts += 1;
@@ -501,7 +503,8 @@ impl ReadSession for RemoteReader {
 #[derive(Debug)]
 pub struct RemoteSession {
     shared: Arc<Shared>,
-    /// What of the window this session has not on its way: who has all of it knows that everything has arrived.
+    /// The part of the window that this session's bytes on their way do not use. A task that gets all of it knows that
+    /// everything has arrived.
     window: Arc<Semaphore>,
     questions: PresenceBatcher,
 }
@@ -553,7 +556,7 @@ impl Shared {
         *self.stored.lock().expect("no holder panics")
     }
 
-    /// Answers may come in another order than they were given.
+    /// Keeps the largest totals, because answers may come in another order than the node gave them.
     fn note(&self, stored: StoredTotals) {
         let mut known = self.stored.lock().expect("no holder panics");
         if stored.bytes_stored > known.bytes_stored {
@@ -563,7 +566,8 @@ impl Shared {
 }
 
 impl RemoteSession {
-    /// The lease: another one after the node forgot it, none before it is opened.
+    /// Id of the session on the node. It is another one after the node forgot the session, and none before the session
+    /// is opened.
     pub fn id(&self) -> Option<SessionId> {
         self.shared.lease.id()
     }
@@ -722,7 +726,7 @@ async fn verified_or_failed(lease: &Lease, ids: Vec<ChunkId>) -> ChunkBatch {
     batch.unwrap_or_else(|error| unreadable(ids, &error))
 }
 
-/// What nobody can tell anything of.
+/// A batch that says of each chunk that `error` made it unreadable.
 fn unreadable(ids: impl IntoIterator<Item = ChunkId>, error: &Error) -> ChunkBatch {
     ids.into_iter().map(|chunk| (chunk, Err(ChunkError::unreadable(chunk, error)))).collect()
 }
@@ -759,12 +763,12 @@ fn chunks(frame: Frame<Reply>) -> Result<ChunkBatch> {
 const FRUITLESS_MAX: u32 = 64;
 /// Chunks that are asked for together with the node's word that they are sound: each may be long.
 const VERIFIED_TOGETHER: usize = 128;
-/// Of points that came with the opening: what a job does before it asks for them may take long.
+/// How long points that came with the opening are used. The work of a job before it asks for them may take longer.
 const LISTED_AGE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of one put: small enough that several are on their way at once.
 const BATCH_BYTES: usize = 2 << 20;
 /// Pages that are held until they are durable: those of 10 GiB of disk. Beyond that they are flushed, into a small pack.
 const KEPT_BYTES_MAX: usize = 8 << 20;
-/// For what was on its way when a session is given up.
+/// How long an abandoned session waits for its puts that are on their way.
 const ABANDON_PATIENCE: Duration = Duration::from_secs(10);
 const _: () = assert!(BATCH_BYTES <= PUT_BYTES_MAX && PUT_BYTES_MAX <= WINDOW_BYTES as usize);

@@ -74,7 +74,7 @@ impl IdentityRenewer {
     /// Renews once, if it is time.
     ///
     /// # Errors
-    /// What the authority says, `Transport` when it cannot be reached, `Busy` when another process is at it.
+    /// What the authority says, `Transport` when it cannot be reached, `Busy` when another process renews it.
     pub async fn renew(&self) -> Result<()> {
         self.show(renew(&self.folder, &self.signer, &self.world, PATIENCE).await?);
         Ok(())
@@ -182,10 +182,10 @@ fn until(nanos: i64) -> Duration {
 
 const TRIED: &str = "renewal.tried";
 const PAUSE_MIN: Duration = Duration::from_secs(30);
-/// For a clock that was put right, and an identity that was put there.
+/// How often to look again, because the clock may be put right, and somebody may put another identity there.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A command should not wait for what can wait itself.
+/// How long a command waits for a renewal, which can also be done later.
 const PATIENCE_OF_COMMANDS: Duration = Duration::from_secs(3);
 const TRY_AGAIN: Duration = Duration::from_secs(600);

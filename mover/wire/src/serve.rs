@@ -38,9 +38,9 @@ pub struct Node<R: Repository> {
     repositories: Hosted<R>,
     world: World,
     denied: Arc<Denied>,
-    /// Of the node that holds the site's authority.
+    /// The site's authority, in the one node that holds it.
     registry: Option<Arc<Registry>>,
-    /// Whether no other thread may have a part in what happens.
+    /// Whether everything must be done on the thread that serves.
     one_thread: bool,
     lease_age_max: Duration,
     budgets: Arc<NodeBudgets>,
@@ -77,7 +77,7 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// Ends sessions that were not used for so long, and not for ten minutes, when their holder has no connection.
+    /// Ends sessions that were not used for `unused` instead of ten minutes, when their holder has no connection.
     #[must_use]
     pub const fn forgetting_after(mut self, unused: Duration) -> Self {
         self.lease_age_max = unused;
@@ -106,8 +106,8 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// Does everything on the thread that serves, for repositories whose sessions end without waiting: the order of what
-    /// happens then depends on no other thread, which a simulation needs.
+    /// Does everything on the thread that serves. This is for repositories whose sessions end without waiting. A
+    /// simulation needs it, because the order of events then depends on no other thread.
     #[must_use]
     pub const fn on_one_thread(mut self) -> Self {
         self.one_thread = true;
@@ -127,8 +127,8 @@ impl<R: Repository + 'static> Node<R> {
         self
     }
 
-    /// The same while it serves: for a repository that was away. With `reach` its owners are kept apart: a proxy is not
-    /// told of chunks that its owner never had.
+    /// As [`Self::with_quotas`], but also while the node serves, for a repository that was away. With `reach` the
+    /// owners in it are kept apart: the node does not tell a proxy about chunks that its owner never had.
     pub fn host(&self, name: &str, repository: R, quotas: Quotas, reach: Option<Arc<dyn Reach>>) {
         self.repositories.put(name, Hosting::Here(Arc::new(Served::new(repository, quotas, reach))));
     }
@@ -348,7 +348,7 @@ impl<R: Repository + 'static> Node<R> {
         }
     }
 
-    /// Ends a session where waiting for its last record holds nobody up.
+    /// Ends a session on a thread that may wait for its last record, unless everything is done on one thread.
     fn let_go(&self, lease: Option<Arc<Lease<R>>>) {
         if self.one_thread {
             drop(lease);
@@ -358,7 +358,7 @@ impl<R: Repository + 'static> Node<R> {
     }
 }
 
-/// For somebody who was put on the deny list.
+/// How often the node looks whether a connected holder was put on the deny list.
 const DENIED_CHECK: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ pub fn ended(made: Result<()>) -> ExitCode {
     }
 }
 
-/// Reads a configuration with `parse`, beside the folder at which its relative paths begin.
+/// Reads a configuration with `parse`, and gives it together with the folder at which its relative paths begin.
 ///
 /// # Errors
 /// `Usage` when it cannot be read, and those of `parse`; both name the file.
@@ -31,7 +31,7 @@ pub fn configured<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T>) -> Resu
     Ok((config, path.parent().unwrap_or(Path::new(".")).to_owned()))
 }
 
-/// The first that is there more than once, of what a configuration names.
+/// The first of the `items` of a configuration that is there more than once.
 pub fn twice<T: Ord>(items: impl Iterator<Item = T>) -> Option<T> {
     let mut seen = BTreeSet::new();
     let mut again = None;
@@ -53,8 +53,8 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Tells systemd again and again that our tasks go on, where it wants to know (`WatchdogSec=`): what says nothing is started
-/// again. To be spawned where the work is done.
+/// Tells systemd again and again that our tasks go on, if systemd asks for that (`WatchdogSec=`). It restarts a service
+/// that stops saying so. Spawn this on the runtime that does the work.
 pub async fn alive() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     // Not for us but for who started us.

@@ -22,8 +22,8 @@ pub fn asking(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// The same for who answers anybody. Who floods its port pays for that himself: what cannot be of a connection of ours is
-/// dropped where it arrives, costs no reading, and takes no room from what others send.
+/// As [`asking`], for an end point that answers everybody. The kernel drops packets that cannot belong to a connection
+/// of ours. So a flood of such packets costs us no reading, and takes no room from the packets of others.
 pub fn answering(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = asking(address)?;
     SockRef::from(&socket).attach_filter(&plausible())?;

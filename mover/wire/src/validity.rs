@@ -1,5 +1,5 @@
-//! Certificates and time: one that has ended ends the connections it was shown on, and what is told of certificates names the
-//! clock that may be wrong. The clock is the system's, as it is for TLS.
+//! Certificates and time. A certificate that has ended ends the connections on which it was shown. Messages about
+//! certificates name the clock, because it may be wrong. The clock is the system's, as it is for TLS.
 
 use super::CLOSED_EXPIRED;
 use crate::identity::{Credentials, Facts, utc};
@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// What the other side showed.
+/// The certificate that the other side showed.
 pub fn shown(connection: &Connection) -> Option<CertificateDer<'static>> {
     let shown = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     shown.into_iter().next()
 }
 
-/// Closes a connection when the certificate that was shown on it may not be used any more, or not yet: whoever has another by
-/// then connects again.
+/// Closes a connection when the certificate that was shown on it is not valid any more, or not yet. A client that has
+/// another certificate by then connects again. Returns whether the certificate is valid.
 pub fn close_unless_valid(connection: &Connection, facts: &Facts) -> bool {
     let valid = facts.are_valid_at(now());
     if !valid {
@@ -30,7 +30,7 @@ pub fn close_unless_valid(connection: &Connection, facts: &Facts) -> bool {
     valid
 }
 
-/// A client's half: goes on as long as the connection.
+/// The client's half: closes the connection when the node's certificate ends. Runs as long as the connection lives.
 pub async fn ends_with_its_certificate(connection: Connection) {
     let Some(facts) = shown(&connection).and_then(|it| Facts::of(&it).ok()) else { return };
     while connection.close_reason().is_none() && close_unless_valid(&connection, &facts) {
@@ -48,7 +48,8 @@ fn now() -> Timestamp {
     World::system().now()
 }
 
-/// Verifies a node's certificate as webpki does; one that is not valid now is told with the clock that says so.
+/// Verifies a node's certificate as webpki does. For a certificate that is not valid now, the error names the time of
+/// our clock.
 #[derive(Debug)]
 pub struct InTime(pub Arc<WebPkiServerVerifier>);
 
@@ -88,7 +89,7 @@ impl ServerCertVerifier for InTime {
     }
 }
 
-/// With the times that do not fit, or that it is of another site.
+/// The error in words: with the times that do not fit, or with the fact that the certificate is of another site.
 pub fn in_words(error: rustls::Error, certificate: &CertificateDer<'_>) -> rustls::Error {
     let rustls::Error::InvalidCertificate(what) = &error else { return error };
     let what = match what {

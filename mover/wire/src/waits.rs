@@ -1,5 +1,6 @@
-//! How long a client waits for a node, for what: every wait on a peer ends by one of these limits. QUIC finds a host that is
-//! gone within 15 s; what is left is a node whose connection lives and that does not answer, or stops in the middle.
+//! How long a client waits for a node. Every wait for a peer ends by one of these limits. QUIC finds within 15 s that a
+//! host is gone. These limits are for the other case: the connection lives, but the node does not answer, or stops in
+//! the middle.
 
 use super::message::Request;
 use mover::{Error, Result};
@@ -7,19 +8,21 @@ use quinn::{Connection, VarInt};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// For the first sign of life in answer to a request that was taken, and for the next one. A node that is at work says so
-/// six times as often.
+/// How long a client waits for the first sign of life after the node took the request, and for each next one. A node
+/// that is at work says so six times in this time.
 pub const SILENCE: Duration = Duration::from_secs(60);
-/// A node that only says that it is at work is believed so often in a row: an hour, as nodes say it. A commit looks at every
-/// page of a first backup, and a disk that turns takes its time.
+/// How often in a row a node may say only that it is at work: for an hour, at the rate at which nodes say it. A commit
+/// looks at every page of a first backup, which takes long on a hard disk.
 pub const WAITING_MAX: u32 = 360;
-/// For the answer to the greeting, for which a node needs nothing.
+/// How long a client waits for the answer to the greeting, for which a node needs nothing.
 pub const GREETING: Duration = Duration::from_secs(10);
-/// Of the silence: for the first answer to one request, over however many connections it is made again.
+/// How many times the silence a client waits for the first answer to one request, on all connections together over
+/// which it makes the request.
 const CALL_OF_SILENCE: u32 = 75;
-/// Of the silence: for each MiB that is on its way before the request can be answered.
+/// How many times the silence a client waits in addition for each MiB that is on its way before the request can be
+/// answered.
 const MEBIBYTE_OF_SILENCE: u32 = 1;
-/// In which a silence is looked for.
+/// How often [`stands_still`] looks at the connection within one silence.
 const LOOKS: u32 = 6;
 /// Times that an answer which breaks off is asked for again.
 pub const ATTEMPTS: u32 = 10;
@@ -28,8 +31,8 @@ const AT_WORK: Duration = Duration::from_secs(10);
 /// Messages of one answer, but for those that only say that the node is at work: one a second for twelve days.
 pub const MESSAGES_MAX: u32 = 1 << 20;
 
-/// Waits until nothing moves on a connection for `silence`: no part of any stream, in either direction. For what is on its
-/// way to a node: a slow link moves, a node that takes nothing does not.
+/// Waits until nothing has moved on a connection for `silence`: no part of any stream, in either direction. This tells
+/// a slow link, on which something still moves, from a node that takes nothing.
 pub async fn stands_still(connection: &Connection, silence: Duration) {
     let moved = || {
         let stats = connection.stats();
@@ -45,23 +48,26 @@ pub async fn stands_still(connection: &Connection, silence: Duration) {
     }
 }
 
-/// When the first answer to a request must be there that is made now, while so much is on its way.
+/// The time at which the first answer to a request must be there, if the request is made now while so many bytes are on
+/// their way.
 pub fn call_ends(silence: Duration, bytes_on_their_way: usize) -> Instant {
     let mebibytes = u32::try_from(bytes_on_their_way >> 20).unwrap_or(u32::MAX);
     Instant::now() + silence * CALL_OF_SILENCE + silence * MEBIBYTE_OF_SILENCE * mebibytes
 }
 
-/// What is told of a request without an answer.
+/// The text of the error for a request without an answer.
 pub fn unanswered(request: &Request, silence: Duration) -> String {
     format!("no answer to {} within {} s", request.name(), silence.as_secs_f32())
 }
 
-/// Gives a connection up over which the node does not answer: what else waits on it asks again over another one.
+/// Closes a connection over which the node does not answer. All other requests that wait on it are made again over
+/// another connection.
 pub fn give_up(connection: &Connection) {
     connection.close(VarInt::from_u32(0), b"no answer");
 }
 
-/// Asking again for an answer that breaks off: not for ever, however lively a node begins each time.
+/// Limits how often a client asks again for an answer that breaks off. So it does not ask for ever, even when the node
+/// begins each answer at once.
 pub struct Again {
     node: String,
     patience: Duration,

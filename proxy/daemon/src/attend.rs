@@ -94,7 +94,7 @@ impl Attendance {
         held.jobs.iter().filter(|(_, holding)| !holding.told).map(|(id, _)| *id).collect()
     }
 
-    /// Begins a job; one that was begun before is told about again.
+    /// Begins a job. If a job with this id ended before, tells its end again.
     fn take(self: &Arc<Self>, job: Job) {
         let mut held = self.held.lock().expect("no holder panics");
         let held = &mut *held;
@@ -156,7 +156,7 @@ impl Attendance {
         self.tell_end(id, end).await;
     }
 
-    /// Tells for as long as somebody may ask for it.
+    /// Tells the node the end of a job, and tries again for as long as somebody may ask for it.
     async fn tell_end(self: Arc<Self>, id: JobId, event: Event) {
         let until = Instant::now() + END_KEPT;
         loop {
@@ -174,7 +174,7 @@ impl Attendance {
         }
     }
 
-    /// Tells how far it is. What is not told before the next turn is left out.
+    /// Tells the node how far a job is. A state that cannot be told before the next one is left out.
     async fn tell_progress(&self, id: JobId, progress: &Progress) -> Infallible {
         let mut told: Option<Counters> = None;
         loop {
@@ -198,7 +198,7 @@ impl Attendance {
         }
     }
 
-    /// Waits until no job is left of which the node does not know the end.
+    /// Waits until the node knows the end of every job, or telling it was given up.
     pub async fn finished(&self) {
         loop {
             let mut tasks = std::mem::take(&mut self.held.lock().expect("no holder panics").tasks);
@@ -220,7 +220,8 @@ impl Attendance {
 }
 
 impl Held {
-    /// Forgets ends that are known, or nobody asks for any more.
+    /// Forgets jobs whose end the node knows and for which nobody asks any more. If there is still no room, also
+    /// forgets the oldest job whose end the node knows.
     fn make_room(&mut self) {
         self.jobs
             .retain(|_, holding| !holding.told || holding.end.as_ref().is_none_or(|(_, at)| at.elapsed() < END_KEPT));
@@ -238,7 +239,7 @@ const HELD_MAX: usize = 64;
 const END_KEPT: Duration = Duration::from_secs(600);
 /// Between two reports of progress.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// Before a node is attended again whose connection was lost.
+/// Pause before a node is attended again after its connection was lost.
 const PAUSE_SHORT: Duration = Duration::from_millis(100);
-/// Before a node that could not be asked is asked again.
+/// Pause before a node is asked again that could not be reached.
 const PAUSE: Duration = Duration::from_secs(2);

@@ -41,7 +41,7 @@ pub struct Machine {
     /// A command that is run before its disks are opened, with `sh -c`, on this host. When it fails nothing is backed up.
     #[serde(default)]
     pub pre_freeze: Option<String>,
-    /// A command that is run when its disks are open, and in every case after the one before.
+    /// A command that is run when the disks are open. It is also run when the command before it or the opening failed.
     #[serde(default)]
     pub post_thaw: Option<String>,
     /// Seconds for each of these commands, and for the disks to be opened in between.

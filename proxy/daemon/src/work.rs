@@ -20,14 +20,14 @@ pub struct Host {
     pool: Pool,
     image_roots: Vec<PathBuf>,
     pub world: World,
-    /// This process, and no later one.
+    /// Random for each process: tells this process from a later one.
     pub instance: [u8; 16],
 }
 
 struct Machine {
     disks: Vec<NamedSource>,
     hooks: Option<Hooks>,
-    /// One job after another: two would only find its images busy.
+    /// Held by the one job of this machine that is carried out. Two at once would only find the images busy.
     turn: Mutex<()>,
 }
 

@@ -1,6 +1,6 @@
-//! The process beside a backup with hooks: this program, run again, before anything is frozen. It runs both commands. The
-//! one after is run when the backup says so, when its deadline is over, and when the pipe to the backup closes: also after
-//! SIGKILL, which nobody can listen for.
+//! The process that runs the hooks of a backup. It is this program, started again before anything is frozen. It runs
+//! both commands. It runs the command after when the backup says so, when the deadline is over, or when the pipe to the
+//! backup closes. The pipe also closes when SIGKILL ends the backup, a signal that no process can catch.
 
 use mover::Signals;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -13,7 +13,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// What it is told first.
+/// The first message from the backup to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Asked {
     pub machine: String,
@@ -22,14 +22,14 @@ pub struct Asked {
     pub limit: Duration,
 }
 
-/// What it says.
+/// A message from the keeper to the backup.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Heard {
     /// The command before has ended.
     Before { failed: Option<String> },
     /// The command after begins, and whether because of its deadline.
     Thawing { late: bool },
-    /// It has ended.
+    /// The command after has ended.
     After { failed: Option<String> },
 }
 
@@ -103,7 +103,7 @@ fn say(heard: &Heard) {
     let _ = std::io::stdout().lock().write_all(&line);
 }
 
-/// Runs one of the commands, if there is one, for as long as it may: then its whole process group ends.
+/// Runs one of the commands, if there is one. At the end of its time limit, ends its whole process group.
 pub async fn run_hook(asked: &Asked, phase: Phase, ok: bool, unheard: bool) -> Result<(), String> {
     let (command, name) = match phase {
         Phase::PreFreeze => (&asked.before, "pre-freeze"),
@@ -163,7 +163,7 @@ impl Drop for Group {
 pub const WORD: &str = "keep-hooks";
 pub const OK: &str = "ok";
 pub const FAILED: &str = "failed";
-/// Beyond the limit, for whoever waits for the other side.
+/// Time after the limit for which backup and keeper still wait for each other.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// For a command to end by itself after its time.
 const TERM_TIMEOUT: Duration = Duration::from_secs(2);

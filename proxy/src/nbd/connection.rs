@@ -202,7 +202,7 @@ impl Link {
         }
     }
 
-    /// What the server is waited for, if for anything, and for how long without a byte.
+    /// What the server owes us, if anything, and how long we wait for it without a byte.
     fn owed(&self) -> (Option<&'static str>, Duration) {
         let Patience { silence, long_silence, .. } = self.patience;
         match self.session.longest() {
@@ -239,7 +239,7 @@ impl Link {
         }
     }
 
-    /// Nothing is owed to anybody: requests whose callers left are not waited for.
+    /// Says goodbye to the server. Does not wait for requests whose callers left, because nobody needs their answers.
     async fn goodbye<W: AsyncWrite + Unpin>(&mut self, write: &mut W) -> io::Result<()> {
         if self.session.submit(Request::Disconnect).is_ok() {
             self.output.append(self.session.output());

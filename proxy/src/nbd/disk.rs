@@ -112,7 +112,7 @@ impl NbdDisk {
         Ok(whole.freeze())
     }
 
-    /// A read whose end is none of a block: the whole block is read.
+    /// Reads an extent that ends inside a block. The whole last block is read.
     async fn read_with_tail(&self, extent: Extent, whole: u64) -> Result<Bytes, NbdError> {
         let export = self.export();
         let block = u64::from(export.block_bytes_min).min(export.size - extent.offset - whole);
@@ -136,8 +136,8 @@ impl NbdDisk {
         }
     }
 
-    /// Writes `data` at `offset`, which is a multiple of the server's block size. Where the end is none, and not that of
-    /// the export, what follows in the last block is read and written back.
+    /// Writes `data` at `offset`, which is a multiple of the server's block size. If the data ends inside a block, and
+    /// not at the end of the export, the rest of the last block is read and written back.
     pub async fn write(&self, offset: u64, mut data: Bytes) -> Result<(), NbdError> {
         let whole = self.whole_blocks(Extent::new(offset, data.len() as u64));
         let tail = data.split_off(whole as usize);
@@ -173,7 +173,8 @@ impl NbdDisk {
         self.done(Request::Write { offset, data: block.freeze() }).await
     }
 
-    /// Makes `extent` read as zeros, by a hole where the server can. It begins and ends as what is written.
+    /// Makes `extent` read as zeros, by a hole where the server can. The extent must begin and may end like the data of
+    /// [`Self::write`].
     pub async fn zero(&self, extent: Extent) -> Result<(), NbdError> {
         let whole = self.whole_blocks(extent);
         if whole < extent.length {
@@ -197,8 +198,8 @@ impl NbdDisk {
         if self.export().flags.can_flush() { self.done(Request::Flush).await } else { Ok(()) }
     }
 
-    /// What the contexts say of the whole disk, in whole blocks of the grid: a block is dirty when any byte is, and
-    /// zero when all are. Asked in windows, several at once.
+    /// What the contexts say of the whole disk, in whole blocks of the grid. A block is dirty when any of its bytes is
+    /// dirty, and zero when all its bytes are zero. Asked in windows, several at once.
     pub async fn extents(&self) -> Result<Extents, NbdError> {
         let export = self.export();
         let contexts = || export.contexts.iter().map(|context| context.name.strip_prefix(BITMAP_PREFIX));

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a server is waited for that says nothing and takes nothing. One that is slow and lives is waited for as long
-/// as it takes: each byte begins the time anew.
+/// How long to wait for a server that sends nothing and takes nothing. There is no limit for a slow server that is
+/// alive, because the time begins anew with each byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// For connecting and negotiating, together.
@@ -32,9 +32,9 @@ impl Default for Patience {
     }
 }
 
-/// For a server to be reached and to negotiate.
+/// Longest time to reach a server and to negotiate with it.
 pub const SETUP: Duration = Duration::from_secs(15);
-/// For a byte, while something is owed.
+/// Longest time without a byte while the server owes us something.
 pub const SILENCE: Duration = Duration::from_secs(60);
-/// For a flush of what a page cache holds, or ranges that are zeroed by writing.
+/// Longest time without a byte while the server flushes a page cache, or zeroes ranges by writing.
 pub const LONG_SILENCE: Duration = Duration::from_secs(300);

@@ -118,7 +118,7 @@ impl Session {
         self.in_flight.len()
     }
 
-    /// Of the requests without an answer the first, those first that may take long.
+    /// The first request without an answer that may take long; if there is none, the first request without an answer.
     pub(super) fn longest(&self) -> Option<Command> {
         let mut commands = self.in_flight.values().map(|request| request.command);
         let first = commands.clone().next();

@@ -179,7 +179,7 @@ impl fmt::Display for Escaped<'_> {
 
 const PORT: u16 = 10_809;
 const URI_BYTES_MAX: usize = 16 << 10;
-/// A day: who waits longer does not wait for this server.
+/// Longest timeout that a URI may name: a day.
 const TIMEOUT_SECONDS_MAX: u64 = 86_400;
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ impl Command {
         }
     }
 
-    /// The same for whoever waits for it.
+    /// What the client waits for, in the words of an error message.
     pub(super) const fn doing(self) -> &'static str {
         match self {
             Self::Read => "reading",

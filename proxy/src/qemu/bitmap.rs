@@ -95,9 +95,9 @@ impl FromStr for TrackingName {
     }
 }
 
-/// Adds a recording bitmap of this granularity in bytes, in which everything is dirty that is so in bitmap `marks` of
-/// the same image. Not atomic: being killed in the middle may lose other bitmaps of the image, never falsify them, hence
-/// the process is left to its own end whatever becomes of the caller.
+/// Adds a recording bitmap of this granularity in bytes. It begins with all marks of bitmap `marks` of the same image.
+/// This is not atomic: if the process is killed in the middle, other bitmaps of the image may be lost, but never wrong.
+/// So the process runs to its own end, even when the caller is gone.
 ///
 /// # Errors
 /// Those of `qemu-img bitmap`.

@@ -1,5 +1,5 @@
-//! What QEMU's tools are told to open: every file and every format by name, so that they follow no header and guess
-//! nothing (T10).
+//! How we say to QEMU's tools what to open. Every file and every format is named, so that the tools follow no header
+//! and guess nothing (T10).
 
 use crate::address::ImageFormat;
 use mover::{Error, Result};
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// An image as QEMU is to open it: its `json:` form. Without a backing file it says so, whatever the header says.
+/// An image as QEMU is to open it, in its `json:` form. If no backing file is given, the form says that there is none,
+/// even when the header names one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Graph {
     node: Value,

@@ -1,7 +1,9 @@
-//! What the header of a qcow2 image names: its backing file and its data file. QEMU opens what stands there, whatever it
-//! is, so it is looked at before any of QEMU's tools sees the image (T10). Nothing else of the format is read here.
+//! What the header of a qcow2 image names: its backing file and its data file. QEMU opens every file that the header
+//! names. So we read the names before any of QEMU's tools sees the image (T10). Nothing else of the format is read
+//! here.
 //!
-//! Layout: QEMU's `docs/interop/qcow2.txt`, "Header" and "Header extensions". Where the tools are lenient this is strict.
+//! Layout: QEMU's `docs/interop/qcow2.txt`, "Header" and "Header extensions". This reader is strict where the tools are
+//! lenient.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! A tool as a process: watched by a thread of its own, spoken to by a handle, not by a number that may be somebody
-//! else's by now.
+//! A tool as a process. A thread of its own watches it. Signals go to the process through a handle, not through its
+//! number, which may be the number of another process by now.
 
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,

@@ -90,8 +90,9 @@ impl NbdServerProcess {
         }
     }
 
-    /// From here on a drop lets the process close the image, and waits for that: for an image that was there before us
-    /// and is written in place, whose bitmaps would be lost and whose freed clusters would leak otherwise.
+    /// From here on a drop lets the process close the image, and waits for that. Call this for an image that was there
+    /// before us and is written in place. If its process were killed, its bitmaps would be lost and its freed clusters
+    /// would leak.
     pub fn end_in_order(&mut self) {
         self.ending = Ending::InOrder;
     }
@@ -109,7 +110,7 @@ impl NbdServerProcess {
         Err(ToolError::Failed { program: QEMU_NBD, status, words: last_words(&self.words) })
     }
 
-    /// The error that `error` on a connection really is: what the process said, when it ended by itself.
+    /// The cause of `error` on a connection. If the process ended by itself, this is what the process said.
     async fn explain(mut self, error: NbdError) -> ServeError {
         self.process.signal(Signal::KILL);
         let status = match self.wait().await {
@@ -134,8 +135,8 @@ impl NbdServerProcess {
     }
 }
 
-/// SIGTERM ends it in order, but only once it serves: `qemu-nbd` forgets one that comes while it starts. SIGKILL always
-/// works, and harms neither an image that is only read nor one that is ours and incomplete.
+/// SIGTERM ends the process in order, but only when it serves already: `qemu-nbd` forgets a SIGTERM that comes while it
+/// starts. SIGKILL always works, and harms neither an image that is only read nor one that is ours and incomplete.
 impl Drop for NbdServerProcess {
     fn drop(&mut self) {
         if self.ending == Ending::Kill {

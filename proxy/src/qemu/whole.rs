@@ -1,16 +1,17 @@
 //! Whether all that a qcow2 image refers to lies in its file. QEMU reads what lies behind the file's end as zeros, so an
 //! image that was cut short (a copy that broke off, a full disk) would be backed up as a disk that lost its data.
 //!
-//! The image's own counts tell at once: nothing behind the end may be in use. Where they say otherwise, a machine may have
-//! been killed that had just taken room for what it was going to write, so it is looked up whether anything refers to it.
-//! Layout: QEMU's `docs/interop/qcow2.txt`, "Host cluster management" and "Cluster mapping".
+//! The image's own counts are read first: no cluster behind the end may be in use. If one is, the image may still be
+//! whole, because a machine may have been killed when it had just taken room for its next write. So the tables are
+//! searched for an entry that refers to a place behind the end. Layout: QEMU's `docs/interop/qcow2.txt`, "Host cluster
+//! management" and "Cluster mapping".
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// The first byte of the file at which something should be that the image refers to, and is not; none when the image is
-/// whole. What is no sound qcow2 image at all is left to others to find.
+/// The first offset found to which the image refers and which lies behind the end of the file; none when the image is
+/// whole. Also none for a file that is no sound qcow2 image, which other checks find.
 ///
 /// # Errors
 /// Those of reading.

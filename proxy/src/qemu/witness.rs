@@ -1,13 +1,15 @@
 //! A bitmap that shows whether an image was resized (T11).
 //!
-//! QEMU cuts bitmaps off when an image shrinks, and lets them grow clean: one that records says "unchanged" of what was
-//! cut off and grown again. A *witness* does not record. The disk's last granule is marked in it when it is made, and
-//! nothing that happens to the disk marks it again: as long as the mark is there, the disk was never smaller than up to
-//! its last granule, and that one counts as changed always. For that, and to notice that it was cleared or made anew,
-//! each recording bitmap begins with the same mark.
+//! When an image shrinks, QEMU cuts its bitmaps off. When the image grows again, the new part of each bitmap is clean.
+//! So a recording bitmap says "unchanged" of data that was cut off and grown again. A *witness* does not record. The
+//! disk's last granule is marked in it when it is made, and nothing that happens to the disk sets this mark again. As
+//! long as the mark is there, the disk always reached into its last granule. The last granule itself always counts as
+//! changed. For this reason each recording bitmap begins with the same mark, which also shows when a recording bitmap
+//! was cleared or made anew.
 //!
-//! A bitmap that was disabled for a while looks as if it never was. So each has a *twin*, which records the same: what
-//! only one of them saw shows that the other did not look. Who treats all bitmaps alike spoils the witness.
+//! A bitmap that was disabled for a while looks like one that never was. So each recording bitmap has a *twin*, which
+//! records the same. A change that only one of them recorded shows that the other was disabled. If somebody does the
+//! same to all bitmaps of an image, the witness changes too, and this is noticed.
 
 use super::bitmap::{PREFIX, bitmap, prefix};
 use super::graph::Graph;
@@ -27,7 +29,7 @@ use std::time::Duration;
 pub struct WitnessName {
     /// First four bytes of the id of the repository that it was made for.
     pub repository: [u8; 4],
-    /// Random: one that is made anew is another one.
+    /// Random: a witness that is made anew has another id.
     pub id: [u8; 16],
     /// Of the disk, in bytes.
     pub size: u64,
@@ -79,8 +81,8 @@ impl FromStr for WitnessName {
     }
 }
 
-/// Makes a witness in `image`. Its mark is made in a bitmap of a small image of the same size, and taken over from
-/// there: no bitmap of an image that is kept can be marked without writing to the disk.
+/// Makes a witness in `image`. Its mark is made in a bitmap of an empty image of the same size, and taken over from
+/// there, because no bitmap of an image that is kept can be marked without writing to the disk.
 ///
 /// # Errors
 /// Those of the tools.

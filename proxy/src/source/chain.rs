@@ -43,8 +43,9 @@ struct Allowed {
 }
 
 impl Chain {
-    /// Follows the headers from `image`, a qcow2 image. What they name must lie under its folder or under one of `roots`,
-    /// and have a format that is said or that its name tells.
+    /// Follows the headers from `image`, a qcow2 image. The files that they name must lie under the image's folder or
+    /// under one of `roots`. The format of each backing file must be named in the header, or follow from the file's
+    /// name.
     ///
     /// # Errors
     /// `Usage` for what may not be opened, `Source` for what cannot.
@@ -159,7 +160,8 @@ impl Allowed {
         Self { own: own.into_iter().collect(), roots }
     }
 
-    /// The file that the header of the image at `by` calls `name`, when it may be opened; and open.
+    /// Opens the file that the header of the image at `by` calls `name`, if it may be opened. Gives its place and the
+    /// open file.
     fn named(&self, by: &Path, name: &str, what: &str) -> Result<(Place, File)> {
         let of = by.display();
         // As QEMU has it: a colon before any slash ends the name of a protocol.
@@ -198,7 +200,7 @@ impl Allowed {
     }
 }
 
-/// What format a backing file has: as the header says, or its name; its content is not asked.
+/// The format of a backing file, from the header or from the file's name, never from the content.
 fn backing_format(by: &Path, path: &Path, said: Option<&str>, file: &File) -> Result<ImageFormat> {
     let format = match said {
         Some("raw") => ImageFormat::Raw,
@@ -239,7 +241,7 @@ pub fn header(file: &File, path: &Path) -> Result<Qcow2Header> {
     })
 }
 
-/// A file that lost its end would be read as zeros from there on.
+/// Refuses a file that lost its end, because QEMU would read zeros in the place of the lost data.
 fn refuse_cut_short(file: &File, place: &Place) -> Result<()> {
     // A device is as long as it is.
     if place.kind == FileKind::Device {
@@ -257,5 +259,6 @@ fn real(path: impl AsRef<Path>) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
 }
 
-/// More than anybody has; each is a process's open file, and a turn over the whole chain.
+/// Most layers of a disk: more than anybody has. Each layer costs a process an open file, and a pass over the whole
+/// chain.
 const LAYERS_MAX: usize = 64;

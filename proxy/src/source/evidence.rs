@@ -1,5 +1,5 @@
-//! What a point records of an image beside its chain, so that the next backup can tell whether its bitmaps may be
-//! believed (T11). It stands before the options of the format, as text.
+//! What a point records about an image in addition to its chain, so that the next backup can tell whether it may
+//! believe the image's bitmaps (T11). The record is text, before the options of the format.
 
 use super::untracked;
 use crate::qemu::{ImageLayer, TrackingName, WitnessName};
@@ -91,8 +91,8 @@ impl fmt::Display for Evidence {
     }
 }
 
-/// Which file an image is, so that one that was put in its place is noticed: its inode and, where the file system keeps
-/// it, when it was born, in seconds with nine decimals. Nothing for a device: there is no telling.
+/// Which file an image is, so that another file in its place is noticed. This is its inode and, where the file system
+/// keeps it, its time of birth, in seconds with nine decimals. Empty for a device, about which they say nothing.
 pub fn file_identity(metadata: &Metadata) -> String {
     if !metadata.is_file() {
         return String::new();
@@ -102,10 +102,11 @@ pub fn file_identity(metadata: &Metadata) -> String {
     format!("{}@{born}", metadata.ino())
 }
 
-/// Whether what a bitmap marks may be believed: neither it nor the disk was treated so that it missed something.
+/// Checks whether the marks of a bitmap may be believed. They may not when something was done to the bitmap or to the
+/// disk that made the bitmap miss a change.
 ///
 /// # Errors
-/// What shows that it was.
+/// The fact that shows that the bitmap missed something.
 pub fn believable(
     name: &TrackingName,
     dirty: &ExtentSet,
@@ -131,14 +132,14 @@ pub fn believable(
 /// Why a bitmap does not count.
 #[derive(Debug)]
 pub enum Doubt {
-    /// There is none that could.
+    /// There is no bitmap that could count.
     Absent(String),
-    /// It says something that is not so.
+    /// There is a bitmap, and it says something that is not true.
     Lie(String),
 }
 
 impl Doubt {
-    /// What is left without it.
+    /// How changes can be found without the bitmap.
     ///
     /// # Errors
     /// `Tracking` when a bitmap was demanded.
@@ -162,9 +163,9 @@ impl From<&str> for Doubt {
     }
 }
 
-/// What a witness says that has lost its mark.
+/// The finding when a witness has lost its mark.
 pub const RESIZED: &str = "the image was made smaller and larger again, as its witness shows";
-/// What is said where the parent has none.
+/// The reason when the parent point recorded no witness.
 pub const NO_WITNESS: &str = "the parent recorded no witness of the image's size";
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";

@@ -28,7 +28,8 @@ pub struct ImageFile {
 pub enum Looked {
     /// Its format is said.
     Known(ImageFile),
-    /// Neither address nor name say it, and it begins like an image: whoever writes the disk may have written that.
+    /// Neither the address nor the name says the format, and the file begins like an image. The machine that writes the
+    /// disk may have written this beginning.
     Silent(SilentImage),
 }
 
@@ -52,8 +53,8 @@ pub struct Seen {
 }
 
 impl ImageFile {
-    /// Looks at `path`. Its format is `said`, or what its name tells. Content decides nothing: whoever writes the disk
-    /// writes it (T10).
+    /// Looks at `path`. Its format is `said`, or what its name tells. The content decides nothing, because the machine
+    /// that writes the disk also writes the content (T10).
     ///
     /// # Errors
     /// `Source` when it cannot be opened, `Usage` when it is nothing that can be backed up.
@@ -184,8 +185,8 @@ impl Stamp {
         }
     }
 
-    /// Compares with the files as they are now. Waits until their clock has gone on since they were last written: a
-    /// file that is written twice within one tick of it shows the same time.
+    /// Compares with the files as they are now. Waits until the files' clock has gone on since they were last written,
+    /// because a file that is written twice within one tick of this clock shows the same time.
     ///
     /// # Errors
     /// `Source` when one is not what it was.

@@ -5,9 +5,10 @@
 //! is seen → read → commit → end the process → remove the old bitmap. Wherever this stops, the next run finds either the
 //! old bitmap still recording, or nothing it would believe.
 //!
-//! While `qemu-nbd` holds the lock, clusters that `qemu-img map` finds in the file as they are are read from there: the
-//! way through a socket copies every byte twice more and costs as much as all else. Everything else (compressed, in a
-//! backing file, a map too long) comes through `qemu-nbd`, and so does what cannot be read directly.
+//! `qemu-img map` finds the clusters that lie in the file as they are. While `qemu-nbd` holds the lock, these are read
+//! directly from the file, because the way through a socket copies every byte two more times, and costs as much as all
+//! other work together. Everything else (compressed, in a backing file, a map too long) comes through `qemu-nbd`, and
+//! so does what cannot be read directly.
 
 use super::chain::{Chain, Place};
 use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable, file_identity};
@@ -43,14 +44,14 @@ pub struct Qcow2Disk {
     server: NbdServerProcess,
     disk: Arc<NbdDisk>,
     file: Arc<File>,
-    /// Under way since the image is locked.
+    /// The second look at the image, under way since the image is locked.
     survey: Mutex<Survey>,
     chain: Vec<LayerIdentity>,
     stamps: Vec<Stamp>,
     evidence: Evidence,
     /// The bitmap that this session added, or why there is none.
     next: Result<TrackingName, String>,
-    /// What goes when nothing comes of it.
+    /// Names of the bitmaps that are removed again when no point is committed.
     added: Vec<String>,
     /// The repository's bitmaps that a committed point makes useless: the one the next is based on, the proven one.
     superseded: std::sync::Mutex<BTreeSet<TrackingName>>,
@@ -359,7 +360,7 @@ impl Qcow2Disk {
         Ok(())
     }
 
-    /// The bitmap this session began, when it is seen to work under the image's lock.
+    /// The bitmap that this session began, if a look under the image's lock shows that it works.
     fn begun(&self, survey: &Surveyed) -> Option<TrackingName> {
         let name = self.next.as_ref().ok()?;
         let bitmap = survey.top.bitmap(&name.to_string())?;
@@ -398,7 +399,7 @@ fn is_still(bitmap: &Bitmap) -> bool {
     !bitmap.is_recording() && bitmap.is_consistent() && bitmap.granularity == u64::from(GRID_BYTES)
 }
 
-/// The repository's own witness; made when there is none that fits, in the place of those that do not.
+/// The repository's own witness. If none fits, removes those of the repository that do not fit, and makes a new one.
 async fn witnessed(
     path: &Path,
     image: &Graph,
@@ -456,20 +457,20 @@ fn twin_marks(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Resul
     survey.extents.bitmap(&text).cloned().ok_or_else(|| format!("bitmap {text} is not exported"))
 }
 
-/// What records from now on.
+/// The bitmaps that record from now on, and the witnesses.
 struct Begun {
     /// The next bitmap, or why there is none.
     next: Result<TrackingName, String>,
     /// The repository's own witness, where there is one.
     witness: Option<WitnessName>,
-    /// Those that are looked at, the own first.
+    /// The witnesses to look at under the lock, the repository's own first.
     witnesses: Vec<WitnessName>,
-    /// Names that were added to the image, and go again when nothing comes of this.
+    /// Names of the bitmaps that were added to the image. They are removed again when no point is committed.
     added: Vec<String>,
 }
 
-/// Adds to the image what is to record from now on, unless nothing may be written or `unusable` says why it would be in
-/// vain. `own` are the repository's bitmaps that count.
+/// Adds to the image the bitmaps that are to record from now on. Adds none when nothing may be written, or when
+/// `unusable` says why a bitmap would be in vain. `own` are the repository's bitmaps that count.
 async fn begin_tracking(
     path: &Path,
     image: &Graph,
@@ -608,7 +609,7 @@ fn serve_error(error: ServeError, path: &Path) -> Error {
     }
 }
 
-/// The server is our own process: a broken connection is no matter of networks.
+/// The error for `path`. A broken connection is no network error here, because the server is our own process.
 fn local_error(error: NbdError, path: &Path) -> Error {
     match error {
         NbdError::Request { .. } => nbd_error(error, ErrorKind::Source),

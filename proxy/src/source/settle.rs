@@ -13,9 +13,9 @@ pub struct Settled {
     pub unusable: Option<String>,
 }
 
-/// Settles the repository's bitmaps of an image (T2). One alone needs nothing. Of several, those whose point was never
-/// committed are of broken runs and are removed; so are those that a committed one took over from. Offline the old
-/// bitmap went on recording all the time, so removing the new one is all there is to abandoning it.
+/// Settles the repository's bitmaps of an image (T2). One bitmap alone needs nothing. Of several, it removes those
+/// whose point was never committed, because a broken run left them, and those whose work a committed bitmap took over.
+/// On an offline image the old bitmap recorded all the time, so it is enough to remove the new bitmap of a broken run.
 ///
 /// # Errors
 /// Those of `past`.
@@ -41,7 +41,7 @@ pub async fn settle(
     Ok(Settled { own: keep, unusable: None })
 }
 
-/// Which of several count, and which go.
+/// Divides several bitmaps into those that count and those that are to be removed.
 async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
     let mut committed = Vec::new();
     for name in &own {

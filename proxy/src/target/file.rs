@@ -43,7 +43,7 @@ enum Content {
 }
 
 impl FileTarget {
-    /// A file of exactly `size` bytes, or with [`Existing::Keep`] of those that it has.
+    /// A file of exactly `size` bytes. With [`Existing::Keep`] the file keeps the size that it has.
     ///
     /// # Errors
     /// `Usage`, `Busy`, `Target`, `TargetFull`.
@@ -203,7 +203,7 @@ fn direct(file: &File) -> Option<Arc<File>> {
     File::options().write(true).custom_flags(flags).open(this).ok().map(Arc::new)
 }
 
-/// Writes what is aligned; gives how many bytes that were.
+/// Writes the aligned part of `bytes`, and gives its length in bytes.
 fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
     if !offset.is_multiple_of(DIRECT_BYTES as u64) {
         return Ok(0);
@@ -217,8 +217,8 @@ fn write_direct(file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Where the name leaves open what it is, an image of another format would be destroyed by a raw disk. What is in the file
-/// never decides (T10): a guest may have written it.
+/// Refuses a file that begins like a qcow2 image and whose name leaves its format open, because a raw disk would
+/// destroy such an image. The content never decides the format (T10), because a guest may have written it.
 fn expect_raw(file: &File, path: &Path) -> Result<()> {
     let mut magic = [0; 4];
     match file.read_exact_at(&mut magic, 0) {

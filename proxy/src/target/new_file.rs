@@ -28,7 +28,7 @@ enum Held {
     Partial(TempPath, Way),
 }
 
-/// How a file gets its final name without taking anybody's. Found out before anything is written.
+/// How a file gets its final name without replacing another file. The way is found before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// It is renamed with renameat2(2) and `RENAME_NOREPLACE`.
@@ -109,7 +109,8 @@ impl NewFile {
 }
 
 impl Way {
-    /// Gives `made` the name of a partial file as it will get its final one, by the first way that works here.
+    /// Gives `made` the name of a partial file, by the first way that works here. The file will get its final name in
+    /// the same way.
     fn found(made: TempPath) -> io::Result<(TempPath, Self)> {
         let name = made.as_os_str().as_encoded_bytes();
         let stem = name.strip_suffix(NEW.as_bytes()).unwrap_or(name);
@@ -188,8 +189,8 @@ impl Owner {
     }
 }
 
-/// The file that is meant by `path`: where a symbolic link leads. One that leads nowhere is refused: whoever made it meant
-/// a file that is not there, perhaps on a disk that is not mounted.
+/// The file that is meant by `path`: where a symbolic link leads. A link that leads nowhere is refused, because it was
+/// made for a file that is not there, perhaps on a disk that is not mounted.
 pub fn behind_links(path: &Path) -> Result<PathBuf> {
     if !std::fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink()) {
         return Ok(path.to_owned());
@@ -259,7 +260,7 @@ fn split(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
     Ok((path, folder))
 }
 
-/// How names of files on their way end, before and after it is known how names can be given.
+/// Endings of the names of unfinished files: before it is known which [`Way`] works, and after that.
 const NEW: &str = ".windlass-new";
 const PARTIAL: &str = ".windlass-partial";
 /// The kernel's own limits.

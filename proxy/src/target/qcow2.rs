@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Qcow2Target {
     path: PathBuf,
-    /// Before the process, so that its connections are closed when it is ended.
+    /// Declared before the process, so that the connections are closed when the process is ended.
     disk: NbdDisk,
     server: NbdServerProcess,
     /// The new image and the lock on the one that it replaces; none when an image is written in place.
@@ -156,8 +156,8 @@ fn look_at_old(path: &Path, existing: Existing) -> Result<Option<Old>> {
     }
 }
 
-/// An update in place writes what the header names: another file (T10). Only what lies beside the image is taken for a part
-/// of it.
+/// Refuses an image that must not be updated in place, because the update would write to another file that its header
+/// names (T10). Only files in the image's own folder count as parts of the image.
 fn only_itself(file: &File, path: &Path) -> Result<()> {
     let names = Names::read(file).map_err(|error| target_error(error, path))?;
     let names = names.ok_or_else(|| {
@@ -252,7 +252,7 @@ fn tool_error(error: ToolError, path: &Path) -> Error {
     if error.is_lock() { in_use(path) } else { error.about(path, ErrorKind::Target) }
 }
 
-/// The server is our own process: a broken connection is no matter of networks.
+/// The error for `path`. A broken connection is no network error here, because the server is our own process.
 fn local_error(error: NbdError, path: &Path) -> Error {
     match error {
         NbdError::Request { .. } => nbd_error(error, ErrorKind::Target),

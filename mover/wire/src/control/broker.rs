@@ -38,18 +38,19 @@ impl JobBroker {
         Self { state: Mutex::new(State::new(Instant::now())), changes, stopping: AtomicBool::new(false) }
     }
 
-    /// Ends the streams of who waits: they ask again when the node is there again.
+    /// Ends the streams of all proxies and administrators that wait. They ask again when the node is there again.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Forgets what is over for long. Who waits looks again then, so that who was shut out is noticed.
+    /// Forgets jobs that ended long ago and proxies that have been gone for long. Then every stream is checked again,
+    /// so that the node notices a holder that was shut out.
     pub fn forget(&self) {
         self.change(|state| state.forget(Instant::now()));
     }
 
-    /// Does a request about jobs. `allowed` is asked again before anything is told: these streams live long.
+    /// Does a request about jobs. `allowed` is called again before each reply, because these streams live long.
     pub async fn request(
         &self,
         holder: &Holder,

@@ -115,7 +115,7 @@ impl Jobs {
 }
 
 impl Orders {
-    /// The next; none when the connection was lost: then it is to be attended again.
+    /// The next order; none when the connection was lost. Then call [`Jobs::attend`] again.
     ///
     /// # Errors
     /// The node's.
@@ -129,7 +129,7 @@ impl Orders {
     }
 }
 
-/// The next reply; none when they broke off.
+/// The next reply; none when the replies broke off.
 async fn following(replies: &mut Replies) -> Result<Option<Frame<Reply>>> {
     match replies.next().await {
         Ok(frame) => Ok(frame),
@@ -138,7 +138,7 @@ async fn following(replies: &mut Replies) -> Result<Option<Frame<Reply>>> {
     }
 }
 
-/// A node that waited for the job for so long is there: a job may take days, and many connections.
+/// After a connection that lasted this long, earlier failures do not count. A job may take days, and many connections.
 const AT_WORK: Duration = Duration::from_secs(10);
 /// Between two requests for the same thing.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! What is asked of a proxy, and what it tells.
+//! What an administrator asks of a proxy, and what the proxy reports.
 
 use super::super::message::Failed;
 use chunker::Compression;
@@ -8,13 +8,13 @@ use mover::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What a proxy is to do. A node passes it on as it stands; whoever carries it out must understand its kind, all of its
-/// body, and each extension that says so.
+/// What a proxy is to do. A node passes a job on unchanged. The proxy that carries it out must understand its kind, its
+/// whole body, and each critical extension.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// Random, from whoever asks: a job that is asked for twice is one job.
+    /// Random, made by the program that asks. Two requests with the same id ask for the same job.
     pub id: JobId,
-    /// One of the proxy's machines: where its disks are only the proxy knows.
+    /// One of the proxy's machines. Only the proxy knows where its disks are.
     pub machine: Name,
     /// One of the node's repositories.
     pub repository: Name,
@@ -31,7 +31,8 @@ pub struct Job {
 pub struct JobExtension {
     /// What it is about.
     pub tag: u16,
-    /// Whoever does not know it must refuse the job; otherwise it is passed over.
+    /// True when a program that does not know the extension must refuse the job. If false, such a program ignores the
+    /// extension.
     pub critical: bool,
     /// Its content.
     pub bytes: Vec<u8>,
@@ -75,7 +76,7 @@ impl Job {
         })
     }
 
-    /// Refuses what no job has: a node keeps jobs in memory.
+    /// Refuses a job with too many extensions, because a node keeps jobs in memory.
     ///
     /// # Errors
     /// `Usage`.
@@ -218,7 +219,7 @@ pub enum Event {
     Warning(String),
     /// It did what was asked.
     Ended(JobReport),
-    /// It failed. A node tells this one as the reply of every failure.
+    /// It failed. The node tells the administrator with the reply that it uses for every failure.
     Failed(Failed),
 }
 

@@ -1,5 +1,5 @@
-//! What a node knows of proxies and their jobs: no clock, no I/O. Nothing of it is durable: after a node was started
-//! again proxies tell which jobs they have, and administrators ask for theirs again.
+//! What a node knows of proxies and their jobs: no clock, no I/O. Nothing of it is durable. After a restart of the
+//! node, proxies tell it which jobs they have, and administrators ask for their jobs again.
 
 use super::super::message::{Failed, Reply};
 use super::job::{Attend, Event, Job, JobOf, Report, Run, WARNINGS_MAX};
@@ -30,10 +30,10 @@ struct Entry {
     /// Jobs of a proxy are given in this order.
     number: u64,
     proxy: Name,
-    /// None of a job that its proxy told of.
+    /// None when the node knows the job only from its proxy.
     job: Option<Job>,
     stage: Stage,
-    /// Cancelled, and the last attendance that was told so.
+    /// Set when the job is cancelled: the last attendance to which the node said so.
     cancelled: Option<u64>,
     progress: (u64, Counters),
     warnings: Vec<String>,
@@ -59,16 +59,16 @@ pub enum Next {
     Elsewhere,
 }
 
-/// What comes next for who waits for a job.
+/// What comes next for an administrator who waits for a job.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
-    /// This; after the end nothing.
+    /// This event. Nothing follows the end of the job.
     Event(Event),
-    /// Nothing yet; at this time it is to be asked again.
+    /// Nothing yet. Ask again at this time, if there is one.
     Wait(Option<Instant>),
 }
 
-/// What somebody was told of a job.
+/// How much of a job's news one administrator has got.
 #[derive(Debug, Default)]
 pub struct Cursor {
     warnings: usize,
@@ -81,8 +81,8 @@ impl State {
         Self { began: now, proxies: BTreeMap::new(), jobs: HashMap::new(), last: 0 }
     }
 
-    /// A proxy attends; the number of this attendance. The newest counts: one whose process was killed is not known to
-    /// be gone yet when the next one comes.
+    /// Notes that a proxy attends, and gives the number of this attendance. The newest attendance counts, because the
+    /// node may not know yet that the process of an older one was killed.
     pub fn attend(&mut self, proxy: &Name, attend: &Attend, now: Instant) -> Result<u64> {
         if !self.proxies.contains_key(proxy) && self.proxies.len() >= PROXIES_MAX {
             // Tried again, unlike a name that somebody else has.
@@ -126,10 +126,10 @@ impl State {
         }
     }
 
-    /// What is to be told in this attendance of an instance.
+    /// What the node must tell the proxy next in this attendance.
     ///
     /// # Errors
-    /// `Busy` when another process attends under this name since.
+    /// `Busy` when another process has begun to attend under this name.
     pub fn next(&mut self, proxy: &Name, turn: u64, instance: [u8; 16]) -> Result<Next> {
         match self.proxies.get(proxy) {
             Some(attendee) if attendee.turn == turn => {}
@@ -158,7 +158,7 @@ impl State {
         }))
     }
 
-    /// An administrator wants a job done. Asked again it is the same job.
+    /// An administrator wants a job done. A second request with the same id means the same job.
     pub fn run(&mut self, run: &Run, now: Instant) -> Result<()> {
         if let Some(entry) = self.jobs.get(&run.job.id) {
             if entry.proxy == run.proxy {
@@ -257,7 +257,7 @@ impl State {
         self.proxies.retain(|_, attendee| attendee.away.is_none_or(|away| now < away + ABSENCE_MAX));
     }
 
-    /// When a proxy that does not attend is not waited for any more; none for one that attends.
+    /// When the node stops waiting for a proxy that does not attend; none while it attends.
     fn gone_at(&self, proxy: &Name) -> Option<Instant> {
         match self.proxies.get(proxy) {
             Some(attendee) => attendee.away.map(|away| away + ABSENCE_MAX),
@@ -298,7 +298,7 @@ impl State {
         self.jobs.insert(id, entry);
     }
 
-    /// Ends a job whose proxy is not waited for any more.
+    /// Ends a job when the node does not wait for its proxy any more.
     fn end_abandoned(&mut self, id: JobId, now: Instant) {
         let Some(entry) = self.jobs.get(&id) else { return };
         if self.gone_at(&entry.proxy).is_none_or(|at| at > now) {
@@ -344,10 +344,10 @@ pub const JOBS_MAX: usize = 16;
 pub const JOBS_ALL_MAX: usize = 1024;
 /// Jobs of a proxy that are over, and still known.
 pub const RESULTS_MAX: usize = 16;
-/// How long they are known after their end.
+/// How long the node knows a job after its end.
 pub const RESULT_KEPT: Duration = Duration::from_secs(600);
-/// How long a proxy that attended is waited for.
+/// How long the node waits for a proxy that attended before.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
-/// How long after the node's start proxies are waited for that it has not seen yet: they try again every 5 s, and a try
+/// How long after its start the node waits for proxies that it has not seen yet. They try again every 5 s, and a try
 /// takes up to 5 s.
 pub const YOUTH: Duration = Duration::from_secs(15);

@@ -15,7 +15,7 @@ pub enum FrameError {
     /// The peer does not speak this protocol.
     #[error("{0}")]
     Nonsense(Error),
-    /// There is no room for what stands beside the message.
+    /// There is no room for the bulk of the message.
     #[error("no room")]
     NoRoom,
 }

@@ -7,8 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// An identity with whom it believes, as a folder keeps them: `identity.pem` with certificate and key, `ca.pem`, and
-/// where to have it renewed, `authority`; after a renewal also the one before, `previous.pem`.
+/// An identity and the authority that it trusts, as a folder keeps them: `identity.pem` has certificate and key,
+/// `ca.pem` the authority's certificate, and `authority` the node that renews the identity. After a renewal
+/// `previous.pem` has the identity before it.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     /// Certificate and key of the holder.
@@ -18,8 +19,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Reads a folder. A key that others can read is refused, and whatever others can write: who puts another `ca.pem`
-    /// there, or another file in its place, says whom to believe.
+    /// Reads a folder. Refuses a key that others can read. Refuses a folder or file that others can write, because
+    /// somebody who replaces `ca.pem` or another file decides whom this program trusts.
     ///
     /// # Errors
     /// `Usage`.
@@ -105,7 +106,8 @@ impl Credentials {
         text.trim().parse().map_err(|error: Error| error.context(path.display()))
     }
 
-    /// Puts a renewed identity in the place of the old one: whoever reads finds either, whole.
+    /// Puts a renewed identity in the place of the old one. A program that reads the folder finds one of the two, and
+    /// always the whole of it.
     ///
     /// # Errors
     /// `Usage`.
@@ -123,10 +125,10 @@ impl Credentials {
         put_private(&path, issued.pem().as_bytes())
     }
 
-    /// Held by whoever renews the identity of this folder; ends with the process.
+    /// Takes the lock for renewing the identity of this folder. The lock ends with the process.
     ///
     /// # Errors
-    /// `Busy` when somebody does.
+    /// `Busy` when another process holds the lock.
     pub(crate) fn lock(folder: &Path) -> Result<File> {
         let failed = |error| Error::usage(folder.display().to_string()).because(error);
         let lock = File::open(folder).map_err(failed)?;
@@ -140,7 +142,8 @@ impl Credentials {
     }
 }
 
-/// The identity before, when only that may be used now: this one was renewed while the clock was ahead.
+/// The identity before `identity`, when only the earlier one is valid now, because `identity` was made while the clock
+/// was ahead.
 fn previous_in_time(folder: &Path, identity: &Identity, now: Timestamp) -> Option<Identity> {
     if identity.facts().not_before <= now {
         return None;
@@ -153,7 +156,7 @@ fn previous_in_time(folder: &Path, identity: &Identity, now: Timestamp) -> Optio
     usable.then_some(previous)
 }
 
-/// Puts a private file there, or in the place of another, in one step. For one at a time.
+/// Makes or replaces a private file in one step. Only one process may do this at a time.
 fn put_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| Error::usage(path.display().to_string()).because(error);
     let mut new = path.as_os_str().to_owned();
@@ -178,7 +181,8 @@ pub fn put_guarded(path: &Path, text: &str) -> Result<()> {
         .map_err(|error| Error::usage(path.display().to_string()).because(error))
 }
 
-/// Makes a file that must not be there, durably, for its owner's eyes only from the first moment on.
+/// Makes a new file, durably. From the first moment on, only its owner can read it. Fails when the file is there
+/// already.
 ///
 /// # Errors
 /// `Usage`.
@@ -192,7 +196,7 @@ pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
     .map_err(|error| Error::usage(path.display().to_string()).because(error))
 }
 
-/// Refuses a file or folder that others can write: its mode says so, or it is theirs.
+/// Refuses a file or folder that others can write, because its mode allows that or because it belongs to another user.
 ///
 /// # Errors
 /// `Usage`.
@@ -232,13 +236,13 @@ pub(super) fn make_private_folder(folder: &Path) -> Result<()> {
     made.map_err(|error| Error::usage(folder.display().to_string()).because(error))
 }
 
-/// Makes names that were made or removed in a folder last.
+/// Makes the making and removing of names in a folder durable.
 pub(super) fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
 const IDENTITY: &str = "identity.pem";
-/// What was renewed last: it is used when the clock was wrong then.
+/// The identity before the last renewal. It is used when the clock was wrong at that renewal.
 const PREVIOUS: &str = "previous.pem";
 const AUTHORITY: &str = "ca.pem";
 const RENEWED_AT: &str = "authority";

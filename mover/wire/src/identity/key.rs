@@ -1,4 +1,5 @@
-//! Keys: made where they are used, and never sent. What is sent is the public half, and a proof that one has the other.
+//! Keys are made where they are used, and never sent. Only the public half is sent, with a proof that the sender has
+//! the private half.
 
 use super::provider;
 use mover::{Error, ErrorKind, Result};
@@ -44,7 +45,7 @@ impl NewKey {
 }
 
 impl KeyClaim {
-    /// The public key, when whoever claims it has it.
+    /// The public key, when the signature proves that the sender has the private half.
     ///
     /// # Errors
     /// `NotAuthorised`.

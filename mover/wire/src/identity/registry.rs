@@ -1,4 +1,4 @@
-//! The site's authority at work: tokens that wait to be used, and certificates for whoever may have them.
+//! The site's authority at work: it keeps the tokens that wait to be used, and gives certificates.
 
 use super::folder::{create_private, is_guarded, make_private_folder, sync};
 use super::token::{from_hex, hex};
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// The authority with its pending tokens: a file for each, named by the hash of its secret, so that who reads the folder
-/// cannot use them. Using one up is removing its file.
+/// The authority with its pending tokens. Each token has a file that is named by the hash of its secret, so somebody
+/// who reads the folder cannot use the tokens. A token is used up when its file is removed.
 pub struct Registry {
     authority: Authority,
     tokens: PathBuf,
@@ -39,7 +39,7 @@ pub struct Wanted {
 }
 
 impl Registry {
-    /// Of this authority, tokens below `folder`; certificates are given for `life`.
+    /// A registry of `authority`, with its tokens below `folder`. Its certificates are valid for `life`.
     ///
     /// # Errors
     /// `Usage` when the folder of tokens cannot be made, or others can write it.
@@ -64,7 +64,8 @@ impl Registry {
         self.authority.certificate_pem()
     }
 
-    /// Expects somebody with the secret of this hash; again when asked again. Says until when.
+    /// Expects somebody who joins with the secret of this hash, and gives the time at which this ends. The same call
+    /// again gives the same time.
     ///
     /// # Errors
     /// `Usage` for what no certificate can say, `Busy` when too many are expected.
@@ -129,7 +130,7 @@ impl Registry {
         Ok((holder, certificate))
     }
 
-    /// Another certificate for who has one, as PEM: of the same holder, reached where it was.
+    /// Another certificate, as PEM, for a `holder` that has one, and that is reached under `hosts` as before.
     ///
     /// # Errors
     /// `NotAuthorised` when the key is not proven.

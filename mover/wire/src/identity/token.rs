@@ -1,5 +1,6 @@
-//! Join tokens: a secret, whom to believe, and where to ask. What its holder will be stands at the authority alone.
-//! `join` makes and uses tokens, `registry` is the authority's memory of them.
+//! Join tokens. A token has a secret, the fingerprint of the authority to trust, and the address of the node to ask.
+//! Only the authority knows the role and the name that the token is for. `join` makes and uses tokens, `registry` is
+//! the authority's memory of them.
 
 use mover::{Error, Result, World};
 use std::fmt;
@@ -59,12 +60,12 @@ pub struct Token {
 }
 
 impl Token {
-    /// A new one, which the authority has yet to be told of.
+    /// A new token. The authority does not know it yet.
     pub fn new(authority: [u8; 32], address: Address, world: &World) -> Self {
         Self { secret: world.random_bytes(), authority, address }
     }
 
-    /// What the authority knows it by.
+    /// The hash by which the authority knows the token.
     pub fn hash(&self) -> [u8; 32] {
         Self::hash_of(&self.secret)
     }

@@ -107,7 +107,7 @@ pub fn error_kind(code: u16) -> ErrorKind {
     ErrorKind::ALL.into_iter().find(|kind| error_code(*kind) == code).unwrap_or(ErrorKind::Internal)
 }
 
-/// Characters of a message or hint, each of 4 bytes at most: both fit, and the subject beside them.
+/// Characters of a message or of a hint, each of 4 bytes at most. Both fit into the reply, together with the subject.
 const TEXT_CHARS_MAX: usize = 1700;
 /// Characters of each text of a subject.
 const SUBJECT_CHARS_MAX: usize = 130;

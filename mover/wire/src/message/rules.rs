@@ -71,7 +71,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// In bytes, for `request` with so many bytes beside it.
+    /// The memory in bytes, for `request` with so many bulk bytes.
     pub fn bytes(self, request: &Request, beside_bytes: usize) -> usize {
         match (self, request) {
             (Self::Small, _) => SMALL_BYTES,
@@ -87,19 +87,19 @@ impl Work {
     }
 }
 
-/// How long a request lasts: what is long is counted apart, so that it keeps nothing short waiting.
+/// How long a request lasts. Long requests are counted apart, so that short ones do not wait for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lasts {
     /// Not long.
     Short,
     /// Long.
     Long,
-    /// Long with more than so many bytes beside it.
+    /// Long when it has more than so many bulk bytes.
     LongFrom(usize),
 }
 
 impl Lasts {
-    /// Whether it is counted with what takes long.
+    /// Whether a request with so many bulk bytes is counted with the long ones.
     pub const fn is_long(self, beside_bytes: usize) -> bool {
         match self {
             Self::Short => false,

@@ -17,7 +17,7 @@ requests! {
         0x0003 Token(TokenIn), 8 << 10, 0 => ADMINS, Small, Short;
         /// Joins with a token: all that may be asked without a certificate.
         0x0004 Join(JoinIn), 512, 0 => STRANGERS, Small, Short;
-        /// Another certificate for who asks.
+        /// Another certificate for the client that asks.
         0x0005 Renew(RenewIn), 512, 0 => EVERYBODY, Small, Short;
         /// The points of a repository.
         0x0010 List(List), 1 << 10, 0 => EVERYBODY, Reading, Long;
@@ -25,9 +25,9 @@ requests! {
         0x0011 Stats(RepositoryRef), 64, 0 => EVERYBODY, Small, Short;
         /// The end of a repository's log.
         0x0012 LogHead(RepositoryRef), 64, 0 => EVERYBODY, Small, Short;
-        /// Whether its log once ended so.
+        /// Whether the log of a repository once had this end.
         0x0013 HasBeen(HasBeen), 128, 0 => EVERYBODY, Small, Short;
-        /// What it remembers of another one.
+        /// What a repository remembers of another repository.
         0x0014 Peer(PeerOf), 64, 0 => EVERYBODY, Small, Short;
         /// Forgets points, pins them, or takes that back.
         0x0015 ChangePoints(ChangeIn), 64 << 10, 0 => ADMINS, Small, Short;

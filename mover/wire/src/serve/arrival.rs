@@ -1,5 +1,5 @@
-//! What a put brings: looked at before anything of it is decoded, because a blob of a few hundred bytes may say that it is
-//! sixteen million.
+//! The chunks of a put. The node looks at their headers before it decodes any of them, because a blob of a few hundred
+//! bytes may say that it has sixteen million plain bytes.
 
 use crate::allowance::Allowance;
 use crate::bulk;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, GRID_BYTES, STREAM_CHUNK_BYTES_MAX};
 use mover::{Error, MANIFEST_BYTES_MAX, PAGE_BYTES_MAX, Result, WriteSession};
 
-/// Has a session take what stands beside a put. False when there was no turn to have it decoded for long.
+/// Gives the bulk of a put to a session. False when there was no turn to decode it for a long time.
 pub async fn take<S: WriteSession>(allowance: &Allowance, session: &S, lengths: &[u32], beside: Bytes) -> Result<bool> {
     let (mut chunks, mut plain) = (Vec::new(), 0);
     for (id, bytes) in bulk::blobs(lengths, beside)? {
@@ -36,7 +36,8 @@ fn parsed(id: ChunkId, bytes: Bytes) -> Result<Blob> {
     Ok(blob)
 }
 
-/// The longest that anybody makes. What was stored before may be longer, and is read all the same.
+/// Plain bytes of the longest chunk of this kind that a client makes. Chunks that were stored earlier may be longer,
+/// and are read all the same.
 const fn plain_bytes_max(kind: ChunkKind) -> usize {
     match kind {
         ChunkKind::Data => GRID_BYTES as usize,

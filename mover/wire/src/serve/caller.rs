@@ -1,4 +1,4 @@
-//! Whoever asks, and why a request is not done.
+//! The client that asks, and why a request is not done.
 
 use crate::allowance::Allowance;
 use crate::frame::FrameError;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// A connection, and whose it is.
 pub(super) struct Caller {
     pub allowance: Allowance,
-    /// What the certificate says that it showed; none of somebody who joins.
+    /// What the client's certificate says; none for a client that joins.
     pub shown: Option<Facts>,
     /// Whether it has said hello.
     pub greeted: watch::Sender<bool>,

@@ -58,7 +58,7 @@ impl<R: Repository> Hosted<R> {
         found.ok_or_else(|| Error::not_found(format!("the node has no repository {repository}")))
     }
 
-    /// What `wanted` makes of the first open one of which it makes anything. Asked at every request.
+    /// The first result that `wanted` gives for an open repository. Called at every request.
     pub fn find<T>(&self, wanted: impl FnMut(&Arc<Served<R>>) -> Option<T>) -> Option<T> {
         self.read().values().filter_map(Hosting::here).find_map(wanted)
     }

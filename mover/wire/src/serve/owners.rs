@@ -1,5 +1,5 @@
-//! What a proxy is answered where owners are kept apart: chunks that its owner never had are missing.
-//! Which points an owner sees is said by `access::sees`.
+//! How a node answers a proxy where owners are kept apart: chunks that the proxy's owner never had are missing.
+//! `access::sees` decides which points an owner sees.
 
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt as _, stream};
@@ -7,7 +7,7 @@ use mover::{ChunkBatch, ChunkError, Had, Manifest, OwnerId, Page, Reach, Result,
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The eyes of one owner.
+/// What one owner may see of the chunks in a repository.
 #[derive(Clone)]
 pub(super) struct Sight {
     reach: Arc<dyn Reach>,
@@ -19,7 +19,7 @@ impl Sight {
         Self { reach, owner }
     }
 
-    /// What a point needs that the owner may see is its own.
+    /// Notes that the owner has reached the roots of `manifest`, whose point it may see.
     pub async fn showing(&self, manifest: &Manifest) -> Result<()> {
         let disks = manifest.disks.iter().filter_map(|disk| disk.root.id);
         let roots = disks.chain(manifest.attachments.iter().filter_map(|it| it.root.id)).collect();
@@ -42,7 +42,8 @@ impl Sight {
         Ok((seen, missing))
     }
 
-    /// What is given out: the chunks that are `seen`, as they come in `batches`, and that the others are missing.
+    /// The answer to the owner: that the chunks in `missing` are missing, and then the chunks that are `seen`, as they
+    /// come in `batches`.
     pub fn shown<'a>(
         &'a self,
         seen: &'a HashMap<ChunkId, Had>,
@@ -59,7 +60,8 @@ impl Sight {
         stream::iter((!missing.is_empty()).then_some(missing)).chain(batches)
     }
 
-    /// Before chunks are given out: what is below pages that were reached is reached.
+    /// Notes, before chunks are given out, that the owner has also reached the chunks below the pages that it has
+    /// reached.
     async fn note_below(&self, seen: &HashMap<ChunkId, Had>, batch: &ChunkBatch) -> Result<()> {
         let is_reached = |id: &ChunkId| seen.get(id) == Some(&Had::Reached);
         let pages = batch.iter().filter(|(id, _)| is_reached(id)).filter_map(|(_, blob)| blob.as_ref().ok());

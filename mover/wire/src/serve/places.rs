@@ -1,5 +1,5 @@
-//! How many sessions somebody has: a place is taken before a session is opened, which leaves a record and takes time, and is
-//! given back when it has ended.
+//! How many sessions each holder has. A place is taken before a session is opened, because opening leaves a record and
+//! takes time. The place is given back when the session has ended.
 
 use mover::{Error, Holder, OwnerId, Result};
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 impl Places {
-    /// Takes another, where those who share the owner of `holder` may have `most`.
+    /// Takes another place for `holder`. All holders with the same owner together may have `most` places.
     ///
     /// # Errors
     /// `Busy`.

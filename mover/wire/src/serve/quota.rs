@@ -1,7 +1,8 @@
 //! How much an owner may have in a repository: a stolen proxy fills no more than its share.
 //!
-//! What counts is what the node measured: the bytes that the sessions of the owner added to the packs, for points that are
-//! there (forgotten ones too, until they are swept), and for sessions that came to nothing, until the next sweep.
+//! The node counts the bytes that it measured itself: those that the owner's sessions added to the packs. It counts
+//! them for all points that are there, also for forgotten ones until they are swept. For a session that came to nothing
+//! it counts them until the next sweep.
 
 use mover::Holder;
 use mover::{Error, Name, OwnerId, RecoveryPoint, Result};
@@ -20,7 +21,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// As much as there is.
+    /// No limit.
     pub const NONE: Self = Self { bytes: u64::MAX, points: u64::MAX, sessions: usize::MAX };
 }
 
@@ -46,18 +47,18 @@ pub struct Share {
     quota: Quota,
     /// Bytes of the owner's points when the session began.
     used: u64,
-    /// Bytes of the session that stand among the loose ones.
+    /// Bytes of the session that are counted as loose.
     counted: Mutex<u64>,
 }
 
 impl Quotas {
-    /// Those of owners that are named, and of each other one.
+    /// The quotas of the `named` owners, and the quota of each other owner.
     pub fn new(named: HashMap<Name, Quota>, others: Quota) -> Self {
         let named = named.iter().map(|(name, quota)| (OwnerId::of(name), *quota)).collect();
         Self { named, others, loose: Mutex::default() }
     }
 
-    /// That of the owner whose `holder` asks; administrators have none.
+    /// The quota of the owner of `holder`. Administrators have no limit.
     pub fn of(&self, holder: &Holder) -> Quota {
         match holder.owner_name() {
             Some(name) => self.named.get(&OwnerId::of(name)).copied().unwrap_or(self.others),
@@ -93,7 +94,7 @@ impl Quotas {
             .hint("forget points of this owner and sweep, or raise the quota in windlass-store.toml"))
     }
 
-    /// Whether `new` points more may be committed, beside `points`.
+    /// Whether `new` more points may be committed, in addition to `points`.
     ///
     /// # Errors
     /// `StoreFull`.
@@ -117,7 +118,8 @@ impl Quotas {
         }
     }
 
-    /// What came to nothing is gone; `under_way` goes on.
+    /// Forgets the bytes of sessions that came to nothing, because a sweep has removed them. Those of the sessions
+    /// `under_way` still count.
     pub fn swept<'a>(&self, under_way: impl Iterator<Item = &'a Share>) {
         let mut left: HashMap<OwnerId, u64> = HashMap::new();
         for share in under_way {

@@ -46,8 +46,8 @@ impl Answer {
         Self { id, said: Arc::new(said), caller }
     }
 
-    /// Says for ever, whenever nothing was said for a while, that the node is at work: who waits can tell that from a node
-    /// that hangs. To be dropped only after a message was sent whole.
+    /// Tells the client that the node is at work whenever nothing was sent for a while, so that the client can tell it
+    /// from a node that hangs. Never ends. Drop it only after a message was sent whole.
     pub(super) fn alive(&self) -> impl Future<Output = Infallible> + Send + 'static {
         let (said, every) = (self.said.clone(), self.caller.allowance.patience() / SAID_OF_PATIENCE);
         async move {
@@ -75,7 +75,8 @@ impl Answer {
         let _ = stopped.await;
     }
 
-    /// Says that this was all of it; what nobody takes does not stay.
+    /// Ends the answer. Resets the stream when the answer is not whole, or when the client does not take the rest in
+    /// time.
     pub(super) async fn end(self, is_whole: bool) {
         let patience = self.caller.allowance.patience();
         let mut stream = self.said.stream.lock().await;
@@ -135,7 +136,8 @@ pub(super) async fn blobs(to: &mut Answer, batches: impl futures::Stream<Item = 
     Ok(send(to, &Reply::Chunks(nothing), Vec::new(), false).await?)
 }
 
-/// The same, each message on a stream of its own: on one stream all would wait for each packet that is lost.
+/// As [`blobs`], but with each message on a stream of its own, because on one stream all messages would wait for each
+/// lost packet.
 pub(super) async fn spread(to: &mut Answer, batches: impl futures::Stream<Item = ChunkBatch> + Send) -> Done {
     let (mut number, caller) = (0, to.caller.clone());
     futures::pin_mut!(batches);

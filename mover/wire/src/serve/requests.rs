@@ -25,7 +25,7 @@ use tokio::time::Instant;
 type Leased<R> = (Arc<Served<R>>, Arc<Lease<R>>);
 
 impl<R: Repository + 'static> Node<R> {
-    /// Does what `request` asks for and answers. Whether `holder` may ask that was looked at before.
+    /// Does what `request` asks for and answers. The caller has checked before that `holder` may make this request.
     pub(super) async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
         match request {
             Request::Hello(hello) => say(to, welcome(&hello)?).await,

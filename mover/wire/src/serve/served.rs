@@ -37,7 +37,7 @@ pub(super) struct Lease<R: Repository> {
 }
 
 impl<R: Repository + 'static> Served<R> {
-    /// What `holder` may see of chunks; none who may see all.
+    /// What `holder` may see of the chunks; none when it may see all.
     pub fn sight(&self, holder: &Holder) -> Option<Sight> {
         Some(Sight::new(self.reach.clone()?, OwnerId::of(holder.owner_name()?)))
     }
@@ -55,7 +55,7 @@ impl<R: Repository + 'static> Served<R> {
         Ok(points)
     }
 
-    /// All points that count for the owner of `holder`; none where nobody counts.
+    /// All points of the owner of `holder`, also forgotten ones; none when the owner has no quota.
     pub async fn of_owner(&self, holder: &Holder) -> Result<Vec<RecoveryPoint>> {
         if self.quotas.of(holder) == Quota::NONE {
             return Ok(Vec::new());
@@ -68,7 +68,7 @@ impl<R: Repository + 'static> Served<R> {
         Ok(points)
     }
 
-    /// What came to nothing was swept away.
+    /// Notes that a sweep has removed the bytes of sessions that came to nothing.
     pub fn swept(&self, dry_run: bool) {
         if !dry_run {
             let leases = self.leases.lock().expect("no holder panics");
@@ -92,7 +92,7 @@ impl<R: Repository + 'static> Served<R> {
         }
     }
 
-    /// Under an `id` for the wire, which it gives back.
+    /// Keeps a session under `id`, its name on the wire, and gives the id back.
     pub fn lend(
         &self,
         id: SessionId,
