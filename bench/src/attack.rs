@@ -1,4 +1,4 @@
-//! What attackers cost others: the same backup into a storage node that is left alone, and into one under attack.
+//! What attackers cost other clients: the same backup into a storage node that is not attacked, and into one that is.
 
 use crate::attacker::Means;
 use crate::judge::{Bound, judged};
@@ -93,7 +93,7 @@ fn backup(options: &AttackOptions, attacked: bool) -> Result<f64> {
     Ok(sample.wall_s)
 }
 
-/// A process that attacks; it takes what others leave of the processors.
+/// A process that attacks. It has low priority, so it only uses processor time that other processes leave.
 struct Attacker(Child);
 
 impl Attacker {
@@ -119,6 +119,6 @@ impl Drop for Attacker {
     }
 }
 
-/// Of its speed that a job keeps under attack.
+/// The least share of its speed that a job must keep under attack.
 const SHARE_MIN: f64 = 0.8;
 const DISK_BYTES: u64 = 600 << 20;

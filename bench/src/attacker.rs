@@ -1,4 +1,4 @@
-//! Peers that misbehave: connections on which anything can be said, and packets from many ports.
+//! Peers that misbehave: connections on which any bytes can be sent, and packets from many ports.
 
 use anyhow::{Context, Result, ensure};
 use chunker::{ChunkId, ChunkKind, Compression, Compressor};
@@ -13,12 +13,12 @@ use wire::identity::Credentials;
 use wire::message::{BeginIn, Hello, Open, Put, Reply, Request, SessionRef};
 use wire::{Congestion, client, client_config, decode, encode};
 
-/// A connection without manners.
+/// A connection that need not follow the protocol.
 #[derive(Debug)]
 pub struct Raw {
-    /// What it is.
+    /// The QUIC connection.
     pub connection: Connection,
-    /// Lives as long.
+    /// Kept, because a connection ends with its endpoint.
     _endpoint: Endpoint,
 }
 
@@ -96,7 +96,7 @@ impl Raw {
     /// A write session.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// When the node does not open one.
     pub async fn begin(&self, repository: RepositoryId, world: &World) -> Result<SessionId> {
         let begin = Begin {
             point: PointId::random(world),
@@ -111,7 +111,7 @@ impl Raw {
     }
 }
 
-/// The first reply on a stream, and what stands beside it.
+/// The first reply on a stream, and the bulk bytes after it.
 ///
 /// # Errors
 /// When it does not come.
@@ -142,7 +142,8 @@ pub fn lie(session: SessionId) -> (Request, Vec<u8>) {
     (Request::Put(Put { session, lengths: vec![blob.bytes().len() as u32] }), bulk)
 }
 
-/// Headers that promise more than there may be: of every type, in the body, beside it, in both.
+/// Headers that announce more bytes than allowed: for every type of message, in the body, in the bulk after it, and in
+/// both.
 pub fn huge_lengths() -> Vec<Vec<u8>> {
     let header = |code: u16, body: u32, bulk: u32| {
         let lengths = [body.to_le_bytes(), bulk.to_le_bytes()].concat();
@@ -192,7 +193,7 @@ pub enum Means {
     Slow,
     /// Ten thousand streams.
     Streams,
-    /// Promising more than there may be.
+    /// Announcing more bytes than allowed.
     Lengths,
     /// Chunks that are not what their ids say.
     Lies,
@@ -262,7 +263,7 @@ pub async fn attack(port: u16, identity: &Path, repository: &str, only: &[Means]
     Ok(())
 }
 
-/// Does it for ever: who is thrown out comes again.
+/// Repeats `work` for ever: if the node ends the connection, the attacker connects again.
 async fn again<F: Future<Output = Result<()>>>(config: ClientConfig, work: impl Fn(ClientConfig) -> F) {
     loop {
         if work(config.clone()).await.is_err() {
@@ -271,8 +272,8 @@ async fn again<F: Future<Output = Result<()>>>(config: ClientConfig, work: impl 
     }
 }
 
-/// Garbage and first packets in turn, from many ports, as much as fits into a link of 1 Gbit/s: more cannot come where others
-/// have a link of that.
+/// Garbage and first packets in turn, from many ports, as much as fits into a link of 1 Gbit/s. A node with such a link
+/// cannot receive more.
 fn flood(port: u16, packets: &[Vec<u8>]) {
     let sockets: Vec<UdpSocket> = (0..64).filter_map(|_| UdpSocket::bind("127.0.0.1:0").ok()).collect();
     let noise: Vec<Vec<u8>> = (0..1024).map(garbage).collect();
@@ -292,7 +293,7 @@ fn flood(port: u16, packets: &[Vec<u8>]) {
     }
 }
 
-/// Announces as much as it may, and sends a byte of it now and then.
+/// Announces as many bytes as it may, and then sends one byte each second.
 async fn slow(port: u16, config: ClientConfig, repository: RepositoryId) -> Result<()> {
     let raw = Raw::greeted(port, config).await?;
     let session = raw.begin(repository, &World::system()).await?;
@@ -309,7 +310,7 @@ async fn slow(port: u16, config: ClientConfig, repository: RepositoryId) -> Resu
     }
 }
 
-/// Ten thousand streams, each with half a header, as many at a time as there may be.
+/// Opens ten thousand streams, each with half a header, as many at the same time as the node allows.
 async fn many_streams(port: u16, config: ClientConfig) -> Result<()> {
     let raw = Raw::greeted(port, config).await?;
     for _ in 0..10_000 / STREAMS_MAX {
@@ -343,7 +344,7 @@ async fn lies(port: u16, config: ClientConfig, repository: RepositoryId) -> Resu
 const FLOOD_BYTE: Duration = Duration::from_nanos(8);
 /// Ethernet with its gaps, IPv4 and UDP.
 const HEADERS_BYTES: usize = 66;
-/// Shorter sleeps take longer than they should.
+/// The sender sleeps only when it is this far ahead, because shorter sleeps take longer than they should.
 const FLOOD_AHEAD: Duration = Duration::from_millis(1);
 /// Streams that a node lets a connection have at once.
 pub const STREAMS_MAX: usize = 64;

@@ -63,9 +63,9 @@ pub fn read_rate(path: &Path, cores: usize) -> Result<f64> {
     rate_on(cores, bytes, &pieces, buffer, |buffer, piece| read(buffer, piece).expect("it was read before"))
 }
 
-/// GB/s of `work` over `items` of so many bytes together, if it has so many cores to itself. Each core has a state of
-/// its own and takes the next item that is left. What counts is the time that they worked: not that in which other
-/// programs had them.
+/// GB/s of `work` over `items`, which have `bytes` together, as if this process had `cores` cores alone. Each core has
+/// a state of its own and takes the next item that is left. Only the CPU time of this process counts, and not the time
+/// in which other programs had the cores.
 pub fn rate_on<T: Sync, S>(
     cores: usize,
     bytes: usize,
@@ -90,7 +90,8 @@ pub fn rate_on<T: Sync, S>(
     Ok(passes as f64 * bytes as f64 * cores as f64 / worked_s / 1e9)
 }
 
-/// GB/s of `work` over so many bytes, the best of several passes: noise only ever slows down.
+/// GB/s of `work` over so many bytes, the best of several passes, because other activity of the machine can only make a
+/// pass slower.
 pub fn rate(bytes: usize, mut work: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut best = Duration::MAX;

@@ -1,34 +1,34 @@
-//! What is promised of figures, and whether it holds.
+//! Promises about figures, and whether they hold.
 
-/// What is promised of a figure.
+/// The promise about a figure.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {
-    /// It, or more.
+    /// The figure must be at least this.
     AtLeast(f64),
-    /// It, or less.
+    /// The figure must be at most this.
     AtMost(f64),
-    /// Less.
+    /// The figure must be less than this.
     Below(f64),
 }
 
 /// How near a job comes to what its machine can do.
 #[derive(Debug, Clone, Copy)]
 pub struct Share {
-    /// The job's least time on this machine, of the time it took.
+    /// The least time that the job can take on this machine, divided by the time that it took.
     pub of_limit: f64,
-    /// With so much of it the job is good, whatever its peers do.
+    /// If `of_limit` is at least this, the job is good enough, even if other tools are faster.
     pub at_least: f64,
-    /// What the machine is slow at.
+    /// The step that takes most of this least time.
     pub bound_by: &'static str,
 }
 
-/// A figure, and by what it may pass.
+/// A figure, and the two ways in which it may pass: by its bound, or by its share of the limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Check {
     pub what: &'static str,
     pub value: f64,
     pub bound: Bound,
-    /// None where a machine's speed cannot excuse it: bytes and memory.
+    /// None for bytes and memory, because a slow machine is no excuse for these.
     pub share: Option<Share>,
 }
 
@@ -50,7 +50,7 @@ impl Bound {
         }
     }
 
-    /// As it is printed.
+    /// The bound as it is printed.
     pub fn text(self) -> String {
         match self {
             Self::AtLeast(limit) => format!(">= {limit:.3}"),
@@ -61,7 +61,7 @@ impl Bound {
 }
 
 impl Check {
-    /// The ratio counts first; a job that misses it may still be as fast as its machine allows.
+    /// The bound counts first. A job that misses it may still pass, if it is about as fast as its machine allows.
     pub fn verdict(&self) -> Verdict {
         let near = |share: Share| (share.at_least..=SHARE_MAX).contains(&share.of_limit);
         match self.share {
@@ -98,8 +98,8 @@ pub fn judged(figures: &[(&'static str, f64, Bound)]) -> bool {
     all_pass(&checks)
 }
 
-/// No job is faster than its limit. One that seems so by more than the figures vary shows that the machine had something
-/// else to do when it was measured, and then the share says nothing.
+/// Largest share of the limit that counts. No job can be faster than its limit. If one seems much faster, the machine
+/// was busy with something else while its speed was measured, and the share means nothing.
 const SHARE_MAX: f64 = 1.1;
 
 #[cfg(test)]

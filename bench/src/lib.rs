@@ -1,10 +1,11 @@
-//! Benchmarks: whole jobs beside their peers and beside what the machine can do ([`e2e()`]), by two builds in turn
-//! ([`pair()`]), stages on one core beside what limits them ([`stages()`]), the wire beside quinn alone ([`wire()`]), jobs
-//! across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]), three proxies at once
-//! ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]), verifications beside b3sum and bare decoding
-//! ([`verify()`]), and reading a disk here and there beside restoring it ([`view()`]).
+//! Benchmarks. Whole jobs are compared with other tools and with what the machine can do ([`e2e()`]), and with an older
+//! build ([`pair()`]). Others measure stages on one core and what limits them ([`stages()`]), the wire and quinn alone
+//! ([`wire()`]), jobs across long and leaky links ([`wan()`]), a job while its storage node is attacked ([`attack()`]),
+//! three proxies at the same time ([`proxies()`]), sweeps of millions of chunks ([`sweep()`]), verifications, compared
+//! with b3sum and with decoding alone ([`verify()`]), and reading a disk through a view, compared with restoring it
+//! ([`view()`]).
 //!
-//! Numbers of one run are compared with each other only: the machine is as much a part of them as the programs.
+//! Compare only numbers of the same run, because they depend on the machine as much as on the programs.
 
 mod attack;
 pub mod attacker;

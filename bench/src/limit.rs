@@ -16,11 +16,11 @@ pub struct Work {
     pub decoded: u64,
     /// Bytes that are durable at its end.
     pub written: u64,
-    /// What happens beside that, in a row.
+    /// Steps that each wait for the one before, in addition to the bytes.
     pub fixed: Fixed,
 }
 
-/// What a job cannot do at once, and waits for however small it is.
+/// Steps that a job must do one after the other, even if it has next to no data.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Fixed {
     /// Starts of QEMU's tools.
@@ -40,8 +40,9 @@ pub struct Limit {
 }
 
 impl Work {
-    /// Processors and disk work at once, so the slower of them counts; what the processors do adds up. Then comes what
-    /// is done in a row. What a network between two processes costs is not in it.
+    /// The limit of this work on a machine. Processors and disk work at the same time, so the slower of them counts.
+    /// The times of all work of the processors are added up, and so are the times of all steps that must wait for each
+    /// other. The cost of a network between two processes is not included.
     pub fn limit(&self, machine: &Machine) -> Limit {
         let of = |bytes: u64, rate: f64| if bytes == 0 { 0.0 } else { bytes as f64 / rate };
         let processors = [

@@ -1,4 +1,5 @@
-//! What this machine can do, measured in the same run and on the same file system as the jobs that are judged by it.
+//! The speed of this machine, measured in the same run and on the same file system as the jobs that are compared with
+//! it.
 
 use crate::blocks::{rate_on, read_rate, sample};
 use crate::disk::{Day, Disk, IMAGE};
@@ -23,13 +24,13 @@ use std::time::{Duration, Instant};
 /// Rates are in bytes a second, of plain bytes where blobs are made or read; those of the processors are on all cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
-    /// Bytes that stay after a power cut.
+    /// Writing to a file until the bytes are durable.
     pub write: f64,
-    /// Out of the page cache.
+    /// Reading from the page cache.
     pub read: f64,
     /// BLAKE3 of blocks of 64 KiB.
     pub fingerprint: f64,
-    /// The same and zstd as backups do it.
+    /// BLAKE3 and zstd of the same blocks, as in a backup.
     pub compress: f64,
     /// Decompression of these and BLAKE3.
     pub decode: f64,
@@ -186,7 +187,7 @@ fn write_rate(folder: &Path, blocks: &[Bytes]) -> Result<f64> {
     Ok(through.max(past))
 }
 
-/// Several writers take turns, so that the disk always has something to do.
+/// The same in one of these ways. Several threads write, so that the disk always has something to do.
 fn write_rate_with(folder: &Path, pieces: &[Bytes], flags: OFlags) -> Result<f64> {
     ran(Command::new("sync"))?;
     let path = folder.join("written");
@@ -241,7 +242,8 @@ fn small_sync(folder: &Path, blocks: &[Bytes]) -> Result<f64> {
     Ok(median(took.into_iter()))
 }
 
-/// The shortest of several times: what only computes is never slowed down by itself.
+/// The shortest of several times. For work that only computes this is the true time, because only other programs can
+/// make it slower.
 fn shortest(work: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(seconds(work)?.into_iter().fold(f64::INFINITY, f64::min))
 }
@@ -257,12 +259,14 @@ fn seconds(mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
 }
 
 const TIMES: u32 = 15;
-/// On a quiet machine a little less than everything is left: a core that has nothing left to take waits for the others.
+/// Least share of the processors that a quiet machine has left. It is less than 1, because at the end of a pass some
+/// cores wait for the others.
 const LEFT_MIN: f64 = 0.85;
-/// 4 MiB.
+/// Blocks in one piece: 4 MiB.
 const PIECE_BLOCKS: usize = 64;
 const WRITERS: u32 = 4;
-/// A slow disk ends at the time, a fast one at the bytes.
+/// Longest time of writing. On a slow disk the measurement ends after this time, on a fast one after
+/// [`WRITE_BYTES_MAX`].
 const WRITE_TIME_MAX: Duration = Duration::from_secs(4);
 const WRITE_BYTES_MAX: u64 = 1 << 30;
 const SMALL_BYTES: usize = 4096;

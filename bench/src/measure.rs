@@ -23,17 +23,18 @@ pub struct Ran {
     pub stdout: String,
 }
 
-/// Who makes what a program writes durable.
+/// How the bytes that a program writes become durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durable {
-    /// The program, before it ends; or it writes nothing.
+    /// The program syncs them before it ends, or writes nothing.
     ByItself,
-    /// Nobody: the file system is synced behind it, and that counts.
+    /// The program does not sync them. So the file system is synced after it, and the time of this is added.
     BySync,
 }
 
-/// Runs `command` once everything before is on disk and all that it names is in the page cache: some kernels take
-/// pages away that were not used for a while. GNU time gives what the kernel counted, of the program alone.
+/// Runs `command`. Before that, everything that was written is synced to disk, and all files that the command names are
+/// read into the page cache, because some kernels drop pages that were not used for a while. GNU time gives CPU time
+/// and memory of the program alone.
 pub fn measured(command: &Command, scratch: &Path, durable: Durable) -> Result<Ran> {
     ran(Command::new("sync"))?;
     let variables = command.get_envs().filter_map(|(_, value)| value);
@@ -122,7 +123,7 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     f64::midpoint(middle(sorted.len().saturating_sub(1) / 2), middle(sorted.len() / 2))
 }
 
-/// USER_HZ: Linux gives times in it whatever it counts in itself.
+/// USER_HZ: the unit of times in /proc, whatever unit the kernel uses internally.
 const TICKS_A_SECOND: f64 = 100.0;
 
 #[cfg(test)]

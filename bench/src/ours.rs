@@ -20,7 +20,7 @@ pub struct Ours {
     node: Option<Node>,
     /// What the backups brought into each repository.
     kept: BTreeMap<&'static str, Kept>,
-    /// Of the first backup.
+    /// Bytes that the first backup added to its repository.
     full_stored: u64,
 }
 
@@ -70,7 +70,7 @@ impl Ours {
         Ok(done)
     }
 
-    /// Into a repository of its own, which is removed again.
+    /// A full backup with `--no-extra-verify`, into a repository of its own, which is removed again.
     pub fn full_fast(&mut self) -> Result<Done> {
         ran(self.disk.places.windlass(&["init"], OF_FAST))?;
         let done = self.backup_raw(Step::Full, FAST, OF_FAST, &[TRUST_CLIENT])?;
@@ -82,14 +82,14 @@ impl Ours {
         self.backup_qcow2(Step::Full, QCOW2, &[], FULL_QCOW2).map(|(done, _)| done)
     }
 
-    /// The second day, of which the bitmap in the image tells what changed.
+    /// Backs up the second day, with the bitmap in the image that tells what changed.
     pub fn increment(&mut self) -> Result<Done> {
         let (done, summary) = self.backup_qcow2(Step::Day2, BITMAP, &[], INCREMENT)?;
         is_by_bitmap(&summary)?;
         Ok(done)
     }
 
-    /// The second day, with everything read.
+    /// Backs up the second day without a bitmap, so that the whole disk is read.
     pub fn day2(&mut self) -> Result<Done> {
         self.backup_raw(Step::Day2, RAW, OF_RAW, &[])
     }
@@ -133,7 +133,8 @@ impl Ours {
         self.copied(TRUSTING, Some("--trust-source"))
     }
 
-    /// Another machine with the same disk; and what it added, of what the first backup did.
+    /// Backs up another machine with the same disk. Gives also how many bytes it added, as a share of those that the
+    /// first backup added.
     pub fn second_machine(&mut self) -> Result<(Done, f64)> {
         let image = self.disk.places.path("in/second.raw");
         fs::hard_link(self.disk.path(Day::First), &image)?;
@@ -305,8 +306,8 @@ fn is_by_bitmap(summary: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that a repository keeps: without the room that it sets aside for a full storage, which depends on the size of
-/// the file system and not on what is stored.
+/// Bytes of a repository without its reserve, because the reserve depends on the size of the file system and not on the
+/// stored data.
 fn stored(repository: &Path) -> Result<u64> {
     let reserve = repository.join("reserve");
     let reserved = if reserve.is_dir() { bytes_below(&reserve)? } else { 0 };

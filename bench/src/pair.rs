@@ -1,4 +1,5 @@
-//! Our own jobs by two builds in turn, to see what a change costs. Whatever the machine does meanwhile happens to both.
+//! Our own jobs by two builds in turn, to see what a change costs. Other activity of the machine affects both builds
+//! alike.
 
 use crate::disk::Disk;
 use crate::judge::{Bound, judged};
@@ -53,7 +54,8 @@ struct Row {
     tool: &'static str,
     /// Seconds before and after, in each run.
     walls: Vec<[f64; 2]>,
-    /// The same of processors: on a busy machine they tell more, but nothing about waiting.
+    /// Seconds of CPU before and after, in each run. On a busy machine they are more reliable than wall time, but do
+    /// not include waiting.
     cpus: Vec<[f64; 2]>,
 }
 
@@ -75,7 +77,8 @@ fn medians(pairs: &[[f64; 2]]) -> [f64; 2] {
     [0, 1].map(|side| median(pairs.iter().map(|pair| pair[side])))
 }
 
-/// The two of one run are compared with each other: the machine may be slower in another run.
+/// The median ratio of after to before. Only times of the same run are compared, because the machine may be slower in
+/// another run.
 fn ratio(pairs: &[[f64; 2]]) -> f64 {
     median(pairs.iter().map(|[before, after]| after / before))
 }
@@ -103,12 +106,12 @@ fn run(options: &PairOptions, data: &Path, turn: usize, rows: &mut Vec<Row>) -> 
     Ok(())
 }
 
-/// Who goes first changes from job to job, and for each job from run to run.
+/// The order of the two builds. It changes from job to job, and for each job from run to run.
 const fn order(turn: usize, job: usize) -> [usize; 2] {
     if (turn + job).is_multiple_of(2) { [0, 1] } else { [1, 0] }
 }
 
-/// Takes what a job took before and after.
+/// Adds what a job took with each build to its row.
 fn add(rows: &mut Vec<Row>, number: usize, [before, after]: &[Done; 2]) {
     let (step, tool) = (before.step, before.tool);
     let walls = [before.sample.wall_s, after.sample.wall_s];
@@ -127,7 +130,7 @@ const JOBS: [(Change, &[Job]); 3] = [
     (|ours| ours.disk.touch(), &[Ours::unchanged, Ours::restore, Ours::copy, Ours::copy_trusting, Ours::verify]),
 ];
 
-/// A job may be slower by 3 %: nearer than that a few runs do not tell.
+/// A job may be slower by 3 %, because a few runs cannot show smaller differences.
 const SLOWER_MAX: f64 = 1.03;
 
 #[cfg(test)]

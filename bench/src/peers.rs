@@ -1,5 +1,6 @@
-//! What restic, borg and qemu-img do in each step. They leave what they write to the kernel, while our jobs return when
-//! it is durable. So the file system is synced behind each of their steps that writes, and that counts.
+//! What restic, borg and qemu-img do in each step. They end before the bytes that they wrote are durable, while our
+//! jobs return when they are. So the file system is synced after each of their steps that writes, and the time of this
+//! is added.
 
 use crate::disk::{Day, Disk, text};
 use crate::measure::{Durable, bytes_below, measured, ran};
@@ -60,7 +61,7 @@ impl Peers {
         self.done(Step::Verify, BORG, &command, Durable::ByItself, None)
     }
 
-    /// Compresses and does not deduplicate: what a plain conversion costs.
+    /// Converts the disk with compression and without deduplication, to show what that alone costs.
     pub fn qemu_full(&self) -> Result<Done> {
         let image = text(self.disk.places.image())?;
         let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2"];
@@ -70,7 +71,7 @@ impl Peers {
         Ok(Done { stored: Some(fs::metadata(self.disk.places.path(CONVERTED))?.len()), ..done })
     }
 
-    /// Of the first day, which it converted.
+    /// Restores the first day from the converted image.
     pub fn qemu_restore(&self) -> Result<Done> {
         let arguments = ["convert", "-f", "qcow2", "-O", "raw", "-m", "8", "-W", CONVERTED, "restored.raw"];
         let done = self.done(Step::Restore, QEMU, &self.disk.places.qemu_img(&arguments), Durable::BySync, None)?;

@@ -1,4 +1,4 @@
-//! What whole jobs are promised to be: faster than the best peer by so much, or near what the machine can do.
+//! Promises about whole jobs: each is so many times as fast as the best peer, or close to what the machine can do.
 
 use crate::judge::{Bound, Check, Share};
 use crate::report::{BITMAP, BORG, COPY, QUIC, RAW, RESTIC, Report, Step, TRUSTING};
@@ -40,7 +40,7 @@ pub fn promises(report: &Report) -> Vec<Check> {
     ]
 }
 
-/// How many times as fast as the best peer.
+/// How many times as fast as the best peer our job is.
 fn faster(report: &Report, step: Step, tool: &str) -> f64 {
     match (report.best_peer(step), report.wall(step, tool)) {
         (Some(peer), Some(ours)) => peer / ours,
@@ -53,10 +53,11 @@ fn share(report: &Report, step: Step, tool: &str, at_least: f64) -> Option<Share
     Some(Share { of_limit: limit.seconds / wall, at_least, bound_by: limit.bound_by })
 }
 
-/// Of its limit that a job must reach where its peers do not show that it is fast. A limit has nothing of what joins the
-/// stages: queues, the index, the last pieces that one core works on alone. On a quiet machine a full backup reaches
-/// about 0.8 of it. A job that takes a third longer than that is still excused; one that takes half as long again is not.
+/// The share of its limit that a job must reach if it is not faster than its peers. A limit does not include the work
+/// between stages: queues, the index, and the last pieces, on which one core works alone. On a quiet machine a full
+/// backup reaches about 0.8 of its limit. A job that takes a third longer than that still passes; a job that takes half
+/// as long again does not.
 const LARGE: f64 = 0.6;
-/// Of the limit of an increment, which is over in a few starts of programs: opening the repository and its index counts
-/// for more there.
+/// The same share for an increment. It is lower, because an increment takes only as long as a few starts of programs,
+/// so opening the repository and its index is a larger part of it.
 const SMALL: f64 = 0.5;

@@ -1,4 +1,4 @@
-//! Three proxies at once into one storage node, beside one alone.
+//! Three proxies that back up into one storage node at the same time, compared with one alone.
 
 use crate::judge::{Bound, judged};
 use crate::measure::{bytes_below, median};
@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// Prints how fast three different machines together are beside one alone, what three clones store, and the node's memory.
+/// Prints how fast three backups of different machines are at the same time, compared with one alone; how much three
+/// clones store; and the node's memory.
 ///
 /// # Errors
 /// When a job fails, or a promise does not hold.

@@ -1,5 +1,6 @@
-//! A link between clients and a node, in this process: UDP packets come late, out of order, twice or never, as fast as
-//! the link is, each from a seed; and it can be cut, or give its clients other addresses, while they are at work.
+//! A link between clients and a node, in this process: UDP packets are delayed, reordered, doubled, lost and limited in
+//! rate; the choice of packets follows from a seed. The link can be cut, and the node can be made to see other
+//! addresses of the clients, while jobs are running.
 
 use rustix::net::sockopt;
 use std::cmp::Reverse;
@@ -16,15 +17,15 @@ use std::time::{Duration, Instant};
 pub struct Shape {
     /// From one end to the other.
     pub delay: Duration,
-    /// Some packets take up to so much longer: they come out of order.
+    /// Most additional delay of a packet. It is different for each packet, so packets come out of order.
     pub jitter: Duration,
-    /// Bits a second; as fast as it can when 0.
+    /// Bits a second; not limited when 0.
     pub rate: u64,
     /// Packets of a thousand that never come.
     pub lost_per_mille: u64,
     /// Packets of a thousand that come twice.
     pub doubled_per_mille: u64,
-    /// Which packets.
+    /// Decides which packets are lost, doubled or late.
     pub seed: u64,
 }
 
@@ -134,7 +135,8 @@ impl Relay {
         self.shared.cut.store(cut, Relaxed);
     }
 
-    /// From now on the node sees every client under another address, as when a laptop changes networks or a router forgets.
+    /// From now on the node sees every client under another address, as when a laptop changes its network, or a router
+    /// loses its table of connections.
     pub fn readdress(&self) {
         self.shared.clients.lock().expect("no holder panics").clear();
     }
@@ -166,7 +168,7 @@ impl Shared {
         answers.into_iter().for_each(|thread: JoinHandle<()>| drop(thread.join()));
     }
 
-    /// A client that was not seen before, or has to have another address.
+    /// Makes a socket for a client that was not seen before, or that must get another address.
     fn meet(
         self: &Arc<Self>,
         client: SocketAddr,
@@ -225,7 +227,8 @@ impl Shared {
     }
 }
 
-/// One that loses nothing while this process does not get its turn. Needs root, as much as tests with disks do.
+/// A socket with a buffer so large that no packet is lost while this process waits for a processor. Needs root, as do
+/// the tests with block devices.
 fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BYTES)?;
@@ -237,14 +240,14 @@ fn socket() -> io::Result<UdpSocket> {
 #[derive(Debug)]
 struct Line {
     shape: Shape,
-    /// When what waits has been sent.
+    /// When the packets that wait will have been sent.
     free: Instant,
     noise: u64,
     traffic: Arc<Traffic>,
 }
 
 impl Line {
-    /// When a packet arrives, and when it arrives again.
+    /// The times at which a packet arrives: none if it is lost, two if it is doubled.
     fn pass(&mut self, length: usize, now: Instant) -> [Option<Instant>; 2] {
         let Shape { delay, jitter, rate, lost_per_mille, doubled_per_mille, .. } = self.shape;
         self.traffic.packets.fetch_add(1, Relaxed);

@@ -45,13 +45,13 @@ pub struct Done {
     pub durable: Durable,
     /// Bytes of the repository afterwards.
     pub stored: Option<u64>,
-    /// What it had to do; of our own jobs.
+    /// The work that the job had to do; only for our own jobs.
     pub work: Option<Work>,
 }
 
 /// One tool in one step, in all runs.
 struct Row {
-    /// Of the last run; its sample is the last of them.
+    /// The last run.
     last: Done,
     samples: Vec<Sample>,
 }
@@ -167,7 +167,8 @@ impl Report {
         self.row(step, tool)?.last.stored
     }
 
-    /// The fastest of the deduplicating peers: qemu-img does another thing and is shown beside them.
+    /// The fastest of the peers that deduplicate. qemu-img is not one of these: it is shown in the table, but does
+    /// another thing.
     pub fn best_peer(&self, step: Step) -> Option<f64> {
         [RESTIC, BORG].into_iter().filter_map(|peer| self.wall(step, peer)).min_by(f64::total_cmp)
     }

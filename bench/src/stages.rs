@@ -1,4 +1,5 @@
-//! Stages of a backup and a restore on one core, each beside what limits it, all in one run on the same real data.
+//! Stages of a backup and a restore on one core, each compared with what limits it, all in one run on the same real
+//! data.
 
 use crate::blocks::{gigabytes, rate, read_rate, sample};
 use anyhow::{Result, bail};
@@ -90,7 +91,7 @@ fn decode(keys: &DomainKeys, ids: &[ChunkId], blobs: &[Blob], large: &[u8]) {
     row("decode and fingerprint", verified, alone, "decode alone");
 }
 
-/// What the repository does with blobs: not on one core, so the limit is what the file system takes.
+/// The work of the repository with blobs. It does not run on one core, so its limit is the speed of the file system.
 fn keep(chunks: Vec<(ChunkId, Blob)>, plain: usize) -> Result<()> {
     let folder = tempfile::tempdir_in(".")?;
     let stored: usize = chunks.iter().map(|(_, blob)| blob.bytes().len()).sum();

@@ -1,5 +1,5 @@
-//! Sweeps of a repository with many small chunks: what they cost beside how much there is, and a backup that goes on
-//! meanwhile.
+//! Sweeps of a repository with many small chunks: how their cost depends on the number of chunks, and how much they
+//! slow down a backup that runs at the same time.
 
 use crate::judge::{Bound, judged};
 use crate::measure::{Durable, measured, median, ran};
@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 use store::{Access, Local, Session};
 
-/// Prints the parts of sweeps in which ten points were forgotten, of twenty and of `points`, in turn because machines are
-/// not always as fast; and how fast a backup is beside sweeps.
+/// Prints the times of the parts of a sweep after ten points were forgotten: in a repository of twenty points, and in
+/// one of `points` points. The two take turns, because the speed of a machine changes. Then prints how fast a backup is
+/// while sweeps run.
 ///
 /// # Errors
 /// When a job fails, or a promise does not hold.
@@ -55,7 +56,7 @@ pub fn sweep(windlass: &Path, data: &Path, points: u32, rounds: u32) -> Result<(
     Ok(())
 }
 
-/// A repository of which everything is counted.
+/// A repository whose references are all counted already.
 struct Filled {
     name: String,
     points: Vec<PointId>,
@@ -90,7 +91,8 @@ impl Filled {
         command
     }
 
-    /// Forgets ten points that came together and are in the same packs, however many there are, and sweeps.
+    /// Forgets ten points that were committed in one session, and sweeps. Their chunks are in the same few packs,
+    /// however many points the repository has.
     fn swept(&mut self, places: &Places, time: u32) -> Result<Swept> {
         let began = Instant::now();
         ran(self.windlass(places, &["points"]))?;
@@ -120,8 +122,8 @@ impl Filled {
     }
 }
 
-/// A backup into the node alone, and beside sweeps that have something to do, one after the other as long as it goes on,
-/// alternating; the median speed of the second of that of the first.
+/// Backs up into a node, in turn alone and while sweeps run one after the other. Gives the median speed of a backup
+/// during sweeps, as a share of that of a backup alone.
 fn beside_sweeps(places: &Places, rounds: u32) -> Result<f64> {
     let node = Node::serve(places, "")?;
     let disk = places.path("disk.raw");
@@ -287,10 +289,10 @@ fn field(printed: &str, name: &str) -> Result<f64> {
 }
 
 const FEW: u32 = 20;
-/// Of each point.
+/// Chunks of each point.
 const CHUNKS: u64 = 10_000;
 const BATCH: u64 = 2_500;
-/// Points of one session: their chunks fill two packs nearly.
+/// Points of one session. Their chunks nearly fill two packs.
 const TOGETHER: u32 = 13;
 /// Sweeps with few and with many points.
 const TIMES: u32 = 3;

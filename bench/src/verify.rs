@@ -1,5 +1,5 @@
-//! Verifications beside what limits them: b3sum over the same packs, and decoding and fingerprinting the same chunks with
-//! nothing around it.
+//! Verifications, compared with what limits them: b3sum over the same packs, and only decoding and fingerprinting the
+//! same chunks.
 
 use crate::judge::{Bound, judged};
 use crate::measure::{bytes_below, median, ran};
@@ -15,10 +15,10 @@ use std::time::Instant;
 use store::format::config::ConfigFile;
 use store::format::pack::{PackEntry, PackHeader, RECORD_HEADER_BYTES, decode_footer};
 
-/// Backs `data/day1.raw` up and prints, `rounds` times in turn, what verifying it takes beside b3sum and bare decoding on
-/// as many threads as there are processors. Stored bytes are read from the disk, because that is where they are when a
-/// repository is verified (data packs are written past the page cache); the same from the cache is shown beside it, and
-/// decoding is from the cache.
+/// Backs `data/day1.raw` up and prints, `rounds` times in turn, the times of verifying it, of b3sum, and of decoding
+/// alone, on as many threads as there are processors. Stored bytes are read from the disk, because usually they are not
+/// in the page cache when a repository is verified (data packs are written past it). Times of reading from the cache
+/// are shown too. Decoding is measured from the cache.
 ///
 /// # Errors
 /// When a job fails, the page cache cannot be emptied (which takes root), or a promise does not hold.

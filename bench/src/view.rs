@@ -1,4 +1,4 @@
-//! Reading a disk through [`DiskView`] beside restoring it, both to nowhere, and random reads.
+//! Reading a disk through [`DiskView`], compared with restoring it to a target that keeps nothing; and random reads.
 
 use crate::judge::{Bound, judged};
 use crate::measure::{median, ran};
@@ -118,5 +118,5 @@ impl Target for Nowhere {
     }
 }
 
-/// Asked for at once by who reads in order.
+/// Bytes of one read when the disk is read in order.
 const READ_BYTES: u64 = 1 << 20;

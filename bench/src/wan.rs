@@ -108,7 +108,8 @@ fn run(windlass: &Path, data: &Path, row: &Row) -> Result<Made> {
 
 const RATE: u64 = 200_000_000;
 const WHOLE: u64 = u64::MAX;
-/// What shows a rate that loss brings down does so in less time; the less there is the slower it is.
+/// Bytes of the disk that is used on links with loss. They are fewer for slower links, because the rate shows in less
+/// time there.
 const PART: u64 = 600 << 20;
 const SOME: u64 = 100 << 20;
 const LITTLE: u64 = 24 << 20;

@@ -1,4 +1,4 @@
-//! What the wire carries, beside quinn alone: both ends in this process, each with threads of its own.
+//! The speed of the wire, compared with quinn alone. Both ends are in this process, each with threads of its own.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;

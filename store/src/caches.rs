@@ -1,29 +1,29 @@
-//! Where an open repository keeps what can be made again from its objects: in folders of this computer, whatever its
-//! storage is.
+//! The caches of an open repository. They can be made again from its objects, and are in folders of this computer, also
+//! when the objects are stored elsewhere.
 
 use std::path::{Path, PathBuf};
 
-/// The folder of them. Nothing is lost with any.
+/// The folder in which the caches are. No data is lost when a cache is deleted.
 #[derive(Debug, Clone)]
 pub struct Caches(PathBuf);
 
 impl Caches {
-    /// Those below `folder`.
+    /// The caches below `folder`.
     pub fn new(folder: &Path) -> Self {
         Self(folder.to_owned())
     }
 
-    /// The index.
+    /// The folder of the index.
     pub fn index(&self) -> PathBuf {
         self.0.join("index")
     }
 
-    /// An index that is being made, and will take the place of the other.
+    /// The folder of an index that is being made, and will replace the other.
     pub fn index_new(&self) -> PathBuf {
         self.0.join("index.new")
     }
 
-    /// The counts of references.
+    /// The folder of the counts of references.
     pub fn references(&self) -> PathBuf {
         self.0.join("references")
     }

@@ -1,4 +1,5 @@
-//! What is in a pack, as the pack itself says it: its header, its records, and what is left of them.
+//! The contents of a pack, read from the pack itself: its header, its records, and the records that are left when it is
+//! damaged.
 
 use crate::format::event::AddedPack;
 use crate::format::pack::{
@@ -19,7 +20,8 @@ pub fn header(pack: &dyn Object, name: &PackName) -> Result<PackHeader> {
     PackHeader::decode(&bytes).map_err(|error| Error::from(error).on_pack(name))
 }
 
-/// The records of a pack, from its footer; where that is damaged those that are left, with the ids that their content has.
+/// The records of a pack, from its footer; when the footer is damaged, the records that are left, each with the id that
+/// follows from its content.
 ///
 /// # Errors
 /// `Integrity` when nothing is left, or of the storage.
@@ -42,8 +44,8 @@ pub fn salvaged(keys: &DomainKeys, pack: &Bytes) -> Vec<PackEntry> {
     salvage_records(pack).into_iter().map(|entry| by_content(keys, pack, entry)).collect()
 }
 
-/// The entry with the id that its content has, whatever stands beside it: without the footer one damaged byte there would
-/// cost the chunk.
+/// The entry with the id that follows from its content. The id in the record's header counts only when the blob cannot
+/// be decoded: without a footer, one damaged byte in that header would otherwise lose the chunk.
 fn by_content(keys: &DomainKeys, pack: &Bytes, mut entry: PackEntry) -> PackEntry {
     let at = entry.offset as usize + RECORD_HEADER_BYTES;
     let mut plain = Vec::new();
@@ -83,5 +85,5 @@ pub fn footer(objects: &dyn Objects, pack: &AddedPack) -> Result<Vec<PackEntry>>
     decoded.map_err(|error| Error::from(error).on_pack(name))
 }
 
-/// Most footers are shorter: read in one go.
+/// Read first, from the end of a pack: most footers are shorter, so one read is enough.
 const FOOTER_GUESS: u64 = 256 << 10;

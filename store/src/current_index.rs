@@ -1,5 +1,5 @@
-//! The index that is in use. It follows the log; when it fails, the packs say themselves where chunks are, until whoever
-//! watches has put another one in its place.
+//! The index that is in use. It follows the log. When it fails, places of chunks are read from the footers of packs,
+//! until a thread has made another index.
 
 use crate::contents;
 use crate::format::event::AddedPack;
@@ -21,7 +21,7 @@ pub struct CurrentIndex {
     index: RwLock<Index>,
     /// It cannot be used until another one is made.
     failed: AtomicBool,
-    /// Called once when it has failed.
+    /// Makes another index. Called once when this one has failed.
     when_failed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Held while another index is made.
     rebuilding: Mutex<()>,
@@ -41,14 +41,15 @@ impl CurrentIndex {
         }
     }
 
-    /// Who makes another one when this one fails. Said once.
+    /// Sets the function that is called when the index fails, to make another one. Only the first call counts.
     pub fn when_failed(&self, make: impl Fn() + Send + Sync + 'static) {
         let _ = self.when_failed.set(Box::new(make));
     }
 
     /// Adds packs that the index does not have, with the records of those that are `known` and the footers of the
-    /// others. For who holds the log. One that cannot be read is left out with a warning: what is in it counts as
-    /// missing until it can be read when the repository is opened. An index that fails fails nobody's work.
+    /// others. The caller must hold the log. A pack that cannot be read is left out with a warning. Its chunks count as
+    /// missing until the repository is opened and the pack can be read. If the index fails, this is no error for the
+    /// caller.
     pub fn add(&self, state: &State, known: impl Fn(&AddedPack) -> Option<Arc<Vec<PackEntry>>>) {
         if self.failed.load(SeqCst) {
             // The next one will have them.
@@ -59,8 +60,8 @@ impl CurrentIndex {
         }
     }
 
-    /// Adds to any index what it does not have. It has one writer, and whoever asks meanwhile waits for single packs' notes
-    /// only, not for the database.
+    /// Adds the packs that an index does not have. Only one thread may write. Others can ask the index meanwhile: they
+    /// wait only while a pack is noted as added, not while its records are written into the database.
     ///
     /// # Errors
     /// When the index fails.
@@ -116,8 +117,8 @@ impl CurrentIndex {
         contents::records(&*self.objects, &self.keys, pack)
     }
 
-    /// The places of each chunk, earliest pack first; empty where there is none. While the index fails the footers of packs
-    /// of `state` are read, and those that cannot be read count as not there. Blocking.
+    /// The places of each chunk, earliest pack first; empty where there is none. While the index fails, the footers of
+    /// the packs of `state` are read. The chunks of packs that cannot be read count as missing. Blocking.
     pub fn places(&self, ids: &[ChunkId], state: impl Fn() -> Arc<State>) -> Vec<Vec<Place>> {
         let (found, next) = {
             let index = self.read();
@@ -138,7 +139,7 @@ impl CurrentIndex {
         }
     }
 
-    /// Of packs from number `first` on.
+    /// The places of each chunk in packs from number `first` on, read from the footers of these packs.
     fn places_in_footers(&self, ids: &[ChunkId], state: &State, first: u32) -> Vec<Vec<Place>> {
         let mut found: HashMap<ChunkId, Vec<Place>> = ids.iter().map(|id| (*id, Vec::new())).collect();
         for (number, pack) in state.packs().range(first..) {
@@ -173,7 +174,7 @@ impl CurrentIndex {
         self.read().chunks_of(packs)
     }
 
-    /// What takes places out: see [`Index::forgetting`].
+    /// Prepares the removal of places: see [`Index::forgetting`].
     ///
     /// # Errors
     /// When the index fails.
@@ -181,7 +182,7 @@ impl CurrentIndex {
         self.read().forgetting(number, ids)
     }
 
-    /// Does it: see [`Index::forget_places`]. For who holds the log.
+    /// Removes the places: see [`Index::forget_places`]. The caller must hold the log.
     ///
     /// # Errors
     /// When the index fails.
@@ -218,13 +219,13 @@ impl CurrentIndex {
         self.read().is_makeshift()
     }
 
-    /// Held by who makes another index, so that there is one who does.
+    /// The lock for making another index: only one thread may do it at a time.
     pub fn rebuilding(&self) -> MutexGuard<'_, ()> {
         self.rebuilding.lock().expect("no holder panics")
     }
 
-    /// Puts another index in the place of this one, which `exchange` may close. Everybody waits meanwhile. When that
-    /// fails the old one stays, closed or not.
+    /// Puts another index in the place of this one, which `exchange` may close. All other users of the index wait
+    /// meanwhile. When `exchange` fails, the old index stays, even if it is closed by then.
     ///
     /// # Errors
     /// Those of `exchange`.
@@ -235,7 +236,7 @@ impl CurrentIndex {
         Ok(())
     }
 
-    /// It cannot be used: whoever watches is told, once until there is another one.
+    /// Notes that the index cannot be used, and starts the making of another one, unless that has been started already.
     fn note_failed(&self, error: &Error) {
         if self.failed.swap(true, SeqCst) {
             return;
@@ -246,7 +247,7 @@ impl CurrentIndex {
         }
     }
 
-    /// As if it had failed, or not.
+    /// Marks the index as failed or as good, for tests.
     #[cfg(test)]
     pub fn set_failed(&self, failed: bool) {
         self.failed.store(failed, SeqCst);

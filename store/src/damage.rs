@@ -1,4 +1,4 @@
-//! Chunks that are known to be damaged, and what is said of them.
+//! Chunks that are known to be damaged, and the errors that describe them.
 
 use crate::format::pack::PackName;
 use crate::health::SUSPECTS_TOGETHER;
@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 impl Inner {
-    /// Why a chunk that has no usable place but these cannot be had: a place in a pack that is there is known to be
-    /// damaged; anything else is missing.
+    /// Why a chunk without a usable place cannot be read; `places` are all places that it has. If one of them is in a
+    /// pack that is not doomed, the chunk is known to be damaged there. Otherwise the chunk is missing.
     pub fn why_not(&self, chunk: ChunkId, places: &[Place]) -> ChunkError {
         let state = self.state();
         let mut packs = places.iter().filter_map(|place| state.packs().get(&place.pack));
@@ -35,7 +35,8 @@ impl Inner {
         Ok(lost.into_iter().zip(places).map(|(id, places)| (id, self.why_not(id, &places))).collect())
     }
 
-    /// Notes that the place each chunk is read from holds something else; gives what to say of it. Blocking.
+    /// Notes that these chunks are damaged in the places from which they are read, because the content there is wrong.
+    /// Gives the error for each. Blocking.
     pub fn note_wrong(&self, wrong: Vec<(ChunkId, String)>) -> Vec<(ChunkId, ChunkError)> {
         let ids: Vec<ChunkId> = wrong.iter().map(|(id, _)| *id).collect();
         let places = self.locate(&ids).unwrap_or_else(|_| vec![None; ids.len()]);
@@ -49,7 +50,7 @@ impl Inner {
         wrong.into_iter().zip(places).map(note).collect()
     }
 
-    /// Damaged chunks that are nowhere sound: those after `after`, in order, at most `max`. Blocking.
+    /// Damaged chunks of which no sound copy exists: those after `after`, in order, at most `max`. Blocking.
     ///
     /// # Errors
     /// `Integrity` of the log; of the index.
@@ -74,7 +75,7 @@ impl Inner {
         }
     }
 
-    /// Damaged chunks that are nowhere sound. Blocking.
+    /// All damaged chunks of which no sound copy exists. Blocking.
     ///
     /// # Errors
     /// When the index fails.

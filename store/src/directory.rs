@@ -8,7 +8,8 @@
 //! | room that is kept for when the storage is full | `reserve/` | files that nothing is written into |
 //! | the one writer's lock | `lock` | held with flock(2) |
 //!
-//! What a name promises follows from [`naming`]; the rest is that a file is synced before it gets its name, and the folder after.
+//! How a file gets its name is in [`naming`]. For the other promises, a file is synced before it gets its name, and the
+//! folder afterwards.
 
 mod incoming;
 mod lock;
@@ -48,7 +49,7 @@ struct OpenFile {
     file: File,
     /// As errors call it.
     path: PathBuf,
-    /// What an error means here.
+    /// Turns an I/O error on this file into an error of the store.
     fail: fn(&Path, io::Error) -> Error,
 }
 
@@ -62,7 +63,7 @@ impl Object for OpenFile {
     }
 }
 
-/// An error of a file that may fail to be there, or to be whole, without damage to the repository.
+/// An error of a file that may be missing or incomplete without damage to the repository.
 fn unread(path: &Path, error: io::Error) -> Error {
     storage("cannot read", path, error)
 }
@@ -87,7 +88,7 @@ impl Directory {
         self.root.join(INCOMING).join(format!("{prefix}{}", self.digits()))
     }
 
-    /// Nobody has a name with these.
+    /// Random digits for a name: no other file has a name with them.
     fn digits(&self) -> String {
         self.world.random_bytes::<8>().iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -127,8 +128,8 @@ impl Directory {
         !matches!(self.io.open(path), Err(error) if error.kind() == ErrorKind::NotFound)
     }
 
-    /// Makes a new name durable. One that was moved leaves its old folder first: a file system without a journal may have it
-    /// in neither after a power cut, and must not have it in both.
+    /// Makes a new name durable. If the file was moved, its old folder is synced first. After a power cut a file system
+    /// without a journal may then have the file in neither folder, but never in both.
     fn sync_name(&self, target: &Path, moved: bool) -> Result<()> {
         if moved {
             self.sync_dir(&self.root.join(INCOMING))?;
@@ -154,7 +155,7 @@ impl Directory {
         self.io.list(&path).map_err(|error| storage("cannot list", &path, error))
     }
 
-    /// Names in a folder, sorted; none when it is not there. Whoever asks must know what that means.
+    /// Names in a folder, sorted; none when it is not there. The caller must know whether the folder may be missing.
     fn list_or_none(&self, folder: &str) -> Result<Option<Vec<String>>> {
         let path = self.root.join(folder);
         match self.io.list(&path) {
@@ -336,7 +337,7 @@ const QUARANTINE: &str = "quarantine";
 const INCOMING_PACK: &str = "pack-";
 /// Prefix of other objects that are being written.
 const INCOMING_OBJECT: &str = "object-";
-/// Read at once where only the hash is wanted.
+/// Bytes that are read at a time to compute the hash of a long file.
 const HASHED_BYTES: u64 = 1 << 20;
-/// Of the hash at the end.
+/// Length of the hash at the end of a file.
 const HASH_BYTES: u64 = 32;

@@ -4,7 +4,8 @@ use mover::Error;
 use std::io;
 use std::path::Path;
 
-/// An I/O error while reading what must be there: that it is not, or ends early, is damage and not a failing disk.
+/// An I/O error while reading a file that must be there. If the file is missing or too short, that is damage, not a
+/// failing disk.
 pub fn reading(path: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {

@@ -11,11 +11,11 @@ use mover::{Depth, RepositoryId, ScrubTotals, Stats, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-/// That of one repository, as this process knows it.
+/// The health of the packs of one repository, as this process knows it.
 pub struct Health {
     objects: Arc<dyn Objects>,
     repository: RepositoryId,
-    /// What reads found damaged in which packs, and the log need not know yet; at most [`DAMAGED_MAX`].
+    /// Chunks that reads found damaged, each with its pack. The log may not know them yet. At most [`DAMAGED_MAX`].
     damaged: Mutex<BTreeSet<(ChunkId, PackName)>>,
     /// When packs were verified; read when it is first needed.
     verified: OnceLock<Mutex<Verified>>,
@@ -30,8 +30,8 @@ impl Health {
         Self { objects, repository, damaged, verified: OnceLock::new(), scrubbed }
     }
 
-    /// Notes that a chunk does not read in a pack: from here on its place does not count, and the log is told with the
-    /// next record.
+    /// Notes that a chunk cannot be read from a pack. From now on this place does not count, and the next record says
+    /// so in the log.
     pub fn note_damaged(&self, chunk: ChunkId, pack: PackName) {
         let mut damaged = self.damaged();
         if damaged.len() < DAMAGED_MAX && damaged.insert((chunk, pack)) {
@@ -68,7 +68,7 @@ impl Health {
         state.suspects().contains(&place) || self.damaged().contains(&place)
     }
 
-    /// What reads found since the last record.
+    /// Events for the damage that reads found since the last record.
     pub fn suspect_events(&self, state: &State) -> Vec<Event> {
         let damaged = self.damaged();
         let new = damaged
@@ -87,14 +87,14 @@ impl Health {
         verified.lock().expect("no holder panics")
     }
 
-    /// Keeps it for the next process. Blocking.
+    /// Stores when packs were verified, for the next process. Blocking.
     pub fn save_verified(&self, state: &State) {
         if let Err(error) = self.verified().save(&*self.objects, state) {
             tracing::debug!(%error, "what was verified will be verified again");
         }
     }
 
-    /// Adds what is known of verifications, `now`.
+    /// Adds to `stats` what is known of verifications at the time `now`.
     pub fn tell_verified(&self, state: &State, now: Timestamp, stats: &mut Stats) {
         let verified = self.verified();
         for pack in state.packs().values().filter(|pack| pack.doomed.is_none()) {

@@ -1,5 +1,6 @@
 //! The index: chunk id → places in packs. A view of the log in RocksDB, tagged with the record it has applied; nothing
-//! is lost with it. What is not in RocksDB yet (or cannot be, because another process owns it) stands in memory.
+//! is lost with it. Packs that are not in RocksDB yet are kept in memory; so are packs that cannot be written there,
+//! because another process owns the database.
 
 mod had;
 
@@ -51,21 +52,21 @@ pub struct Index {
     had: Mutex<HadRows>,
     /// Packs with a lower number are in the index.
     next_pack: u32,
-    /// What the database's view of the log ends with.
+    /// The end of the log as the database has it.
     applied: LogHead,
     /// Packs with a lower number that could not be read, in this process or an earlier one.
     skipped: BTreeSet<u32>,
-    /// Those of earlier processes that were not tried again yet.
+    /// Packs that an earlier process could not read, and that were not tried again yet.
     again: BTreeSet<u32>,
     /// Packs put into the database's memory since the last flush.
     unflushed: AtomicU32,
-    /// Tells it from others of this process.
+    /// A number that no other index of this process has.
     instance: u64,
 }
 
-/// A change of rows, read before whoever writes was asked to wait.
+/// A prepared change of rows. The rows were read before the log was locked, so that commits wait only for the writing.
 pub struct Forgetting {
-    /// The index, and what was written there last.
+    /// The instance of the index, and the number of its last write when the rows were read.
     made_for: (u64, u64),
     batch: WriteBatch,
 }
@@ -88,9 +89,9 @@ impl Tag {
 }
 
 impl Index {
-    /// Opens the index under `folder`. One that is damaged, or of another repository, is dropped and begins empty:
-    /// [`Self::next_pack`] tells what is to be added. One that cannot be opened now, because there is no room or the disk
-    /// does not answer, stays, and is only read: then [`Self::is_makeshift`].
+    /// Opens the index under `folder`. An index that is damaged, or of another repository, is deleted and begins empty:
+    /// [`Self::next_pack`] tells which packs are to be added. An index that cannot be opened now, because there is no
+    /// room or the disk does not answer, is kept and only read: then [`Self::is_makeshift`] is true.
     ///
     /// # Errors
     /// When the folder cannot be looked at or removed.
@@ -192,7 +193,7 @@ impl Index {
         }
     }
 
-    /// Lets go of the folder. What is asked of it afterwards is an error.
+    /// Closes the database, so that the folder is free. Every later question to this index is an error.
     pub fn close(&mut self) {
         self.database = None;
     }
@@ -220,7 +221,8 @@ impl Index {
         self.skipped.remove(&number);
     }
 
-    /// The end of the log as the database saw it last: proof against a rollback (R15).
+    /// The end of the log that the database saw last. If the log does not contain it any more, the log was rolled back
+    /// (R15).
     pub const fn applied(&self) -> LogHead {
         self.applied
     }
@@ -258,7 +260,8 @@ impl Index {
         Ok(())
     }
 
-    /// What takes the places of these chunks in pack `number` out; none where there is no database to write to.
+    /// Prepares the removal of the places that these chunks have in pack `number`; none where there is no database to
+    /// write to.
     ///
     /// # Errors
     /// When the storage fails.
@@ -280,7 +283,8 @@ impl Index {
         Ok(Some(Forgetting { made_for, batch }))
     }
 
-    /// Does it, when nothing was written since it was made; else gives false. One writer at a time.
+    /// Removes the places, unless something was written to the database since `forgetting` was made. Then it changes
+    /// nothing and gives false. One writer at a time.
     ///
     /// # Errors
     /// When the storage fails.
@@ -293,8 +297,8 @@ impl Index {
         Ok(is_due)
     }
 
-    /// Notes that pack `number` is in the index: of one that has no database of its own, the records in memory. Numbers
-    /// ascend, except those of packs that were skipped.
+    /// Notes that pack `number` is in the index. An index without a database of its own keeps the records in memory.
+    /// Numbers must ascend, except those of packs that were skipped.
     pub fn added(&mut self, number: u32, entries: &[PackEntry]) {
         if self.access == IndexAccess::Owner {
             self.unflushed.fetch_add(1, Relaxed);
@@ -334,7 +338,8 @@ impl Index {
         self.unflushed.load(Relaxed) >= FLUSH_PACKS
     }
 
-    /// Makes what was added last on disk. Without it the next opening adds it again from the packs' footers.
+    /// Makes durable what was added. After a crash without this, the next opening adds the packs again from their
+    /// footers.
     ///
     /// # Errors
     /// When the storage fails.
@@ -348,7 +353,7 @@ impl Index {
         Ok(())
     }
 
-    /// All chunks of these packs, where the packs themselves do not tell: it reads the whole index.
+    /// All chunks of these packs, for packs whose footers cannot be read. It reads the whole index, which takes long.
     ///
     /// # Errors
     /// When the storage fails.
@@ -413,7 +418,7 @@ impl Index {
 }
 
 impl Place {
-    /// Of a record of pack number `pack`.
+    /// The place of a record in pack number `pack`.
     pub const fn of(pack: u32, entry: &PackEntry) -> Self {
         // A length has 25 bits.
         let shape = entry.plain_bytes << 2 | entry.kind.code() as u32;
@@ -456,7 +461,7 @@ fn open_as_guest(folder: &Path) -> std::result::Result<DB, rocksdb::Error> {
     opened
 }
 
-/// For databases of which nothing is lost when they are lost.
+/// Options for a database that is only a cache.
 pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_bloom_filter(10.0, false);
@@ -485,7 +490,7 @@ pub(crate) fn options(block_cache_bytes: usize, write_buffer_bytes: usize) -> Op
     options
 }
 
-/// Files are put together when nobody else wants the processor: nothing waits for that.
+/// An environment that compacts files with low priority, because nothing waits for compaction.
 fn compacting_quietly() -> &'static Env {
     static ENV: LazyLock<Env> = LazyLock::new(|| {
         let mut env = Env::new().expect("RocksDB has a default");
@@ -495,7 +500,8 @@ fn compacting_quietly() -> &'static Env {
     &ENV
 }
 
-/// Losing what is in memory only means adding it again, so RocksDB's own log would be written for nothing.
+/// Options to write without RocksDB's own log. That log is not needed, because packs that are lost from memory are
+/// simply added again.
 fn without_log() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);

@@ -20,8 +20,8 @@ pub trait Io: Send + Sync {
     /// Creates a file that must not exist, for writing and reading back.
     fn create(&self, path: &Path) -> io::Result<File>;
 
-    /// As [`Self::create`], for a large file that is written once and not read soon: what is aligned is written past
-    /// the page cache where the file system can do that.
+    /// As [`Self::create`], for a large file that is written once and not read soon. Aligned parts are written past the
+    /// page cache where the file system can do that.
     fn create_large(&self, path: &Path) -> io::Result<File>;
 
     /// Appends all of `parts` to `file`.
@@ -57,7 +57,8 @@ pub trait Io: Send + Sync {
     /// The names in a directory, sorted. A directory that is not there is an error, never an empty list.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
-    /// Opens a file for reading. What is a symbolic link, or no regular file, is `InvalidData`, and nobody waits for it.
+    /// Opens a file for reading. A symbolic link, or anything that is not a regular file, gives `InvalidData` at once,
+    /// without waiting (for example for the other end of a pipe).
     fn open(&self, path: &Path) -> io::Result<File>;
 
     /// Length of an open file.
@@ -78,7 +79,7 @@ pub enum Names {
     Links,
     /// By another name, renameat2(2) with `RENAME_NOREPLACE`.
     Renames,
-    /// In no such way: what has the name is replaced.
+    /// By rename(2), which replaces a file that has the name already.
     Replaces,
 }
 
@@ -214,8 +215,8 @@ impl Io for DiskIo {
     }
 }
 
-/// Opens a regular file. A symbolic link is not followed, and a pipe is not waited for: in a repository they are somebody's
-/// trap.
+/// Opens a regular file. A symbolic link is not followed, and a pipe is not waited for: a repository has none, so
+/// somebody may have put it there as a trap.
 ///
 /// # Errors
 /// `InvalidData` for anything else.
@@ -233,7 +234,8 @@ pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> 
     if file.metadata()?.is_file() { Ok(file) } else { Err(strange(NO_FILE)) }
 }
 
-/// Appends what is aligned; gives how many bytes that were: less when the file system wants more than an aligned write.
+/// Appends the aligned part of `bytes` and gives its length. The length is less when the file system needs a larger
+/// alignment.
 fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < bytes.len() {
@@ -249,7 +251,8 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
 }
 
 const NO_FILE: &str = "it is not a regular file";
-/// Who reads a repository's configuration can read every disk.
+/// Mode of new files: for their owner alone, because anybody who can read the configuration of a repository can read
+/// every disk.
 const FILE_MODE: u32 = 0o600;
 /// Mode of new folders: for their owner alone.
 const FOLDER_MODE: u32 = 0o700;

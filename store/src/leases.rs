@@ -1,4 +1,4 @@
-//! Sessions in the log: what they pin is kept until they end.
+//! Opening and ending sessions in the log. The points that a session pins are kept until it ends.
 
 use crate::format::event::{Event, SessionOpened};
 use crate::repository::Inner;
@@ -33,8 +33,8 @@ impl Inner {
     }
 }
 
-/// The error for the first point that the session needs and that is not there, or another owner's. A parent that was
-/// forgotten is no parent: the next doom may make it final.
+/// The error for the first point that the session needs and cannot have, because the point is missing or belongs to
+/// another owner. A forgotten point cannot be a parent, because the next doom may make it final.
 pub fn gone(state: &State, opened: &SessionOpened) -> Option<Error> {
     let of_owner = |point: &Point| opened.owner == OwnerId::default() || state.owner_of(point).0 == opened.owner;
     let there = |pin: &&PointId| {

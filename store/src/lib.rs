@@ -7,33 +7,48 @@
 //! | index | follows the log; deleting it loses nothing |
 //! | acknowledgement | last |
 //!
-//! Who may do what beside whom, in one process or in several:
+//! Which operations may run at the same time, in one process or in several, and why that is safe:
 //!
-//! | operation | beside | what makes it safe |
-//! |---|---|---|
-//! | open to write | open to write | an exclusive lock on `lock`, given back by the kernel with the process; the second is `Busy` |
-//! | open to write | a process that lives on without the lock | the term in each record: after the next term's first record it states nothing |
-//! | append | append | create-only names: one wins, the others read it, validate again and take the next number (R1) |
-//! | append | an answer that is lost | the same bytes under the name are success; an error stops all writing until reopened (R2) |
-//! | put | put of the same chunk | taken once, in one step with its place in the packer's queue; others are told "pending" and flush behind it (R18) |
-//! | put | another session's pack logged since it was told missing | the packer gives it back, and it is looked up again |
-//! | put | a job that is dropped | nothing waits between taking a chunk and sending it, so none is left that nobody stores |
-//! | commit | put of its session | a gate: the commit waits for puts on their way, and puts for it |
-//! | commit | put of another session | only what is in the log or in a durable pack counts; the rest is listed as missing |
-//! | commit | doom | the packs relied on are compared in the very record's making (R1, R7) |
-//! | read | append, seal | places change from `incoming/` to the log; who finds the old name gone looks again |
-//! | read | drop of packs | its session pins (R10); without one a missing chunk is looked for in the newest log first |
-//! | read | write in another process | a reader has its own view, RocksDB as a secondary, and packs it lacks from their footers |
-//! | follow | prune | who finds no next record looks at the digests, and goes on from one (R3) |
-//! | append | prune | a digest above that does not know writer, term and record fences the author (R3) |
-//! | verify, scrub | anything | it only reads; what it marks is one more record; a pack that went while it was read is no damage |
-//! | an index that fails | anything | another is made by a thread; meanwhile footers tell where chunks are, and nothing is added to the old one |
-//! | make the index again | anything | the new one is made beside; only the exchange has everybody wait |
-//! | adopt `incoming/` | a writer that is closing | the lock goes last: after the threads that write there have ended |
+//! - *open to write* and *open to write*: only one process gets the exclusive lock on `lock`, which the kernel releases
+//!   when the process ends. The other gets `Busy`.
+//! - *open to write* and *a process that lives on without the lock*: each record has a term. Records of the old term
+//!   are void after the first record of the next term.
+//! - *append* and *append*: a record is created only under a free name. One process wins; the others read its record,
+//!   validate again and take the next number (R1).
+//! - *append* and *an answer that is lost*: if the same bytes have the name, the append succeeded. An error stops all
+//!   writing until the repository is opened again (R2).
+//! - *put* and *put of the same chunk*: a chunk is taken once, and enters the packer's queue in the same step. Other
+//!   sessions get the answer "pending", and their flush comes later in the queue (R18).
+//! - *put* and *another session's pack is logged after the answer that the chunk is missing*: the packer returns the
+//!   chunk, and it is looked up again.
+//! - *put* and *a job that is dropped*: there is no wait between taking a chunk and sending it, so every chunk that was
+//!   taken is stored.
+//! - *commit* and *put of its session*: the commit waits for puts that have begun, and later puts wait for the commit.
+//! - *commit* and *put of another session*: only chunks that are in the log or in a durable pack count. The others are
+//!   listed as missing.
+//! - *commit* and *doom*: the packs that the commit relies on are checked again when its record is made (R1, R7).
+//! - *read* and *append, seal*: places change from `incoming/` to the log. A reader that does not find the old name
+//!   looks again.
+//! - *read* and *drop of packs*: the reader's session pins points (R10). A reader without a session reads the newest
+//!   log before it reports a chunk as missing.
+//! - *read* and *write in another process*: a reader has its own view. It opens RocksDB as a secondary, and reads the
+//!   footers of packs that are not in there.
+//! - *follow* and *prune*: a follower that finds no next record looks at the digests, and goes on from the newest one
+//!   (R3).
+//! - *append* and *prune*: a digest above that does not know writer, term and record fences the author (R3).
+//! - *verify, scrub* and *anything*: they only read, and append records that mark damage. A pack that was deleted while
+//!   it was read is not reported as damage.
+//! - *an index that fails* and *anything*: a thread makes another index. Meanwhile places are read from footers, and
+//!   nothing is added to the old index.
+//! - *make the index again* and *anything*: the new index is made in another folder while the old one is in use. Only
+//!   the exchange makes others wait.
+//! - *adopt `incoming/`* and *a writer that is closing*: the writer releases the lock last, after its threads that
+//!   write there have ended.
 //!
-//! Within a process each part of an open repository (`repository.rs`) keeps its locks to itself, and there is one order: the
-//! log (`shared_log`) before what is pending (`packs`) or the index (`current_index`); nothing else is taken while one of those is
-//! held. Who holds the log is the index's one writer, and holds the index alone only to note what was added.
+//! Within a process each part of an open repository (`repository.rs`) uses its locks itself, and no other part does.
+//! There is one order of locking: the log (`shared_log`) comes before the pending packs (`packs`) and the index
+//! (`current_index`). No other lock is taken while one of these two is held. The holder of the log is the only writer
+//! of the index. It locks the index against readers only for the moment in which it notes which packs were added.
 //!
 //! Architecture Invariant: nothing here knows hypervisors, NBD or networks. Formats are in `FORMAT.md`.
 

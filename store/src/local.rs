@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub enum Access {
     /// As the one process that adds packs.
     Write,
-    /// To read, beside whoever writes. Only its sessions are written to the log.
+    /// For reading, also while another process writes. It writes nothing but its sessions to the log.
     Read,
 }
 
@@ -31,14 +31,15 @@ pub struct Local {
 }
 
 impl Local {
-    /// From now on a proxy is told only of chunks that its owner has had; what that is, is remembered with what this gives.
+    /// From now on a proxy learns only about chunks that its owner has had. The value that this returns remembers which
+    /// chunks an owner has had.
     pub fn keep_owners_apart(&self) -> Arc<dyn Reach> {
         self.inner.answers.keep_owners_apart();
         self.inner.clone()
     }
 
-    /// Ends all writing: what is durable but not in the log is logged, and the index made last. Without it the next
-    /// opening does the same.
+    /// Ends all writing. Packs that are durable and not in the log are logged, and the index is made durable. If this
+    /// is not called, the next opening does the same.
     ///
     /// # Errors
     /// When the storage fails.

@@ -24,8 +24,8 @@ pub struct CommitLog {
     state: Arc<State>,
     /// Where a digest was last found or due.
     digested: u64,
-    /// The state lacks what an event or extension of a later version says. Digests of it would hide that from who knows
-    /// them, once the log below is pruned: none are written.
+    /// The state lacks what an event or extension of a later version says. So no digests of it are written: after the
+    /// log below a digest is pruned, a later version could not see that event or extension any more.
     lacking: bool,
 }
 
@@ -74,7 +74,8 @@ impl CommitLog {
         Ok(log)
     }
 
-    /// A record after one that is missing: that was no end, and what is added there would not fit what follows.
+    /// Fails when there are records after a missing one. Then the log does not end here, and a record that is added
+    /// here would not fit the records that follow.
     fn check_end(&mut self) -> Result<()> {
         loop {
             let end = self.state.end();
@@ -95,8 +96,8 @@ impl CommitLog {
         self.objects.records(self.state.end().sequence + 1..u64::MAX, usize::MAX)
     }
 
-    /// Moves the records and digests above the last record read aside, the newest last: until that has gone the log is
-    /// damaged as before, and its end can be told. Gives that end.
+    /// Sets aside the records and digests above the last record that was read. The newest record is moved last: until
+    /// then the log counts as damaged as before, and its old end is still known. Gives that end.
     ///
     /// # Errors
     /// When the storage fails.
@@ -122,9 +123,9 @@ impl CommitLog {
         &self.state
     }
 
-    /// Reads what was added since (R20), then looks whether the log was pruned past this follower: a stale writer can
-    /// create a pruned number again, and its record would fit the one before. The digests decide, so they are listed
-    /// after the last record was read.
+    /// Reads the records that were added since the last call (R20). Then it looks whether the log was pruned past this
+    /// follower: a stale writer can create a record again under a pruned number, and that record would fit the one
+    /// before. Only the digests show this, so they are listed after the last record was read.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -178,14 +179,14 @@ impl CommitLog {
 
     /// Appends one record of the events that `make` gives for the state at the log's end, and returns that record.
     ///
-    /// Whoever loses the race for a number reads the winner's record and makes its own again from scratch (R1). Events
-    /// that would be void are refused before anything is created. After an unclear answer the same bytes go to the
-    /// same number until the answer is clear (R2), a few times; then the error is reported and the log must be opened
-    /// again before anything is appended.
+    /// A process that loses the race for a number reads the winner's record, and makes its own record again from the
+    /// beginning (R1). Events that would be void are refused before anything is created. After an unclear answer the
+    /// same bytes go to the same number until the answer is clear (R2), a few times; then the error is reported and the
+    /// log must be opened again before anything is appended.
     ///
     /// # Errors
-    /// That of `make`; `Fenced` when the author's term or session is over; `Version` when the log has what must be
-    /// understood and is not; `Usage` for a text that is too long; of the storage.
+    /// That of `make`; `Fenced` when the author's term or session is over; `Version` when the log has a critical event
+    /// that this version does not know; `Usage` for a text that is too long; of the storage.
     pub fn append(
         &mut self,
         author: Author,
@@ -236,8 +237,9 @@ impl CommitLog {
         }
     }
 
-    /// After a record was created: a digest at or above it must account for it, or the author has been fenced by a
-    /// prune that did not know it (R3). A reader that has closed its last session is not in digests, and loses nothing.
+    /// Checks a record after it was created: each digest at or above it must account for it. If one does not, the
+    /// author is fenced, because the log was pruned by a process that did not know the record (R3). A reader that has
+    /// closed its last session is not in digests, and loses nothing.
     fn check_digests(&self, author: Author) -> Result<()> {
         let end = self.state.end();
         if !self.state.writers().contains_key(&author.writer) {
@@ -253,8 +255,8 @@ impl CommitLog {
         Ok(())
     }
 
-    /// True when the log once ended like that, as far as can be told: what was pruned, or given up by an administrator,
-    /// is believed (R15).
+    /// True when the log once ended with `seen`, as far as that can be checked. An end that was pruned, or that an
+    /// administrator gave up, counts as true (R15).
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -266,7 +268,8 @@ impl CommitLog {
         Ok(seen.sequence < end.sequence && self.record(seen.sequence)?.is_none_or(|(_, then)| then == seen))
     }
 
-    /// True when a view that has applied `seen` is of this log: not of an end of it that an administrator gave up.
+    /// True when a view that has applied `seen` still belongs to this log. False when `seen` is a record that an
+    /// administrator gave up.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -316,8 +319,8 @@ impl CommitLog {
         }
     }
 
-    /// Writes a digest of the present state, unless it is longer than any that is read: then the log keeps everything,
-    /// and false is returned.
+    /// Writes a digest of the present state. If it is longer than `bytes_max`, nobody would read it: then nothing is
+    /// written, the log keeps all records, and false is returned.
     fn write_digest(&self, bytes_max: u64) -> Result<bool> {
         let end = self.state.end().sequence;
         let digest = Digest::new(self.config.clone(), State::clone(&self.state));
@@ -334,8 +337,8 @@ impl CommitLog {
     }
 
     /// Deletes the records below the older of the two newest digests, and older digests, when there are more than
-    /// `records_max` (R3). Before that the newer digest is computed from the older one, so that what stays is proven to
-    /// say everything. Returns how many records went.
+    /// `records_max` (R3). Before that, the newer digest is computed from the older one and the records between them.
+    /// This proves that nothing is lost with the deleted records. Returns how many records went.
     ///
     /// # Errors
     /// `Integrity` when the digests do not agree with the log: then nothing is deleted. Of the storage.
@@ -365,7 +368,7 @@ impl CommitLog {
     }
 }
 
-/// What helps when a record is lost or damaged.
+/// The hint of errors about a record that is lost or damaged.
 const LOST: &str = "bring the file back from a copy of the repository's directory; if there is none, give up what was committed \
                     from there on: `windlass doctor --accept-rollback -r ADDR`";
 /// Records between two digests: opening replays at most about so many.

@@ -1,4 +1,4 @@
-//! Where chunks are: what the index says, as far as the log and what reads found let it count.
+//! Where chunks are. The index gives the places. The log and the damage that reads found decide which of them count.
 
 use crate::index::Place;
 use crate::repository::Inner;
@@ -36,7 +36,8 @@ impl Inner {
     /// The places of each chunk, earliest pack first; empty where there is none. Blocking.
     ///
     /// # Errors
-    /// None of the index: then the footers of all packs are read. Packs that cannot be read count as not there.
+    /// None when the index fails: then the footers of all packs are read. The chunks of packs that cannot be read count
+    /// as missing.
     pub fn places(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Place>>> {
         Ok(self.index.places(ids, || self.state()))
     }
@@ -58,7 +59,7 @@ mod tests {
     use chunker::{ChunkKind, Compression, DomainKeys};
     use mover::{Begin, PointId, Pool, Repository, Verification, World, WriteSession, with_compressor};
 
-    /// RocksDB that takes nothing more, and still reads: what is new is found all the same.
+    /// RocksDB accepts no more writes, but can still be read. Chunks that came later are found all the same.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_an_index_that_failed_did_not_take_is_found() {
         let (folder, world) = (tempfile::tempdir().unwrap(), World::system());

@@ -52,7 +52,7 @@ pub struct Space {
     pub files: u64,
 }
 
-/// So much is taken into memory before it is known to be what it should be.
+/// Most bytes of an object that are read into memory before its hash was compared.
 pub const UNPROVEN_BYTES_MAX: u64 = 64 << 20;
 
 /// The storage of one repository.
@@ -60,19 +60,19 @@ pub trait Objects: Send + Sync {
     /// Where it is, for messages.
     fn place(&self) -> String;
 
-    /// Creates an object of these bytes, whole and durable on return, unless other bytes have its name. Who finds its own bytes
-    /// there is told [`Created::New`], so bytes that nobody else can have (a nonce) make it safe to ask again after an error
-    /// (R2).
+    /// Creates an object of these bytes, whole and durable on return, unless other bytes have its name. A caller whose
+    /// own bytes are there already gets [`Created::New`] too. So it is safe to ask again after an error, if the bytes
+    /// contain a nonce, because then nobody else can have made the same ones (R2).
     ///
     /// # Errors
     /// Of the storage. The object may be there, and may not be durable: stop writing then, or ask again.
     fn create(&self, name: ObjectName, bytes: &[u8]) -> Result<Created>;
 
-    /// Makes `bytes` all of `name`, whatever that was. For caches: who reads meanwhile gets the old bytes or the new ones, and a
-    /// power cut may leave anything.
+    /// Replaces the whole content of `name` by `bytes`. Only for caches: a reader gets the old bytes or the new ones
+    /// meanwhile, and after a power cut the object may contain anything.
     ///
     /// # Errors
-    /// Of the storage; what was there is there then.
+    /// Of the storage; then the old content is still there.
     fn replace(&self, name: ObjectName, bytes: &[u8]) -> Result<()>;
 
     /// All of an object; none when it is not there.
@@ -81,15 +81,16 @@ pub trait Objects: Send + Sync {
     /// Of the storage; `Integrity` when it is longer than `bytes_max`. Nothing is taken into memory then.
     fn read(&self, name: ObjectName, bytes_max: u64) -> Result<Option<Vec<u8>>>;
 
-    /// As [`Self::read`], for an object that ends with the hash of what comes before it. One of more than
-    /// [`UNPROVEN_BYTES_MAX`] is taken into memory only after that was compared: one of a gigabyte that holds nothing is made in
-    /// a moment. A shorter one is given as it is, and who decodes it compares.
+    /// As [`Self::read`], for an object that ends with the hash of what comes before it. An object of more than
+    /// [`UNPROVEN_BYTES_MAX`] is read into memory only after its hash was compared, because an attacker can make a file
+    /// of a gigabyte without content in a moment. A shorter object is returned unchecked, and its decoder compares the
+    /// hash.
     ///
     /// # Errors
     /// As [`Self::read`]; `Integrity` when the hash is another.
     fn read_hashed(&self, name: ObjectName, bytes_max: u64) -> Result<Option<Vec<u8>>>;
 
-    /// Opens a pack. It can be read until it is let go of, also when it is removed meanwhile.
+    /// Opens a pack. It can be read until the returned value is dropped, also when the pack is removed meanwhile.
     ///
     /// # Errors
     /// Of the storage; `Integrity` when it is not there.
@@ -101,8 +102,9 @@ pub trait Objects: Send + Sync {
     /// Of the storage.
     fn begin_pack(&self, kind: PackKind) -> Result<Arc<dyn Incoming>>;
 
-    /// The packs that were begun here, by whomever, and not settled: what a process that died has left. Those that were published
-    /// may be among them. For the one writer when it opens the repository: what is left of other objects is removed with it.
+    /// The packs that any process began here and did not settle: for example those of a process that died. Published
+    /// packs may be among them. Only the one writer calls this, when it opens the repository. Unfinished files of other
+    /// objects are removed by this call.
     ///
     /// # Errors
     /// Of the storage.
@@ -114,7 +116,8 @@ pub trait Objects: Send + Sync {
     /// Of the storage.
     fn packs(&self, first: u8) -> Result<Vec<PackName>>;
 
-    /// Numbers of the log records in this range, ascending: the lowest, at most so many. Not much more is looked at.
+    /// Numbers of the log records in this range, ascending. At most `most` of them, the lowest. The storage does not
+    /// list many more than that.
     ///
     /// # Errors
     /// Of the storage.
@@ -132,20 +135,20 @@ pub trait Objects: Send + Sync {
     /// Of the storage.
     fn remove(&self, name: ObjectName) -> Result<()>;
 
-    /// Takes an object out of the way, durably: its name is free then, nothing reads it any more, and it is not lost.
+    /// Sets an object aside, durably: its name is free then, nothing reads the object any more, and its bytes are kept.
     ///
     /// # Errors
     /// Of the storage, also when it is not there.
     fn set_aside(&self, name: ObjectName) -> Result<()>;
 
-    /// Makes ready for log record `sequence`. For the first one, for each multiple of [`RECORDS_TOGETHER`], and when records were
-    /// lost.
+    /// Prepares the storage for log record `sequence`. To be called for the first record, for each multiple of
+    /// [`RECORDS_TOGETHER`], and when records were lost.
     ///
     /// # Errors
     /// Of the storage.
     fn expect_record(&self, sequence: u64) -> Result<()>;
 
-    /// Makes objects durable that are there, and whose creator may have died before they were.
+    /// Makes existing objects durable, because their creator may have died before it did so.
     ///
     /// # Errors
     /// Of the storage.
@@ -157,8 +160,9 @@ pub trait Objects: Send + Sync {
     /// Of the storage.
     fn space(&self) -> Result<Space>;
 
-    /// Keeps about so many bytes, so that something can be written when others have filled the storage. What is kept already
-    /// counts. False when less is kept for want of room. True also where nothing can be kept, as there is no use in trying again.
+    /// Keeps a reserve of about this many bytes, so that something can be written when others have filled the storage.
+    /// Bytes that are kept already count. False when there was not enough room for all of it. True also on a storage
+    /// that cannot keep a reserve, because another try would not help.
     fn keep_reserve(&self, bytes: u64) -> bool;
 
     /// Gives the reserve up. True when there was something.
@@ -180,29 +184,32 @@ pub trait Object: Send + Sync {
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>>;
 }
 
-/// A pack that is being written. When it is let go of without [`Self::settle`], [`Objects::left_packs`] may give it to the next
-/// writer, with what was appended, or less after a power cut: what was sent once need not be sent again.
+/// A pack that is being written. When it is dropped without [`Self::settle`], [`Objects::left_packs`] may give it to
+/// the next writer, with the bytes that were appended (or fewer, after a power cut). So chunks that were sent once need
+/// not be sent again.
 pub trait Incoming: Send + Sync {
-    /// Appends to what there is. Not durable yet, and readable. One at a time, and not to one of [`Objects::left_packs`].
+    /// Appends bytes. They can be read at once, but are not durable yet. Only one call at a time, and not for a pack of
+    /// [`Objects::left_packs`].
     ///
     /// # Errors
     /// Of the storage: a part may be there.
     fn append(&self, bytes: &[u8]) -> Result<()>;
 
-    /// What there is of it, to be read. Also while it is published, and afterwards.
+    /// Opens the bytes that were appended so far, for reading. This works also while the pack is being published, and
+    /// afterwards.
     ///
     /// # Errors
     /// Of the storage, also when it is settled.
     fn open(&self) -> Result<Arc<dyn Object>>;
 
-    /// Makes it durable and then gives it its name, also durable on return. Once, when all is appended. A pack that has the
-    /// name is this one, because names are unique (R4).
+    /// Makes the bytes durable, and then gives the pack its name, which is durable on return. To be called once, when
+    /// all bytes are appended. If a pack has the name already, it is this one, because names are unique (R4).
     ///
     /// # Errors
-    /// Of the storage: no name is given before the bytes are durable. `Fenced` when a later writer took it away.
+    /// Of the storage: no name is given before the bytes are durable. `Fenced` when a later writer took the pack over.
     fn publish(&self, name: &PackName) -> Result<()>;
 
-    /// Notes that the log knows the pack, or that nobody needs what is here: it is not left to anybody. What fails of that is left
-    /// to the next opening. The published pack stays.
+    /// Notes that the log knows the pack, or that nobody needs these bytes. After this, [`Objects::left_packs`] does
+    /// not give the pack to the next writer. If a step of this fails, the next opening does it. A published pack stays.
     fn settle(&self);
 }

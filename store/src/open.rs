@@ -27,14 +27,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl Local {
-    /// The directory of the repository in which `path` lies, or would lie, when it is in one: nothing but a repository writes
-    /// there.
+    /// The directory of the repository in which `path` lies, or would lie; none when it is in no repository. Programs
+    /// ask this because nothing but the repository may write there.
     pub fn around(path: &Path) -> Option<PathBuf> {
         Directory::around(path)
     }
 
-    /// Makes a repository in a new or empty directory. `like`: in the same dedup domain, so that blobs copy verbatim.
-    /// A directory in which an earlier try was broken off is completed.
+    /// Makes a repository in a new or empty directory. With `like`, it is in the same dedup domain as that repository,
+    /// so that blobs copy verbatim. If an earlier try was interrupted, the directory is completed.
     ///
     /// # Errors
     /// `Usage` when there is something already; of the storage.
@@ -152,7 +152,7 @@ impl Local {
     }
 
     /// Takes over what this directory's writer left under `incoming/` (R5): complete packs are hashed and logged, the
-    /// sound records of others are packed again, so that nothing that was sent must be sent again.
+    /// sound records of incomplete packs are packed again. So no chunk that was sent must be sent again.
     async fn adopt_incoming(&self) -> Result<()> {
         let Found { complete, partial, useless } = self.inner.with(find_incoming).await?;
         if !complete.is_empty() {
@@ -243,8 +243,8 @@ fn open(directory: Directory, access: Access, pool: Pool, world: World) -> Resul
     Ok(inner)
 }
 
-/// Makes the folders again that a copy of a repository lacks, because whoever made it left empty ones out. One that held
-/// packs is made too, and what was in it is told as lost.
+/// Makes the folders that are missing in a copy of a repository: some programs leave out empty folders. A missing
+/// folder that held packs is made too, and an error in the log of the program says that these packs are lost.
 fn make_missing_folders(directory: &Directory, state: Option<&State>) -> Result<()> {
     for name in directory.missing_folders()? {
         let held = |pack: &&Pack| ObjectName::Pack(pack.added.name).to_string().starts_with(&format!("{name}/"));
@@ -309,7 +309,8 @@ fn read_config(objects: &dyn Objects) -> Result<ConfigFile> {
     ConfigFile::decode(&bytes).map_err(|error| Error::from(error).context(format_args!("{place}/{name}")))
 }
 
-/// A valid beginning of a log chains perfectly; only somebody who saw more can tell that the end is gone (R15).
+/// Fails when the log was rolled back to before `seen`. A log whose end is gone still chains without error, so only an
+/// index that has seen more can show this (R15).
 fn check_rollback(log: &CommitLog, seen: LogHead) -> Result<()> {
     if log.passed(seen)? {
         return Ok(());

@@ -1,8 +1,8 @@
 //! Packs being written. All sessions of a process share the open packs: one seal and one sync make the chunks of all of
 //! them durable, and a chunk that one session has put is "pending" for the others (R18).
 //!
-//! One thread assembles packs in memory and hashes them; another writes them, makes full ones durable and names them,
-//! beside the stream. What is not in the log yet is listed in [`Pending`].
+//! One thread assembles packs in memory and hashes them; another thread writes them, makes full ones durable and names
+//! them, while more chunks come. What is not in the log yet is listed in [`Pending`].
 
 mod assemble;
 mod disk;
@@ -132,8 +132,8 @@ impl Packer {
 }
 
 impl Drop for Packer {
-    /// Gives up what is not flushed, and waits for the threads: whoever opens the directory next must not find them still
-    /// writing there.
+    /// Gives up chunks that are not flushed, and waits for the threads to end. The next process that opens the
+    /// directory must not find them still writing there.
     fn drop(&mut self) {
         lock(&self.pending).fail(&Error::store_io("it was closed"));
         self.sender = None;

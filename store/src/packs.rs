@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub struct Packs {
     objects: Arc<dyn Objects>,
     pending: Arc<Mutex<Pending>>,
-    /// None where packs are not added.
+    /// None when the repository is open for reading, or is closed.
     packer: Mutex<Option<Arc<Packer>>>,
-    /// A few at most.
+    /// Packs that are open for reading, at most [`OPEN_MAX`].
     open: Mutex<HashMap<PackName, Arc<PackToRead>>>,
 }
 
@@ -22,12 +22,12 @@ pub struct Packs {
 pub struct PackToRead {
     /// Its bytes.
     pub pack: Arc<dyn Object>,
-    /// Of its header: each of its records repeats it.
+    /// The nonce in the pack's header, which each of its records repeats.
     pub nonce: [u8; 16],
 }
 
 impl Packs {
-    /// Those of a repository in which nothing is written yet.
+    /// The packs of a repository to which nothing is written yet.
     pub fn new(objects: Arc<dyn Objects>) -> Self {
         Self { objects, pending: Arc::default(), packer: Mutex::default(), open: Mutex::default() }
     }
@@ -67,7 +67,7 @@ impl Packs {
         self.pending().check()
     }
 
-    /// What all writing has stopped because of.
+    /// The kind of the error that stopped all writing; none while writing goes on.
     pub fn stopped(&self) -> Option<ErrorKind> {
         self.pending().stopped()
     }

@@ -59,7 +59,7 @@ impl Inner {
     }
 }
 
-/// What to remember of points that are about to be made final: how far each machine's go.
+/// Events for points that are about to be made final. They note for each machine the time of its newest such point.
 pub fn giving_up(state: &State, points: &BTreeSet<PointId>) -> Vec<Event> {
     let mut newest = BTreeMap::new();
     for point in points.iter().filter_map(|id| state.recovery_point(*id)) {
@@ -74,5 +74,5 @@ pub fn giving_up(state: &State, points: &BTreeSet<PointId>) -> Vec<Event> {
     newest.into_iter().map(event).collect()
 }
 
-/// Stands for the site's own where an owner's name is expected: it is none.
+/// Written in place of an owner's name for points of the site itself. It cannot be a name.
 const SITE: &str = "-";

@@ -17,12 +17,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// One that pins nothing.
+    /// A session that pins nothing, and is not in the log.
     pub(crate) const fn unpinned(inner: Arc<Inner>) -> Self {
         Self { inner, pinned: None }
     }
 
-    /// One that pins `points`; also without any, packs that are there when it begins stay until it ends.
+    /// A session that pins `points`. Even if there are none, all packs that exist when it begins stay until it ends.
     pub(crate) async fn hold(inner: &Arc<Inner>, points: &[PointId]) -> Result<Self> {
         let (session, pins) = (SessionId::random(&inner.world), points.to_vec());
         let (owner, point) = (OwnerId::default(), PointId::default());

@@ -60,7 +60,8 @@ pub fn get(inner: Arc<Inner>, ids: Vec<ChunkId>) -> impl Stream<Item = ChunkBatc
     })
 }
 
-/// The blobs of `ids`, decoded and compared. A place whose content is wrong is noted as damaged, and the next one tried.
+/// The blobs of `ids`, decoded and compared. If the content of a place is wrong, the place is noted as damaged, and the
+/// next place of the chunk is tried.
 pub async fn get_verified(inner: &Arc<Inner>, keys: &DomainKeys, ids: Vec<ChunkId>) -> ChunkBatch {
     let mut made = ChunkBatch::new();
     let mut found_wrong: BTreeMap<ChunkId, ChunkError> = BTreeMap::new();
@@ -100,9 +101,9 @@ enum Run {
     Pack { pack: PackName, chunks: Vec<(ChunkId, u64, u32)> },
     /// One chunk that the log does not know yet.
     Pending { chunk: ChunkId, incoming: Arc<dyn Incoming>, nonce: [u8; 16], offset: u32, blob_bytes: u32 },
-    /// One chunk that is known to be damaged wherever it is.
+    /// One chunk that is known to be damaged in all its places. All of them are tried all the same.
     LastResort { chunk: ChunkId, places: Vec<Place> },
-    /// Chunks that cannot be had.
+    /// Chunks that cannot be read, each with its error.
     Failed(ChunkBatch),
 }
 
@@ -242,7 +243,7 @@ fn read_run(inner: &Inner, run: Run) -> ChunkBatch {
     }
 }
 
-/// Notes that a chunk does not read in this pack as it should; gives it all the same when that can be done.
+/// Notes that a chunk is damaged in this pack. Gives its blob all the same when it can be read from another place.
 fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkError) -> Result<Blob, ChunkError> {
     inner.health.note_damaged(chunk, pack);
     let elsewhere = || inner.places(&[chunk]).and_then(|places| last_resort(inner, chunk, &places[0])).ok().flatten();
@@ -251,8 +252,9 @@ fn found_damaged(inner: &Inner, chunk: ChunkId, pack: PackName, error: ChunkErro
     elsewhere().or_else(healed).ok_or(error)
 }
 
-/// The blob of a chunk from any of its places that still has the content that the id names, whatever is known of it. What is
-/// around it, or was wrong for a while (a pack that was not there, memory that flipped a bit), costs nobody a restore.
+/// The blob of a chunk from any place where its content still matches its id, also from a place that was noted as
+/// damaged. So a restore does not fail because of damage around the blob, or because of an error that is gone by now (a
+/// pack that was missing for a while, a bit that flipped in memory).
 fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option<Blob>> {
     let (state, mut failed) = (inner.state(), None);
     for place in places {
@@ -273,7 +275,7 @@ fn last_resort(inner: &Inner, chunk: ChunkId, places: &[Place]) -> Result<Option
     failed.map_or(Ok(None), Err)
 }
 
-/// A blob where the index says that it is, whatever stands around it.
+/// A blob at the place that the index gives. The record's header before it is not checked.
 fn blob_at(inner: &Inner, pack: &PackName, place: &Place) -> Result<Blob> {
     let at = u64::from(place.offset) + RECORD_HEADER_BYTES as u64;
     let length = usize::try_from(place.blob_bytes).expect("a blob is bounded");
@@ -358,10 +360,11 @@ fn record_bytes(blob_bytes: u32) -> u64 {
 
 /// Most bytes of one read.
 const RUN_BYTES_MAX: u64 = 1 << 20;
-/// Bytes between two chunks that are rather read than skipped.
+/// Most bytes between two chunks in one read: it is faster to read them than to begin another read.
 const GAP_BYTES_MAX: u64 = 64 << 10;
-/// Reads on their way at once, or done and not taken, and their bytes.
+/// Most reads that are under way, or done and not taken yet; next, the most bytes of these.
 const RUNS_AHEAD: usize = 4;
 const AHEAD_BYTES: usize = 4 << 20;
-/// Places of one chunk that are looked at: more than that wrong would mean that the reading is.
+/// Most places of one chunk that are tried. If as many are wrong, the fault is probably in the reading and not in the
+/// packs.
 const PLACES_TRIED_MAX: usize = 4;

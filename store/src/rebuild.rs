@@ -1,4 +1,4 @@
-//! Making the index again, beside the one that is in use.
+//! Making the index again while the old one is in use.
 
 use crate::error::storage;
 use crate::format::event::AddedPack;
@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 impl Inner {
-    /// See [`mover::Repository::rebuild_index`]. A process that dies meanwhile leaves the old index, or none, which is made
-    /// again when the repository is opened. Blocking.
+    /// See [`mover::Repository::rebuild_index`]. If the process dies meanwhile, the old index is left, or none; then
+    /// the next opening of the repository makes one. Blocking.
     ///
     /// # Errors
     /// Of the storage; when the repository was opened for reading.
@@ -63,7 +63,7 @@ impl Inner {
         Ok(IndexTotals { packs: state.packs().len() as u64, chunks })
     }
 
-    /// Opens the index again that could not be opened for writing, if there is one. Blocking.
+    /// If the index could not be opened for writing, tries again to open it. Blocking.
     pub fn reopen_index(&self) {
         if !self.log.is_writer() || !self.index.is_makeshift() {
             return;
@@ -91,8 +91,8 @@ impl Inner {
     }
 }
 
-/// Has another index made, by a thread of its own, whenever the one in use fails. Meanwhile packs tell where chunks are. Who may
-/// only read, and has no index of its own, keeps one in memory from there on.
+/// Starts a thread that makes another index whenever the one in use fails. Meanwhile places of chunks are read from the
+/// footers of packs. A process that may only read cannot write an index, so it makes one in memory.
 pub fn rebuild_when_failed(inner: &Arc<Inner>) {
     // The thread may outlive all handles.
     let weak = Arc::downgrade(inner);
@@ -113,6 +113,6 @@ pub fn rebuild_when_failed(inner: &Arc<Inner>) {
     });
 }
 
-/// Before it is tried again.
+/// Pauses before the making of an index is tried again; the last pause is repeated.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];

@@ -1,12 +1,13 @@
-//! Who refers to what: for each chunk how many pages refer to it, of those that live points need; for a page also
-//! manifests. A view of the log and of pages in RocksDB, which each sweep brings up to date: so its cost follows what
-//! changed. Nothing is lost with it, and no pack is deleted on its word alone (R19).
+//! Counts of references: for each chunk the number of pages that refer to it, of the pages that live points need. For a
+//! page, manifests that refer to it count too. The counts are a view of the log and of pages, in RocksDB. Each sweep
+//! brings them up to date, so its cost depends on how much has changed. No data is lost when the counts are lost, and
+//! no pack is deleted because of the counts alone (R19).
 //!
-//! Pages and manifests are counted by their whole ids, because one that is new is to be walked; and everything in rows of
-//! ids that begin alike, where it is looked up.
+//! Pages and manifests are counted by their whole ids, because each new one must be walked. All chunks, pages and
+//! manifests too, are also counted in rows of ids that begin alike. Lookups use these rows.
 //!
-//! What a sweep takes away stands beside the counts until the log says that it is final: a sweep that is killed has
-//! taken nothing.
+//! References that a sweep takes away are kept apart from the counts until the log says that they are final. So the
+//! counts do not change when a sweep is killed.
 
 mod row;
 
@@ -27,14 +28,15 @@ pub struct References {
     database: DB,
     folder: PathBuf,
     repository: RepositoryId,
-    /// Something may stand beside the counts.
+    /// Some references may have been taken away that are not final yet.
     is_taking: AtomicBool,
     /// It was empty when it was opened.
     pub is_new: bool,
 }
 
 impl References {
-    /// Opens those under `folder`. What cannot be used, or was left in the middle of a point, begins empty.
+    /// Opens those under `folder`. Counts that cannot be used, or that were left in the middle of a point, are deleted
+    /// and begin empty.
     ///
     /// # Errors
     /// When the storage fails.
@@ -81,7 +83,8 @@ impl References {
         Ok(tagged && self.points()?.values().all(|counted| *counted))
     }
 
-    /// Points whose references are counted; false for one that is in the middle of it.
+    /// The points whose references are counted. The value is false when the counting of a point was begun and has not
+    /// ended.
     ///
     /// # Errors
     /// When the storage fails.
@@ -136,7 +139,7 @@ impl References {
         Ok(turned)
     }
 
-    /// One after the other, because an id may be there twice.
+    /// Changes the counts one after the other, because an id may occur twice in `ids`.
     fn change_pages(&self, ids: &[ChunkId], (kind, by): (u8, i64), total: &[u8], before: i64) -> Result<Vec<ChunkId>> {
         let mut turned = Vec::new();
         for id in ids {
@@ -212,7 +215,7 @@ impl References {
         Ok(heads.into_iter().zip(rows).map(|(head, row)| count_in(&row, head)).collect())
     }
 
-    /// What stands in rows.
+    /// The counts in the rows under these keys.
     fn rows(&self, kind: u8, keys: impl Iterator<Item = RowKey> + Clone) -> Result<Vec<Row>> {
         let found = self.database.multi_get(keys.clone().map(|row| key(kind, &row)));
         let decode = |(key, found): (RowKey, std::result::Result<Option<Vec<u8>>, rocksdb::Error>)| {
@@ -221,7 +224,7 @@ impl References {
         keys.zip(found).map(decode).collect()
     }
 
-    /// Pages and manifests that something refers to, what was taken away among them.
+    /// Number of pages and manifests to which something refers. References that were taken away still count here.
     ///
     /// # Errors
     /// When the storage fails.
@@ -229,7 +232,7 @@ impl References {
         number(self.database.get(LIVE_PAGES).map_err(failed)?.as_deref())
     }
 
-    /// The same without what was taken away.
+    /// Number of pages and manifests to which something refers, without references that were taken away.
     ///
     /// # Errors
     /// When the storage fails.
@@ -248,7 +251,8 @@ impl References {
         self.database.put_opt(TAKING, bytes, &without_log()).map_err(failed)
     }
 
-    /// All of it is taken away, and would survive a crash: only then may the log say that it is final.
+    /// Notes that all references of the points are taken away, and makes that durable. Only after this may the log say
+    /// that the points are final.
     ///
     /// # Errors
     /// When the storage fails.
@@ -257,8 +261,8 @@ impl References {
         self.flush()
     }
 
-    /// What became of a sweep that was killed, when of the points that it took away `final_points` are final: false when
-    /// that cannot be told any more.
+    /// Completes or undoes what a killed sweep took away. `final_points` is the number of its points that are final in
+    /// the log. False when neither is possible: then everything must be counted again.
     ///
     /// # Errors
     /// When the storage fails.
@@ -316,10 +320,10 @@ impl References {
         if rows.is_empty() { Ok(()) } else { each(rows) }
     }
 
-    /// What was taken away is final.
+    /// Subtracts from the counts what was taken away, because it is final now.
     ///
     /// # Errors
-    /// Of the storage. Whoever opens it next can settle it again.
+    /// Of the storage. The next process that opens the counts can settle it again.
     pub fn settle(&self) -> Result<()> {
         let Some(points) = self.taking()? else { return Ok(()) };
         self.database.put_opt(SETTLING, b"", &without_log()).map_err(failed)?;
@@ -345,7 +349,7 @@ impl References {
         self.flush()
     }
 
-    /// Deletes everything of one kind, together with what `change` makes of it.
+    /// Deletes all rows of one kind. Each is deleted together with the change that `change` makes for it.
     fn move_all(&self, kind: u8, change: impl Fn(&mut WriteBatch, &[u8], &[u8]) -> Result<()>) -> Result<()> {
         let mut batch = WriteBatch::default();
         for row in self.database.iterator(IteratorMode::From(&[kind], Direction::Forward)) {
@@ -360,7 +364,8 @@ impl References {
         self.database.write_opt(batch, &without_log()).map_err(failed)
     }
 
-    /// Nothing was taken away after all. When points were counted meanwhile, all must be counted again.
+    /// Forgets what was taken away; the counts stay as they were. If points were counted meanwhile, everything must be
+    /// counted again.
     ///
     /// # Errors
     /// When the storage fails.
@@ -376,8 +381,8 @@ impl References {
         Ok(())
     }
 
-    /// Bytes of each pack that nobody needs: what the last look at it found, and what died since; more where it was taken
-    /// into use again. Packs without any are not listed.
+    /// Bytes of each pack that nobody needs: those that the last look at it found, and those that died since. The
+    /// number is too high if some of them came into use again. Packs without any are not listed.
     ///
     /// # Errors
     /// When the storage fails.
@@ -498,7 +503,7 @@ fn sum(key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Option<
     }
 }
 
-/// Of the ids in one row.
+/// The first bits that all ids in one row share.
 type RowKey = [u8; ROW_KEY_BYTES];
 
 /// Beginnings of ids, ascending, and their counts.
@@ -520,7 +525,8 @@ fn tag(repository: RepositoryId) -> Result<Vec<u8>> {
     codec::encode::<_, 32>(&(VERSION, repository.0))
 }
 
-/// After a crash it is as it was at some moment before, and what lacks is counted again.
+/// Options to write without RocksDB's own log. After a crash the database is as it was at some earlier moment, and
+/// points that are missing are counted again.
 fn without_log() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
@@ -540,39 +546,39 @@ const AGAIN: &str = "sweep again; they are rebuilt if they cannot be read";
 
 const VERSION: u16 = 2;
 const TAG: &[u8] = b"t";
-/// Then the id of a page or manifest: references to it.
+/// Key: this byte and the id of a page or manifest. Value: the number of references to it.
 const PAGE: u8 = b'c';
-/// The same: what the present sweep adds to them.
+/// The same key with the change by the present sweep as the value: a negative number.
 const TAKEN_PAGE: u8 = b'd';
-/// Then the beginning of chunk ids: references to each of them.
+/// Key: this byte and the beginning of chunk ids. Value: a row with the number of references to each chunk.
 const ROW: u8 = b'h';
-/// The same: what the present sweep adds to them.
+/// The same key with the changes by the present sweep as the value: a row of negative numbers.
 const TAKEN_ROW: u8 = b'k';
-/// Then a pack's number: its dead bytes.
+/// Key: this byte and a pack's number. Value: the number of its dead bytes.
 const PACK: u8 = b'p';
-/// Then the number of a pack with chunks that are read from others.
+/// Key: this byte and the number of a pack of which some chunks are read from other packs.
 const DUPLICATES: u8 = b'q';
-/// Then a point's id: its references are counted.
+/// Key: this byte and a point's id. Value: [`COUNTED`], or empty while the point is being counted.
 const POINT: u8 = b'r';
 const COUNTED: &[u8] = b"counted";
 const LIVE_PAGES: &[u8] = b"n";
 const TAKEN_PAGES: &[u8] = b"m";
 const TAKING: &[u8] = b"u";
-/// All of that stands beside the counts.
+/// Key that exists when everything is taken away of the points under [`TAKING`].
 const TAKEN_ALL: &[u8] = b"a";
-/// Points were counted meanwhile.
+/// Key that exists when points were counted since the present sweep began to take away.
 const MIXED: &[u8] = b"x";
-/// It is going into the counts.
+/// Key that exists while what was taken away is being moved into the counts.
 const SETTLING: &[u8] = b"s";
 const LOOKED_AT: &[u8] = b"w";
 /// Rows that are looked at together. RocksDB holds the block of each meanwhile.
 const TOGETHER: usize = 4096;
-/// Of three or four sweeps.
+/// Files that RocksDB collects before it compacts them: those of three or four sweeps.
 const L0_FILES: i32 = 8;
-/// Little comes back: ids are asked for in order.
+/// Memory for blocks. It is small, because ids are asked for in order, so few blocks are needed again.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
-/// For a million points.
+/// Longest list of points that one sweep takes away: room for a million.
 const TAKING_BYTES_MAX: usize = 8 + (16 << 20);
 
 #[cfg(test)]
@@ -593,8 +599,8 @@ mod tests {
         found
     }
 
-    /// Two points of which the first, or both, are being taken away by a sweep that is killed: with everything it was to
-    /// take, or in the middle.
+    /// The counts of two points after a sweep was killed that was taking away the points `taken`. With `all` it was
+    /// killed when everything was taken away, otherwise in the middle.
     fn killed(folder: &Path, taken: &[u8], all: bool) -> References {
         let references = References::open(folder, RepositoryId([1; 16])).unwrap();
         for point in [1, 2] {
@@ -619,8 +625,8 @@ mod tests {
         References::open(folder, RepositoryId([1; 16])).unwrap()
     }
 
-    /// R19: counts that are too low would doom what is needed, counts that are too high keep what is not. After a kill they
-    /// are what the log says of the points, or begun again.
+    /// R19: counts that are too low would doom chunks that are needed; counts that are too high would keep chunks that
+    /// are not. After a kill the counts agree with what the log says of the points, or they are begun again.
     #[test]
     fn a_killed_sweep_has_taken_what_the_log_says_or_nothing_can_be_told() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What an open repository consists of. Each part owns what it changes, in a file of its own; here is what takes several of them:
-//! reading the log to its end, and appending to it.
+//! What an open repository consists of. Each part is in a file of its own, and it alone changes the data that it owns.
+//! This file has the operations that need several parts: reading the log to its end, and appending to it.
 
 use crate::answers::Answers;
 use crate::caches::Caches;
@@ -22,7 +22,7 @@ use mover::{ErrorKind, Pool, Result, World, blocking};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// An open repository. What no part owns does not change.
+/// An open repository. Fields that are not parts never change.
 pub struct Inner {
     pub objects: Arc<dyn Objects>,
     pub caches: Caches,
@@ -44,7 +44,8 @@ pub struct Inner {
     pub sweep_turn: SweepTurn,
     /// What write sessions are told.
     pub answers: Answers,
-    /// Held until the process ends or the repository is closed; last, because the threads that write end before.
+    /// Held until the process ends or the repository is closed. It is the last field, so that it is dropped after the
+    /// threads that write have ended.
     _lock: Option<Lock>,
 }
 
@@ -99,11 +100,12 @@ impl Inner {
         Ok(state)
     }
 
-    /// As [`Self::catch_up`], for who only reads. Once writing has failed it gives what was known before: the last record may
-    /// be there and not be durable, and nobody may be told of a point that a power cut takes back. Blocking.
+    /// As [`Self::catch_up`], for callers that only read. After writing has failed, it gives the state that was known
+    /// before. The last record may exist without being durable then, and a power cut could take its point back, so
+    /// readers must not see it. Blocking.
     ///
     /// # Errors
-    /// `Integrity`, `Version`, or of the storage; `Fenced` when somebody else writes, and deletes.
+    /// `Integrity`, `Version`, or of the storage; `Fenced` when another process has become the writer, and may delete.
     pub fn known(&self) -> Result<Arc<State>> {
         match self.packs.stopped() {
             None | Some(ErrorKind::Fenced) => self.catch_up(),
@@ -112,7 +114,7 @@ impl Inner {
     }
 
     /// Appends the events that `make` gives, together with the packs that became durable since the last record, and
-    /// brings the index up to it. `make` is asked again whenever somebody else was faster. Blocking.
+    /// brings the index up to it. `make` is called again whenever another process has appended first. Blocking.
     ///
     /// # Errors
     /// As [`CommitLog::append`]. After an error of the storage all writing has stopped.

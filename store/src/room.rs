@@ -1,5 +1,6 @@
-//! Room on the storage: new chunks stop before it is full, so that commits and sweeps still have some; commits stop later;
-//! and when somebody else has filled it to the last byte, a reserve is given up so that points can be forgotten and swept.
+//! Room on the storage. New chunks are refused before the storage is full, so that commits and sweeps still have room.
+//! Commits are refused later. If other programs have filled the storage completely, a reserve is given up, so that
+//! points can be forgotten and swept.
 
 use crate::objects::{Objects, Space};
 use mover::{Error, Result};
@@ -16,7 +17,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// That of this storage.
+    /// Watches the room on this storage.
     pub fn new(objects: Arc<dyn Objects>, is_writer: bool) -> Self {
         Self { objects, is_writer, given_up: AtomicBool::new(false) }
     }
@@ -32,8 +33,8 @@ impl Room {
         Ok(())
     }
 
-    /// Refuses commits while less is left than forgetting and sweeping may need: chunks that were taken still have room to be
-    /// committed when no more of them are taken.
+    /// Refuses commits while less is left than forgetting and sweeping may need. This limit is lower than the one for
+    /// chunks, so that chunks that were taken can still be committed.
     ///
     /// # Errors
     /// `StoreFull`.
@@ -64,7 +65,7 @@ impl Room {
             .hint("forget points and run `windlass sweep`, or free space; nothing that was committed is affected"))
     }
 
-    /// How much a sweep may pack again before it deletes: the rest is for the log and the index.
+    /// Bytes that a sweep may pack again before it deletes; the rest of the room is for the log and the index.
     ///
     /// # Errors
     /// When the storage fails.
@@ -83,8 +84,8 @@ impl Room {
         self.space().is_ok_and(|space| space.total == 0 || space.free >= reserved(space) / 2)
     }
 
-    /// Makes room for a record that must be written, should the storage be full. What it does not bring is told by who
-    /// writes. Blocking.
+    /// Gives up the reserve for a record that must be written, if the storage is full. There may still be too little
+    /// room; then the write fails. Blocking.
     ///
     /// # Errors
     /// `StoreFull` before anything was written, so that work goes on when there is room again.
@@ -122,7 +123,8 @@ impl Room {
         }
     }
 
-    /// Makes what is missing of the reserve, where there is room, and what was given up in any case.
+    /// Completes the reserve when there is enough room. After the reserve was given up, it does so with any room that
+    /// there is.
     pub fn keep_reserve(&self) {
         let Ok(space) = self.space() else { return };
         let bytes = reserve_bytes(space);
@@ -137,7 +139,7 @@ impl Room {
         }
     }
 
-    /// Keeps what was given up.
+    /// Keeps a reserve again, if it was given up.
     pub fn keep_reserve_again(&self) {
         if self.given_up.load(SeqCst) {
             self.keep_reserve();
@@ -173,7 +175,7 @@ pub fn reserve_bytes(space: Space) -> u64 {
     (space.total / 40).min(RESERVE_BYTES_MAX)
 }
 
-/// When there is less, a record may not be written whole.
+/// Free bytes below which a record may not fit any more.
 fn for_record(space: Space) -> u64 {
     (space.total / 64).min(RECORD_ROOM_BYTES)
 }
@@ -184,9 +186,10 @@ fn is_full(space: Space) -> bool {
 
 const RESERVED_BYTES_MAX: u64 = 512 << 20;
 const RESERVE_BYTES_MAX: u64 = 128 << 20;
-/// Files without which nothing new is taken: what one job makes.
+/// Number of files below which no new chunks are taken: one job makes as many.
 const FILES_KEPT: u64 = 32;
-/// For the longest record, the folder's growth, and the same for whoever writes at this moment.
+/// Room for the longest record and for the growth of its folder, and as much again for another process that may write
+/// at the same moment.
 const RECORD_ROOM_BYTES: u64 = 4 << 20;
 const RECORD_FILES: u64 = 4;
 const RECORD_BYTES_LEAST: u64 = 64 << 10;

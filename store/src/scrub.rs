@@ -1,4 +1,5 @@
-//! Reading a repository again and again, so that rot is found while the machine, or another copy, still has what rotted.
+//! Reading a repository again and again, so that damage is found while the machine, or another copy, still has the
+//! damaged data.
 
 use crate::format::event::AddedPack;
 use crate::local::Local;
@@ -18,8 +19,9 @@ pub struct ScrubOptions {
 }
 
 impl Local {
-    /// Decodes and fingerprints every chunk of every pack, the packs that were verified longest ago first, and again when
-    /// that is [`ScrubOptions::every`] ago; it never ends. What is damaged is marked suspect, as a verification does.
+    /// Decodes and fingerprints every chunk of every pack. It begins with the packs that were verified longest ago, and
+    /// reads each pack again after [`ScrubOptions::every`]. It never ends. Damaged chunks are marked suspect, as by a
+    /// verification.
     pub async fn scrub(&self, options: ScrubOptions) {
         let pacer = RateLimiter::new(Some(options.rate));
         self.inner.health.scrubbed(|totals| *totals = Some(ScrubTotals::default()));

@@ -24,17 +24,18 @@ pub struct Session {
     id: SessionId,
     packer: Arc<Packer>,
     begin: Begin,
-    /// What this session was told of chunks, so that the index is asked only once: about those that are there, not again
-    /// by the commit; about others, not again by the put.
+    /// The answers about chunks that this session had, so that the index is asked only once for each: the commit does
+    /// not ask again about chunks that are there, and the put does not ask again about chunks that are missing.
     told: Mutex<HashMap<ChunkId, Told>>,
     /// Packs in which the present commit has found what its points need.
     relied: Mutex<BTreeSet<u32>>,
     stored: Mutex<StoredTotals>,
-    /// A commit waits for puts that are on their way, and puts for it: what it flushes is all that came.
+    /// A commit waits for puts that have begun, and later puts wait for the commit. So its flush covers all chunks that
+    /// came before.
     gate: RwLock<()>,
 }
 
-/// Which of the chunks that the log does not know count.
+/// Which chunks count as present while the log does not know them yet.
 #[derive(Clone, Copy)]
 enum Unlogged {
     /// All: the asker's flush makes them durable, or fails.
@@ -43,14 +44,15 @@ enum Unlogged {
     Sealed,
 }
 
-/// What a session was told of a chunk: why it is there, or that it is not.
+/// The answer about a chunk that a session had: why the chunk is there, or that it is missing.
 #[derive(Clone, Copy)]
 enum Told {
     /// It was in this pack.
     Pack(u32, Shape),
     /// It came in this session, so its pack is too young to be doomed (R6).
     Own(Shape),
-    /// It is not, and [`Pending::logged_by_others`] then: while that stays, the index need not be asked when it is put.
+    /// It was missing. The number is [`Pending::logged_by_others`] at that time: while it stays the same, the index
+    /// need not be asked when the chunk is put.
     Missing(u64),
 }
 
@@ -89,7 +91,7 @@ impl Session {
         self.inner.answers.remember(known.len() - before);
     }
 
-    /// What is there, in the log or on its way.
+    /// Which of these chunks are there, in the log or on their way into it.
     async fn presence(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<Found>> {
         let (session, ids) = (self.id, ids.to_vec());
         self.inner
@@ -122,13 +124,14 @@ impl Session {
             .await
     }
 
-    /// The owner that is told only of what it has had; none who is told all.
+    /// The owner of this session, if it may learn only about chunks that it has had; none if it may learn about all.
     fn apart(&self) -> Option<OwnerId> {
         let holder = self.begin.holder.as_ref().filter(|_| self.inner.answers.are_owners_apart())?;
         holder.owner_name().map(OwnerId::of)
     }
 
-    /// As [`Self::presence`], for whoever is far away: what its owner never had is missing.
+    /// As [`Self::presence`], for answers to the client: chunks that its owner never had count as missing, if it may
+    /// learn only about its own.
     async fn shown(&self, ids: &[ChunkId], pending: Unlogged) -> Result<Vec<Found>> {
         let mut found = self.presence(ids, pending).await?;
         if let Some(owner) = self.apart() {
@@ -142,8 +145,8 @@ impl Session {
         Ok(found)
     }
 
-    /// Remembers that an owner that is kept apart has had what it puts. Gives what it had not: of that it must not
-    /// see whether it was there.
+    /// If owners are kept apart, remembers that this owner has had the chunks that it puts now. Gives those that it had
+    /// not had before: the client must not see whether they were there already.
     async fn note_put(&self, arrivals: &[Arrival]) -> Result<HashSet<ChunkId>> {
         let Some(owner) = self.apart() else { return Ok(HashSet::new()) };
         let ids: Vec<ChunkId> = arrivals.iter().map(|arrival| arrival.id).collect();
@@ -167,7 +170,7 @@ impl Session {
         self.inner.pool.run(verified).await
     }
 
-    /// Those of `arrivals` that are missing; asks about those that are not known to be.
+    /// Those of `arrivals` that are missing. Looks up those of which this is not known yet.
     async fn absent(&self, arrivals: Vec<Arrival>) -> Result<Vec<Arrival>> {
         let (mut absent, unknown): (Vec<_>, Vec<_>) =
             arrivals.into_iter().partition(|arrival| arrival.missing_at.is_some());
@@ -182,7 +185,8 @@ impl Session {
         Ok(absent)
     }
 
-    /// When this session was told that a chunk is missing; for one put.
+    /// Marks the arrivals that this session knows to be missing. Each answer is used for one put only, and then
+    /// forgotten.
     fn told_missing(&self, arrivals: &mut [Arrival]) {
         let mut told = self.told.lock().expect("no holder panics");
         for arrival in arrivals {
@@ -204,7 +208,8 @@ impl Session {
         self.store(PackKind::Page, structure, &fresh).await
     }
 
-    /// Stores those of `arrivals` that nobody stored. Those that are `fresh` count as stored in any case.
+    /// Stores those of `arrivals` that are not stored yet. Chunks in `fresh` count as stored by this session in any
+    /// case.
     async fn store(&self, kind: PackKind, mut arrivals: Vec<Arrival>, fresh: &HashSet<ChunkId>) -> Result<()> {
         while !arrivals.is_empty() {
             let mut there: HashMap<ChunkId, BlobHeader> = HashMap::new();
@@ -244,8 +249,8 @@ impl Session {
         points.collect::<Option<Vec<_>>>().map(Commit::Committed)
     }
 
-    /// Points that are there already: those that were forgotten are wanted again. By an administrator, as others may not
-    /// commit them: [`Begin::may_commit`].
+    /// Commits points that exist already: those that were forgotten are brought back. Only administrators come here,
+    /// because others may not commit such points: [`Begin::may_commit`].
     async fn bring_back(&self, points: &[PointDraft]) -> Result<Commit> {
         let (session, ids): (SessionId, Vec<PointId>) =
             (self.id, points.iter().map(|draft| draft.manifest.point).collect());

@@ -1,5 +1,5 @@
-//! The log of an open repository, and what it says: one appends at a time, and all others read the last state without waiting
-//! for a sync.
+//! The log of an open repository, and the state that it gives. One thread appends at a time. All others read the last
+//! state without waiting for a sync.
 
 use crate::format::event::Event;
 use crate::log::{Author, CommitLog};
@@ -14,7 +14,7 @@ pub struct SharedLog {
     world: World,
     log: Mutex<CommitLog>,
     view: RwLock<Arc<State>>,
-    /// The term's first record is the first that needs it.
+    /// The term of this process has begun. It begins with the first record that is appended, and not earlier.
     term_begun: AtomicBool,
     /// A reader that could not write its session does not try again.
     unwritable: AtomicBool,
@@ -28,7 +28,7 @@ impl SharedLog {
         Self { author, world, log: Mutex::new(log), view, term_begun, unwritable }
     }
 
-    /// Under which name this process appends.
+    /// The writer and term under which this process appends.
     pub const fn author(&self) -> Author {
         self.author
     }
@@ -43,7 +43,7 @@ impl SharedLog {
         self.view.read().expect("no holder panics").clone()
     }
 
-    /// Takes the log, which has one owner at a time, and waits for whoever has it.
+    /// Takes the log, and waits while another thread has it.
     pub fn hold(&self) -> HeldLog<'_> {
         HeldLog { of: self, log: self.log.lock().expect("no holder panics") }
     }
@@ -53,12 +53,12 @@ impl SharedLog {
         self.unwritable.store(true, SeqCst);
     }
 
-    /// True when that was found.
+    /// True after [`Self::note_unwritable`].
     pub fn is_unwritable(&self) -> bool {
         self.unwritable.load(SeqCst)
     }
 
-    /// A new term, and the end of leases that nobody can still hold.
+    /// Events that begin a new term, and that fence the sessions of other processes that are older than a week.
     fn term_events(&self, state: &State) -> Vec<Event> {
         let oldest = self.world.now().0.saturating_sub(SESSION_AGE_MAX_NS);
         let stale = state.sessions().values().filter(|it| it.writer != self.author.writer && it.time.0 < oldest);
@@ -79,7 +79,7 @@ impl HeldLog<'_> {
         self.log.state()
     }
 
-    /// True when the log once ended like that: see [`CommitLog::passed`].
+    /// True when the log once ended with `seen`: see [`CommitLog::passed`].
     ///
     /// # Errors
     /// As [`CommitLog::open`].

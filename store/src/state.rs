@@ -41,7 +41,7 @@ pub struct State {
     peers: BTreeMap<RepositoryId, LogHead>,
     /// Ends of the log that an administrator gave up.
     lost: BTreeSet<Lost>,
-    /// Codes of critical events of later versions: who does not know them must not write.
+    /// Codes of critical events of later versions, which this version does not know: so it must not write.
     not_understood: BTreeSet<u16>,
 }
 
@@ -218,19 +218,20 @@ impl State {
         self.peers.get(&repository).copied()
     }
 
-    /// True for an end in a part of the log that an administrator gave up: views and peers that remember it are right.
+    /// True for an end in a part of the log that an administrator gave up. Views and peers that have seen this end are
+    /// no sign of another rollback.
     pub fn gave_up(&self, seen: LogHead) -> bool {
         self.lost.iter().any(|lost| (lost.at..=lost.end.sequence).contains(&seen.sequence))
     }
 
-    /// True when this writer's last record in this term ends the log like that: a digest of which this is not true was
-    /// made by somebody who did not know the record (R3).
+    /// True when `last` is the last record of this writer, in this term. If it is not true of the state in a digest,
+    /// the digest was made by a process that did not know the record (R3).
     pub fn accounts_for(&self, writer: WriterId, term: u64, last: LogHead) -> bool {
         self.writers.get(&writer) == Some(&Writer { term, last })
     }
 
-    /// Whose a point is now, and the owner's name where it is known: who made it, unless an administrator has handed its
-    /// machine over since.
+    /// The present owner of a point, and the owner's name where it is known. The owner is the one for whom the point
+    /// was made, unless an administrator has handed the machine over since.
     pub fn owner_of(&self, point: &Point) -> (OwnerId, Option<Name>) {
         let it = &point.committed;
         let origin = it.origin.map_or(self.repository, |(repository, _)| repository);
@@ -423,7 +424,8 @@ impl State {
     }
 }
 
-/// The setting that says whose a machine's points are, those made in `origin`, since an administrator handed it over.
+/// The setting that names the owner of the points of a machine that were made in `origin`, since an administrator
+/// handed the machine over.
 pub fn owner_setting(machine: MachineId, origin: RepositoryId) -> String {
     format!("owner.{machine}.{origin}")
 }

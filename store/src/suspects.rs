@@ -1,4 +1,4 @@
-//! Which blocks of parents are known to be damaged: to be read again by the backup that begins (R16).
+//! Blocks of parents that are known to be damaged. The backup that begins reads these from the source again (R16).
 
 use crate::damage::unless_damaged;
 use crate::repository::Inner;
@@ -33,16 +33,17 @@ pub async fn suspects(inner: &Arc<Inner>, session: &Session, parents: &[PointId]
 struct Walk<'a> {
     reader: MapReader<'a, Session>,
     suspects: BTreeSet<ChunkId>,
-    /// Pages below which nothing is damaged: looked at once (R23). Every other look finds something, and that is bounded.
+    /// Pages below which nothing is damaged, so that each is looked at once (R23). Other pages may be looked at several
+    /// times. Each of these looks finds damage, and the number of findings is bounded.
     clean: Visited,
     found: Vec<Suspect>,
 }
 
-/// On the way through a map, from the last on.
+/// A step of the walk through a map. Steps are taken from the end of a stack.
 enum Step {
     /// A page, and where it begins in the disk.
     Look(ChunkId, Spot, u64),
-    /// Everything below a page was looked at; so many were found before.
+    /// Everything below a page was looked at; the number is how many places were found before that.
     Walked(ChunkId, Spot, usize),
 }
 

@@ -129,8 +129,8 @@ impl Inner {
         Ok(report)
     }
 
-    /// Chooses, packs again as much as there is room for, and dooms. Gives what the smallest pack would take that there was
-    /// no room for, or nothing.
+    /// Chooses packs, packs again what is needed of them as far as there is room, and dooms them. If there was no room
+    /// for some, gives the bytes that the smallest of these would take.
     async fn round(
         self: &Arc<Self>,
         token: [u8; 16],
@@ -214,7 +214,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Packs what is needed of packs again. Gives those of which something could not be read; they stay.
+    /// Packs again the chunks of these packs that are needed. Gives the packs of which some chunk could not be read:
+    /// they are not doomed.
     async fn pack_again(
         self: &Arc<Self>,
         packs: &BTreeMap<u32, Vec<bool>>,
@@ -241,7 +242,8 @@ impl Inner {
         Ok(broken)
     }
 
-    /// Each is decoded and compared first: what is damaged must not get a new checksum (F19). False when one is.
+    /// Packs chunks again, after decoding each and comparing it with its id: a damaged chunk must not get a new
+    /// checksum (F19). False when one is damaged.
     async fn pack_chunks_again(
         self: &Arc<Self>,
         batches: Vec<Vec<ChunkId>>,
@@ -293,20 +295,20 @@ struct Found {
 
 enum Checked {
     Found(Found),
-    /// All must be counted again, this way.
+    /// Everything must be counted again, in this way.
     Again(Count),
 }
 
 /// How references are counted.
 #[derive(Clone, Copy, Default)]
 struct Count {
-    /// One of the forgotten points cannot be read. Its chunks cannot be told, and nobody needs them: what other points do
-    /// not need is dead.
+    /// Forgotten points are not counted, because one of them cannot be read. So its chunks are not known, but nobody
+    /// needs them either: all chunks that no other point needs are dead.
     without_forgotten: bool,
 }
 
 impl Count {
-    /// The way after this error of a forgotten point.
+    /// Decides how to go on after this error about a forgotten point.
     fn without_forgotten(self, error: Error) -> Result<Checked> {
         if self.without_forgotten || error.kind() != ErrorKind::Integrity {
             return Err(error);
@@ -334,7 +336,7 @@ impl Inner {
         session.writer != self.log.author().writer && options.fence_older_s.is_some_and(|limit| age.as_secs() > limit)
     }
 
-    /// Says in the log what is dead, and that the sweep has ended.
+    /// Writes to the log how many bytes are dead, and that the sweep has ended.
     fn end_sweep(&self, token: [u8; 16]) -> Result<()> {
         let state = self.catch_up()?;
         let dead = References::open(&self.sweep_turn.counts(), self.config.config.id)?.dead_bytes()?;
@@ -444,13 +446,13 @@ impl Inner {
         Ok(Checked::Found(Found { marked, finalised, choice, times }))
     }
 
-    /// Gives the reserve up where it is needed, and takes the index up again that could not be opened without it.
+    /// Gives the reserve up if it is needed. Then opens the index again, if there was no room to do that before.
     fn use_reserve(&self) {
         self.room.use_reserve();
         self.reopen_index();
     }
 
-    /// The counts, as far as they go; begun again when they do not fit the log.
+    /// Opens the counts. They begin empty when they do not fit the log.
     fn references(&self, state: &State) -> Result<References> {
         let folder = self.sweep_turn.counts();
         let mut references = References::open(&folder, self.config.config.id)?;
@@ -465,8 +467,8 @@ impl Inner {
         if strange { references.begun_again() } else { Ok(references) }
     }
 
-    /// Step one of deleting. False when what was found does not hold any more: a forgotten point is back, or another one
-    /// could be final. Places in `distrusted` packs are not counted on.
+    /// Step one of deleting. False when `found` is not right any more, because a forgotten point is back, or another
+    /// forgotten point could be final. A place in one of the packs `distrusted` does not count as a copy of a chunk.
     fn doom(
         &self,
         references: &References,
@@ -553,13 +555,13 @@ impl Inner {
     }
 }
 
-/// What is dead of a pack that stays.
+/// Dead bytes of a pack; 0 if it is doomed anyway.
 fn dead_in(pack: &crate::state::Pack, noted: u64) -> u64 {
     if pack.doomed.is_some() { 0 } else { noted.min(pack.added.bytes) }
 }
 
-/// Refuses when pages are not found any more and no forgotten point explains it: then something else than forgetting has
-/// taken points away, and what they held must not go.
+/// Fails when there are fewer pages than after the last sweep, and no forgotten point explains this. Then points may
+/// have been lost in another way, and their chunks must not be deleted.
 fn explained(references: &References, state: &State) -> Result<()> {
     let live = references.live_pages()?;
     let before: i64 = state.setting(LIVE_PAGES).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -570,8 +572,9 @@ fn explained(references: &References, state: &State) -> Result<()> {
         .hint("nothing was deleted; run `windlass verify`, and check whether files of the log are missing"))
 }
 
-/// Whether `points`, and no others that were forgotten before record `marked`, are forgotten and nobody needs them (R11).
-/// What earlier parts of the statement made final is gone.
+/// Whether `points` are exactly the points that may be made final: forgotten up to record `marked`, and pinned by no
+/// session (R11). Points that an earlier event of the same doom made final are not in the state any more; they count as
+/// right.
 fn is_just_what_is_forgotten(state: &State, marked: u64, points: &BTreeSet<PointId>) -> bool {
     let may_go = |id: &PointId| !state.is_pinned(id);
     let of_them = |id: &PointId| state.points().get(id).is_none_or(|point| point.forgotten.is_some() && may_go(id));
@@ -601,7 +604,8 @@ fn is_doomed(state: &State, number: u32) -> bool {
     state.packs().get(&number).is_some_and(|pack| pack.doomed.is_some())
 }
 
-/// The statement, in events that fit a record: points first, because no pack is doomed before they are final (R11).
+/// A doom as several events, each of which fits into a record. Points come first, because no pack may be doomed before
+/// they are final (R11).
 fn doom_events(
     token: [u8; 16],
     marked: u64,
@@ -631,11 +635,13 @@ fn milliseconds(duration: Duration) -> u64 {
 const ATTEMPTS: usize = 5;
 /// How often packs are chosen again because a point was committed meanwhile.
 const DOOM_ATTEMPTS: usize = 50;
-/// Chunks that are packed again together: when their lengths are known as many as have so many bytes, else few.
+/// Chunks that are packed again together: up to this many bytes when their lengths are known, otherwise only a few
+/// chunks.
 const BYTES_TOGETHER: u32 = 4 << 20;
 const MANY_TOGETHER: usize = 4096;
 const FEW_TOGETHER: usize = 64;
-/// How much a sweep gives way: it gets a tenth of a processor that others want too. Less would let it keep locks for long.
+/// The nice value of a sweep: it gets a tenth of a processor that other threads want too. With less it would hold locks
+/// for too long.
 const NICE: i32 = 10;
 const POINTS_TOGETHER: usize = 8192;
 const PACKS_TOGETHER: usize = 8192;

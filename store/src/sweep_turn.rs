@@ -1,4 +1,4 @@
-//! Whose turn it is to sweep, and where its counts are.
+//! The turn to sweep: one sweep at a time. Also the folder in which the sweep has its counts.
 
 use crate::index::Index;
 use mover::{Error, Result};
@@ -10,14 +10,14 @@ use tokio::sync::MutexGuard;
 pub struct SweepTurn {
     /// Where the counts of references are.
     folder: PathBuf,
-    /// Where a sweep that only looks has them, in a process that may not write.
+    /// Another folder for the counts, used by a sweep that only looks in a process that may not write.
     elsewhere: Mutex<Option<PathBuf>>,
     /// Held by a sweep.
     sweeping: tokio::sync::Mutex<()>,
 }
 
 impl SweepTurn {
-    /// Nobody's; counts are under `folder`.
+    /// No sweep is running yet; counts are under `folder`.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder, elsewhere: Mutex::default(), sweeping: tokio::sync::Mutex::default() }
     }
@@ -36,12 +36,12 @@ impl SweepTurn {
         self.elsewhere.lock().expect("no holder panics").clone().unwrap_or_else(|| self.folder.clone())
     }
 
-    /// Has the counts in another folder, until [`Self::give_back`].
+    /// Moves the place of the counts to another folder, until [`Self::give_back`].
     pub fn count_in(&self, folder: PathBuf) {
         *self.elsewhere.lock().expect("no holder panics") = Some(folder);
     }
 
-    /// Removes that folder: its name is nobody's any more, and the next look makes another one.
+    /// Removes the folder of [`Self::count_in`]. The next sweep that only looks makes another one.
     pub fn give_back(&self) {
         if let Some(folder) = self.elsewhere.lock().expect("no holder panics").take() {
             let _ = std::fs::remove_dir_all(folder);

@@ -1,5 +1,5 @@
-//! When each pack was last found sound: what a verification need not read again, and what a scrub reads next. A cache in
-//! one object: what is lost with it is read again.
+//! When each pack was last found sound. A verification need not read such a pack again, and a scrub reads the oldest
+//! next. This is a cache in one object: if it is lost, packs are read again.
 
 use crate::format::pack::PackName;
 use crate::objects::{ObjectName, Objects};
@@ -11,7 +11,8 @@ use std::collections::HashMap;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Verified {
     packs: HashMap<PackName, Found>,
-    /// Found damaged since it was read: older news of these is no news.
+    /// Packs that this process found damaged, and when. Notes of another process that they are sound do not count
+    /// unless they are later.
     damaged: HashMap<PackName, Timestamp>,
 }
 
@@ -25,7 +26,7 @@ struct Found {
 }
 
 impl Verified {
-    /// What was written there; nothing when there is none, or it cannot be used.
+    /// Reads the times that are stored. It gives no times when the object is missing or cannot be used.
     pub fn load(objects: &dyn Objects, repository: RepositoryId) -> Self {
         let read = objects.read(ObjectName::Verified, VERIFIED_BYTES_MAX);
         let bytes = read.unwrap_or_else(|error| {
@@ -54,15 +55,16 @@ impl Verified {
         }
     }
 
-    /// When a pack was last found sound by a check of this depth, or a deeper one; none when never, or in what is the
-    /// future `now`.
+    /// When a pack was last found sound by a check of this depth, or a deeper one; none when it never was, or when the
+    /// noted time is later than `now`, so that it must be wrong.
     pub fn last(&self, pack: &PackName, depth: Depth, now: Timestamp) -> Option<Timestamp> {
         let found = self.packs.get(pack)?;
         let at = if depth == Depth::Decode { found.decoded } else { found.read };
         (at > Timestamp::default() && at <= now).then_some(at)
     }
 
-    /// Takes in what another process wrote meanwhile, lets go of packs that the log does not have, and writes it.
+    /// Adds the times that another process wrote meanwhile, removes packs that the log does not have, and writes the
+    /// object.
     ///
     /// # Errors
     /// Of the storage. Nothing else fails for it.
@@ -123,12 +125,12 @@ impl Verified {
     }
 }
 
-/// In messages.
+/// The name of the object in messages.
 const VERIFIED: &str = "verified";
 const MAGIC: &[u8; 8] = b"WLVERIFY";
 const VERSION: u16 = 1;
 const ENTRY_BYTES: usize = 48;
-/// Of packs of 64 MiB, 64 TiB; others count as never verified.
+/// Most packs whose times are stored: 64 TiB in packs of 64 MiB. Others count as never verified.
 const PACKS_MAX: usize = 1 << 20;
 const VERIFIED_BYTES_MAX: u64 = (PACKS_MAX * ENTRY_BYTES + 4096) as u64;
 

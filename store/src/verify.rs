@@ -112,8 +112,8 @@ impl Inner {
         Ok(packs.into_iter().map(to_check).collect())
     }
 
-    /// Takes in how a pack was found. What was suspect in it by `state` and is sound after all counts again, when all that
-    /// can be wrong with it was looked for.
+    /// Notes the result of checking a pack. Chunks in it that are suspect in `state` and are sound after all count
+    /// again, if the check decoded every chunk.
     pub async fn mark(self: &Arc<Self>, state: &State, pack: PackName, checked: &Checked, depth: Depth) {
         let bad: BTreeSet<ChunkId> = checked.bad.iter().map(|(chunk, _)| *chunk).collect();
         let is_proof = depth == Depth::Decode && !checked.unread && !checked.unreadable;
@@ -126,8 +126,8 @@ impl Inner {
         self.note(bad.into_iter().map(|chunk| (chunk, pack)).collect(), sound.into_iter().collect()).await;
     }
 
-    /// From here on the places of damaged chunks do not count, and those of sound ones do, for this process and, where the
-    /// log can be written, for everybody: the next backup that has what is damaged sends it again.
+    /// From now on the places of the chunks in `bad` do not count, and those in `sound` do: for this process, and for
+    /// every process if the log can be written. So the next backup that has a damaged chunk sends it again.
     pub async fn note(self: &Arc<Self>, bad: Vec<(ChunkId, PackName)>, sound: Vec<(ChunkId, PackName)>) {
         bad.iter().for_each(|(chunk, pack)| self.health.note_damaged(*chunk, *pack));
         self.health.note_sound(&sound);
@@ -160,7 +160,7 @@ struct ToCheck {
     number: u32,
     pack: Pack,
     depth: Depth,
-    /// It would be read, had it not been found sound a short time ago.
+    /// It is not read, because it was found sound a short time ago.
     skipped: bool,
 }
 
@@ -174,7 +174,7 @@ impl ToCheck {
     }
 }
 
-/// Keeps what was found sound, also of a verification that is broken off.
+/// Stores which packs were found sound, also when the verification is interrupted.
 struct Noting<'a> {
     inner: &'a Arc<Inner>,
     saved: Instant,
@@ -210,7 +210,8 @@ impl Drop for Noting<'_> {
 /// Damaged chunks, where they are, and what is wrong.
 type Bad = BTreeMap<(ChunkId, PackName), String>;
 
-/// What is lost with packs of which not all records could be found: the index says what was in them.
+/// The chunks that are lost with damaged packs, of which not all records could be found. The index knows which chunks
+/// were in them.
 pub fn lost_with(inner: &Inner, broken: &BTreeMap<u32, Checked>) -> Result<Bad> {
     let mut bad = Bad::new();
     if broken.is_empty() {

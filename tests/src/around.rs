@@ -1,4 +1,4 @@
-//! Files with something done before each operation: one place that passes all of them on.
+//! Files with a hook before each operation. This is the one place that passes all operations on.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -9,11 +9,11 @@ use store::io::{Io, Space};
 /// An operation on files.
 #[derive(Debug, Clone, Copy)]
 pub enum Operation<'a> {
-    /// These bytes to the end of this file.
+    /// Appends these bytes to the end of this file.
     Append(&'a File, &'a [IoSlice<'a>]),
-    /// A file's content is made durable.
+    /// Makes the content of a file durable.
     Sync,
-    /// The names in a directory are.
+    /// Makes the names in a directory durable.
     SyncDir,
     /// Any other that changes something.
     Change,
@@ -21,21 +21,21 @@ pub enum Operation<'a> {
     Read,
 }
 
-/// What becomes of it.
+/// What to do with an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     /// It is done.
     Do,
-    /// It is not, and nobody is told. Only for those that give nothing.
+    /// It is not done, and the caller gets no error. Only for operations without a result.
     Pretend,
 }
 
 /// What comes before each operation.
 pub trait Before: Send + Sync {
-    /// What does it.
+    /// The files on which the operations are done.
     type Files: Io;
 
-    /// What does it.
+    /// The files on which the operations are done.
     fn files(&self) -> &Self::Files;
 
     /// Called before each.
@@ -45,7 +45,7 @@ pub trait Before: Send + Sync {
     fn before(&self, operation: Operation<'_>) -> io::Result<Then>;
 }
 
-/// Files with that before them.
+/// Files with a hook before each operation.
 pub struct Around<B>(pub B);
 
 impl<B> Deref for Around<B> {

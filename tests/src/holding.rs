@@ -1,4 +1,4 @@
-//! A repository in a directory of which one operation on files can be made to stand still, while something else happens.
+//! A repository in a directory. One of its operations on files can be stopped while something else happens.
 
 use crate::conformance::{Fixture, Lab};
 use crate::kept::folder;
@@ -46,9 +46,9 @@ impl Fixture for Holding {
     }
 }
 
-/// Does `first`, of which the operation on files that comes after `after` more stands still until `beside` is done, or has
-/// not come to its end for `patience`: it may need what the one that stands still keeps. False when `first` has fewer
-/// operations; `beside` is done after it then.
+/// Does `first` and stops its operation on files that comes after `after` others. Then does `beside`, and lets the
+/// stopped operation go on when `beside` is done, or after `patience`, because `beside` may be waiting for something
+/// that `first` holds. False when `first` has fewer operations; then `beside` is done after it.
 pub async fn held_at(
     lab: &Lab<Holding>,
     after: u64,

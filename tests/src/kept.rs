@@ -35,7 +35,7 @@ pub struct Bench {
 pub type History = Vec<(PointId, Vec<Image>)>;
 
 impl Bench {
-    /// The machine's own.
+    /// A bench with the clock of the machine and two threads.
     ///
     /// # Panics
     /// When threads cannot be started.
@@ -51,8 +51,8 @@ impl Bench {
         self.open_with(folder, access, Arc::new(DiskIo)).await
     }
 
-    /// Opens the repository in `folder` for writing after a job on it was dropped: file work that such a job had begun
-    /// ends by itself, and holds the lock until then.
+    /// Opens the repository in `folder` for writing after a job on it was dropped. Work on files that the job had begun
+    /// still goes on to its end, and holds the lock until then, so this tries several times.
     ///
     /// # Errors
     /// As [`Local::open`]; `Busy` when the lock is held for long.
@@ -120,10 +120,10 @@ impl Bench {
         Ok(())
     }
 
-    /// Exactly these points, each restoring to what it was.
+    /// Checks that the repository has exactly these points, and that each restores to its images.
     ///
     /// # Panics
-    /// When not.
+    /// When they differ.
     pub async fn assert_holds(&self, repository: &Local, history: &History) {
         let ids: Vec<PointId> = points(repository).await.iter().map(|point| point.id).collect();
         assert_eq!(ids, history.iter().map(|(id, _)| *id).collect::<Vec<_>>());
@@ -174,8 +174,8 @@ impl Before for Frozen {
     }
 }
 
-/// A folder for repositories that goes with the value, in memory where there is such a file system: what a sync costs
-/// is no subject of these tests.
+/// A folder for repositories that goes with the value, in memory if there is such a file system, because syncs to a
+/// disk would only make these tests slower.
 ///
 /// # Panics
 /// When it cannot be made.

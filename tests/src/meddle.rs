@@ -1,4 +1,5 @@
-//! A decorator that stands between a job and any repository: it counts, lies, withholds and fails.
+//! A layer between a job and any repository. It counts operations, and can give false answers, withhold chunks and
+//! fail.
 
 use chunker::{Blob, ChunkId, ChunkKind};
 use futures::{Stream, StreamExt};
@@ -32,7 +33,7 @@ pub struct Meddling(Arc<Mutex<Plan>>);
 /// The state of a [`Meddling`].
 #[derive(Default)]
 pub struct Plan {
-    /// Ids that are said to be there until a commit, whatever the repository says.
+    /// Ids that count as present until a commit, whatever the repository answers.
     pub have: BTreeSet<ChunkId>,
     /// Chunks that come damaged.
     pub rotten: BTreeSet<ChunkId>,
@@ -44,7 +45,7 @@ pub struct Plan {
     pub repeat: bool,
     /// Operations that go well before one fails with `Transport`.
     pub fail_after: Option<u64>,
-    /// For so long `missing` keeps its answer.
+    /// How long `missing` holds back its answer.
     pub late: Duration,
     /// How often each operation was called.
     pub operations: BTreeMap<&'static str, u64>,
@@ -103,7 +104,7 @@ impl Meddling {
 }
 
 impl<'a, R> Meddled<'a, R> {
-    /// Stands before `inner` and does nothing yet.
+    /// A layer around `inner`. Until a test changes [`Self::meddling`], it only counts.
     pub fn new(inner: &'a R) -> Self {
         Self { inner, meddling: Meddling::default() }
     }

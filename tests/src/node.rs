@@ -21,12 +21,12 @@ impl Site {
         Self { authority: Authority::create(&name, world).expect("an authority") }
     }
 
-    /// Whom to believe.
+    /// The certificates that are trusted: those of this site.
     pub fn trust(&self) -> Trust {
         self.authority.trust().expect("a certificate")
     }
 
-    /// Somebody of this site.
+    /// A new identity of this site.
     pub fn identity(&self, role: Role, name: &str, world: &World) -> Identity {
         let holder = Holder::new(role, name.parse().expect("a name"));
         let hosts = if role == Role::Node { vec!["localhost".to_owned()] } else { Vec::new() };

@@ -64,7 +64,7 @@ impl Place {
         output
     }
 
-    /// The same, without success: its exit code, and what it complained of.
+    /// The same for a command that must fail: gives its exit code and its messages.
     pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.windlass(arguments).output().unwrap();
         assert!(!output.status.success(), "{arguments:?}");
@@ -104,7 +104,7 @@ impl Place {
         self.started("windlass-proxy", config, "attending", &[])
     }
 
-    /// A program that serves, waited for until it says this word; with these variables.
+    /// Starts a program that serves, with these variables in its environment, and waits until it prints this word.
     pub fn started(&self, program: &str, config: &Path, says: &str, variables: &[(&str, &Path)]) -> Ended {
         served(program, config, says, &self.path(&format!("{program}.log")), variables)
     }

@@ -19,7 +19,7 @@ pub struct Run {
     pub code: i32,
     /// What it printed.
     pub stdout: String,
-    /// What it complained of.
+    /// Its messages: the standard error output.
     pub stderr: String,
 }
 
@@ -33,7 +33,7 @@ impl Drop for Ended {
     }
 }
 
-/// A loop device that the kernel takes away with the last descriptor of it, however this process ends.
+/// A loop device. The kernel removes it when its last descriptor is closed, so also when this process is killed.
 pub struct LoopDevice {
     /// Its node.
     pub path: String,

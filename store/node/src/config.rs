@@ -18,30 +18,30 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Folder with certificate and key of the node; a relative one begins at the configuration's folder.
     pub identity: PathBuf,
-    /// Folder of the site's authority, where this node holds it: then it makes tokens and gives certificates out.
+    /// Folder of the site's authority, if this node holds it. Such a node makes tokens and issues certificates.
     #[serde(default)]
     pub authority: Option<PathBuf>,
-    /// How long certificates are valid that are given for tokens, or renewed; 7 days when it is not said.
+    /// How long certificates are valid that this node issues for tokens or renews; 7 days by default.
     #[serde(default = "certificate_seconds")]
     pub certificate_seconds: u64,
-    /// File that lists who is shut out, a line for each: `ROLE NAME`. Read again when it changes; while it cannot be read
-    /// everybody is shut out.
+    /// File that lists who is shut out, with a line `ROLE NAME` for each. It is read again when it changes. While it
+    /// cannot be used, everybody is shut out.
     #[serde(default)]
     pub deny: Option<PathBuf>,
     /// How senders react to loss: `cubic` or `bbr`.
     #[serde(default)]
     pub congestion: Congestion,
-    /// Most bytes of chunks that come in a second, from all others together: `20MiB`.
+    /// Most bytes of chunks that this node receives in a second, from all clients together: `20MiB`.
     #[serde(default)]
     pub receive_rate: Option<Rate>,
-    /// Most bytes of chunks that are sent in a second.
+    /// Most bytes of chunks that this node sends in a second.
     #[serde(default)]
     pub send_rate: Option<Rate>,
-    /// How long after it was verified each pack is read again, in seconds, chunk by chunk; 30 days when it is not said, never
-    /// when it is 0.
+    /// Seconds after which a verified pack is read again, chunk by chunk. 30 days by default; with 0 packs are never
+    /// read again.
     #[serde(default = "scrub_seconds")]
     pub scrub_seconds: u64,
-    /// Most bytes of each repository that are read for that in a second; `20MiB` when it is not said.
+    /// Most bytes of each repository that are read for that in a second; `20MiB` by default.
     #[serde(default = "scrub_rate")]
     pub scrub_rate: Rate,
     /// Repositories that are served.
@@ -70,22 +70,23 @@ pub struct Repository {
     pub name: Name,
     /// Directory of the repository; a relative one begins at the configuration's folder.
     pub path: PathBuf,
-    /// What proxies are told of chunks that are there: `site`, of all; `owner`, only of what their own owner has had.
+    /// About which chunks a proxy may learn that they are there. `site`: all chunks. `owner`: only chunks that its own
+    /// owner has had.
     #[serde(default)]
     pub dedup: Dedup,
-    /// How much owners may have in it; as much as there is where none is named.
+    /// How much owners may have in it; no limit for owners that no quota names.
     #[serde(default)]
     pub quota: Vec<OwnerQuota>,
 }
 
-/// Of whose chunks a proxy is told that they are there, and need not be sent.
+/// About which chunks a proxy may learn that they are there, and need not be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedup {
-    /// Of all chunks in the repository.
+    /// About all chunks in the repository.
     #[default]
     Site,
-    /// Of chunks that its own owner has had.
+    /// About chunks that its own owner has had.
     Owner,
 }
 
@@ -93,7 +94,7 @@ pub enum Dedup {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OwnerQuota {
-    /// The owner; without it, each that has no quota of its own.
+    /// The owner. Without it, the quota is for each owner that has no quota of its own.
     pub owner: Option<Name>,
     /// Bytes that its sessions may have added: `500GiB`.
     pub bytes: Option<Rate>,

@@ -1,8 +1,9 @@
-//! Who is shut out before the certificate ends: a file with a line for each, read again every second.
+//! The deny list: holders of certificates that are shut out before their certificate ends. It is a file with a line for
+//! each holder, and is read again every second.
 //!
-//! What is missing, malformed or no regular file refuses everybody: whom it means is not known, and whoever made it so sees at
-//! once that nothing works. What may pass by itself (no file descriptors, a disk that does not answer for a moment) ends no job:
-//! the list of before holds for a minute.
+//! If the file is missing, malformed or not a regular file, everybody is refused: the node cannot know who is meant,
+//! and the administrator sees the mistake at once. If reading fails for a reason that may pass (no file descriptors, a
+//! disk that does not answer for a moment), running jobs go on: the previous list is used for up to a minute.
 
 use mover::Holder;
 use rustix::fs::OFlags;
@@ -24,18 +25,18 @@ pub struct DenyList {
 #[derive(Default)]
 struct Seen {
     looked: Option<Instant>,
-    /// Since when it cannot be read, by what may pass.
+    /// Since when reading fails for a reason that may pass.
     failing: Option<Instant>,
     shouted: Option<Instant>,
-    /// None while it says nothing: then nobody may do anything.
+    /// The holders that are shut out; none while there is no usable list, and then everybody is refused.
     denied: Option<HashSet<String>>,
 }
 
-/// Why there is no list.
+/// Why the list cannot be used.
 enum Unusable {
-    /// It may be there the next time: the list of before holds for a while.
+    /// A reason that may pass: the previous list is used for a while.
     Passing(String),
-    /// Only somebody who mends the file helps.
+    /// A reason that stays until somebody corrects the file.
     Lasting(String),
 }
 
@@ -55,7 +56,8 @@ impl DenyList {
         seen.denied.as_ref().is_none_or(|denied| denied.contains(&holder.to_string()))
     }
 
-    /// Reads it whole each time: no time or size of a file says that its content is as it was.
+    /// Reads the whole file each time, because the times and the size of a file do not prove that its content is
+    /// unchanged.
     fn look(&self, seen: &mut Seen) {
         let what = match self.read() {
             Ok(denied) => {
@@ -86,7 +88,8 @@ impl DenyList {
         }
     }
 
-    /// A regular file that is not long, and not through a link: whoever can put one there could name any file.
+    /// Reads the file. It must be a regular file, not too long, and no symbolic link: somebody who can put a link there
+    /// could make the node read any file.
     fn read(&self) -> Result<HashSet<String>, Unusable> {
         let failed = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::NotADirectory => {
@@ -110,7 +113,8 @@ impl DenyList {
     }
 }
 
-/// The first line that is no holder's when there is one: who was meant is not known.
+/// The holders in the file. The error is the first line that is not a holder: then it is not known who is meant, and
+/// the list is not used.
 fn parse(text: &str) -> Result<HashSet<String>, String> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let holder = |line: &str| {
@@ -121,7 +125,7 @@ fn parse(text: &str) -> Result<HashSet<String>, String> {
 }
 
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long the list of before holds when reading fails by what may pass.
+/// How long the previous list is used when reading fails for a reason that may pass.
 const PASSING_MAX: Duration = Duration::from_secs(60);
 const SHOUT_AGAIN: Duration = Duration::from_secs(60);
 /// Longest list that is read: room for tens of thousands of lines.
@@ -153,7 +157,7 @@ mod tests {
         assert!(list.denies(&holder("b")));
     }
 
-    /// A list that was replaced is read whatever its times, its length and its inode say.
+    /// A list that was replaced is read, even if its times, its length and its inode are the same as before.
     #[test]
     fn a_list_with_the_same_time_and_length_is_read_again() {
         let folder = tempfile::tempdir().unwrap();

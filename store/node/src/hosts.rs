@@ -8,7 +8,7 @@ use std::time::Duration;
 use store::{Access, Local, ScrubOptions};
 use wire::Node;
 
-/// Who opens and closes them.
+/// Opens, scrubs and closes the repositories.
 pub struct Hosts {
     node: Arc<Node<Local>>,
     pool: Pool,
@@ -22,10 +22,11 @@ impl Hosts {
         Self { node, pool, world, scrub, open: Mutex::new(Vec::new()) }
     }
 
-    /// Opens what can be opened, and returns the others: one disk that is away must not shut the other repositories.
+    /// Opens the repositories that can be opened, and returns the others. One missing disk must not keep the other
+    /// repositories closed.
     ///
     /// # Errors
-    /// When none of several can be opened, that of the first.
+    /// If no repository can be opened: the error of the first.
     pub async fn open_all(&self, repositories: &[Repository]) -> Result<Vec<Repository>> {
         let (mut away, mut first) = (Vec::new(), None);
         for repository in repositories {
@@ -51,7 +52,7 @@ impl Hosts {
         Ok(local)
     }
 
-    /// Scrubs what is open, and goes on trying to open what is `away`, and scrubs that.
+    /// Scrubs the open repositories. Goes on trying to open the repositories in `away`, and scrubs each after that.
     pub async fn attend(self: Arc<Self>, away: Vec<Repository>) {
         let here: Vec<Local> = self.open.lock().expect("no holder panics").iter().map(|(_, it)| it.clone()).collect();
         let here = here.into_iter().map(|local| self.scrub(local));
@@ -92,7 +93,7 @@ impl Hosts {
     /// Closes all.
     ///
     /// # Errors
-    /// The first that there is.
+    /// The first error, after all were closed.
     pub async fn close_all(&self) -> Result<()> {
         let mut ended = Ok(());
         let open = std::mem::take(&mut *self.open.lock().expect("no holder panics"));
@@ -107,5 +108,5 @@ fn tell_away(repository: &Repository, error: &Error) {
     tracing::warn!(%error, every = ?RETRY, "repository {} is not available; trying again", repository.name);
 }
 
-/// Between two attempts to open a repository.
+/// Pause between two attempts to open a repository.
 const RETRY: Duration = Duration::from_secs(10);

@@ -103,5 +103,5 @@ async fn run(config: Config, world: &World) -> Result<()> {
     hosts.close_all().await
 }
 
-/// Threads that wait for files and RocksDB: beyond this more of them only take memory.
+/// Most threads that wait for files and RocksDB. More of them would only take memory.
 const BLOCKING_THREADS_MAX: usize = 64;

@@ -1,4 +1,4 @@
-//! A site's folder: authority, the node's identity, an administrator's.
+//! A site's folder: the authority, the node's identity, and an administrator's identity.
 
 use super::cli::{Init, Issue};
 use mover::{Error, Holder, Name, Result, Role, World};
@@ -74,7 +74,7 @@ pub fn issue(arguments: &Issue, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Where the identities that are made here are renewed; none where nobody can know the port.
+/// The address at which identities that are made here are renewed; none when the port is not known yet.
 fn address(arguments: &Init) -> Option<Address> {
     let port = arguments.listen.parse::<SocketAddr>().map(|listen| listen.port()).unwrap_or_default();
     let host = arguments.host.first().map_or("localhost", String::as_str);

@@ -1,6 +1,6 @@
-//! Packs that are being written, as files under `incoming/`. A pack that has its name keeps the one under `incoming/`
-//! where the file system has hard links, until the log knows it: so what a process that died has left is found by
-//! listing one small folder.
+//! Packs that are being written, as files under `incoming/`. Where the file system has hard links, a pack that has its
+//! final name also keeps its name under `incoming/` until the log knows it. So the packs that a process left when it
+//! died are found by listing one small folder.
 
 use super::{Directory, INCOMING_PACK, OpenFile, unread};
 use crate::error::storage;
@@ -45,8 +45,8 @@ impl IncomingFile {
         Ok(Arc::new(OpenFile { io, file, path: path.to_owned(), fail: unread }))
     }
 
-    /// What became of it when giving it a name failed: whether it has lost its first name, if it has the new one all
-    /// the same.
+    /// Looks what became of the file after an error of giving it a name. If it has the new name all the same, gives
+    /// whether it has lost its name under `incoming/`.
     fn after_failure(&self, target: &Path, error: io::Error) -> Result<bool> {
         match error.kind() {
             // It was given by a try whose answer was lost (R4).

@@ -1,4 +1,4 @@
-//! A directory becomes a repository's: what may be there before, the folders, and who may read them.
+//! Making the directory of a repository: what may be in it before, its folders, and who may read them.
 
 use super::lock::LOCK;
 use super::reserve::RESERVE;
@@ -32,7 +32,7 @@ impl Directory {
     /// Makes the directory, for a new repository and for its owner alone. Gives whether it was not there.
     ///
     /// # Errors
-    /// `Usage` when anything is in it but what a try that was broken off has left; of the storage.
+    /// `Usage` when there is anything in it that an earlier, unfinished try has not left; of the storage.
     pub fn make_root(&self) -> Result<bool> {
         let is_new = !self.root.exists();
         self.make_dir(&self.root)?;
@@ -97,7 +97,8 @@ impl Directory {
         }
     }
 
-    /// The folders of a repository that are not there, though the others are: whoever copied it left empty ones out.
+    /// The missing folders of a repository whose other folders are there. Some programs leave out empty folders when
+    /// they copy a repository.
     ///
     /// # Errors
     /// When the storage fails.

@@ -1,6 +1,7 @@
-//! Giving a complete file a name that nothing has. A name has all of a file or is not there, and of many that race for one,
-//! one wins: by link(2); where the file system has no hard links by renameat2(2), which replaces nothing; and where it
-//! cannot do that either by looking first, which only the holder of the repository's lock may do.
+//! Giving a complete file a name that nothing has. A name always has a complete file, and when many race for a name,
+//! one wins. There are three ways to do this, and the first that the file system can do is used: link(2), which needs
+//! hard links; renameat2(2), which replaces nothing; or to look first whether the name is free, which only the holder
+//! of the repository's lock may do.
 
 use super::{Directory, INCOMING, INCOMING_OBJECT};
 use crate::io::Names;
@@ -20,8 +21,8 @@ pub(super) struct Naming {
 const WAYS: [Names; 3] = [Names::Links, Names::Renames, Names::Replaces];
 
 impl Directory {
-    /// Notes that this process holds the repository's lock, and removes claims of a process that died: nothing was created here
-    /// yet.
+    /// Notes that this process holds the repository's lock, and removes claims that a process left when it died. This
+    /// is called before this process creates anything, so all claims are old.
     pub(super) fn hold_alone(&self) {
         self.naming.alone.store(true, Relaxed);
         let names = self.io.list(&self.root.join(INCOMING)).unwrap_or_default();
@@ -51,7 +52,8 @@ impl Directory {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// The lock keeps other processes of this computer out, and the claim those of others that do not see the lock.
+    /// Gives a name by looking first whether it is free. The lock excludes other processes of this computer. The claim
+    /// excludes processes of other computers, which do not see the lock.
     fn replace_nothing(&self, from: &Path, to: &Path) -> io::Result<()> {
         if !self.naming.alone.load(Relaxed) {
             return Err(io::Error::other(
@@ -86,7 +88,8 @@ fn is_refused(way: Names, error: &io::Error) -> bool {
     }
 }
 
-/// Prefix of what stands for a name that is being given. To older programs it is an object that is being written.
+/// Prefix of claims: files that reserve a name while it is being given. Older programs take them for objects that are
+/// being written.
 const INCOMING_CLAIM: &str = "object-claim-";
 
 const _: () = assert!(INCOMING_OBJECT.len() < INCOMING_CLAIM.len());

@@ -46,5 +46,6 @@ impl Directory {
 
 /// Folder of the reserve.
 pub(super) const RESERVE: &str = "reserve";
-/// A file system may run out of files too: so many take the records of a sweep, its counts, and packs that are packed again.
+/// Files in the reserve, because a file system may run out of files too. This many are enough for the records of a
+/// sweep, its counts, and packs that are packed again.
 const RESERVE_FILES: usize = 32;

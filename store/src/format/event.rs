@@ -57,7 +57,8 @@ pub enum Event {
     PeerSeen(RepositoryId, LogHead),
     /// An administrator accepted that the log was rolled back; the log that others saw ended here.
     NewIncarnation(LogHead),
-    /// An event of a later version; who does not know a critical one reads on, but must not write.
+    /// An event of a later version. A program that does not know a critical event may go on reading, but must not
+    /// write.
     Unknown {
         /// Code of the event.
         code: u16,

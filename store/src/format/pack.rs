@@ -286,8 +286,8 @@ fn scan_record(pack: &[u8], at: usize, nonce: &[u8; 16], ordinal: usize) -> Opti
 }
 
 /// The records of a pack that the log knows and whose footer is damaged: each whose blob's checksum holds, whatever the
-/// bytes around it say; damaged blobs are skipped. Not for packs that may be unfinished: what lies behind the last record of
-/// those may be of another.
+/// bytes around it say; damaged blobs are skipped. This is not for packs that may be unfinished: bytes behind their
+/// last record may belong to another pack.
 pub fn salvage_records(pack: &[u8]) -> Vec<PackEntry> {
     let sound = |at: usize| blob_of(pack, at).filter(|blob| blob.check().is_ok());
     let nonce = nonce_of(pack);
@@ -315,8 +315,8 @@ fn nonce_of(pack: &[u8]) -> Option<[u8; 16]> {
     PackHeader::decode(pack).ok().map(|header| header.nonce).or_else(of_record)
 }
 
-/// Where the first record at or after `from` begins that says it is of this pack. Nobody can have planted it in a chunk: a
-/// nonce is chosen when its pack is written.
+/// Where the first record begins, at or after `from`, that has the nonce of this pack. Nobody can have put such bytes
+/// into a chunk on purpose, because the nonce is chosen only when the pack is written.
 fn next_record(pack: &[u8], from: usize, nonce: &[u8; 16]) -> Option<usize> {
     let is_record = |bytes: &[u8]| bytes.starts_with(RECORD_MAGIC) && bytes[RECORD_NONCE_OFFSET..] == *nonce;
     let mut windows = pack.get(from..)?.windows(RECORD_NONCE_OFFSET + nonce.len());
@@ -346,15 +346,15 @@ fn entry_of(id: ChunkId, at: usize, blob: &chunker::Blob) -> Option<PackEntry> {
 pub const PACK_HEADER_BYTES: usize = 116;
 /// Bytes before each blob.
 pub const RECORD_HEADER_BYTES: usize = 56;
-/// Where the pack's nonce stands in them.
+/// Offset of the pack's nonce in the bytes before a blob.
 const RECORD_NONCE_OFFSET: usize = 8;
-/// Where the id stands in them.
+/// Offset of the chunk's id in the bytes before a blob.
 const RECORD_ID_OFFSET: usize = RECORD_HEADER_BYTES - 32;
 /// Bytes of each footer entry.
 pub const ENTRY_BYTES: usize = 64;
 /// Largest pack that is read: twice what is written, for packs of single large chunks.
 pub const PACK_BYTES_MAX: u64 = 128 << 20;
-/// Bytes at the end, of which the footer is found.
+/// Bytes at the end of a pack, with which the footer is found.
 pub const TRAILER_BYTES: usize = 16;
 const PACK_MAGIC: &[u8; 8] = b"WLPACK\r\n";
 const PACK_VERSION: u16 = 1;

@@ -6,8 +6,8 @@ use mover::{Had, OwnerId, Result};
 use rocksdb::WriteBatch;
 use std::collections::HashMap;
 
-/// As many bytes as no chunk id has: a mark, the owner, and the first half of the chunk's id. Nobody finds another chunk with
-/// the same 128 bits.
+/// A key has a length that no chunk id has: a mark, the owner, and the first half of the chunk's id. Half of the id is
+/// enough, because nobody can find another chunk with the same 128 bits.
 type Key = [u8; 35];
 
 /// Rows in memory, of an index that has no database to write to.
@@ -35,7 +35,7 @@ impl Index {
         found.collect()
     }
 
-    /// Notes it; what is known already stays at least what it was.
+    /// Notes how `owner` came by these chunks. A note that says more already is not replaced.
     ///
     /// # Errors
     /// When the storage fails.

@@ -23,7 +23,7 @@ pub enum Fault {
 pub struct FaultIo<I> {
     inner: I,
     plan: Mutex<Plan>,
-    /// Told of every change of [`Plan::hold`].
+    /// Wakes waiting threads after every change of [`Plan::hold`].
     hold_changed: Condvar,
 }
 
@@ -63,8 +63,8 @@ enum Verdict {
 }
 
 impl<I> FaultIo<I> {
-    /// Makes the operation that comes after `operations` more wait, before it has any effect, until what this gives is
-    /// dropped. All others go on, on other threads.
+    /// Lets `operations` more operations pass and makes the next one wait, before it has any effect, until the returned
+    /// value is dropped. Operations on other threads go on.
     #[must_use = "dropped at once it holds nothing"]
     pub fn hold(&self, operations: u64) -> Release<'_, I> {
         let at = self.plan.lock().expect("not poisoned").operations + operations;
@@ -72,7 +72,8 @@ impl<I> FaultIo<I> {
         Release(self)
     }
 
-    /// Waits until the operation is reached: true. False when there is none to wait for any more. Blocking.
+    /// Waits until the operation is reached, and gives true. Gives false when no operation is held or planned any more.
+    /// Blocking.
     pub fn wait_held(&self) -> bool {
         let plan = self.plan.lock().expect("not poisoned");
         let planned = |plan: &mut Plan| matches!(plan.hold, Hold::Planned(_));
@@ -97,12 +98,12 @@ impl<I: Io> FaultIo<I> {
         plan.fault = Some((plan.operations + operations, fault));
     }
 
-    /// Claims that the file system has so much left; none for what it has.
+    /// Makes the file system seem to have this much space left; none for its real space.
     pub fn claim_space(&self, space: Option<Space>) {
         self.plan.lock().expect("not poisoned").space = space;
     }
 
-    /// Refuses, as some file systems do, every way of giving a name but this one and what comes after it.
+    /// Refuses every way of giving a name that comes before `names` in the order of [`Names`], as some file systems do.
     pub fn name_by(&self, names: Names) {
         self.plan.lock().expect("not poisoned").names = names;
     }

@@ -256,8 +256,8 @@ fn r3_nothing_is_pruned_that_is_not_proven() {
     assert_eq!(records(folder.path()).len(), 39);
 }
 
-/// A writer looks, everybody else goes on for long and prunes, and then its create comes through under a number that is
-/// free again.
+/// A writer reads the log, and then others append many records and prune. After that the writer's create arrives, under
+/// a number that is free again.
 fn late(author: Author, events: Vec<Event>, takeover: Option<Author>) -> Result<Option<LogRecord>> {
     let (folder, directory) = folder();
     let (mut stale, mut other) = (open(&directory).unwrap(), open(&directory).unwrap());
@@ -347,7 +347,7 @@ fn r3_a_state_that_no_digest_can_hold_stays_in_the_log() {
     assert_eq!(log.objects.digests().unwrap(), [20]);
 }
 
-/// Who knows the event must find it in the log or in a digest.
+/// A program that knows the event must find it in the log or in a digest.
 #[test]
 fn r3_no_digest_lacks_what_a_later_version_said() {
     let (_folder, directory) = folder();
@@ -550,7 +550,8 @@ fn a_lost_or_damaged_record_is_no_end_and_can_be_given_up() {
     }
 }
 
-/// A digest of a gigabyte that holds nothing is made in a moment; it must not cost a gigabyte of memory.
+/// It takes only a moment to make a digest file of a gigabyte without content. Reading it must not take a gigabyte of
+/// memory.
 #[test]
 fn a_long_digest_is_hashed_before_it_is_believed() {
     let (folder, directory) = folder();

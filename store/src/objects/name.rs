@@ -32,13 +32,13 @@ impl fmt::Display for ObjectName {
 
 /// Name of the configuration.
 pub const CONFIG: &str = "config";
-/// With what names of packs begin.
+/// The beginning of names of packs.
 pub const PACKS: &str = "packs";
-/// With what names of log records begin.
+/// The beginning of names of log records.
 pub const LOG: &str = "log";
-/// With what names of state digests begin.
+/// The beginning of names of state digests.
 pub const STATE: &str = "state";
-/// Log records whose names begin alike.
+/// Number of log records that share the first part of their names: `log/<sequence / 10000>`.
 pub const RECORDS_TOGETHER: u64 = 10_000;
 
 #[cfg(test)]

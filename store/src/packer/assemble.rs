@@ -201,10 +201,12 @@ impl OpenPack {
     }
 }
 
-/// Longest write, and the bytes that an open pack holds back: long, because a disk is written directly, one at a time.
+/// Longest write, which is also the size of an open pack's buffer. Writes are long because they go past the page cache,
+/// one at a time.
 const WRITE_BYTES: usize = 4 << 20;
 /// A pack that has as many bytes is complete: it stays below 64 MiB with chunks of up to 256 KiB.
 pub(crate) const PACK_BYTES_TARGET: u64 = 56 << 20;
-/// Or as many chunks: whoever looks at a pack has all its entries in memory.
+/// A pack that has as many chunks is complete, too. This limits memory, because all entries of a pack that is looked at
+/// are in memory.
 pub(crate) const PACK_CHUNKS_TARGET: usize = 1 << 16;
 const RECORD_BYTES: u64 = RECORD_HEADER_BYTES as u64;

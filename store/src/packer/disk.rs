@@ -22,7 +22,7 @@ pub(super) struct Write {
     pub pack: u64,
     pub incoming: Arc<dyn Incoming>,
     pub bytes: AlignedBuffer,
-    /// Whose records are written entirely with it.
+    /// Entries of the records that are complete after this write.
     pub entries: Vec<PackEntry>,
 }
 
@@ -74,7 +74,7 @@ fn write(pending: &Mutex<Pending>, step: Write, used: &SyncSender<AlignedBuffer>
     Ok(())
 }
 
-/// Gives whether what waits for a log record should have one.
+/// Publishes a complete pack. Gives whether the packs that wait for the log should be logged now.
 fn seal(pending: &Mutex<Pending>, step: Seal) -> Result<bool> {
     let Seal { pack, kind, incoming, name, bytes, entries } = step;
     lock(pending).check()?;

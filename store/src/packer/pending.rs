@@ -1,4 +1,4 @@
-//! What has been taken and the log does not know yet.
+//! Chunks and packs that the packer has taken, and that the log does not know yet.
 
 use crate::format::event::AddedPack;
 use crate::format::pack::PackEntry;
@@ -18,12 +18,13 @@ pub struct Pending {
     failed: Option<(ErrorKind, String)>,
 }
 
-/// Who had packs logged last, so that a session knows whether anybody else did since it looked.
+/// Counts the packs that were logged, so that a session can tell whether another session had a pack logged since it
+/// asked the index.
 #[derive(Default)]
 struct Logged {
     count: u64,
     last: Option<(SessionId, u64)>,
-    /// The count when somebody other than the last one did.
+    /// The count at the last pack of any session other than the one in `last`.
     before: u64,
 }
 
@@ -77,14 +78,15 @@ impl Pending {
         self.chunks.get(id).copied()
     }
 
-    /// A number that grows when a chunk that another session put has come into the index: what `session` found missing
-    /// there before must be looked up again.
+    /// A number that grows when chunks that another session put come into the index. If `session` found a chunk missing
+    /// when the number was lower, the chunk must be looked up again.
     pub fn logged_by_others(&self, session: SessionId) -> u64 {
         self.logged.by_others(session)
     }
 
-    /// Takes `id` for `session` unless somebody has put it already. What is taken must be on its way to the packer when
-    /// the lock is given back: who is told "pending" relies on its own flush coming after.
+    /// Takes `id` for `session` unless somebody has put it already. A chunk that is taken must be in the packer's queue
+    /// before the lock is released: a session that gets the answer "pending" relies on its own flush coming later in
+    /// the queue.
     pub(super) fn reserve(&mut self, id: ChunkId, shape: Shape, session: SessionId) -> bool {
         let new = !self.chunks.contains_key(&id);
         if new {
@@ -158,7 +160,7 @@ impl Pending {
         self.failed.get_or_insert_with(|| (error.kind(), error.message()));
     }
 
-    /// What all writing has stopped because of.
+    /// The kind of the error that stopped all writing; none while writing goes on.
     pub fn stopped(&self) -> Option<ErrorKind> {
         self.failed.as_ref().map(|(kind, _)| *kind)
     }
@@ -188,7 +190,8 @@ pub fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
 
 /// Durable packs that wait for a log record.
 const SEALED_MAX: usize = 8;
-/// What is in them is kept in memory until then, some 200 bytes for each chunk.
+/// Chunks in durable packs that wait for a log record. They are kept in memory until then, about 200 bytes for each
+/// chunk.
 const SEALED_CHUNKS_MAX: usize = 1 << 17;
 
 #[cfg(test)]

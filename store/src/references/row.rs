@@ -1,5 +1,5 @@
-//! A row of counts: of all chunks whose ids begin with the same 20 bits. One row for each chunk would take five times the
-//! room, and what a sweep asks for lies everywhere, so that every question would read a block of its own.
+//! A row of counts: of all chunks whose ids begin with the same 20 bits. One row for each chunk would take five times
+//! the room, and a sweep asks for ids that lie everywhere, so that every question would read another block.
 //!
 //! A row holds, for each of its chunks in ascending order, bytes 2 to 7 of the id, and how often it is referred to as a
 //! zigzag LEB128 number that is not 0. Two ids with the same first 8 bytes are counted as one: together they die later.
@@ -11,7 +11,7 @@ pub fn head(id: &ChunkId) -> u64 {
     u64::from_be_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
 }
 
-/// What the key of a row has of the ids in it.
+/// The key of the row in which an id is counted: the first 20 bits of the id.
 pub fn row_key(head: u64) -> [u8; ROW_KEY_BYTES] {
     let bytes = head.to_be_bytes();
     [bytes[0], bytes[1], bytes[2] & 0xf0]
@@ -55,7 +55,7 @@ pub fn counts(key: [u8; ROW_KEY_BYTES], mut row: &[u8]) -> Option<Vec<(u64, i64)
     row.is_empty().then_some(counts)
 }
 
-/// The sum of rows under one key, without what comes to nothing.
+/// The sum of rows under one key, without ids whose counts add up to 0.
 pub fn sum<'a>(key: &[u8], rows: impl Iterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
     let key = key.try_into().ok()?;
     let mut all = Vec::new();
@@ -85,7 +85,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     proptest! {
-        /// However additions are put together, a row says what a map says.
+        /// A row gives the same counts as a map, in whatever order additions are combined.
         #[test]
         fn rows_add_up_as_a_map_does(
             added in prop::collection::vec((0..1_u64 << 44, prop_oneof![-2..3_i64, any::<i32>().prop_map(i64::from)]), 0..60),

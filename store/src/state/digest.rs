@@ -17,7 +17,7 @@ pub struct Digest {
     pub config: Vec<u8>,
     /// The state after the digest's record.
     pub state: State,
-    /// Extensions of later versions, as they stand. They say of the state what this version does not know.
+    /// Extensions of later versions, as they stand. They hold parts of the state that this version does not know.
     pub extensions: Vec<u8>,
 }
 

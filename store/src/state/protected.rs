@@ -1,4 +1,5 @@
-//! What a sweep must leave alone (R6), said once: for who plans a sweep, and for everybody who validates its records.
+//! What a sweep must not delete (R6). Both the planning of a sweep and the validation of its records use these
+//! functions.
 
 use super::{Pack, State};
 use mover::PointId;
@@ -15,8 +16,8 @@ impl State {
         self.sessions.values().any(|session| session.opened.pins.contains(point))
     }
 
-    /// Points that became roots after record `marked`, or that a session opened since then needs: whoever marked what is
-    /// needed at that record must mark these too.
+    /// Points that became roots after record `marked`, or that a session opened since then needs. A sweep that marked
+    /// at that record must mark these too.
     pub fn roots_since(&self, marked: u64) -> BTreeSet<PointId> {
         let rooted = self.points.iter().filter(|(_, it)| it.rooted > marked).map(|(id, _)| *id);
         let pinned =
@@ -24,13 +25,14 @@ impl State {
         rooted.chain(pinned).collect()
     }
 
-    /// Whether a pack is old enough to be doomed by somebody who marked at record `marked`: no open session may have filled
-    /// it, or rely on it without the log's knowledge.
+    /// Whether a pack is old enough to be doomed by a sweep that marked at record `marked`. For an older pack it is
+    /// certain that no open session has filled it, or relies on it without a sign of that in the log.
     pub fn is_settled(&self, pack: &Pack, marked: u64) -> bool {
         pack.since < self.oldest_session() && pack.since <= marked
     }
 
-    /// Whether no session is left from before record `doomed`: one may still read there, or have been told "have".
+    /// Whether all sessions that were open before record `doomed` have ended. Such a session may still read from the
+    /// pack, or may have had the answer "have" because of it.
     pub fn has_outlived(&self, doomed: u64) -> bool {
         doomed <= self.oldest_session()
     }

@@ -1,4 +1,5 @@
-//! What the unit tests of state, log and formats share: small worlds of ids in which events meet.
+//! Shared by the unit tests of state, log and formats: sets of a few ids, so that random events often concern the same
+//! ones.
 
 use crate::format::event::{AddedPack, CommittedPoint, Doomed, Dropped, Event, Orphan, SessionOpened};
 use crate::format::pack::{PackKind, PackName};

@@ -1,4 +1,4 @@
-//! Which events are valid in a state (R1): asked by a writer before it creates a record, and by every reader after.
+//! Which events are valid in a state (R1). A writer checks this before it creates a record, and every reader after.
 
 use super::{Session, State};
 use crate::format::event::{Doomed, Dropped, Event};

@@ -1,4 +1,4 @@
-//! Which packs are doomed, and what of them is packed again before.
+//! Which packs are doomed, and which of their chunks are packed again before that.
 
 use crate::contents::footer;
 use crate::format::event::AddedPack;
@@ -18,12 +18,13 @@ struct Looked {
     /// For each, whether it is needed and read from here.
     live: Vec<bool>,
     dead_bytes: u64,
-    /// A chunk is needed and nowhere sound: what is left of it is kept.
+    /// A chunk is needed, and no sound copy of it exists. The pack stays, because it may be possible to save something
+    /// of the chunk.
     held: bool,
 }
 
 impl Looked {
-    /// Of `pack`, when those of its records that are not `live` are `held` or dead.
+    /// The result for `pack`. Each of its records is live, or held, or dead.
     fn of(pack: &AddedPack, entries: Vec<PackEntry>, live: Vec<bool>, held: &BTreeSet<usize>) -> Self {
         let is_dead = |at: &usize| !live[*at] && !held.contains(at);
         let dead_bytes = match held.is_empty() && !live.contains(&true) {
@@ -64,13 +65,15 @@ impl Forecast {
 pub(super) struct Choice {
     /// Running numbers of the packs to be doomed.
     pub packs: BTreeSet<u32>,
-    /// Those of which something is to be packed again before: for each of its records, whether it is.
+    /// The packs of these that hold chunks that are needed, with a flag for each record: whether it is to be packed
+    /// again.
     pub again: BTreeMap<u32, Vec<bool>>,
-    /// What the packs of those will take.
+    /// Bytes of the new packs that this will make.
     pub bytes_again: u64,
-    /// What one that stays for want of room would take: the least of them; none when none stays.
+    /// If packs must stay because there is no room to pack their chunks again: the bytes that the smallest of them
+    /// would need.
     pub short_bytes: Option<u64>,
-    /// Bytes of packs that nobody needs, where that is new.
+    /// Dead bytes of packs, for packs where this number has changed.
     pub dead_bytes: BTreeMap<u32, u64>,
 }
 
@@ -80,7 +83,7 @@ impl Inner {
         state.packs().get(&number).is_some_and(|it| it.doomed.is_none() && state.is_settled(it, marked))
     }
 
-    /// Looks at packs that are new: what sessions left that never came to a point is dead from the beginning.
+    /// Looks at new packs. Their chunks may be dead from the beginning, if their session never committed a point.
     pub(super) fn look_at_new(&self, references: &References, state: &State, marked: u64) -> Result<()> {
         let old = references.looked_at()?;
         // Up to the first that a session may still be filling.
@@ -96,8 +99,9 @@ impl Inner {
         references.note_new_packs(&dead_bytes, looked_at)
     }
 
-    /// Adds up what died in which packs, looks at those in which it is enough, and chooses. What is in the others is not
-    /// looked at: a few chunks may have died in very many. What is packed again takes at most so much `room`.
+    /// Adds up what died in each pack, looks at the packs in which enough died, and chooses. Other packs are not looked
+    /// at, because there may be very many in which only a few chunks died. The chunks that are packed again take at
+    /// most `room` bytes.
     pub(super) fn choose(
         &self,
         references: &References,
@@ -183,8 +187,8 @@ impl Inner {
         chosen
     }
 
-    /// What of a pack is needed; none when that cannot be told. Nobody needs the records at the offsets in `died`,
-    /// ascending: they are not asked for again.
+    /// Which records of a pack are needed; none when the pack cannot be read. Records at the offsets in `died`
+    /// (ascending) are known to be dead, so they are not looked up.
     ///
     /// # Errors
     /// When the counts of references fail.
@@ -236,8 +240,8 @@ impl Inner {
         Ok(Some(Looked::of(pack, entries, live, &held)))
     }
 
-    /// All records of a pack: from its footer; where that does not read, as the index has them. What a part of them says
-    /// decides nothing: the others may be needed.
+    /// All records of a pack: from its footer, or from the index when the footer cannot be read. An incomplete list is
+    /// an error, because the records that are not in it may be needed.
     ///
     /// # Errors
     /// `Integrity` when neither has as many as the log says; of the storage.
@@ -264,8 +268,8 @@ impl Inner {
         Err(Error::integrity(format!("only {} of {} records are known", entries.len(), pack.chunks)))
     }
 
-    /// Those of `packs` without which every chunk that is needed can still be read (R9), and not only from `distrusted`
-    /// packs.
+    /// Those of `packs` that can go: without them every chunk that is needed can still be read (R9), from a pack that
+    /// is not in `distrusted`.
     pub(super) fn expendable(
         &self,
         references: &References,
@@ -318,8 +322,8 @@ fn is_worth(dead_bytes: u64, bytes: u64, percent: u8) -> bool {
     dead_bytes > 0 && dead_bytes.saturating_mul(100) >= bytes.saturating_mul(percent.into())
 }
 
-/// Gives positions and ids of those entries for which `which` is true, in the order of their ids, in which they lie together
-/// in databases, many at a time.
+/// Gives positions and ids of those entries for which `which` is true, many at a time. They are in the order of their
+/// ids, because databases store them in this order.
 pub(super) fn for_each_batch(
     entries: &[PackEntry],
     which: impl Fn(&PackEntry) -> bool,
@@ -338,5 +342,5 @@ pub(super) fn record_bytes(entry: &PackEntry) -> u64 {
 const TOGETHER: usize = 4096;
 /// Packs below this size are put together.
 const SMALL_BYTES: u64 = 8 << 20;
-/// When there are as many.
+/// Fewest small packs of a kind that are put together.
 const SMALL_MIN: usize = 16;

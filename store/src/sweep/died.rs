@@ -1,5 +1,6 @@
-//! Where the chunks are that died. What points brought together lies together: packs in which a sample of the dead is found
-//! often are read, which costs less than to ask for each chunk; what is in none of them is looked up.
+//! Where the chunks are that died. Chunks that came with one point usually lie in the same packs. So a sample of the
+//! dead chunks is looked up, and packs in which many of the sample are found are read. That costs less than to look up
+//! each chunk. Dead chunks that are in none of these packs are looked up one by one.
 
 use super::choice::record_bytes;
 use crate::format::pack::RECORD_HEADER_BYTES;
@@ -108,9 +109,9 @@ impl Inner {
     }
 }
 
-/// One of so many is looked up first.
+/// One dead chunk of this many is in the sample, which is looked up first.
 const SAMPLE: usize = 64;
-/// A pack is read when one of so many of its chunks died, by the sample.
+/// A pack is read when, judging from the sample, at least one of this many of its chunks died.
 const WORTH: u64 = 16;
 /// Chunks that are looked up together.
 const TOGETHER: usize = 4096;

@@ -1,5 +1,5 @@
-//! Step two of deleting: packs that were doomed, when no session from before that is left, after a second look at all
-//! that points refer to.
+//! Step two of deleting. A doomed pack is deleted when all sessions from before the doom have ended, and after a second
+//! look at everything to which points refer.
 
 use super::choice::for_each_batch;
 use super::marking::Wanted;
@@ -14,8 +14,8 @@ use mover::{Error, PointId, Result, SweepReport};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 impl Inner {
-    /// Deletes what may be deleted of what is doomed. Gives the packs that turned out to be needed, and their chunks: to be
-    /// packed again.
+    /// Deletes the doomed packs that may be deleted. Gives the packs that turned out to be needed, with the chunks that
+    /// must be packed again.
     pub(super) fn drop_doomed(&self, token: [u8; 16], report: &mut SweepReport) -> Result<BTreeMap<u32, Vec<ChunkId>>> {
         let state = self.catch_up()?;
         let packs: BTreeSet<u32> = droppable(&state).collect();
@@ -148,7 +148,8 @@ impl Inner {
         self.objects.remove(ObjectName::Pack(*name))
     }
 
-    /// Takes places out of the index. Who holds the log is its one writer, and commits wait for it: rows are read before.
+    /// Takes places out of the index. Only the holder of the log may write there, and commits wait for the log. So the
+    /// rows are read before the log is taken.
     fn forget_places(&self, number: u32, ids: &[ChunkId]) -> Result<()> {
         let made = || self.index.forgetting(number, ids);
         let forget = |made| self.index.forget_places(made);
@@ -162,7 +163,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes pack files that no sweep before came to delete, and those of writers that are gone (R5). Gives their bytes.
+    /// Removes files of packs that an earlier sweep dropped and did not delete, and of packs that a writer left in a
+    /// term that is over (R5). Gives the number of files and their bytes.
     pub(super) fn remove_orphans(&self, token: [u8; 16], dry_run: bool) -> Result<(u64, u64)> {
         let (mut files, mut bytes) = (0, 0);
         for first in 0..=255 {

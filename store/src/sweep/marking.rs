@@ -9,7 +9,7 @@ use mover::{Error, Manifest, Page, PointId, Result, with_decoder};
 use std::collections::{BTreeSet, HashSet};
 
 impl Inner {
-    /// Counts what hangs on a point.
+    /// Counts the references of a point, and of all pages below it.
     pub(super) fn count(&self, references: &References, state: &State, point: PointId) -> Result<()> {
         references.counting(point)?;
         let manifest = manifest_of(state, point)?;
@@ -18,7 +18,7 @@ impl Inner {
         references.counted(point)
     }
 
-    /// Takes what hangs on a point away.
+    /// Takes away the references of a point, and of all pages below it that nothing else needs.
     pub(super) fn take_away(&self, references: &References, state: &State, point: PointId) -> Result<()> {
         let manifest = manifest_of(state, point)?;
         self.descend(vec![manifest], |ids| references.take_pages(ids), |leaf| references.take_chunks(leaf.chunks()))
@@ -53,8 +53,9 @@ impl Inner {
         Ok(found)
     }
 
-    /// Walks manifests and pages: `enter` tells which of those that were come upon are to be read, `leaf` is given those
-    /// that refer to chunks. What cannot be read is an error: it may refer to anything.
+    /// Walks manifests and pages. `enter` gets the ids that were found, and tells which of them are to be read. `leaf`
+    /// gets the pages that refer to chunks of data. A page that cannot be read is an error, because it may refer to any
+    /// chunk.
     fn descend(
         &self,
         roots: Vec<ChunkId>,
@@ -127,13 +128,13 @@ impl Wanted {
         self.0.is_empty()
     }
 
-    /// False only for what is not among them.
+    /// False only when the chunk is certainly not one of those that are looked for.
     fn may_hold(&self, id: &ChunkId) -> bool {
         self.0.binary_search(&head(id)).is_ok()
     }
 }
 
-/// Half of an id: two pages of the same half are not to be found, as with the whole.
+/// Half of an id. It is as good as a whole one: nobody can find two pages with the same half.
 fn short(id: &ChunkId) -> u128 {
     u128::from_le_bytes(*id.as_bytes().first_chunk().expect("ids are longer"))
 }

@@ -25,7 +25,7 @@ pub struct Checked {
     pub errors: Vec<String>,
     /// Nothing in it can be read.
     pub unreadable: bool,
-    /// The storage failed; the only error then.
+    /// The storage failed. Then this is the only error.
     pub unread: bool,
 }
 
@@ -35,7 +35,7 @@ impl Checked {
         self.bad.is_empty() && self.errors.is_empty()
     }
 
-    /// It was read, and records of it were not found.
+    /// True when the pack was read, and some of its records could not be found.
     pub fn has_lost(&self, pack: &AddedPack) -> bool {
         self.unreadable || !self.unread && self.chunks < pack.chunks.into()
     }
@@ -112,7 +112,7 @@ async fn look(
     Ok(())
 }
 
-/// What stands around the records.
+/// The parts of a pack before and after its records.
 struct Frame {
     header: std::result::Result<PackHeader, String>,
     entries: std::result::Result<Vec<PackEntry>, String>,
@@ -150,7 +150,7 @@ fn read(open: &dyn Object, bytes: Range<u64>) -> Result<Vec<u8>> {
 enum Look {
     /// Its place, and the blob's checksum.
     Checksum,
-    /// And the hash that the footer has.
+    /// The same, and the hash of the blob that the footer has.
     Hash,
     /// Its place, and the chunk: decoded and fingerprinted.
     Decode,
@@ -163,7 +163,7 @@ struct Scan {
     open: Arc<dyn Object>,
     entries: Arc<[PackEntry]>,
     nonce: [u8; 16],
-    /// The entries are of the footer: each record's number is its place among them.
+    /// The entries are those of the footer, so that each record must have the number of its place among them.
     whole: bool,
     look: Look,
     name: blake3::Hasher,
@@ -172,8 +172,8 @@ struct Scan {
 }
 
 impl Scan {
-    /// Gives the name that the bytes have, and what is wrong with which chunks. All of it is done on one thread, while the
-    /// bytes are in the processor's cache: others look at other packs.
+    /// Gives the name that the bytes have, and what is wrong with which chunks. All checks of a window are done on one
+    /// thread, while its bytes are in the processor's cache. Other threads check other packs.
     async fn through(mut self, pacer: &RateLimiter) -> Result<([u8; 32], Vec<(ChunkId, String)>)> {
         let windows = windows(&self.entries, self.pack.bytes);
         let together = if pacer.is_limited() { 1 } else { windows.len().max(1) };
@@ -234,8 +234,8 @@ impl Scan {
     }
 }
 
-/// Cuts a pack between records: about [`WINDOW_BYTES`] each, with the numbers of the records in it. What belongs to no
-/// record goes with what is beside it.
+/// Cuts a pack between records: about [`WINDOW_BYTES`] each, with the numbers of the records in it. Bytes that belong
+/// to no record are in the same window as their neighbours.
 fn windows(entries: &[PackEntry], pack_bytes: u64) -> Vec<(Range<u64>, Range<usize>)> {
     let mut windows = Vec::new();
     let (mut from, mut first) = (0, 0);
@@ -258,7 +258,7 @@ fn windows(entries: &[PackEntry], pack_bytes: u64) -> Vec<(Range<u64>, Range<usi
     windows
 }
 
-/// Read at once; small enough to stay in the processor's cache until it is looked at.
+/// Bytes of one read. They are few enough to stay in the processor's cache until they are checked.
 const WINDOW_BYTES: u64 = 512 << 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Maps: what points need, and what of it is not there.
+//! Maps: the chunks that points need, and which of them are missing or damaged.
 
 use super::Bad;
 use crate::format::pack::PackName;
@@ -76,11 +76,11 @@ impl Inner {
     }
 }
 
-/// On the way through a tree, from the last on.
+/// A step of the walk through a tree. Steps are taken from the end of a stack.
 enum Step {
     /// A page, and where it begins in the disk or stream.
     Look(ChunkId, Spot, u64),
-    /// Everything below a page was looked at; so many errors there were before.
+    /// Everything below a page was looked at; the number is how many errors there were before that.
     Walked(ChunkId, Spot, usize),
 }
 
@@ -88,13 +88,14 @@ struct Walk<'a, R> {
     inner: &'a Arc<Inner>,
     session: &'a R,
     reader: &'a MapReader<'a, R>,
-    /// Why a chunk that is nowhere sound is not.
+    /// Chunks of which no sound copy exists: the pack with a damaged copy, and what is wrong with it.
     why: HashMap<ChunkId, (PackName, &'a str)>,
-    /// Bad chunks for which a place was told.
+    /// Bad chunks that are in the report with a point, disk and offset.
     named: BTreeSet<ChunkId>,
     /// Pages found whole: shared pages are walked once.
     sound: Visited,
-    /// The others: each place is told that needs them, until there are [`PLACES_TOLD_MAX`].
+    /// Pages with damage below them. Every place that needs one is reported, until a disk has [`PLACES_TOLD_MAX`]
+    /// places.
     damaged: Visited,
 }
 
@@ -130,7 +131,7 @@ impl<R: ReadSession> Walk<'_, R> {
         Ok(errors)
     }
 
-    /// Errors below a root. Goes on beside a page that does not read.
+    /// Errors below a root. If a page cannot be read, goes on with the other pages.
     async fn tree(&mut self, root: MapRoot, spot: Spot) -> Result<Vec<VerifyError>> {
         let mut errors = Vec::new();
         let mut stack: Vec<Step> = root.id.iter().map(|id| Step::Look(*id, spot, 0)).collect();
@@ -202,7 +203,7 @@ impl<R: ReadSession> Walk<'_, R> {
 enum Unfit {
     /// It has no usable place.
     Lost(ChunkError),
-    /// It is not what belongs where it stands.
+    /// The chunk does not have the kind or size that belongs at its place in the map.
     Other(String),
 }
 
@@ -231,7 +232,7 @@ impl Inner {
     }
 }
 
-/// Places of damage in one disk beyond which a page that is damaged is told in the first of its places only.
+/// Places of damage in one disk. When there are more, each further damaged page is reported only for its first place.
 const PLACES_TOLD_MAX: usize = 1000;
 /// Ids that are looked up together.
 const IDS_TOGETHER: usize = 4096;

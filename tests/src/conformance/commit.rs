@@ -118,7 +118,7 @@ pub async fn refused_commit_is_repaired_by_backup<F: Fixture>(lab: Lab<F>) {
     );
 }
 
-/// What a page refers to is not known any more when the repository has lost it: the source is read again.
+/// When the repository has lost a page, it is not known any more to what the page refers. So the source is read again.
 pub async fn a_lost_page_is_made_again<F: Fixture>(lab: Lab<F>) {
     let machine = Machine::new(&lab.world, &[1 << 20]);
     machine.write(0, 0, &noise(1, 1 << 20));
@@ -181,7 +181,7 @@ pub async fn groups_are_all_or_nothing<F: Fixture>(lab: Lab<F>) {
     lab.assert_restores(two, &[lab.image(&[(9, 9)])]).await;
 }
 
-/// Puts a lie and then does everything that could make it stick; gives the error that came of it.
+/// Puts a blob that does not match its id, and then tries everything that could bring it into a point. Gives the error.
 async fn lie<F: Fixture>(lab: &Lab<F>, verification: Verification, id: ChunkId, blob: Blob) -> Option<Error> {
     let point = PointId::random(&lab.world);
     let (session, _) = lab.repository.begin(begin(point, &[], verification)).await.unwrap();

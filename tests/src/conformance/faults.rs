@@ -14,7 +14,7 @@ fn machine<F: Fixture>(lab: &Lab<F>) -> Machine {
     machine
 }
 
-/// A backup with this trouble fails like that and leaves nothing; the next one is fine.
+/// A backup with this trouble fails with an error of the source and leaves nothing; the next one is fine.
 async fn fails<F: Fixture>(lab: Lab<F>, trouble: Trouble) {
     let machine = machine(&lab);
     let first = lab.backup("a", &machine).await;

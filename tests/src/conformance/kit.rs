@@ -1,4 +1,4 @@
-//! What the cases share.
+//! Helpers for all conformance cases.
 
 use crate::fake::{Image, Machine, Screen, Target};
 use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, GRID_BYTES};
@@ -189,7 +189,7 @@ impl<F: Fixture> Lab<F> {
         image
     }
 
-    /// What a new session is told of a chunk, a write barrier later.
+    /// Whether a new session finds a chunk in the repository, after everything that was put before is durable.
     pub async fn has(&self, kind: ChunkKind, id: ChunkId) -> bool {
         let session = self.session().await;
         session.flush().await.expect("flush");

@@ -1,4 +1,5 @@
-//! What continues what: a machine of one owner, made in one repository. Nothing else is built on, or pushed out.
+//! Which points belong together: those of one machine, of one owner, made in one repository. A backup builds only on
+//! such points, and retention counts each such set of points alone.
 
 use super::kit::{Fixture, Lab, options};
 use crate::fake::{Machine, noise};
@@ -51,7 +52,8 @@ pub async fn a_stranger_of_the_same_name_is_no_parent<F: Fixture>(lab: Lab<F>) {
     assert!(made.parent.is_none() && made.point.machine != theirs.machine);
 }
 
-/// What was made here once, swept, and copied back stands behind what was made meanwhile; no bitmap is believed by it.
+/// A point that was made here, swept, and copied back is listed as older than the points made meanwhile. The next
+/// backup does not use it as its parent, and so not for its bitmap.
 pub async fn what_was_brought_back_is_no_parent<F: Fixture>(lab: Lab<F>) {
     let (web, other) = (machine(&lab, 1), lab.sibling().await);
     let first = lab.backup("web", &web).await.point;
@@ -131,7 +133,7 @@ pub async fn a_machine_that_was_handed_over_begins_anew<F: Fixture>(lab: Lab<F>)
     assert_eq!(lab.points().await[0].owner, mover::OwnerId::default());
 }
 
-/// Copies may come in any order; `latest` is what was made last where they come from (R25).
+/// Copies may come in any order; `latest` is the point that was made last in the repository where they come from (R25).
 pub async fn copies_stand_in_the_order_of_their_origin<F: Fixture>(lab: Lab<F>) {
     let (web, other) = (machine(&lab, 1), lab.sibling().await);
     let mut made = Vec::new();
@@ -154,7 +156,7 @@ pub async fn copies_stand_in_the_order_of_their_origin<F: Fixture>(lab: Lab<F>) 
     assert_eq!(kept, [made[2].id]);
 }
 
-/// Tags and a time that was put right are kept beside a point, and go where it goes.
+/// Tags and a corrected time are kept as labels of a point, and are copied with it.
 pub async fn labels_are_kept_and_go_with_copies<F: Fixture>(lab: Lab<F>) {
     let (web, other) = (machine(&lab, 1), lab.sibling().await);
     let tagged = BackupOptions { tags: vec!["a".into(), "b".into()], ..options("web") };

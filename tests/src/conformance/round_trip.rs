@@ -102,7 +102,8 @@ pub async fn all_zero_disk<F: Fixture>(lab: Lab<F>) {
     lab.assert_restores(again.point.id, &machine.images()).await;
 }
 
-/// A disk that shrank, or is read as something else, is mostly another one by mistake: nothing is made of it unasked.
+/// If a disk has shrunk, or has another format, it is probably the wrong disk. So it is not backed up unless an option
+/// allows that.
 pub async fn changes_need_a_word<F: Fixture>(lab: Lab<F>) {
     let machine = Machine::new(&lab.world, &[4 * BLOCK]);
     machine.write(0, 0, &noise(1, BLOCK));

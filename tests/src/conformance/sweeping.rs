@@ -19,7 +19,8 @@ impl<F: Fixture> Lab<F> {
         self.repository.sweep(SweepOptions::default(), Arc::default()).await.expect("a sweep")
     }
 
-    /// Sweeps until nothing is left to be swept: across the wire the end of a session is told, not waited for.
+    /// Sweeps until nothing is left to be swept. One sweep may not be enough: across the wire the client does not wait
+    /// until the node has ended a session.
     async fn sweep_all(&self) {
         let all = async {
             while self.sweep().await.bytes_waiting > 0 || !self.forgotten().await.is_empty() {
@@ -35,7 +36,7 @@ impl<F: Fixture> Lab<F> {
     }
 }
 
-/// One whose first half changes with each state; the other half stays.
+/// A machine whose first half changes with each state; the other half stays.
 fn machine<F: Fixture>(lab: &Lab<F>, state: u64) -> Machine {
     let machine = Machine::new(&lab.world, &[20 * BLOCK]);
     machine.write(0, 10 * BLOCK, &noise(0, 10 * BLOCK));
@@ -164,8 +165,8 @@ pub async fn what_an_open_session_brought_stays<F: Fixture>(lab: Lab<F>) {
     assert!(!lab.has(ChunkKind::Data, lab.block(2).0).await);
 }
 
-/// The history of F26 and F27: a backup is told "have", the only point that has it is forgotten and swept, the backup
-/// commits.
+/// The history of F26 and F27: a backup gets the answer "have" for a chunk, the only point with that chunk is forgotten
+/// and swept, and then the backup commits.
 pub async fn a_promise_that_was_swept_is_found_by_the_commit<F: Fixture>(lab: Lab<F>) {
     let old = PointId::random(&lab.world);
     let (one, two) = (lab.block(1), lab.block(2));

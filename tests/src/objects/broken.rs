@@ -18,19 +18,19 @@ pub enum Wrong {
     Nothing,
     /// Creating writes over what is there.
     CreateReplaces,
-    /// Creating tells everybody that the name was free.
+    /// Creating always answers that the name was free.
     CreateIsAlwaysNew,
-    /// Creating takes one's own bytes for those of somebody else.
+    /// Creating answers that other bytes have the name when they are the caller's own.
     CreateForgetsItsOwn,
     /// Creating looks at the length only.
     CreateComparesLengths,
-    /// Creating looks first, and then writes.
+    /// Creating looks whether the name is free, and writes in a second step.
     CreateLooksFirst,
     /// Creating does nothing.
     CreateDoesNothing,
     /// Creating writes all but the last byte.
     CreateLosesAByte,
-    /// Creating takes failure for success.
+    /// Creating reports success when it fails.
     CreateHidesErrors,
     /// Replacing does nothing.
     ReplaceDoesNothing,
@@ -38,25 +38,25 @@ pub enum Wrong {
     ReplaceKeepsTheOld,
     /// Replacing removes the old bytes first.
     ReplaceRemovesFirst,
-    /// Reading does not know how much is allowed.
+    /// Reading ignores `bytes_max`.
     ReadHasNoLimit,
-    /// Reading gives as much as is allowed.
+    /// Reading cuts an object that is longer than `bytes_max`.
     ReadCuts,
-    /// Reading takes what is not there for an error.
+    /// Reading gives an error for an object that is not there.
     ReadMissesLoudly,
-    /// Reading takes an error for something that is not there.
+    /// Reading gives none when there was an error.
     ReadHidesErrors,
     /// The hash is not compared.
     HashIsIgnored,
-    /// A pack that is not there is no damage.
+    /// Opening a pack that is not there gives another error than `Integrity`.
     OpenMissesAsAFailure,
-    /// What is read beyond the end is less.
+    /// Reading a range beyond the end gives fewer bytes.
     RangesEndEarly,
-    /// What is read begins elsewhere.
+    /// Reading a range begins at another offset.
     RangesMove,
-    /// Packs are longer than they are.
+    /// The reported length of a pack is too large.
     LengthsAreWrong,
-    /// A pack that is open goes when it is removed.
+    /// An open pack cannot be read after it is removed.
     OpenPacksVanish,
     /// One pack is not listed.
     ListForgetsAPack,
@@ -64,7 +64,7 @@ pub enum Wrong {
     ListMixesPacks,
     /// Records are listed from the last to the first.
     ListIsTurned,
-    /// All records are listed.
+    /// Records outside the range are listed too.
     ListHasNoRange,
     /// More records are listed than were asked for.
     ListHasNoEnd,
@@ -78,33 +78,33 @@ pub enum Wrong {
     RemoveMissesLoudly,
     /// Setting aside leaves the object.
     SetAsideCopies,
-    /// Setting aside does not mind that there is nothing.
+    /// Setting aside gives no error for an object that is not there.
     SetAsideMissesQuietly,
     /// A pack loses what is appended after the first part.
     AppendForgets,
     /// A pack gets each part twice.
     AppendDoubles,
-    /// What is appended is not seen before it is published.
+    /// Appended bytes cannot be read before the pack is published.
     IncomingIsHidden,
     /// Publishing does nothing.
     PublishDoesNothing,
-    /// Publishing takes failure for success.
+    /// Publishing reports success when it fails.
     PublishHidesErrors,
     /// A pack has its name before it is published.
     PublishIsEarly,
-    /// Who has it as incoming cannot read it when it is published.
+    /// A pack cannot be read as incoming after it is published.
     PublishClosesIt,
-    /// A pack that was left takes more bytes.
+    /// A pack that another process left accepts more bytes.
     LeftTakesMore,
-    /// What is left is forgotten.
+    /// Packs that a process left are not listed.
     LeftIsForgotten,
-    /// What cannot be listed counts as nothing left.
+    /// An error of listing left packs gives an empty list.
     LeftHidesErrors,
-    /// What is settled is left all the same.
+    /// A settled pack is still listed as left.
     SettleDoesNothing,
     /// Settling removes the pack.
     SettleRemovesThePack,
-    /// A reserve that was given up is given up again.
+    /// Giving up a reserve that is not there any more answers that there was one.
     ReserveIsEndless,
     /// A reserve cannot be kept again.
     ReserveIsKeptOnce,

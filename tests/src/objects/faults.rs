@@ -11,7 +11,7 @@ fn is_of_the_store(error: &mover::Error) -> bool {
     matches!(error.kind(), ErrorKind::StoreIo | ErrorKind::StoreFull)
 }
 
-/// Whatever happened, there is all of it or nothing, and who asks again knows.
+/// After any fault the whole object is there or nothing, and asking again shows which.
 pub fn a_creation_that_fails_becomes_clear(storage: &dyn Storage) {
     expect(&*storage.open(), &[1]);
     let mut number = 0;
@@ -59,7 +59,8 @@ pub fn a_replacement_that_fails_leaves_one_or_the_other(storage: &dyn Storage) {
     });
 }
 
-/// A pack is written while something fails. What has its name is whole; what was left says how far it came.
+/// A pack is written while something fails. A pack that has its name is whole; a pack that was left has the first part
+/// of the bytes.
 pub fn a_pack_that_fails_is_whole_or_not_there(storage: &dyn Storage) {
     let mut seed = 0;
     at_every_operation(|what, after, fault| {

@@ -15,7 +15,7 @@ pub enum Action {
     Delay(u8, Event),
     /// Sends the unanswered bytes again, under the same number.
     Resend(u8),
-    /// Gets a record that lost its number in under another, unexamined.
+    /// Creates a record that lost its number under the next one, without validating it again.
     Push(u8),
     ReadLog(u8),
     /// A delayed create arrives.

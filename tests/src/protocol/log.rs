@@ -10,8 +10,8 @@ pub type Packs = u16;
 /// A set of recovery points, one bit each.
 pub type Points = u8;
 
-/// A log record. Author, term and number stand for its nonce: no author proposes two different records for one
-/// number in one term, except where R2 is taken out to see that.
+/// A log record. Its author, term and number are used instead of a nonce: no author proposes two different records for
+/// one number in one term, except when R2 is taken out to show what happens then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Record {
     /// Slot of the actor that wrote it.
@@ -60,7 +60,7 @@ pub enum Event {
         chunk: u8,
     },
     SweepBegun,
-    /// `marked` are the roots at the mark, `finals` the forgotten points that were none.
+    /// `marked` are the points that were roots at the mark, `finals` the forgotten points that were not roots.
     Doomed {
         pack: u8,
         marked: Points,
@@ -86,7 +86,7 @@ pub struct Header {
 /// An open session, as the log tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Session {
-    /// Which of its owner's sessions in this term.
+    /// Number of the session among those of its slot in this term.
     pub id: u8,
     /// Points named when it opened.
     pub pins: Points,
@@ -107,9 +107,9 @@ pub struct Replayed {
     pub doomed: Packs,
     /// Names that are gone for good.
     pub dropped: Packs,
-    /// For each pack what of it is known to be damaged.
+    /// For each pack its chunks that are known to be damaged there.
     pub suspects: [Chunks; PACKS],
-    /// Chunks that are lost by damage alone: when the last sound copy was found to be none.
+    /// Chunks that are lost by damage alone, because their last copy was found damaged.
     pub rotten: Chunks,
     /// For each doomed pack the sessions (by slot) it still waits for.
     pub waits: [u8; PACKS],
@@ -238,12 +238,12 @@ impl Replayed {
         }
     }
 
-    /// What of a pack is not known to be damaged.
+    /// The chunks of a pack that are not known to be damaged there.
     pub fn sound(&self, headers: &[Header; PACKS], pack: u8) -> Chunks {
         headers[pack as usize].chunks & !self.suspects[pack as usize]
     }
 
-    /// Chunks of a pack that points need and that no other pack has which is neither doomed nor damaged there.
+    /// Chunks of a pack that points need, and of which no other pack has a sound copy, not counting doomed packs.
     pub fn needed_of(&self, config: &Config, headers: &[Header; PACKS], pack: u8) -> Chunks {
         let others = packs_of(self.usable() & !bit16(pack));
         let placed = others.fold(0, |chunks, pack| chunks | self.sound(headers, pack));
@@ -314,7 +314,7 @@ impl Replayed {
         config.chunks_of(marked) & headers[pack as usize].chunks & !placed == 0
     }
 
-    /// What of a pack is believed to be there.
+    /// The chunks of a pack that count as present.
     fn counting(&self, config: &Config, headers: &[Header; PACKS], pack: u8) -> Chunks {
         match config.rules.has(Clause::PlaceIsSound) {
             true => self.sound(headers, pack),

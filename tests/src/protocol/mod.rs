@@ -21,8 +21,8 @@
 //! *reader* opens a session, or none, and reads from where it knows the chunks to be. The *administrator* forgets,
 //! brings back and fences, and finds copies of chunks damaged.
 //!
-//! There are three *chunks*. The first is a page that refers to the second, so having a page is not having what hangs
-//! on it.
+//! There are three *chunks*. The first is a page that refers to the second. So a repository can have a page without the
+//! chunks below it.
 //!
 //! # What makes it small
 //!
@@ -31,11 +31,11 @@
 //! - A view that is not [lagging](Config::lagging) follows the log's end. Only decisions taken from an old view tell
 //!   the difference, and where a rule demands that they be taken again (R1) an old view only ever loses a number.
 //! - Author, term and number stand for a record's nonce, the index into a table of headers for a pack's. Hashes never
-//!   collide, and bytes are what they were: rollback and rot are other rules' business.
-//! - One event a record, one pack a doom, one pack an upload. Several in one record are several records that nothing
-//!   comes between.
-//! - Who deletes an object makes no difference, so nobody in particular does; a sweeper that crashes is one that does
-//!   nothing any more.
+//!   collide, and bytes do not change: rollback and damage on disk are the subject of other rules.
+//! - One event a record, one pack a doom, one pack an upload. Several events in one record would be the same as several
+//!   records with nothing between them.
+//! - It makes no difference who deletes an object, so deletes have no actor. A sweeper that crashes is the same as one
+//!   that takes no more steps.
 //!
 //! - A copy is damaged from the moment in which the log says so: before, nobody can act on it. A mark that comes between
 //!   the second look at a pack (R19) and the record that drops it is one that comes after.
@@ -85,7 +85,7 @@ pub struct Job {
     pub point: u8,
     /// The point it is an increment of.
     pub parent: Option<u8>,
-    /// It makes no point: it brings what is damaged and nowhere sound.
+    /// It makes no point. It brings the chunks of which no sound copy exists.
     pub repairs: bool,
 }
 
@@ -95,7 +95,7 @@ impl Job {
         Job { point, parent, repairs: false }
     }
 
-    /// A repair. Its number, which no point has, stands for it where points are counted.
+    /// A repair. It is counted like a point, under a number that no point has.
     pub const fn repair(number: u8) -> Self {
         Job { point: number, parent: None, repairs: true }
     }
@@ -110,10 +110,10 @@ pub struct Reading {
     pub session: bool,
 }
 
-/// Who takes part, what there is to begin with, and how often what goes wrong may go wrong.
+/// A scenario: the actors, the state at the start, and how often each kind of failure may happen.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What this is.
+    /// Name of the scenario.
     pub name: &'static str,
     /// The rules in force.
     pub rules: Rules,

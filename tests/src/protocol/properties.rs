@@ -7,7 +7,7 @@ use super::rules::Clause;
 use super::state::{Phase, ReaderPhase, State};
 use super::{Config, READER};
 
-/// A committed point that is not forgotten has all its chunks, where the log says they are.
+/// A committed point that is not forgotten has all its chunks, at the places that the log gives.
 pub const POINTS_WHOLE: &str = "committed points are whole";
 /// The same for a point that was forgotten and came back, and for one that still may.
 pub const UNFORGOTTEN_WHOLE: &str = "points that are or can be unforgotten are whole";
@@ -21,7 +21,7 @@ pub const FAILED_STAY_AWAY: &str = "failed backups have no point";
 pub const COMMITTED_ONCE: &str = "a point is committed once";
 /// A backup does not fail because of what a sweep does.
 pub const SWEEPS_FAIL_NOBODY: &str = "no backup fails because of a sweep";
-/// What an open session of a writer was told to be there is not deleted before it has ended.
+/// A chunk of which an open session of a writer had the answer "have" is not deleted before the session has ended.
 pub const PROMISES_STAY: &str = "nothing goes that an open session was told of";
 /// Packs added since a session opened are not taken away from it.
 pub const SESSIONS_UNDISTURBED: &str = "packs younger than an open session are not doomed";
@@ -29,7 +29,7 @@ pub const SESSIONS_UNDISTURBED: &str = "packs younger than an open session are n
 pub const PARENTS_WHOLE: &str = "parents of open sessions are whole";
 /// Readers read what they were promised.
 pub const READERS_READ: &str = "readers read";
-/// What an open reader session knows the place of is in that place.
+/// If an open reader session knows the place of a chunk, the chunk is there.
 pub const PLACES_STAY: &str = "no open reader session loses a place";
 /// All replayers agree.
 pub const REPLAYERS_AGREE: &str = "replayers agree";
@@ -40,9 +40,9 @@ pub const LOG_SURVIVES_A_DIGEST: &str = "the log survives the loss of a digest";
 /// Of two sweeps the later one decides.
 pub const ONE_SWEEP: &str = "a superseded sweep dooms nothing";
 
-/// An object is gone because a sweep got to its end.
+/// A sweep can end and delete an object.
 pub const SWEPT: &str = "a pack is swept";
-/// A backup gets to its end.
+/// A backup can end with success.
 pub const BACKED_UP: &str = "a backup is acknowledged";
 
 pub(super) fn all() -> Vec<Property<Config>> {

@@ -58,11 +58,11 @@ pub enum Clause {
     /// R2: after an unclear answer the same bytes go to the same number until the answer is definite. Without it an
     /// unclear answer is reported as a failure.
     UntilDefinite,
-    /// R2: on "exists" the record is read and compared. Without it "exists" after an unclear answer counts as one's
-    /// own success.
+    /// R2: when a record exists already under the number, it is read and compared. Without this, "exists" after an
+    /// unclear answer counts as a success of the author.
     CompareOnExists,
     /// R2, as sharpened here: a writer that lost a number, or its session, reports a failure only when its point is not
-    /// in the log. Under a number that was pruned the record of another may stand where one's own has been.
+    /// in the log. If the number was pruned, another author's record may be there now in place of the writer's own.
     LookBeforeFailing,
     /// R3: two digests at or above a record before it goes. Without it one is enough.
     TwoDigests,
@@ -80,14 +80,14 @@ pub enum Clause {
     NeverAgain,
     /// R5: only orphans of an ended term are deleted.
     OrphanTermEnded,
-    /// R5, as sharpened here: an orphan is dropped in the log before its object is deleted, so that whoever adopts
-    /// it and whoever deletes it meet there.
+    /// R5, as sharpened here: an orphan is dropped in the log before its object is deleted. So the log decides between
+    /// a writer that adopts it and a sweep that deletes it.
     OrphanDroppedInLog,
     /// R6: the parents a session names are roots until it ends.
     ParentsPinned,
     /// R6: packs added since the oldest open session opened are not doomed.
     YoungPacksSpared,
-    /// R6: a doom is valid only if whatever became a root since its mark was marked too.
+    /// R6: a doom is valid only if every point that became a root since its mark was marked too.
     MarkCoversRoots,
     /// R6: a pack is dropped only when every session that was open when it was doomed has ended.
     DropWaits,
@@ -104,8 +104,8 @@ pub enum Clause {
     PlaceFromLog,
     /// R9: a doom needs a place outside all doomed packs for every live chunk. Without it any stored pack will do.
     PlaceOutsideDoomed,
-    /// R9: where a chunk was found damaged is no place of it: it is brought again, and what was brought is not taken for
-    /// a duplicate.
+    /// R9: a pack in which a chunk was found damaged does not count as its place. The chunk is brought again, and the
+    /// new copy does not count as a duplicate.
     PlaceIsSound,
     /// R9: a later sweep supersedes an earlier one.
     OneSweep,

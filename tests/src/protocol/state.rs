@@ -50,11 +50,11 @@ pub struct State {
 pub struct View {
     /// Records of `tail` it has applied.
     pub applied: u8,
-    /// It took a late record for the next one: its state is not the repository's.
+    /// It applied a late record as the next one, so its state differs from the repository's.
     pub astray: bool,
 }
 
-/// A record that its author has not got an answer for, or pushes on.
+/// A record without an answer yet, or one that its author tries again under the next number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pending {
     /// The create under this number has not been answered.
@@ -76,7 +76,7 @@ pub struct Writer {
     pub term: u8,
     /// Chunks which a refused commit asked for.
     pub wanted: u8,
-    /// Packs that this session was told to hold what it need not bring.
+    /// Packs with the chunks for which this session had the answer "have".
     pub told: Packs,
 }
 
@@ -89,7 +89,7 @@ pub enum Phase {
     Open,
     /// A pack object with all that was missing exists; it is not in the log.
     Uploaded(u8),
-    /// As far as it knows all is there.
+    /// All chunks are there, as far as it knows.
     Ready,
     /// The backup ended because the sweep took something away.
     Refused,
@@ -131,12 +131,12 @@ pub struct Sweeper {
 pub enum Sweeping {
     Idle,
     Begun,
-    /// It knows the roots, and the forgotten points that were none.
+    /// It knows the points that are roots, and the forgotten points that are not.
     Marked {
         marked: Points,
         finals: Points,
     },
-    /// It has copied what lives of some pack into a new object.
+    /// It has copied the live chunks of a pack into a new object.
     Repacked {
         marked: Points,
         finals: Points,
@@ -302,7 +302,7 @@ impl State {
         last.is_some_and(|(index, other)| index + 1 == number as usize && *other == record)
     }
 
-    /// Names a pack of these chunks, unless the author's names are used up, which ends what the model looks at.
+    /// Names a pack of these chunks, unless the author has no names left, where the model ends.
     pub fn name(&mut self, config: &Config, by: u8, term: u8, chunks: u8) -> Option<u8> {
         let range = if by >= SWEEPER { 9 + by - SWEEPER..10 + by - SWEEPER } else { 3 + 3 * by..6 + 3 * by };
         let header = Header { chunks, by, term };

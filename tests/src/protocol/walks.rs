@@ -6,7 +6,7 @@ use super::state::{State, Writer};
 use super::{Config, Job};
 
 impl Config {
-    /// What a writer believes it has to upload, and the packs that it is told to hold the rest.
+    /// The chunks that a writer must upload, as far as it knows, and the packs that hold the others.
     pub(super) fn missing(&self, state: &State, slot: u8, known: &Replayed) -> (Chunks, Packs) {
         let writer = &state.writers[slot as usize];
         if self.job(slot, writer).repairs {
@@ -33,7 +33,8 @@ impl Config {
         (missing, told)
     }
 
-    /// The walk before a commit: the packs that hold what the pinned parent has not, or the chunks that are nowhere.
+    /// The walk before a commit. Gives the packs with the chunks that the pinned parent does not have; or the chunks
+    /// that are in no pack.
     pub(super) fn walk(&self, state: &State, slot: u8, known: &Replayed) -> Result<Packs, Chunks> {
         let roots = self.trees[self.job(slot, &state.writers[slot as usize]).point as usize];
         let all = if self.rules.has(Clause::CommitWalks) { self.below(roots) } else { roots };
@@ -47,7 +48,8 @@ impl Config {
         if absent == 0 { Ok(relies) } else { Err(absent) }
     }
 
-    /// What a sweep copies out of a pack: what it has marked, and is sound there; of a doomed pack what no other has.
+    /// The chunks that a sweep copies out of a pack: those that it has marked and that are sound there; out of a doomed
+    /// pack those that no other pack has.
     pub(super) fn to_copy(&self, state: &State, known: &Replayed, marked: Points, pack: u8) -> Chunks {
         match known.doomed & bit16(pack) {
             0 => self.chunks_of(marked) & known.sound(&state.headers, pack),
@@ -55,7 +57,7 @@ impl Config {
         }
     }
 
-    /// What hangs on the parent this session pinned.
+    /// All chunks of the points that this session pinned.
     pub(super) fn inherited(&self, slot: u8, known: &Replayed) -> Chunks {
         let pins = known.sessions[slot as usize].map_or(0, |session| session.pins);
         self.chunks_of(pins)

@@ -1,5 +1,5 @@
-//! Circles of files: files of one crate that need each other, each directly or through others. Whoever wants to understand
-//! one of them must read all. A circle that must be has a line `//! Circle: WHY` in one of its files.
+//! Circles of files: files of one crate that need each other, directly or through other files. To understand one of
+//! them, one must read all. A circle that cannot be avoided has a line `//! Circle: WHY` in one of its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 

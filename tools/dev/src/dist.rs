@@ -1,4 +1,4 @@
-//! The programs as they are given to others: stripped, with what names their functions and lines beside them.
+//! The programs as they are released: stripped, with their debug symbols in separate files.
 
 use crate::shell;
 use anyhow::{Context, Result};

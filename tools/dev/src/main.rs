@@ -238,7 +238,7 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-/// Benches of the programs take those beside this one.
+/// Runs a benchmark, with the program `windlass` from the folder of this program.
 fn bench(task: Bench) -> Result<()> {
     let windlass = std::env::current_exe()?.with_file_name("windlass");
     match task {
@@ -268,7 +268,7 @@ fn bench(task: Bench) -> Result<()> {
     }
 }
 
-/// Golden tests write their files when this variable is set, instead of comparing.
+/// Runs the golden tests with the variable that makes them write their files instead of comparing them.
 fn golden(root: &Path) -> Result<()> {
     let ended = Command::new("cargo")
         .args(["test", "--release", "--workspace", "golden"])
@@ -281,7 +281,7 @@ fn golden(root: &Path) -> Result<()> {
     shell(root, "git", &["status", "--short"])
 }
 
-/// The workspace's root: developer commands work on the clone they are called in.
+/// The root of the workspace: commands for developers work on the clone in which they are called.
 fn workspace() -> Result<PathBuf> {
     let here = std::env::current_dir()?;
     let root = here.ancestors().find(|it| it.join("Cargo.lock").is_file() && it.join("mover").is_dir());

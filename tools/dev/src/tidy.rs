@@ -56,7 +56,7 @@ pub fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What git has, and what it would take.
+/// The files that git tracks, and new files that it does not ignore.
 fn files(root: &Path) -> Result<Vec<String>> {
     let listed = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -136,7 +136,7 @@ fn cited(name: &str, text: &str, rules: &[Entry<'_>], faults: &mut Vec<String>) 
     }
 }
 
-/// Refuses entries without tests, and tests that are no functions.
+/// Refuses entries without a paragraph of tests, and names of tests for which there is no function.
 fn tests_of(rules: &[Entry<'_>], all_functions: &BTreeSet<String>, faults: &mut Vec<String>) {
     for Entry { code, tests } in rules {
         if tests.is_none() {
@@ -165,7 +165,7 @@ fn functions(text: &str) -> impl Iterator<Item = &str> {
 
 const CODE_LINES_MAX: usize = 800;
 
-/// In halves, so that this file passes.
+/// Words that mark unfinished code. They are written in halves, so that this file passes.
 const UNFINISHED: [(&str, &str); 5] = [("TO", "DO"), ("FIX", "ME"), ("XX", "X:"), ("#[ign", "ore]"), ("dbg", "!(")];
 
 /// Folders in which developers have their files; in halves as well.

@@ -1,4 +1,4 @@
-//! Long runs of everything that looks for defects by chance, or by trying all there is; and what that amounts to.
+//! Long runs of all tests that look for defects at random, or by trying every case; and their totals.
 
 use crate::fuzz;
 use anyhow::{Context, Result, ensure};
@@ -9,18 +9,18 @@ use std::process::{Command, Stdio};
 /// A test of `tests`, and how it is made long.
 struct Long {
     name: &'static str,
-    /// Which program of `cargo test`, and what of it.
+    /// The test program for `cargo test`, and next the name of the test in it.
     program: &'static [&'static str],
     only: &'static str,
     variable: &'static str,
-    /// How much of it, for so many minutes.
+    /// How many cases it tries.
     amount: Amount,
 }
 
 enum Amount {
-    /// All there is.
+    /// Every case.
     All,
-    /// So much in a minute of a machine with two processors, and at least so much, for a share of the time in per cent.
+    /// `rate` cases for each minute on a machine with two processors, for `percent` of the time, and at least `least`.
     PerMinute { rate: u64, least: u64, percent: u64 },
 }
 
@@ -69,11 +69,12 @@ const LONG: [Long; 6] = [
     },
 ];
 
-/// For each target, of each minute: the rest of the time, because two of the seven run at once.
+/// Seconds of each minute for each fuzz target. Together this is the rest of the time, because two of the seven targets
+/// run at the same time.
 const FUZZ_SECONDS: u64 = 5;
 
-/// Runs all of it, for about so many minutes beside what tries all there is, and prints the totals. What fails does not
-/// keep the rest from being done.
+/// Runs all of it and prints the totals. Takes about `minutes`, and in addition the time of the tests that try every
+/// case. When one fails, the others are still run.
 ///
 /// # Errors
 /// When something failed.

@@ -237,7 +237,7 @@ impl CommittedPoint {
         self.extension(FIRST_RECORD).and_then(|value| RecordReader::new(value).u64("first record").ok())
     }
 
-    /// The value of an extension; none when it is not there, or none of them reads.
+    /// The value of an extension; none when it is missing, or when the extensions before it cannot be read.
     fn extension(&self, wanted: u16) -> Option<&[u8]> {
         let mut from = RecordReader::new(&self.extensions);
         while from.remaining() > 0 {
@@ -250,8 +250,9 @@ impl CommittedPoint {
         None
     }
 
-    /// Who made it, and the bytes of blobs that this added; none when it was made in the directory itself. What does not
-    /// read tells nothing: who may do what with the point follows from its owner alone.
+    /// Who made it, and the bytes of blobs that this added; none when it was made in the directory itself. If the
+    /// extension cannot be read, this gives none too. That is no risk, because the rights to a point follow from its
+    /// owner alone.
     pub fn made_by(&self) -> Option<(Holder, u64)> {
         read_made_by(&mut RecordReader::new(self.extension(MADE_BY)?)).ok()
     }

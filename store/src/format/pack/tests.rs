@@ -70,7 +70,7 @@ fn every_flip_in_header_and_footer_is_seen() {
     }
 }
 
-/// Whatever single byte is damaged beside a footer that is, only its own record is lost.
+/// The footer is damaged, and also one byte of a record: only that record is lost, whichever byte it is.
 #[test]
 fn what_is_around_damage_is_salvaged() {
     let (bytes, entries) = pack(4);
