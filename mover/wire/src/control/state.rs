@@ -348,6 +348,6 @@ pub const RESULTS_MAX: usize = 16;
 pub const RESULT_KEPT: Duration = Duration::from_secs(600);
 /// How long the node waits for a proxy that attended before.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
-/// How long after its start the node waits for proxies that it has not seen yet. They try again every 5 s, and a try
+/// How long after its start the node waits for proxies that it has not seen yet. They try again every few seconds, and a try
 /// takes up to 5 s.
 pub const YOUTH: Duration = Duration::from_secs(15);
