@@ -1,4 +1,4 @@
-//! Addresses of disks: where they are read from and restored to.
+//! Addresses of disks: where they are read from and restored to. NBD URIs are in `nbd/uri`.
 
 use crate::nbd::NbdUri;
 use mover::{Error, Name, Result};

@@ -1,4 +1,5 @@
-//! Where chunks are. The index gives the places. The log and the damage that reads found decide which of them count.
+//! Where chunks are. The index gives the places. The log, and the damage that reads found
+//! (`health`), decide which of them count.
 
 use crate::index::Place;
 use crate::repository::Inner;

@@ -1,5 +1,5 @@
-//! Which requests each role may make. This is checked before every request. The table is in `message`, in the same rows
-//! as the type codes.
+//! Which requests each role may make. This is checked before every request. The table is `message/table.rs`: each
+//! request has one row with its type code and the roles that may make it.
 
 use super::message::{Message, Request};
 use mover::{Error, ErrorKind, Holder, RecoveryPoint, Result, Role};

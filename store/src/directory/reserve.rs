@@ -1,4 +1,5 @@
-//! Room that is kept for when others have filled the file system: files that nothing is written into.
+//! The files of the reserve: room that is kept for when others have filled the file system. How much is kept, and when it is
+//! given up, is decided in `room`.
 
 use super::Directory;
 use std::io::ErrorKind;
