@@ -9,7 +9,8 @@ use std::path::Path;
 pub fn reading(path: &Path, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-            Error::integrity(format!("cannot read {}", path.display())).because(error).hint("run `windlass verify`")
+            let failed = Error::integrity(format!("cannot read {}", path.display())).of_path(path);
+            failed.because(error).hint("run `windlass verify`")
         }
         _ => storage("cannot read", path, error),
     }
@@ -18,7 +19,7 @@ pub fn reading(path: &Path, error: io::Error) -> Error {
 /// An I/O error of the repository's storage, on `path`.
 pub fn storage(doing: &str, path: &Path, error: io::Error) -> Error {
     let message = format!("{doing} {}", path.display());
-    match error.kind() {
+    let failed = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::store_full(message)
             .because(error)
             .hint("free space on the repository's file system; nothing that was committed is affected"),
@@ -31,7 +32,8 @@ pub fn storage(doing: &str, path: &Path, error: io::Error) -> Error {
             "a repository belongs to one user: run this as that user, or give all of it to your user with `chown -R`",
         ),
         _ => Error::store_io(message).because(error),
-    }
+    };
+    failed.of_path(path)
 }
 
 /// An error of RocksDB while doing this.
@@ -89,6 +91,16 @@ const STRANGE: &[&str] =
 mod tests {
     use super::*;
     use rocksdb::{DB, Options};
+
+    #[test]
+    fn the_file_is_a_field_of_the_error() {
+        let path = Path::new("/srv/main/config");
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+            for error in [reading(path, kind.into()), storage("cannot create", path, kind.into())] {
+                assert_eq!(error.subject().path.as_deref(), Some("/srv/main/config"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn passing_errors_are_told_from_damage() {
