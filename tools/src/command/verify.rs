@@ -26,12 +26,12 @@ pub async fn run(context: &Context, arguments: &Verify) -> Result<Exit> {
     let (report, repaired) = made?;
     closed?;
     let summary = VerifySummary::of(&report, &repaired, began.elapsed());
-    context.out.event(&JobEvent::Summary(JobSummary::Verify(summary.clone())));
     print(context, &summary, &repaired, began);
-    if summary.errors.is_empty() {
+    context.out.event(&JobEvent::Summary(JobSummary::Verify(summary)));
+    if report.errors.is_empty() {
         return Ok(Exit::Done);
     }
-    let errors = summary.errors.len() as u64;
+    let errors = report.errors.len() as u64;
     if report.errors.iter().all(|error| error.unread) {
         let failed = format!("{}: {} could not be read", arguments.place.repository, counted(errors, "place"));
         let failed = Error::store_io(failed).hint("no damage was found; check the storage, then verify again");
