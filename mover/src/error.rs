@@ -245,15 +245,10 @@ impl Error {
         let mut cause = self.0.source.as_deref().map(|it| it as &dyn StdError);
         while let Some(it) = cause {
             text = format!("{text}: {it}");
-            cause = it.source();
+            // The text of one of our own tells its causes already.
+            cause = if it.is::<Self>() { None } else { it.source() };
         }
         text
-    }
-
-    /// The error that caused this one, where there is one. It is not `source()` of the standard trait:
-    /// [`Self::message`] tells the causes already, and a program that prints a chain of sources would print them twice.
-    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
     }
 
     /// What to do about it.
@@ -274,7 +269,13 @@ impl fmt::Debug for Error {
     }
 }
 
-impl StdError for Error {}
+/// The text of an error tells its causes, because most errors end as one line. A program that walks the sources to print
+/// them prints [`Error::message`] instead.
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|it| it as &(dyn StdError + 'static))
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -292,5 +293,10 @@ mod tests {
     fn message_tells_on_what_and_why() {
         let error = Error::source("read failed").because(std::io::Error::other("bad sector")).context("disk sda");
         assert_eq!(error.message(), "disk sda: read failed: bad sector");
+        let above = Error::internal("no point").because(error);
+        assert_eq!(above.message(), "no point: disk sda: read failed: bad sector");
+        let cause = StdError::source(&above).unwrap();
+        assert_eq!(cause.downcast_ref::<Error>().unwrap().kind(), ErrorKind::Source);
+        assert!(cause.source().unwrap().is::<std::io::Error>());
     }
 }

@@ -4,6 +4,7 @@ mod chain;
 mod evidence;
 mod identity;
 mod nbd;
+mod proof;
 mod qcow2;
 mod raw;
 mod settle;

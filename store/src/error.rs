@@ -1,6 +1,7 @@
 //! Errors of files and of RocksDB become errors of the store, and nothing else.
 
 use mover::Error;
+use std::error::Error as StdError;
 use std::io;
 use std::path::Path;
 
@@ -61,12 +62,12 @@ pub fn is_passing(error: &rocksdb::Error) -> bool {
 
 /// True when such an error, or one of a file, is behind this one.
 pub fn came_from_passing(error: &Error) -> bool {
-    let mut cause = error.cause();
+    let mut cause = StdError::source(error);
     while let Some(behind) = cause {
         if behind.downcast_ref::<rocksdb::Error>().is_some_and(is_passing) || behind.is::<io::Error>() {
             return true;
         }
-        cause = behind.downcast_ref::<Error>().map_or_else(|| behind.source(), Error::cause);
+        cause = behind.source();
     }
     false
 }

@@ -324,6 +324,7 @@ impl State {
         self.writers.insert(record.writer, Writer { term: record.term, last: self.end });
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each event")]
     fn apply_event(&mut self, record: &LogRecord, event: &Event) {
         let sequence = record.sequence;
         match event {

@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod contradiction;
 mod disk;
 mod machine;
 mod past;

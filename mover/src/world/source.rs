@@ -173,6 +173,13 @@ pub enum TrackingWish {
     Full,
 }
 
+impl TrackingWish {
+    /// Whether a bitmap is used where one is proven.
+    pub const fn asks_for_bitmap(self) -> bool {
+        matches!(self, Self::Auto | Self::Bitmap)
+    }
+}
+
 /// What may have changed, and how that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {

@@ -86,6 +86,7 @@ fn requests() -> Vec<Request> {
 }
 
 /// One reply of each type.
+#[expect(clippy::too_many_lines, reason = "one of each reply")]
 fn replies() -> Vec<Reply> {
     let session = SessionId([2; 16]);
     let stored = StoredTotals { chunks: 1, bytes_plain: 2, bytes_blobs: 3, bytes_stored: 4 };

@@ -381,6 +381,7 @@ fn unsuitable_requests_are_not_sent() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn evil_replies_are_errors() {
     let none = Sent::default;
     let read = |payload: &[u8]| none().chunk(false, CHUNK_DATA, 1, payload);

@@ -1,5 +1,5 @@
 //! Persistent dirty bitmaps of an offline qcow2 image, and the names Windlass gives them.
-//! Whether one is believed is decided in `source/qcow2` (`proven`) and `source/evidence`.
+//! Whether one is believed is decided in `source/proof`.
 
 use super::graph::Graph;
 use super::tool::{Fate, ToolError, run};

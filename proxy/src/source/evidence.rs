@@ -1,10 +1,7 @@
 //! What a point records about an image in addition to its chain, so that the next backup can tell whether it may
 //! believe the image's bitmaps (T11). The record is text, before the options of the format.
 
-use super::untracked;
-use crate::qemu::{ImageLayer, TrackingName, WitnessName};
-use chunker::{ExtentSet, GRID_BYTES};
-use mover::{Changed, ParentDisk, TrackingWish};
+use crate::qemu::{ImageLayer, WitnessName};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::Metadata;
@@ -30,6 +27,12 @@ impl Evidence {
         let snapshots: BTreeSet<String> = top.snapshots().collect();
         let snapshots = (snapshots.len() <= SNAPSHOTS_MAX).then_some(snapshots);
         Self { layers, snapshots, file, witness }
+    }
+
+    /// Evidence of an image without snapshots, for tables of cases.
+    #[cfg(test)]
+    pub fn seen(layers: &str, file: &str, witness: Option<WitnessName>) -> Self {
+        Self { layers: layers.into(), snapshots: Some(BTreeSet::new()), file: file.into(), witness }
     }
 
     /// Reads what a point recorded.
@@ -102,71 +105,6 @@ pub fn file_identity(metadata: &Metadata) -> String {
     format!("{}@{born}", metadata.ino())
 }
 
-/// Checks whether the marks of a bitmap may be believed. They may not when something was done to the bitmap or to the
-/// disk that made the bitmap miss a change.
-///
-/// # Errors
-/// The fact that shows that the bitmap missed something.
-pub fn believable(
-    name: &TrackingName,
-    dirty: &ExtentSet,
-    twin: &ExtentSet,
-    witness: &WitnessName,
-    marked: &ExtentSet,
-) -> Result<(), Doubt> {
-    let mark = witness.mark(GRID_BYTES);
-    if *marked != mark {
-        return Err(Doubt::Lie(RESIZED.into()));
-    }
-    if !mark.subtract(dirty).is_empty() {
-        let lie = format!("bitmap {name} lacks the mark that it was made with: it was cleared or made anew");
-        return Err(Doubt::Lie(lie));
-    }
-    if dirty != twin {
-        let lie = format!("bitmap {name} and its twin differ: one of them did not record all the time");
-        return Err(Doubt::Lie(lie));
-    }
-    Ok(())
-}
-
-/// Why a bitmap does not count.
-#[derive(Debug)]
-pub enum Doubt {
-    /// There is no bitmap that could count.
-    Absent(String),
-    /// There is a bitmap, and it says something that is not true.
-    Lie(String),
-}
-
-impl Doubt {
-    /// How changes can be found without the bitmap.
-    ///
-    /// # Errors
-    /// `Tracking` when a bitmap was demanded.
-    pub fn changed(self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> mover::Result<Changed> {
-        match self {
-            Self::Absent(why_not) => untracked(parent, wish, &why_not),
-            Self::Lie(lie) => Ok(Changed { lie: Some(lie.clone()), ..untracked(parent, wish, &lie)? }),
-        }
-    }
-}
-
-impl From<String> for Doubt {
-    fn from(why_not: String) -> Self {
-        Self::Absent(why_not)
-    }
-}
-
-impl From<&str> for Doubt {
-    fn from(why_not: &str) -> Self {
-        Self::Absent(why_not.into())
-    }
-}
-
-/// The finding when a witness has lost its mark.
-pub const RESIZED: &str = "the image was made smaller and larger again, as its witness shows";
-/// The reason when the parent point recorded no witness.
-pub const NO_WITNESS: &str = "the parent recorded no witness of the image's size";
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";
 const FILE: &str = "file";

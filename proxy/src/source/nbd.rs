@@ -1,13 +1,14 @@
 //! An NBD export as source: somebody else's server, perhaps on another host.
 
 use super::Described;
-use super::evidence::{Doubt, Evidence, NO_WITNESS, believable};
+use super::evidence::Evidence;
 use super::identity::untold_identity;
-use crate::nbd::{Extents, NbdDisk, NbdError, NbdUri, Refusal};
+use super::proof::{Served, proven_change};
+use crate::nbd::{NbdDisk, NbdError, NbdUri, Refusal};
 use crate::qemu::TrackingName;
 use bytes::Bytes;
 use chunker::Extent;
-use mover::{ChangeTracking, Changed, Error, ErrorKind, Name, ParentDisk, Past, Result, TrackingWish};
+use mover::{Changed, Error, ErrorKind, Name, ParentDisk, Past, Result, TrackingWish};
 
 /// An open export.
 #[derive(Debug)]
@@ -46,48 +47,13 @@ impl NbdExport {
     /// Those of the server; `Tracking`.
     pub async fn changed(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
         let extents = self.disk.extents().await.map_err(|error| self.failed(error))?;
-        let mut changed = match self.proven(parent, wish, &extents) {
-            Ok(changed) => changed,
+        let seen = Served { bitmap: self.uri.bitmap.as_deref(), size: self.disk.export().size, extents: &extents };
+        let mut changed = match seen.proven(parent, wish) {
+            Ok((name, dirty)) => proven_change(&name, dirty),
             Err(doubt) => doubt.changed(parent, wish)?,
         };
         changed.zeroes = extents.zeroes;
         Ok(changed)
-    }
-
-    fn proven(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish, extents: &Extents) -> Result<Changed, Doubt> {
-        if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("requested".into());
-        }
-        let parent = parent.ok_or("the first backup of this disk")?.record;
-        let bitmap = self.uri.bitmap.as_ref().ok_or("the address names no bitmap")?;
-        if let Some(error) = &extents.failed {
-            return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}").into());
-        }
-        let name: TrackingName =
-            bitmap.parse().map_err(|_| format!("bitmap {bitmap} does not have a name that Windlass gives"))?;
-        let dirty = extents.bitmap(bitmap).ok_or_else(|| format!("the server does not export bitmap {bitmap}"))?;
-        if parent.tracking.checkpoint != Some(name.checkpoint) {
-            return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint").into());
-        }
-        let size = self.disk.export().size;
-        if parent.size != size {
-            return Err(format!("the disk has {size} bytes and had {} in the parent", parent.size).into());
-        }
-        let then = Evidence::read(&parent.format_options)?;
-        let marks = |what: &str, name: String| {
-            extents.bitmap(&name).ok_or_else(|| format!("the server does not export bitmap {name}, {what}"))
-        };
-        let twin = marks("the twin", name.twin().to_string())?;
-        let witness = then.witness.ok_or(NO_WITNESS)?;
-        believable(&name, dirty, twin, &witness, marks("the witness", witness.to_string())?)?;
-        Ok(Changed {
-            lie: None,
-            mode: ChangeTracking::Bitmap,
-            reason: format!("bitmap {bitmap} was begun at the parent's checkpoint"),
-            dirty: dirty.clone(),
-            zeroes: chunker::ExtentSet::new(),
-            checkpoint: None,
-        })
     }
 
     /// Reads `extent`.

@@ -11,11 +11,12 @@
 //! so does what cannot be read directly.
 
 use super::chain::{Chain, Place};
-use super::evidence::{Doubt, Evidence, NO_WITNESS, RESIZED, believable, file_identity};
+use super::evidence::{Evidence, file_identity};
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
+use super::proof::{Doubt, Seen, SeenBitmap, proven_change};
 use super::raw::read_extents;
-use super::settle::settle;
+use super::settle::{Settled, settle};
 use super::{Described, SourceOptions};
 use crate::nbd::{Extents, NbdDisk, NbdError};
 use crate::qemu::{
@@ -23,10 +24,9 @@ use crate::qemu::{
     TrackingName, TwinName, WitnessName, add_bitmap, add_witness, cluster_map, image_info, remove_bitmap,
 };
 use bytes::Bytes;
-use chunker::{Extent, ExtentSet, GRID_BYTES};
+use chunker::{Extent, GRID_BYTES};
 use mover::{
-    ChangeTracking, Changed, CheckpointId, DiskRecord, Error, ErrorKind, LayerIdentity, Outcome, ParentDisk, Past,
-    Result, TrackingWish, blocking,
+    Changed, CheckpointId, Error, ErrorKind, LayerIdentity, Outcome, ParentDisk, Past, Result, TrackingWish, blocking,
 };
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -95,33 +95,12 @@ impl Qcow2Disk {
         options: &SourceOptions,
         past: &impl Past,
     ) -> Result<(Self, Described)> {
-        let (walked, roots) = (image.clone(), options.image_roots.clone());
-        let chain = blocking(move || Chain::walk(&walked, &roots)).await?;
         let (path, image_warning) = (image.path.clone(), image.warning.clone());
-        if chain.is_encrypted() {
-            return Err(Error::usage(format!("{} is encrypted", path.display()))
-                .hint("serve it with qemu-nbd and its secret, and give its NBD URI"));
-        }
-        let (whole, alone) = (chain.graph()?, chain.top_graph()?);
-        let top = image_info(&alone).await.map_err(|error| error.about(&path, ErrorKind::Source))?;
-        let data_in_image = chain.data_file().is_none();
-        let mut unusable = chain
-            .data_file()
-            .map(|file| format!("its data is in {}, which changes without the bitmap", file.display()));
-        let settled = settle(&path, &alone, top.bitmaps(), options.wanted.repository, past).await?;
-        unusable = unusable.or(settled.unusable);
-        let mut candidates = candidates(top.bitmaps(), &settled.own, options);
-        if let Some(only) = bitmap {
-            candidates.retain(|name| name.to_string() == only);
-            if candidates.is_empty() && unusable.is_none() {
-                unusable = Some(format!(
-                    "bitmap {only} does not exist, is not sound, or does not have a name that Windlass gives"
-                ));
-            }
-        }
+        let Prepared { chain, alone, top, settled, candidates, unusable } =
+            Prepared::look(&image, bitmap.as_deref(), options, past).await?;
         let Begun { next, witness, witnesses, added } =
             begin_tracking(&path, &alone, &top, (&settled.own, unusable.as_deref()), options).await;
-        let layers = chain.formats();
+        let (whole, layers, data_in_image) = (chain.graph()?, chain.formats(), chain.data_file().is_none());
         let mut twins: BTreeSet<TwinName> = top.bitmaps().iter().filter_map(|it| it.name.parse().ok()).collect();
         let names = candidates
             .iter()
@@ -129,16 +108,9 @@ impl Qcow2Disk {
         let names: Vec<String> = names.flatten().chain(witnesses.iter().map(ToString::to_string)).collect();
         twins.retain(|twin| settled.own.iter().any(|name| name.twin() == *twin));
         twins.extend(next.as_ref().map(TrackingName::twin));
-        let serve = ServeOptions { image: &whole, bitmaps: &names, access: Access::Read };
-        let opened = async {
-            let (server, disk) = NbdServerProcess::start(&serve).await.map_err(|error| serve_error(error, &path))?;
-            // From here on nobody writes to it.
-            let roots = options.image_roots.clone();
-            let seen = blocking(move || Locked::look(&image, &chain, &roots)).await?;
-            Ok::<_, Error>((server, disk, seen))
-        };
-        let (server, disk, Locked { file, which, identities: chain, stamps }) = match opened.await {
-            Ok(opened) => opened,
+        let served = serve(&image, chain, &whole, &names, options).await;
+        let (server, disk, Locked { file, which, identities: chain, stamps }) = match served {
+            Ok(served) => served,
             Err(error) => {
                 abandon(&path, &alone, &added).await;
                 return Err(error);
@@ -185,20 +157,17 @@ impl Qcow2Disk {
     /// `Source`; `Tracking` when a bitmap was demanded.
     pub async fn changed(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
         let survey = self.surveyed().await?;
-        let mut changed = match self.proven(parent, wish, &survey) {
+        let seen = self.seen(&survey);
+        // Why no bitmap counts is known before any is looked at; without a parent or a wish for one, that is told first.
+        let unusable = self.unusable.clone().filter(|_| parent.is_some() && wish.asks_for_bitmap());
+        let proven = unusable.map_or_else(|| seen.proven(&self.candidates, parent, wish), |why| Err(why.into()));
+        let mut changed = match proven {
             Ok((name, dirty)) => {
                 // Those of other repositories are not ours to remove.
                 if parent.is_some_and(|parent| name.is_of(parent.repository)) {
                     self.superseded.lock().expect("no panic while held").insert(name);
                 }
-                Changed {
-                    mode: ChangeTracking::Bitmap,
-                    reason: format!("bitmap {name} was begun at the parent's checkpoint"),
-                    dirty,
-                    zeroes: ExtentSet::new(),
-                    checkpoint: None,
-                    lie: None,
-                }
+                proven_change(&name, dirty)
             }
             Err(doubt) => {
                 if let Doubt::Lie(lie) = &doubt {
@@ -208,7 +177,7 @@ impl Qcow2Disk {
             }
         };
         changed.zeroes.clone_from(&survey.extents.zeroes);
-        changed.checkpoint = self.begun(&survey).map(|name| (name.checkpoint, GRID_BYTES));
+        changed.checkpoint = self.begun(&seen).map(|name| (name.checkpoint, GRID_BYTES));
         if let (Err(why_not), TrackingWish::Auto | TrackingWish::Bitmap | TrackingWish::Full) = (&self.next, wish)
             && changed.reason != *why_not
         {
@@ -252,7 +221,10 @@ impl Qcow2Disk {
     pub async fn finish(self, outcome: Outcome) -> Result<()> {
         // A witness that says that the image was resized goes: it would say so for ever. What began under it proves nothing.
         let spoilt = match &mut *self.survey.lock().await {
-            Survey::Done(survey) => self.own_witness().filter(|name| witness_holds(survey, name).is_err()),
+            Survey::Done(survey) => {
+                let seen = self.seen(survey);
+                self.own_witness().filter(|name| seen.witness_holds(name).is_err())
+            }
             Survey::Running(task) => {
                 task.abort();
                 None
@@ -307,67 +279,25 @@ impl Qcow2Disk {
         Ok(done)
     }
 
-    /// The bitmap that proves what changed since `parent`, and what it marks; or why there is none.
-    fn proven(
-        &self,
-        parent: Option<ParentDisk<'_>>,
-        wish: TrackingWish,
-        survey: &Surveyed,
-    ) -> Result<(TrackingName, ExtentSet), Doubt> {
-        if matches!(wish, TrackingWish::Fingerprint | TrackingWish::Full) {
-            return Err("requested".into());
-        }
-        let parent = parent.ok_or("the first backup of this disk")?.record;
-        if let Some(why_not) = &self.unusable {
-            return Err(why_not.clone().into());
-        }
-        let checkpoint = parent.tracking.checkpoint.ok_or("the parent began no checkpoint")?;
-        let name = self.candidates.iter().find(|name| name.checkpoint == checkpoint);
-        let name = *name.ok_or_else(|| format!("there is no sound bitmap of the parent's checkpoint {checkpoint}"))?;
-        // Looked up in what was seen under the image's lock, not in what made it a candidate.
-        let text = name.to_string();
-        let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text} disappeared"))?;
-        sound(bitmap, parent.tracking.granularity)?;
-        self.same_disk(parent)?;
-        let then = Evidence::read(&parent.format_options)?;
-        self.evidence.continues(&then)?;
-        let witness = then.witness.ok_or(NO_WITNESS)?;
-        let marked = marked(survey, &witness)?;
-        let dirty = survey.extents.bitmap(&text).ok_or_else(|| format!("bitmap {text} is not exported"))?;
-        let twin = twin_marks(survey, &name, parent.tracking.granularity)?;
-        believable(&name, dirty, &twin, &witness, &marked)?;
-        Ok((name, dirty.clone()))
-    }
-
-    /// Size, backing files and data files must be what the parent recorded. Of the image itself the evidence tells.
-    fn same_disk(&self, parent: &DiskRecord) -> Result<(), String> {
-        let size = self.disk.export().size;
-        if parent.size != size {
-            return Err(format!("the disk has {size} bytes and had {} in the parent", parent.size));
-        }
-        let (now, then) = (&self.chain[1..], parent.chain.get(1..).unwrap_or(&[]));
-        if now.len() != then.len() {
-            return Err(format!("the image has {} files below it and had {} in the parent", now.len(), then.len()));
-        }
-        for (now, then) in now.iter().zip(then) {
-            if now.inode == 0 {
-                return Err(format!("it is not known whether {} below the image changed", now.path));
-            }
-            if now != then {
-                return Err(format!("{} below the image is not what it was", then.path));
-            }
-        }
-        Ok(())
+    /// The image and its bitmaps, as they are under the image's lock.
+    fn seen<'a>(&'a self, survey: &'a Surveyed) -> Seen<'a> {
+        let bitmap = |it: &'a Bitmap| {
+            let seen = SeenBitmap {
+                granularity: it.granularity,
+                recording: it.is_recording(),
+                consistent: it.is_consistent(),
+                marks: survey.extents.bitmap(&it.name),
+            };
+            (it.name.as_str(), seen)
+        };
+        let bitmaps = survey.top.bitmaps().iter().map(bitmap).collect();
+        Seen { size: self.disk.export().size, chain: &self.chain, evidence: &self.evidence, bitmaps }
     }
 
     /// The bitmap that this session began, if a look under the image's lock shows that it works.
-    fn begun(&self, survey: &Surveyed) -> Option<TrackingName> {
+    fn begun(&self, seen: &Seen<'_>) -> Option<TrackingName> {
         let name = self.next.as_ref().ok()?;
-        let bitmap = survey.top.bitmap(&name.to_string())?;
-        let witnessed = self.own_witness().ok_or_else(|| "there is no witness".to_owned());
-        let witnessed = witnessed.and_then(|witness| witness_holds(survey, &witness));
-        let twin = witnessed.and_then(|_| twin_there(survey, name, GRID_BYTES));
-        match twin.and_then(|()| sound(bitmap, GRID_BYTES)) {
+        match seen.will_prove(name, self.own_witness().as_ref()) {
             Ok(()) => Some(*name),
             Err(why_not) => {
                 tracing::warn!(path = %self.path.display(), why_not, "the next backup cannot use a bitmap");
@@ -375,6 +305,63 @@ impl Qcow2Disk {
             }
         }
     }
+}
+
+/// What is known of an image before anything is added to it.
+struct Prepared {
+    chain: Chain,
+    /// The image by itself.
+    alone: Graph,
+    top: ImageLayer,
+    settled: Settled,
+    candidates: Vec<TrackingName>,
+    /// Why no bitmap counts, where that is known already.
+    unusable: Option<String>,
+}
+
+impl Prepared {
+    /// Looks at the image, and settles what earlier runs left in it. With `only`, no other bitmap counts.
+    async fn look(image: &ImageFile, only: Option<&str>, options: &SourceOptions, past: &impl Past) -> Result<Self> {
+        let (walked, roots) = (image.clone(), options.image_roots.clone());
+        let chain = blocking(move || Chain::walk(&walked, &roots)).await?;
+        let path = &image.path;
+        if chain.is_encrypted() {
+            return Err(Error::usage(format!("{} is encrypted", path.display()))
+                .hint("serve it with qemu-nbd and its secret, and give its NBD URI"));
+        }
+        let alone = chain.top_graph()?;
+        let top = image_info(&alone).await.map_err(|error| error.about(path, ErrorKind::Source))?;
+        let data = chain.data_file();
+        let mut unusable =
+            data.map(|file| format!("its data is in {}, which changes without the bitmap", file.display()));
+        let settled = settle(path, &alone, top.bitmaps(), options.wanted.repository, past).await?;
+        unusable = unusable.or_else(|| settled.unusable.clone());
+        let mut candidates = candidates(top.bitmaps(), &settled.own, options);
+        if let Some(only) = only {
+            candidates.retain(|name| name.to_string() == only);
+            if candidates.is_empty() && unusable.is_none() {
+                unusable = Some(format!(
+                    "bitmap {only} does not exist, is not sound, or does not have a name that Windlass gives"
+                ));
+            }
+        }
+        Ok(Self { chain, alone, top, settled, candidates, unusable })
+    }
+}
+
+/// Starts `qemu-nbd` on the image, and looks at its files once more, now that nobody writes to them.
+async fn serve(
+    image: &ImageFile,
+    chain: Chain,
+    whole: &Graph,
+    bitmaps: &[String],
+    options: &SourceOptions,
+) -> Result<(NbdServerProcess, NbdDisk, Locked)> {
+    let serve = ServeOptions { image: whole, bitmaps, access: Access::Read };
+    let (server, disk) = NbdServerProcess::start(&serve).await.map_err(|error| serve_error(error, &image.path))?;
+    let (image, roots) = (image.clone(), options.image_roots.clone());
+    let seen = blocking(move || Locked::look(&image, &chain, &roots)).await?;
+    Ok((server, disk, seen))
 }
 
 /// Bitmaps that could prove a base: Windlass's, of any repository (a promoted copy has another id), not spoilt.
@@ -390,13 +377,9 @@ fn candidates(bitmaps: &[Bitmap], own: &[TrackingName], options: &SourceOptions)
 
 /// Witnesses of any repository that could show that the disk kept its size.
 fn witnesses(top: &ImageLayer) -> Vec<WitnessName> {
-    let still = top.bitmaps().iter().filter(|bitmap| is_still(bitmap));
+    let grain = u64::from(GRID_BYTES);
+    let still = top.bitmaps().iter().filter(|it| !it.is_recording() && it.is_consistent() && it.granularity == grain);
     still.filter_map(|bitmap| bitmap.name.parse().ok()).filter(|it: &WitnessName| it.size == top.virtual_size).collect()
-}
-
-/// A witness records nothing, and is whole.
-fn is_still(bitmap: &Bitmap) -> bool {
-    !bitmap.is_recording() && bitmap.is_consistent() && bitmap.granularity == u64::from(GRID_BYTES)
 }
 
 /// The repository's own witness. If none fits, removes those of the repository that do not fit, and makes a new one.
@@ -428,33 +411,6 @@ async fn witnessed(
             Err(format!("a witness of the image's size cannot be added: {error}"))
         }
     }
-}
-
-/// Whether a witness shows its mark and no other.
-fn witness_holds(survey: &Surveyed, name: &WitnessName) -> Result<(), String> {
-    if marked(survey, name)? == name.mark(GRID_BYTES) { Ok(()) } else { Err(RESIZED.into()) }
-}
-
-/// What a witness marks, as it is seen under the image's lock.
-fn marked(survey: &Surveyed, name: &WitnessName) -> Result<ExtentSet, String> {
-    let text = name.to_string();
-    let bitmap = survey.top.bitmap(&text).ok_or_else(|| format!("witness {text} is gone"))?;
-    let marked = survey.extents.bitmap(&text).filter(|_| is_still(bitmap));
-    marked.cloned().ok_or_else(|| format!("witness {text} is not sound"))
-}
-
-/// Whether a bitmap's twin is there, and records.
-fn twin_there(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Result<(), String> {
-    let text = name.twin().to_string();
-    let twin = survey.top.bitmap(&text).ok_or_else(|| format!("bitmap {text}, the twin, is gone"))?;
-    sound(twin, granularity)
-}
-
-/// What a bitmap's twin marks.
-fn twin_marks(survey: &Surveyed, name: &TrackingName, granularity: u32) -> Result<ExtentSet, String> {
-    twin_there(survey, name, granularity)?;
-    let text = name.twin().to_string();
-    survey.extents.bitmap(&text).cloned().ok_or_else(|| format!("bitmap {text} is not exported"))
 }
 
 /// The bitmaps that record from now on, and the witnesses.
@@ -540,19 +496,6 @@ async fn survey(disk: Arc<NbdDisk>, path: PathBuf, image: Graph, data_in_image: 
     };
     let (extents, top, clusters) = tokio::join!(disk.extents(), image_info(&image), clusters);
     Ok(Surveyed { extents: extents.map_err(SurveyError::Nbd)?, top: top.map_err(SurveyError::Tool)?, clusters })
-}
-
-fn sound(bitmap: &Bitmap, granularity: u32) -> Result<(), String> {
-    if !bitmap.is_consistent() {
-        return Err(format!("bitmap {} was not saved cleanly", bitmap.name));
-    }
-    if !bitmap.is_recording() {
-        return Err(format!("bitmap {} is not recording", bitmap.name));
-    }
-    if bitmap.granularity != u64::from(granularity) {
-        return Err(format!("bitmap {} has granularity {}, not {granularity}", bitmap.name, bitmap.granularity));
-    }
-    Ok(())
 }
 
 /// The files of an image, seen while it is locked.

@@ -15,6 +15,7 @@ impl Config {
         next
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each action")]
     fn take(&self, state: &mut State, action: Action) {
         match action {
             Action::Append(slot, event) => {

@@ -128,6 +128,7 @@ async fn without_a_certificate() {
 }
 
 /// A request of each type, and what stands beside it.
+#[expect(clippy::too_many_lines, reason = "one of each request")]
 fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World) -> (Request, Vec<u8>) {
     let of = SessionRef { session };
     let ids = vec![7; 64];

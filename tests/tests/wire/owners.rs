@@ -97,6 +97,7 @@ fn code((reply, _): (Reply, Vec<u8>)) -> Option<u16> {
 /// Every request that names a point or a machine, of everybody, about the cluster's, another's, the administrators' own and
 /// nobody's.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one line for each request")]
 async fn every_request_about_every_machine() {
     let field = Field::new().await;
     let own = field.backup(HOST_1, &options("web"), &field.machine(1)).await.unwrap().point;

@@ -1,17 +1,15 @@
 //! One disk of a backup: what may have changed is read, cut, compared and stored; the map follows.
 
 use super::Job;
-use super::check::is_reinterpreted;
 use crate::{
     ChangeTracking, Changed, DiskDescription, DiskRecord, Error, MapBuilder, MapReader, MapRoot, NewPage, PAGE_ENTRIES,
-    Page, PageRef, Presence, RateLimiter, Repository, Result, Source, TrackingRecord, TrackingWish, WriteSession,
-    level_of, with_compressor,
+    Page, PageRef, Presence, RateLimiter, Repository, Result, Source, TrackingRecord, WriteSession, with_compressor,
 };
 use bytes::Bytes;
 use chunker::{Blob, ChunkId, ChunkKind, DomainKeys, Extent, ExtentSet, GRID_BYTES, grid_blocks, is_zero};
 use futures::StreamExt;
 use futures::future::try_join;
-use futures::stream::{self, FuturesOrdered, FuturesUnordered};
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::future::{Future, poll_fn};
@@ -52,39 +50,6 @@ struct Piece {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
-    /// Warns that change tracking cannot be trusted. It is not known since when this is so, and the warning is also
-    /// about earlier points.
-    pub(super) fn tell_lie(&self, lie: &str, warnings: &mut Vec<String>) {
-        let name = &self.description.name;
-        tracing::warn!(disk = %name, reason = lie, "change tracking cannot be trusted");
-        warnings.push(format!(
-            "disk {name}: {lie}; this point is right, but earlier points made by bitmap may lack that change"
-        ));
-    }
-
-    /// Decides whether a bitmap is used. If it cannot be a bitmap of the changes since the parent, or if it contradicts
-    /// the allocation, it is not used and everything is read. A contradiction also gives a warning, because its cause
-    /// may make bitmaps wrong again. Both are errors with [`TrackingWish::Bitmap`].
-    async fn settle(&self, mut changed: Changed, warnings: &mut Vec<String>) -> Result<Changed> {
-        if changed.mode != ChangeTracking::Bitmap {
-            return Ok(changed);
-        }
-        let unfit = self.unfit();
-        let lie = if unfit.is_none() { self.lie(&changed).await? } else { None };
-        let wanted = self.job.options.wish == TrackingWish::Bitmap;
-        if let Some(lie) = lie.as_ref().filter(|_| !wanted) {
-            self.tell_lie(lie, warnings);
-        }
-        if let Some(reason) = unfit.or(lie) {
-            if wanted {
-                return Err(Error::tracking(reason).hint("leave out --change-tracking bitmap to read everything once"));
-            }
-            changed.mode = ChangeTracking::Fingerprint;
-            changed.reason = reason;
-        }
-        Ok(changed)
-    }
-
     /// One pass over the disk.
     pub(super) async fn attempt(
         &mut self,
@@ -157,46 +122,6 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         work.storing.push(store(None, pages));
         work.stored().await?;
         Ok((root, tracking))
-    }
-
-    /// Why a bitmap cannot be one of the changes since the parent. This does not mean that the tracking is wrong: for
-    /// example, the disk may have grown.
-    fn unfit(&self) -> Option<String> {
-        let Some(before) = self.before else { return Some("the bitmap has no parent".into()) };
-        if is_reinterpreted(before, self.description) {
-            return Some(format!("the disk was read as {} in the parent", before.format));
-        }
-        let size = self.description.size;
-        let same = before.size == size && before.root.level == level_of(size);
-        (!same).then(|| format!("the disk had {} bytes in the parent", before.size))
-    }
-
-    /// Looks for blocks that are zero by allocation and clean in the bitmap, but have a chunk in the parent. There the
-    /// tracking is wrong (T3), because a discarded or cut-off range was not reported. Gives the reason, or none when
-    /// all is well.
-    async fn lie(&self, changed: &Changed) -> Result<Option<String>> {
-        let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
-        let Some(before) = self.before else { return Ok(None) };
-        let clean_zeroes = whole_blocks(&changed.zeroes, size).subtract(&changed.dirty.align(grid, size));
-        let clean_zeroes = self.reader.with_data(before.root, &clean_zeroes).await?;
-        let leaf_bytes = PAGE_ENTRIES * grid;
-        let leaf = |piece: Extent| async move {
-            let page = self.reader.leaf(before.root, piece.offset / leaf_bytes).await?;
-            Ok::<_, Error>((piece, page))
-        };
-        let mut leaves = stream::iter(clean_zeroes.split(leaf_bytes).map(leaf)).buffered(LEAVES_AHEAD);
-        while let Some((piece, page)) = leaves.next().await.transpose()? {
-            let Some(page) = page else { continue };
-            let mut blocks = grid_blocks(piece, size);
-            let bad = blocks.find(|block| page.entry(block.offset / grid % PAGE_ENTRIES) != PageRef::Absent);
-            if let Some(block) = bad {
-                let at = block.offset;
-                return Ok(Some(format!(
-                    "the bitmap calls offset {at} unchanged, but it reads as zeros now and had data in the parent"
-                )));
-            }
-        }
-        Ok(None)
     }
 
     /// Exactly the bytes of `extent`, at the pace that was asked for.
@@ -503,8 +428,6 @@ const PIECES_MAX: usize = 16;
 const WAITING_MAX: usize = 48;
 /// Pages of the map on their way, of 34 KiB at most.
 const PAGES_MAX: usize = 128;
-/// Leaves of the parent's map on their way: a repository far away answers late.
-const LEAVES_AHEAD: usize = 64;
 /// Pieces begun, including those that wait without their bytes; each of these holds 2 KiB. So many may have to be read
 /// again.
 const BEGUN_MAX: usize = 4096;

@@ -26,6 +26,7 @@ type Leased<R> = (Arc<Served<R>>, Arc<Lease<R>>);
 
 impl<R: Repository + 'static> Node<R> {
     /// Does what `request` asks for and answers. The caller has checked before that `holder` may make this request.
+    #[expect(clippy::too_many_lines, reason = "one arm for each request")]
     pub(super) async fn request(&self, holder: &Holder, request: Request, beside: Bytes, to: &mut Answer) -> Done {
         match request {
             Request::Hello(hello) => say(to, welcome(&hello)?).await,
