@@ -9,7 +9,7 @@ mod source;
 mod target;
 
 pub use aligned::{AlignedBuffer, DIRECT_BYTES, direct_prefix};
-pub use machine::{MachineSource, Past, Wanted};
+pub use machine::{MachineSource, Past, Quiesce, Wanted};
 pub use pool::{Pool, blocking, with_compressor, with_decoder};
 pub use scratch::{private_folder, scratch_places};
 pub use signals::Signals;

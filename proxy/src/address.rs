@@ -1,6 +1,6 @@
 //! Addresses of disks: where they are read from and restored to. NBD URIs are in `nbd/uri`.
 
-use crate::nbd::NbdUri;
+use crate::nbd::{Escaped, NbdUri, decode};
 use mover::{Error, Name, Result};
 use serde::Deserialize;
 use std::fmt;
@@ -31,6 +31,25 @@ pub enum SourceAddress {
     },
     /// An NBD export.
     Nbd(NbdUri),
+}
+
+/// A machine that runs in a QEMU, with all its disks: `qmp+unix:///PATH`, with `?agent=PATH` after it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct QmpAddress {
+    /// QEMU's QMP socket.
+    pub socket: PathBuf,
+    /// The socket of the guest agent; QEMU is asked for it when none is given.
+    pub agent: Option<PathBuf>,
+}
+
+/// What is backed up as one recovery point, where that is one argument: a disk, or a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupAddress {
+    /// One disk.
+    Disk(SourceAddress),
+    /// All disks of a machine that runs.
+    Machine(QmpAddress),
 }
 
 /// Formats of disk images that can be read and written.
@@ -97,6 +116,10 @@ impl FromStr for SourceAddress {
         if text.is_empty() {
             return Err(Error::usage("the disk source has no path"));
         }
+        if QmpAddress::is_meant_by(text) {
+            return Err(Error::usage(format!("{text:?} is a machine, not a disk"))
+                .hint("give it as the only source, without --disk: all its disks are backed up together"));
+        }
         if let Some((scheme, _)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) {
             return Err(Error::usage(format!("{scheme}:// is not supported as a disk source"))
                 .hint("use a file, a block device, nbd://host/export or nbd+unix:///export?socket=PATH"));
@@ -121,6 +144,68 @@ impl FromStr for SourceAddress {
             _ => text,
         };
         Ok(Self::File { path: path.into(), bitmap, format })
+    }
+}
+
+impl QmpAddress {
+    /// True when `text` says that it is the address of a QEMU.
+    pub fn is_meant_by(text: &str) -> bool {
+        text.starts_with("qmp+unix:")
+    }
+}
+
+impl FromStr for QmpAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |what: &str| {
+            Error::usage(format!("{text:?} is not the address of a QEMU: {what}"))
+                .hint("write qmp+unix:///run/web.qmp, perhaps with ?agent=/run/web.agent behind it")
+        };
+        let rest = text.strip_prefix("qmp+unix://").ok_or_else(|| wrong("it does not begin with qmp+unix://"))?;
+        let (socket, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = |path: &str| {
+            let path = decode(path).ok_or_else(|| wrong("bad % escape"))?;
+            if path.starts_with('/') && path.len() > 1 {
+                Ok(PathBuf::from(path))
+            } else {
+                Err(wrong("no absolute path"))
+            }
+        };
+        let mut agent = None;
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("agent", value)) if agent.is_none() => agent = Some(path(value)?),
+                _ => return Err(wrong(&format!("unknown parameter {pair:?}"))),
+            }
+        }
+        Ok(Self { socket: path(socket)?, agent })
+    }
+}
+
+impl TryFrom<String> for QmpAddress {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for QmpAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "qmp+unix://{}", Escaped(&self.socket.to_string_lossy()))?;
+        self.agent.as_ref().map_or(Ok(()), |agent| write!(f, "?agent={}", Escaped(&agent.to_string_lossy())))
+    }
+}
+
+impl FromStr for BackupAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if QmpAddress::is_meant_by(text) {
+            return text.parse().map(Self::Machine);
+        }
+        text.parse().map(Self::Disk)
     }
 }
 
@@ -246,6 +331,23 @@ mod tests {
         for text in ["", "/a?size=1", "/a?format=vmdk", "/a?bitmap=", "http://h/x", "nbds://h/x", "qmp+unix:///m"] {
             assert!(text.parse::<SourceAddress>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn machines_that_run() {
+        let plain = QmpAddress { socket: "/run/a b".into(), agent: None };
+        let both = QmpAddress { agent: Some("/x/agent?".into()), ..plain.clone() };
+        assert_eq!("qmp+unix:///run/a%20b".parse::<QmpAddress>().unwrap(), plain);
+        for address in [plain, both] {
+            assert_eq!(address.to_string().parse::<QmpAddress>().unwrap(), address);
+            assert_eq!(address.to_string().parse::<BackupAddress>().unwrap(), BackupAddress::Machine(address));
+        }
+        for text in
+            ["qmp+unix:/run/a", "qmp+unix://", "qmp+unix:///", "qmp+unix://host/a", "qmp+unix:///a?b=c", "qmp:///a"]
+        {
+            assert!(text.parse::<QmpAddress>().is_err(), "{text}");
+        }
+        assert!(matches!("/a/b.qcow2".parse(), Ok(BackupAddress::Disk(_))));
     }
 
     #[test]

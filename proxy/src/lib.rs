@@ -3,21 +3,26 @@
 //! Architecture Invariant: nothing here knows packs or RocksDB; it meets repositories in the traits of `mover`.
 
 mod address;
+mod agent;
 mod allocator;
 mod hooks;
+mod lines;
+mod live;
 mod lock;
 mod machine;
 pub mod nbd;
 pub mod qemu;
+mod qmp;
 mod scratch;
 mod source;
 mod target;
 mod tracking;
 
-pub use address::{ImageFormat, Named, NamedSource, SourceAddress, TargetAddress};
+pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
-pub use hooks::{Hooks, keep_hooks};
-pub use machine::OfflineMachine;
+pub use hooks::Hooks;
+pub use live::{LiveSession, QemuMachine};
+pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
 pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};
 pub use tracking::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};

@@ -21,6 +21,7 @@ pub use handshake::{Context, Export, ExportFlags, Framing, Handshake, Hello};
 pub use patience::{LONG_SILENCE, Patience, SETUP, SILENCE};
 pub use reading::Landing;
 pub use session::{Completed, Reply, Request, Run, Session};
+pub(crate) use uri::{Escaped, decode};
 pub use uri::{NbdServer, NbdUri};
 
 #[cfg(test)]

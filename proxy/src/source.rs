@@ -13,17 +13,20 @@ use crate::address::{ImageFormat, NamedSource, SourceAddress};
 use bytes::Bytes;
 pub(crate) use chain::Chain;
 use chunker::{Extent, ExtentSet};
+pub(crate) use evidence::{Evidence, file_identity};
 use futures::future::join_all;
-pub(crate) use identity::{ImageFile, Looked};
+pub(crate) use identity::{ImageFile, Looked, identity, untold_identity};
 use mover::{
     ChangeTracking, Changed, DiskDescription, Error, LayerIdentity, Name, Outcome, ParentDisk, Past, Result, Snapshot,
     Source, TrackingWish, Wanted, World, blocking,
 };
 use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
+pub(crate) use proof::{Doubt, Seen, SeenBitmap, proven_change};
 use qcow2::Qcow2Disk;
 use raw::RawDisk;
 pub(crate) use raw::{holes, read_extent};
+pub(crate) use settle::told_apart;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;

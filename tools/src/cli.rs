@@ -7,7 +7,7 @@ use crate::text::{parse_compression, parsed, parsed_duration, parsed_wait};
 use chunker::Compression;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mover::{JobKind, Keep, Machine, Name, Role, Selector, Wait, parse_bytes};
-use proxy::{NamedSource, SourceAddress};
+use proxy::{BackupAddress, NamedSource, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
 use wire::NodeAddress;
@@ -116,6 +116,7 @@ pub struct Init {
 #[command(after_help = "\
 Examples:
   windlass backup --machine web /images/web.qcow2 -r /backup/main
+  windlass backup --machine web qmp+unix:///run/web.qmp -r /backup/main
   windlass backup --machine db --disk a=/images/db.qcow2 --disk b=nbd://host/b -r /backup
   windlass backup --machine web --proxy host7 --tag before-upgrade --json -r quic://store1/main")]
 pub struct Backup {
@@ -125,9 +126,10 @@ pub struct Backup {
     /// A disk and where to read it: PATH (raw or qcow2), nbd://host/export, nbd+unix:///export?socket=PATH
     #[arg(long, value_parser = parsed::<NamedSource>, value_name = "NAME=SOURCE")]
     pub disk: Vec<NamedSource>,
-    /// The only disk; it is called disk0
-    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<SourceAddress>)]
-    pub source: Option<SourceAddress>,
+    /// A machine that runs, with all its disks: qmp+unix:///PATH of its QMP socket, perhaps with ?agent=PATH of the guest
+    /// agent's socket; or the only disk, which is called disk0
+    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<BackupAddress>)]
+    pub source: Option<BackupAddress>,
     /// Allow backing and data files of an image in this folder too; an image's own folder is always allowed
     #[arg(long, value_name = "DIR")]
     pub image_root: Vec<PathBuf>,
@@ -136,9 +138,12 @@ pub struct Backup {
     /// How to find what changed since the last point
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub change_tracking: Wish,
-    /// Whether to freeze file systems; this version freezes them only through --pre-freeze and --post-thaw
+    /// Whether to freeze the file systems of a running machine, through its guest agent
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub quiesce: Quiesce,
+    /// Folder on a local disk for what a running machine overwrites while it is read [default: TMPDIR, or /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
     /// Command for sh on this host, run before the disks are opened; WINDLASS_PHASE is set
     #[arg(long, value_name = "CMD")]
     pub pre_freeze: Option<String>,
@@ -176,7 +181,7 @@ pub struct Backup {
     pub allow_format_change: bool,
     /// Let this proxy make the backup, of the disks that its configuration names; it must attend the repository's node
     #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
-          conflicts_with_all = ["source", "disk", "image_root", "pre_freeze", "post_thaw", "attach"])]
+          conflicts_with_all = ["source", "disk", "image_root", "scratch", "pre_freeze", "post_thaw", "attach"])]
     pub proxy: Option<Name>,
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use wire::identity::Credentials;
 use wire::{Congestion, Current, Peer, Remote, client, client_config_of, renewed_when_used};
 
-pub use proxy::{DiskTarget, Existing, SnapshotSession};
+pub use proxy::{DiskTarget, Existing};
 pub use store::{Access, Local};
 
 /// A repository in a directory, or on a storage node.
@@ -139,7 +139,7 @@ pub async fn repository_and_machine<M: MachineSource>(
         give.send_replace(opened.as_ref().ok().cloned());
         opened
     };
-    let wanted = Wanted { repository: id, wish: options.wish };
+    let wanted = Wanted { repository: id, wish: options.wish, quiesce: options.quiesce };
     let past = Awaited { repository: take, options };
     tokio::join!(repository, machine.open(&wanted, &past))
 }

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
 pub fn run() -> ExitCode {
-    if let Some(code) = proxy::keep_hooks() {
+    if let Some(code) = proxy::helper_if_asked() {
         return code;
     }
     proxy::tune_allocator();

@@ -13,9 +13,9 @@ use crate::record::map::stream_map;
 use crate::{
     Attachment, Begin, ChangeTracking, Changed, Commit, Consistency, DiskDescription, DiskId, DiskRecord, Error,
     ErrorKind, MachineId, Manifest, MapReader, Name, NewAttachment, NewPage, Origin, Outcome, ParentDisk, Phase,
-    PointDraft, PointFilter, PointId, Pool, Presence, Progress, ReadSession, RecoveryPoint, Repository, Result, Source,
-    Suspect, Timestamp, TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text, labels,
-    suspect_times, with_compressor,
+    PointDraft, PointFilter, PointId, Pool, Presence, Progress, Quiesce, ReadSession, RecoveryPoint, Repository,
+    Result, Source, Suspect, Timestamp, TrackingRecord, TrackingWish, Verification, World, WriteSession, check_text,
+    labels, suspect_times, with_compressor,
 };
 use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, StreamCutter};
 use disk::DiskPass;
@@ -54,6 +54,8 @@ pub struct BackupOptions {
     pub audit: Audit,
     /// Which suspicious changes of disks since the parent are allowed.
     pub allow: Allow,
+    /// Whether file systems of a running machine are frozen for the snapshot.
+    pub quiesce: Quiesce,
 }
 
 /// Changes of a disk since the parent that are refused unless an administrator allows them, because they are mostly
@@ -75,8 +77,12 @@ pub struct BackupReport {
     pub parent: Option<PointId>,
     /// State of the disks in the point: as after a crash, with file systems frozen, or with applications quiesced.
     pub consistency: Consistency,
-    /// How long the machine stood still, in milliseconds; 0 when it did not.
+    /// How long the machine's file systems or applications stood still, in milliseconds; 0 when they did not.
     pub freeze_ms: u64,
+    /// How long its processors were stopped, in milliseconds; 0 when they were not.
+    pub pause_ms: u64,
+    /// The most space, in bytes, that what the machine overwrote meanwhile took.
+    pub scratch_bytes_max: u64,
     /// What was done with each disk, in the order of the source.
     pub disks: Vec<DiskReport>,
     /// Distinct chunks the repository did not have.
@@ -126,7 +132,12 @@ pub async fn backup<R: Repository, S: Source>(
     world: &World,
     progress: &Progress,
 ) -> Result<BackupReport> {
-    let made = run(repository, &source, options, pool, world, progress).await;
+    let made = run(repository, &source, options, (pool, world), progress).await;
+    end(source, made, progress).await
+}
+
+/// Ends the session of the source as what was made says.
+async fn end<S: Source>(source: S, made: Result<BackupReport>, progress: &Progress) -> Result<BackupReport> {
     let outcome = if made.is_ok() { Outcome::Committed } else { Outcome::Abandoned };
     let finished = source.finish(outcome).await;
     progress.enter(Phase::Done);
@@ -150,36 +161,102 @@ async fn run<R: Repository, S: Source>(
     repository: &R,
     source: &S,
     options: &BackupOptions,
-    pool: &Pool,
-    world: &World,
+    means: (&Pool, &World),
     progress: &Progress,
 ) -> Result<BackupReport> {
-    let begin_time = world.now();
     check::check_request(options, source.disks(), &source.snapshot().attachments)?;
-    let Lineage { machine, parent, before } = lineage(repository, options).await?;
-    let machine = machine.unwrap_or_else(|| MachineId::random(world));
-    let point = options.point.unwrap_or_else(|| PointId::random(world));
-    let begin = Begin {
-        point,
-        parents: parent.iter().map(|parent| parent.id).collect(),
-        holder: None,
-        verification: options.verification,
-    };
-    let (session, begun) = repository.begin(begin).await?;
-    let keys = DomainKeys::new(&repository.config().domain);
-    let job = Job { repository, session: &session, source, options, pool, keys: &keys, progress };
-    let new = NewPoint { machine, point, parent: parent.map(|parent| parent.id), suspects: begun.suspects };
-    let mut made = job.run(new, begin_time, world).await;
-    if let (Ok(report), Some(before)) = (&mut made, before) {
-        report.warnings.extend(wrong_clock(&before, &report.point));
-    }
-    if made.is_err() {
-        // The error that counts is the first; a session that cannot be closed is fenced later.
-        if let Err(error) = session.abandon().await {
-            tracing::debug!(%error, "session not closed after a failed backup");
+    Ready::begin(repository, options, means.1).await?.make(source, means, progress).await
+}
+
+/// A repository that waits for the disks of a machine: the session is open, and the parent is read.
+struct Ready<'a, R: Repository> {
+    repository: &'a R,
+    options: &'a BackupOptions,
+    session: R::Session,
+    new: NewPoint,
+    /// The parent's manifest.
+    parent: Option<Manifest>,
+    /// The newest point of the machine, also if it cannot be built on.
+    before: Option<RecoveryPoint>,
+    begin_time: Timestamp,
+    warnings: Vec<String>,
+}
+
+impl<'a, R: Repository> Ready<'a, R> {
+    async fn begin(repository: &'a R, options: &'a BackupOptions, world: &World) -> Result<Self> {
+        let begin_time = world.now();
+        let Lineage { machine, parent, before } = lineage(repository, options).await?;
+        let machine = machine.unwrap_or_else(|| MachineId::random(world));
+        let point = options.point.unwrap_or_else(|| PointId::random(world));
+        let begin = Begin {
+            point,
+            parents: parent.iter().map(|parent| parent.id).collect(),
+            holder: None,
+            verification: options.verification,
+        };
+        let (session, begun) = repository.begin(begin).await?;
+        let new = NewPoint { machine, point, suspects: begun.suspects };
+        let mut ready =
+            Self { repository, options, session, new, parent: None, before, begin_time, warnings: Vec::new() };
+        match ready.read_parent(parent.map(|parent| parent.id)).await {
+            Ok(()) => Ok(ready),
+            Err(error) => {
+                ready.abandon().await;
+                Err(error)
+            }
         }
     }
-    made
+
+    /// The parent's manifest. A damaged manifest must not end the machine's backups, so the backup then goes on without
+    /// a parent.
+    async fn read_parent(&mut self, parent: Option<PointId>) -> Result<()> {
+        let Some(parent) = parent else { return Ok(()) };
+        match self.session.manifest(parent).await {
+            Ok(manifest) => self.parent = Some(manifest),
+            Err(error) if may_read_all(&error, self.options) => {
+                tracing::warn!(%error, "the parent cannot be read; everything is read instead");
+                self.warnings.push(format!("everything was read, because the parent cannot be read: {error}"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn make<S: Source>(
+        self,
+        source: &S,
+        (pool, world): (&Pool, &World),
+        progress: &Progress,
+    ) -> Result<BackupReport> {
+        let Self { repository, options, session, new, parent, before, begin_time, warnings } = self;
+        let keys = DomainKeys::new(&repository.config().domain);
+        let job = Job { repository, session: &session, source, options, pool, keys: &keys, progress };
+        let mut made = job.run(new, parent, warnings, begin_time, world).await;
+        if let (Ok(report), Some(before)) = (&mut made, before) {
+            report.warnings.extend(wrong_clock(&before, &report.point));
+        }
+        if made.is_err() {
+            abandon(session).await;
+        }
+        made
+    }
+
+    async fn abandon(self) {
+        abandon(self.session).await;
+    }
+}
+
+/// Closes a session that makes no point.
+async fn abandon(session: impl WriteSession) {
+    // The error that counts is the first; a session that cannot be closed is fenced later.
+    if let Err(error) = session.abandon().await {
+        tracing::debug!(%error, "session not closed after a failed backup");
+    }
+}
+
+/// Whether reading everything is the way out of damage in the parent.
+fn may_read_all(error: &Error, options: &BackupOptions) -> bool {
+    error.kind() == ErrorKind::Integrity && options.wish != TrackingWish::Bitmap
 }
 
 /// The machine's id, and the point to build on: the last point of this machine that this owner committed to this
@@ -235,7 +312,6 @@ struct Disks {
 struct NewPoint {
     machine: MachineId,
     point: PointId,
-    parent: Option<PointId>,
     suspects: Vec<Suspect>,
 }
 
@@ -251,9 +327,14 @@ struct Job<'a, R: Repository, S> {
 }
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
-    async fn run(&self, new: NewPoint, begin_time: Timestamp, world: &World) -> Result<BackupReport> {
-        let mut warnings = Vec::new();
-        let parent = self.parent(new.parent, &mut warnings).await?;
+    async fn run(
+        &self,
+        new: NewPoint,
+        parent: Option<Manifest>,
+        mut warnings: Vec<String>,
+        begin_time: Timestamp,
+        world: &World,
+    ) -> Result<BackupReport> {
         if let Some(parent) = &parent {
             check::check_changes(parent, self.source.disks(), self.options.allow)?;
         }
@@ -294,6 +375,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             parent: manifest.parent,
             consistency: manifest.consistency,
             freeze_ms: snapshot.frozen.as_millis().try_into().unwrap_or(u64::MAX),
+            pause_ms: snapshot.paused.as_millis().try_into().unwrap_or(u64::MAX),
+            scratch_bytes_max: self.source.scratch_bytes_max(),
             disks: manifest.disks.into_iter().zip(disks.audits).map(DiskReport::from).collect(),
             chunks_new: stored.chunks,
             bytes_new: stored.bytes_plain,
@@ -361,24 +444,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         }
     }
 
-    /// The parent's manifest. A damaged manifest must not end the machine's backups, so the backup then goes on without
-    /// a parent.
-    async fn parent(&self, parent: Option<PointId>, warnings: &mut Vec<String>) -> Result<Option<Manifest>> {
-        let Some(parent) = parent else { return Ok(None) };
-        match self.session.manifest(parent).await {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if self.may_read_all(&error) => {
-                tracing::warn!(%error, "the parent cannot be read; everything is read instead");
-                warnings.push(format!("everything was read, because the parent cannot be read: {error}"));
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether reading everything is the way out of damage in the parent.
     fn may_read_all(&self, error: &Error) -> bool {
-        error.kind() == ErrorKind::Integrity && self.options.wish != TrackingWish::Bitmap
+        may_read_all(error, self.options)
     }
 
     /// Commits. If the repository turns out to lack chunks, puts them and commits again, as long as that makes progress

@@ -131,6 +131,10 @@ impl<S: Source> Source for Stoppable<S> {
         self.stop.race(self.inner.check()).await
     }
 
+    fn scratch_bytes_max(&self) -> u64 {
+        self.inner.scratch_bytes_max()
+    }
+
     async fn stopped(&self) -> Error {
         stopped(self.stop.asked().await)
     }

@@ -1,6 +1,7 @@
 //! A machine that can be backed up.
 
 use crate::{CheckpointId, DiskRecord, Name, RepositoryId, Result, Source, TrackingWish};
+use serde::{Deserialize, Serialize};
 use std::future::Future;
 
 /// A machine. A backup opens all its disks in one moment, and the machine also does what must happen around that moment
@@ -16,6 +17,12 @@ pub trait MachineSource: Send + Sync {
     /// could not be brought to the state that is required, `Source`, `Transport`, those of `past`. After an error
     /// nothing stays open or frozen; the next run cleans up what was begun in an image.
     fn open(&self, wanted: &Wanted, past: &impl Past) -> impl Future<Output = Result<Self::Session>> + Send;
+
+    /// True when the machine, or something in it, stands still while it is opened: then everything else is made ready
+    /// before, and nothing is tried twice.
+    fn stands_still(&self) -> bool {
+        false
+    }
 }
 
 /// What a machine is opened for.
@@ -25,6 +32,20 @@ pub struct Wanted {
     pub repository: RepositoryId,
     /// How changes may be found; with [`TrackingWish::Fingerprint`] nothing is written into any image.
     pub wish: TrackingWish,
+    /// Whether the machine's file systems are to stand still for the moment of the snapshot.
+    pub quiesce: Quiesce,
+}
+
+/// Whether the file systems of a running machine are frozen for the moment of its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Quiesce {
+    /// Where that is possible; otherwise the point is crash consistent, and a warning says why.
+    #[default]
+    Auto,
+    /// Frozen, or there is no point.
+    Require,
+    /// Not frozen.
+    Off,
 }
 
 /// What was backed up before, as far as it can be trusted.

@@ -43,6 +43,11 @@ pub trait Source: Send + Sync {
     /// before commit.
     fn check(&self) -> impl Future<Output = Result<()>> + Send;
 
+    /// The most space that was taken, so far, by what the machine overwrote while it was read; in bytes.
+    fn scratch_bytes_max(&self) -> u64 {
+        0
+    }
+
     /// Completes only when the job that reads this source must stop, and then with an error. The job waits for it together
     /// with everything else that it waits for, such as a rate limit or a repository far away.
     fn stopped(&self) -> impl Future<Output = Error> + Send {
@@ -65,6 +70,8 @@ pub struct Snapshot {
     pub consistency: Consistency,
     /// How long the machine, or an application in it, stood still for it; zero when it did not.
     pub frozen: Duration,
+    /// How long the machine's processors were stopped for it; zero when they were not.
+    pub paused: Duration,
     /// Guest clock minus the clock here, in nanoseconds; none when nobody asked the guest.
     pub guest_clock_offset_ns: Option<i64>,
     /// Files that belong to the machine in addition to its disks, as the source found them.
@@ -80,6 +87,7 @@ impl Snapshot {
             time,
             consistency: Consistency::Crash,
             frozen: Duration::ZERO,
+            paused: Duration::ZERO,
             guest_clock_offset_ns: None,
             attachments: Vec::new(),
             warnings: Vec::new(),

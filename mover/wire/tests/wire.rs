@@ -235,6 +235,8 @@ fn report() -> BackupReport {
         parent: Some(PointId([11; 16])),
         consistency: Consistency::Crash,
         freeze_ms: 17,
+        pause_ms: 6,
+        scratch_bytes_max: 65_536,
         disks: vec![DiskReport { name: "vda".parse().unwrap(), size: 12, tracking, audit }],
         chunks_new: 13,
         bytes_new: 14,

@@ -1,7 +1,7 @@
 //! The configuration of a proxy. Unknown keys are refused, with line and column.
 
 use mover::{Error, Name, Result};
-use proxy::{Hooks, NamedSource, SourceAddress};
+use proxy::{Hooks, NamedSource, QmpAddress, SourceAddress};
 use serde::Deserialize;
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,9 @@ pub struct Config {
     /// folder. An image's own folder need not be named.
     #[serde(default)]
     pub image_roots: Vec<PathBuf>,
+    /// Folder on a local disk for what running machines overwrite while they are read; a relative one begins at the
+    /// configuration's folder. Without it, `TMPDIR` or /var/tmp.
+    pub scratch: Option<PathBuf>,
     /// What may be backed up.
     #[serde(default)]
     pub machine: Vec<Machine>,
@@ -36,7 +39,10 @@ pub struct Config {
 pub struct Machine {
     /// Name of the machine.
     pub name: Name,
-    /// Disks of the machine.
+    /// The QEMU that the machine runs in: `qmp+unix:///PATH`. All its disks are backed up then.
+    pub source: Option<QmpAddress>,
+    /// Disks of a machine that does not run.
+    #[serde(default)]
     pub disk: Vec<Disk>,
     /// A command that is run before its disks are opened, with `sh -c`, on this host. When it fails nothing is backed up.
     #[serde(default)]
@@ -77,6 +83,7 @@ impl Config {
         let (mut config, folder) = configured(path, Self::parse)?;
         config.identity = folder.join(&config.identity);
         config.image_roots.iter_mut().for_each(|root| *root = folder.join(&root));
+        config.scratch.iter_mut().for_each(|scratch| *scratch = folder.join(&scratch));
         for disk in config.machine.iter_mut().flat_map(|machine| &mut machine.disk) {
             if let SourceAddress::File { path, .. } = &mut disk.source {
                 *path = folder.join(&path);
@@ -97,7 +104,13 @@ impl Config {
         if let Some(name) = twice(config.machine.iter().map(|machine| &machine.name)) {
             return wrong(format!("two machines are called {name}"));
         }
-        for Machine { name, disk, .. } in &config.machine {
+        for Machine { name, source, disk, .. } in &config.machine {
+            if source.is_some() {
+                if !disk.is_empty() {
+                    return wrong(format!("machine {name} has both `source` and disks"));
+                }
+                continue;
+            }
             if disk.is_empty() || disk.len() > DISKS_MAX {
                 return wrong(format!("machine {name} has {} disks, not 1 to {DISKS_MAX}", disk.len()));
             }
@@ -148,6 +161,11 @@ mod tests {
             (format!("{GOOD}{WEB}{WEB}"), "two machines are called web"),
             (format!("{GOOD}{WEB}{disk}"), "two disks of machine web are called a"),
             (format!("{GOOD}[[machine]]\nname = \"web\"\ndisk = []\n"), "machine web has 0 disks"),
+            (format!("{GOOD}[[machine]]\nname = \"web\"\nsource = \"/run/web.qmp\"\n"), "line 5, column 10"),
+            (
+                format!("{GOOD}[[machine]]\nname = \"web\"\nsource = \"qmp+unix:///q\"\n{disk}"),
+                "both `source` and disks",
+            ),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.to_string().contains(told), "{text}\n{error}");

@@ -24,7 +24,7 @@ use wire::{IdentityRenewer, Peer, Signer, client, client_config_of};
 use work::Host;
 
 fn main() -> ExitCode {
-    if let Some(code) = proxy::keep_hooks() {
+    if let Some(code) = proxy::helper_if_asked() {
         return code;
     }
     proxy::tune_allocator();

@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use mover::{BackupReport, Error, Name, Pool, Progress, Result, Stop, World, backup_machine};
-use proxy::{Hooks, NamedSource, OfflineMachine};
+use proxy::{AnyMachine, Hooks, NamedSource, OfflineMachine, QemuMachine, QmpAddress};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,28 +19,41 @@ pub struct Host {
     pub endpoint: Endpoint,
     pool: Pool,
     image_roots: Vec<PathBuf>,
+    scratch: Option<PathBuf>,
     pub world: World,
     /// Random for each process: tells this process from a later one.
     pub instance: [u8; 16],
 }
 
 struct Machine {
-    disks: Vec<NamedSource>,
+    place: Place,
     hooks: Option<Hooks>,
     /// Held by the one job of this machine that is carried out. Two at once would only find the images busy.
     turn: Mutex<()>,
 }
 
+/// Where the disks of a machine are.
+enum Place {
+    /// In the QEMU that it runs in.
+    Qemu(QmpAddress),
+    /// In files, devices and exports, while it does not run.
+    Disks(Vec<NamedSource>),
+}
+
 impl Host {
     pub fn new(config: &Config, endpoint: Endpoint, pool: Pool, world: World) -> Self {
         let machine = |it: &super::config::Machine| {
-            let disks = it.disk.iter().cloned().map(NamedSource::from).collect();
-            (it.name.clone(), Machine { disks, hooks: it.hooks(), turn: Mutex::default() })
+            let place = match &it.source {
+                Some(address) => Place::Qemu(address.clone()),
+                None => Place::Disks(it.disk.iter().cloned().map(NamedSource::from).collect()),
+            };
+            (it.name.clone(), Machine { place, hooks: it.hooks(), turn: Mutex::default() })
         };
         let machines = config.machine.iter().map(machine).collect();
         let room = Semaphore::new(config.jobs.get().into());
         let instance = world.random_bytes();
-        Self { machines, room, endpoint, pool, image_roots: config.image_roots.clone(), world, instance }
+        let (image_roots, scratch) = (config.image_roots.clone(), config.scratch.clone());
+        Self { machines, room, endpoint, pool, image_roots, scratch, world, instance }
     }
 
     /// Backs a machine up into a repository of the node that asks for it. Says so when it has to wait.
@@ -70,18 +83,26 @@ impl Host {
         };
         let connecting = Remote::connect(self.endpoint.clone(), node, job.repository.as_str(), Some(&job.machine));
         let repository = stop.race(connecting).await?;
-        let source = OfflineMachine {
-            name: job.machine.clone(),
-            disks: machine.disks.clone(),
-            hooks: machine.hooks.clone(),
-            image_roots: self.image_roots.clone(),
-            stop: stop.clone(),
-            world: self.world.clone(),
-        };
+        let source = self.source(&job.machine, machine, &stop);
         let means = (&self.pool, &self.world);
         let made = backup_machine(&repository, &source, &options, &stop, means, &progress).await;
         repository.close().await;
         made
+    }
+
+    fn source(&self, name: &Name, machine: &Machine, stop: &Stop) -> AnyMachine {
+        let (name, hooks) = (name.clone(), machine.hooks.clone());
+        let (stop, world) = (stop.clone(), self.world.clone());
+        match &machine.place {
+            Place::Qemu(address) => {
+                let (address, scratch) = (address.clone(), self.scratch.clone());
+                AnyMachine::Qemu(QemuMachine { name, address, hooks, scratch, stop, world })
+            }
+            Place::Disks(disks) => {
+                let (disks, image_roots) = (disks.clone(), self.image_roots.clone());
+                AnyMachine::Offline(OfflineMachine { name, disks, hooks, image_roots, stop, world })
+            }
+        }
     }
 
     fn unknown(&self, machine: &Name) -> Error {

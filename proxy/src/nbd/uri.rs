@@ -149,7 +149,8 @@ fn tcp(authority: &str) -> Option<NbdServer> {
     (!host.is_empty()).then_some(NbdServer::Tcp { host, port })
 }
 
-fn decode(text: &str) -> Option<String> {
+/// The text that `text` means, in which % and two digits stand for one byte.
+pub fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -164,7 +165,8 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
 }
 
-struct Escaped<'a>(&'a str);
+/// Text with % escapes for what URIs may not contain.
+pub struct Escaped<'a>(pub &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

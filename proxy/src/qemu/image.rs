@@ -75,6 +75,16 @@ impl ImageLayer {
         self.snapshots.iter().map(|it| format!("{}.{:09}", it.date_sec, it.date_nsec))
     }
 
+    /// True when bitmaps can be stored in it: a qcow2 image of version 3.
+    pub fn keeps_bitmaps(&self) -> bool {
+        self.format_specific.data.compat.as_deref().is_some_and(|it| it != "0.10")
+    }
+
+    /// The file that holds the image's data, where that is not the image itself.
+    pub fn data_file(&self) -> Option<&str> {
+        self.format_specific.data.data_file.as_deref()
+    }
+
     /// True when QEMU marked the image as corrupt.
     pub fn is_corrupt(&self) -> bool {
         self.format_specific.data.corrupt

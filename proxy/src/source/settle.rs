@@ -42,7 +42,10 @@ pub async fn settle(
 }
 
 /// Divides several bitmaps into those that count and those that are to be removed.
-async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
+///
+/// # Errors
+/// Those of `past`.
+pub async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
     let mut committed = Vec::new();
     for name in &own {
         if past.is_committed(name.checkpoint).await? {

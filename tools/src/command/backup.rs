@@ -6,23 +6,22 @@ use crate::address::Attach;
 use crate::cli::{Backup, Quiesce, Wish};
 use crate::context::{Context, Exit};
 use crate::job::watched;
-use crate::open::{self, Access, Opened, SnapshotSession};
+use crate::open::{self, Access, Opened};
 use crate::output::table;
 use crate::stop::Stoppable;
 use crate::text::{counted, escaped, seconds, short, size};
 use mover::event::{BackupSummary, JobSummary};
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Error, ErrorKind, NewAttachment, Outcome, Progress, Result, Source as _,
-    TrackingWish, Verification, backup, backup_machine, blocking,
+    Allow, Audit, BackupOptions, BackupReport, Error, MachineSource as _, NewAttachment, Outcome, Progress, Result,
+    Source as _, TrackingWish, Verification, backup, backup_machine, blocking,
 };
-use proxy::{Hooks, NamedSource, OfflineMachine};
+use proxy::{AnyMachine, AnySession, BackupAddress, Hooks, NamedSource, OfflineMachine, QemuMachine};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
-    refuse_what_cannot_be_done(arguments)?;
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
@@ -30,8 +29,8 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
         Some(proxy) => through::attempt(context, arguments, proxy, &options).await,
         None => attempt(context, arguments, &options).await,
     };
-    let report = match has_hooks(arguments) {
-        true => with_hooks(context, arguments, &options).await?,
+    let report = match arguments.proxy.is_none() && machine(context, arguments).stands_still() {
+        true => at_rest(context, arguments, &options).await?,
         false => wait.retry(&context.stop, |busy| context.out.waits_for(busy), attempt).await?,
     };
     for warning in &report.warnings {
@@ -40,14 +39,6 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     let took = began.elapsed();
     context.out.summary(JobSummary::Backup(BackupSummary::of(&report, took)), || print(context, &report, took));
     Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
-}
-
-fn refuse_what_cannot_be_done(arguments: &Backup) -> Result<()> {
-    if arguments.quiesce == Quiesce::Require {
-        return Err(Error::new(ErrorKind::Quiesce, "this version cannot quiesce a machine by itself")
-            .hint("leave out --quiesce require, and quiesce the machine with --pre-freeze and --post-thaw"));
-    }
-    Ok(())
 }
 
 async fn options(arguments: &Backup) -> Result<BackupOptions> {
@@ -70,6 +61,11 @@ async fn options(arguments: &Backup) -> Result<BackupOptions> {
         rate: arguments.rate,
         audit: arguments.audit.map_or(Audit::Usual, Audit::Percent),
         allow: Allow { shrink: arguments.allow_shrink, format_change: arguments.allow_format_change },
+        quiesce: match arguments.quiesce {
+            Quiesce::Auto => mover::Quiesce::Auto,
+            Quiesce::Require => mover::Quiesce::Require,
+            Quiesce::Off => mover::Quiesce::Off,
+        },
     })
 }
 
@@ -94,36 +90,29 @@ fn read_attachment(attach: &Attach) -> Result<NewAttachment> {
     Ok(NewAttachment { kind: attach.kind.clone(), name, bytes: bytes.into() })
 }
 
-fn disks(arguments: &Backup) -> Vec<NamedSource> {
-    match &arguments.source {
-        Some(source) => vec![NamedSource::only(source.clone())],
-        None => arguments.disk.clone(),
-    }
-}
-
-fn machine(context: &Context, arguments: &Backup) -> OfflineMachine {
+fn machine(context: &Context, arguments: &Backup) -> AnyMachine {
     let hooks = Hooks {
         before: arguments.pre_freeze.clone(),
         after: arguments.post_thaw.clone(),
         limit: arguments.hook_timeout,
     };
-    OfflineMachine {
-        name: arguments.machine.clone(),
-        disks: disks(arguments),
-        hooks: has_hooks(arguments).then_some(hooks),
-        image_roots: arguments.image_root.clone(),
-        stop: context.stop.clone(),
-        world: context.world.clone(),
-    }
-}
-
-const fn has_hooks(arguments: &Backup) -> bool {
-    arguments.pre_freeze.is_some() || arguments.post_thaw.is_some()
+    let hooks = (arguments.pre_freeze.is_some() || arguments.post_thaw.is_some()).then_some(hooks);
+    let (name, stop, world) = (arguments.machine.clone(), context.stop.clone(), context.world.clone());
+    let disks = match &arguments.source {
+        Some(BackupAddress::Machine(address)) => {
+            let (address, scratch) = (address.clone(), arguments.scratch.clone());
+            return AnyMachine::Qemu(QemuMachine { name, address, hooks, scratch, stop, world });
+        }
+        Some(BackupAddress::Disk(source)) => vec![NamedSource::only(source.clone())],
+        None => arguments.disk.clone(),
+    };
+    let image_roots = arguments.image_root.clone();
+    AnyMachine::Offline(OfflineMachine { name, disks, hooks, image_roots, stop, world })
 }
 
 /// A machine is made to stand still once, and only when all else is there: the repository is waited for before. What is
 /// busy while it stands still is not waited for.
-async fn with_hooks(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
+async fn at_rest(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
     let (machine, progress) = (machine(context, arguments), Progress::default());
@@ -153,7 +142,7 @@ async fn carry_out(
     context: &Context,
     options: &BackupOptions,
     repository: Opened,
-    source: SnapshotSession,
+    source: AnySession,
 ) -> Result<BackupReport> {
     let progress = Progress::default();
     let source = Stoppable { inner: source, stop: context.stop.clone() };

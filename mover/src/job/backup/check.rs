@@ -97,6 +97,7 @@ mod tests {
             rate: None,
             audit: crate::Audit::default(),
             allow: Allow::default(),
+            quiesce: crate::Quiesce::Auto,
         }
     }
 

@@ -40,6 +40,8 @@ pub struct BackupSummary {
     pub bytes_stored: u64,
     pub chunks_new: u64,
     pub freeze_ms: u64,
+    pub pause_ms: u64,
+    pub scratch_bytes_max: u64,
     pub duration_ms: u64,
     pub parent: Option<String>,
 }
@@ -159,6 +161,8 @@ impl BackupSummary {
             bytes_stored: report.bytes_stored,
             chunks_new: report.chunks_new,
             freeze_ms: report.freeze_ms,
+            pause_ms: report.pause_ms,
+            scratch_bytes_max: report.scratch_bytes_max,
             duration_ms: milliseconds(duration),
             parent: report.parent.map(|parent| parent.to_string()),
         }

@@ -3,8 +3,8 @@
 use super::super::message::Failed;
 use chunker::Compression;
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, JobKind, Name, PointId, Result, TrackingWish,
-    Verification, codec,
+    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, JobKind, Name, PointId, Quiesce, Result,
+    TrackingWish, Verification, codec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,8 @@ pub struct BackupJob {
     pub audit: Option<u8>,
     /// What may differ from the parent.
     pub allow: Allow,
+    /// Whether file systems of a running machine are frozen.
+    pub quiesce: Quiesce,
 }
 
 impl Job {
@@ -139,6 +141,7 @@ impl BackupJob {
                 Audit::Percent(percent) => Some(percent),
             },
             allow: options.allow,
+            quiesce: options.quiesce,
         })
     }
 
@@ -163,6 +166,7 @@ impl BackupJob {
             rate: self.rate,
             audit: self.audit.map_or(Audit::Usual, Audit::Percent),
             allow: self.allow,
+            quiesce: self.quiesce,
         })
     }
 }

@@ -65,6 +65,8 @@ fn done(id: u8) -> Event {
         parent: None,
         consistency: Consistency::Crash,
         freeze_ms: 0,
+        pause_ms: 0,
+        scratch_bytes_max: 0,
         disks: Vec::new(),
         chunks_new: 0,
         bytes_new: 0,
