@@ -6,6 +6,7 @@
 //! time nothing counts before such a number came back.
 
 use crate::lines::Lines;
+use mover::World;
 use serde_json::{Value, json};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,9 +72,9 @@ impl Agent {
     ///
     /// # Errors
     /// Of the socket.
-    pub async fn connect(path: &Path) -> io::Result<Self> {
+    pub async fn connect(path: &Path, world: &World) -> io::Result<Self> {
         // A socket in use lets nobody in while its queue is full; with room in the queue nobody answers.
-        Ok(Self::over(timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await??))
+        Ok(Self::over(timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await??, world))
     }
 
     /// The agent behind a socket on which another process has begun to talk.
@@ -82,13 +83,13 @@ impl Agent {
     /// Of the socket.
     pub fn taken_over(socket: StdStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let mut agent = Self::over(UnixStream::from_std(socket)?);
-        agent.number = 1 << 40;
-        Ok(agent)
+        Ok(Self::over(UnixStream::from_std(socket)?, &World::system()))
     }
 
-    fn over(stream: UnixStream) -> Self {
-        Self { stream, lines: Lines::new(LINE_BYTES_MAX), number: 0, in_step: false }
+    fn over(stream: UnixStream, world: &World) -> Self {
+        // A number that nobody guesses; JSON carries 53 bits without loss.
+        let number = u64::from(u32::from_be_bytes(world.random_bytes())) << 16;
+        Self { stream, lines: Lines::new(LINE_BYTES_MAX), number, in_step: false }
     }
 
     /// The socket once more, for a process that is to go on when this one dies.

@@ -21,7 +21,7 @@ mod tracking;
 pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
 pub use hooks::Hooks;
-pub use live::{LiveSession, QemuMachine};
+pub use live::{Finding, LiveSession, QemuMachine, examine};
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
 pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};

@@ -10,11 +10,13 @@
 //! scratch space is full or slow, the snapshot is given up, and not the guest's write.
 
 mod bitmaps;
+mod doctor;
 mod found;
 mod graph;
 mod inventory;
 mod names;
 mod opening;
+mod placed;
 mod quiesce;
 mod scratch;
 mod session;
@@ -22,6 +24,7 @@ mod watchdog;
 
 use crate::address::QmpAddress;
 use crate::hooks::Hooks;
+pub use doctor::{Finding, examine};
 use mover::{MachineSource, Name, Past, Result, Stop, Wanted, World};
 use opening::Opening;
 use serde_json::{Value, json};

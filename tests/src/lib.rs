@@ -11,4 +11,6 @@ pub mod node;
 pub mod objects;
 pub mod place;
 pub mod program;
+
 pub mod protocol;
+pub mod qemu;

@@ -7,7 +7,7 @@ use crate::text::{parse_compression, parsed, parsed_duration, parsed_wait};
 use chunker::Compression;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mover::{JobKind, Keep, Machine, Name, Role, Selector, Wait, parse_bytes};
-use proxy::{BackupAddress, NamedSource, SourceAddress};
+use proxy::{BackupAddress, NamedSource, QmpAddress, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
 use wire::NodeAddress;
@@ -615,8 +615,18 @@ pub struct RebuildIndex {
 Examples:
   windlass doctor
   windlass doctor -r quic://store1.example/main
+  windlass doctor qmp+unix:///run/web.qmp --undo
   windlass doctor --accept-rollback -r /backup/main")]
 pub struct Doctor {
+    /// Also check what a backup of this running machine will meet: qmp+unix:///PATH
+    #[arg(value_name = "MACHINE", value_parser = parsed::<QmpAddress>)]
+    pub machine: Option<QmpAddress>,
+    /// Take out of the machine's QEMU what a killed backup left there
+    #[arg(long, requires = "machine")]
+    pub undo: bool,
+    /// Check this folder for scratch space [default: TMPDIR, or /var/tmp]
+    #[arg(long, value_name = "DIR", requires = "machine")]
+    pub scratch: Option<PathBuf>,
     /// Also check this repository: /path, file:///path, or quic://host[:port]/name on a storage node
     #[arg(short, long, value_name = "ADDR", env = "WINDLASS_REPOSITORY")]
     pub repository: Option<RepositoryAddress>,

@@ -212,6 +212,7 @@ fn backup() -> BackupJob {
         rate: Some(4),
         audit: Some(5),
         allow: mover::Allow { shrink: true, format_change: false },
+        quiesce: mover::Quiesce::Require,
     }
 }
 

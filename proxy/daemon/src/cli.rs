@@ -23,6 +23,23 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Serve(Serve),
+    Doctor(Doctor),
+}
+
+/// Check what backups of the configuration's running machines will meet
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  windlass-proxy doctor
+  windlass-proxy doctor --config ./lab/windlass-proxy.toml
+  windlass-proxy doctor --undo")]
+pub struct Doctor {
+    /// Configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/windlass/windlass-proxy.toml")]
+    pub config: PathBuf,
+    /// Take out of the machines' QEMUs what killed backups left there
+    #[arg(long)]
+    pub undo: bool,
 }
 
 /// Attend storage nodes, and carry out their jobs, until SIGTERM
@@ -39,11 +56,17 @@ Configuration:
   jobs = 2                                      # at the same time; others wait
   image_roots = [\"/templates\"]                # more folders in which backing files may lie
 
+  scratch = \"/var/tmp\"                         # for what running machines overwrite meanwhile
+
   [[machine]]
-  name = \"web\"
+  name = \"web\"                                 # it runs: all its disks are backed up
+  source = \"qmp+unix:///run/web.qmp\"
+
+  [[machine]]
+  name = \"old\"                                 # it is shut down: these disks are
   [[machine.disk]]
   name = \"vda\"
-  source = \"/images/web.qcow2\"                  # as SOURCE of `windlass backup`")]
+  source = \"/images/old.qcow2\"                  # as SOURCE of `windlass backup`")]
 pub struct Serve {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/windlass/windlass-proxy.toml")]

@@ -8,7 +8,7 @@ mod work;
 
 use attend::Attendance;
 use clap::Parser;
-use cli::{Cli, Command, Serve};
+use cli::{Cli, Command, Doctor, Serve};
 use config::Config;
 use mover::Signals;
 use mover::{Error, Pool, Result, Role, StopReason, World};
@@ -33,8 +33,31 @@ fn main() -> ExitCode {
     // A log file is no terminal.
     let colour = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
-    let Command::Serve(arguments) = cli.command;
-    service::ended(serve(&arguments))
+    match cli.command {
+        Command::Serve(arguments) => service::ended(serve(&arguments)),
+        Command::Doctor(arguments) => match doctor(&arguments) {
+            Ok(true) => ExitCode::SUCCESS,
+            // As elsewhere: done, with something to look at.
+            Ok(false) => ExitCode::from(4),
+            Err(error) => service::ended(Err(error)),
+        },
+    }
+}
+
+/// Prints what was found; true when all is sound.
+fn doctor(arguments: &Doctor) -> Result<bool> {
+    let config = Config::read(&arguments.config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::internal("cannot start").because(error))?;
+    let mut all = true;
+    for (name, address) in config.machine.iter().filter_map(|it| Some((&it.name, it.source.as_ref()?))) {
+        let findings = runtime.block_on(proxy::examine(address, config.scratch.clone(), arguments.undo));
+        for finding in findings {
+            all &= finding.sound;
+            println!("{} {name}: {}: {}", if finding.sound { "ok  " } else { "look" }, finding.subject, finding.remark);
+        }
+    }
+    Ok(all)
 }
 
 fn serve(arguments: &Serve) -> Result<()> {

@@ -25,6 +25,8 @@ pub struct Traces {
     bitmaps: Vec<(String, String)>,
     /// Sets of open files.
     files: Vec<u64>,
+    /// True when the NBD server is ours.
+    server: bool,
     sessions: BTreeSet<SessionNumber>,
 }
 
@@ -111,9 +113,11 @@ impl Traces {
         }
         let files: Vec<FileSet> = monitor.ask("query-fdsets", json!({})).await?;
         for set in files {
-            if let Some(session) = set.fds.iter().find_map(|file| counts(file.opaque.as_deref()?)) {
+            for opaque in set.fds.iter().filter_map(|file| file.opaque.as_deref()) {
+                let Some(session) = counts(opaque) else { continue };
                 traces.sessions.insert(session);
                 traces.files.push(set.fdset_id);
+                traces.server |= session.is_part(opaque, Part::Server);
             }
         }
         if traces.nodes.is_empty() {
@@ -171,8 +175,12 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
         }
     };
     note(end_exports(monitor, &traces.exports).await);
-    if !traces.exports.is_empty() && !traces.foreign_exports {
-        note(told(monitor, "nbd-server-stop", json!({})).await);
+    if traces.server && !traces.foreign_exports {
+        // Refused when it was killed before it had started.
+        note(match told(monitor, "nbd-server-stop", json!({})).await {
+            Err(error) if error.is_refusal() => Ok(()),
+            done => done,
+        });
     }
     if traces.devices.is_empty() {
         note(remove_copiers(monitor, traces).await);

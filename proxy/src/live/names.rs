@@ -23,6 +23,8 @@ pub enum Part {
     Marks,
     /// A node without content, on which a mark is made.
     Marker,
+    /// Tells that the NBD server is ours: QEMU itself does not say whose it is.
+    Server,
 }
 
 impl SessionNumber {
@@ -64,7 +66,8 @@ impl fmt::Display for SessionNumber {
 }
 
 impl Part {
-    const ALL: [Self; 6] = [Self::Scratch, Self::Copier, Self::View, Self::Export, Self::Marks, Self::Marker];
+    const ALL: [Self; 7] =
+        [Self::Scratch, Self::Copier, Self::View, Self::Export, Self::Marks, Self::Marker, Self::Server];
 
     const fn letter(self) -> char {
         match self {
@@ -74,6 +77,7 @@ impl Part {
             Self::Export => 'e',
             Self::Marks => 'b',
             Self::Marker => 'm',
+            Self::Server => 'n',
         }
     }
 }

@@ -5,9 +5,10 @@ use super::found::Files;
 use super::graph::{Pause, Traces, told, undo};
 use super::inventory::{Inventory, LiveDisk};
 use super::names::{Part, SessionNumber};
+use super::placed::{Placed, Planned};
 use super::quiesce::{Guest, Rested};
 use super::scratch::{Scratch, usual_folder};
-use super::session::{LiveSession, OpenDisk};
+use super::session::LiveSession;
 use super::watchdog::{Held, Watchdog, Word, is_held};
 use super::{QemuMachine, agent_socket};
 use crate::nbd::{CONNECTIONS_MAX, NbdDisk, Patience};
@@ -22,33 +23,18 @@ use serde_json::{Value, json};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// A snapshot on its way.
 #[derive(Debug)]
 pub struct Opening {
-    /// The monitor's socket, for messages.
-    pub path: PathBuf,
-    pub world: World,
-    pub monitor: Monitor,
-    pub held: Held,
-    pub watchdog: Watchdog,
-    pub disks: Vec<Planned>,
+    placed: Placed,
+    world: World,
     guest: Guest,
     sockets: Vec<StdStream>,
-    pub warnings: Vec<String>,
+    warnings: Vec<String>,
     moment: Option<Moment>,
-}
-
-/// A disk, and what is to be done with it.
-#[derive(Debug)]
-pub struct Planned {
-    pub disk: LiveDisk,
-    pub files: Files,
-    pub bitmaps: Bitmaps,
-    pub scratch: Scratch,
 }
 
 /// The moment of the snapshot.
@@ -79,23 +65,13 @@ impl Opening {
             Some(agent) => Some(agent.clone()),
             None => agent_socket(&mut monitor).await.map_err(about)?,
         };
-        let clock = || machine.world.now().0;
-        let guest = Guest::meet(agent.as_deref(), wanted.quiesce, clock).await?;
+        let guest = Guest::meet(agent.as_deref(), wanted.quiesce, &machine.world).await?;
         let held = Held::take(SessionNumber::random(&machine.world));
         let held = held.map_err(|error| Error::internal("no session can be begun").because(error))?;
         let watchdog = Watchdog::start(&held, &monitor, guest.agent(), FREEZE_LIMIT).await?;
-        let mut opening = Self {
-            path: path.clone(),
-            world: machine.world.clone(),
-            monitor,
-            held,
-            watchdog,
-            disks: Vec::new(),
-            guest,
-            sockets: Vec::new(),
-            warnings,
-            moment: None,
-        };
+        let placed = Placed { path: path.clone(), monitor, held, watchdog, disks: Vec::new() };
+        let world = machine.world.clone();
+        let mut opening = Self { placed, world, guest, sockets: Vec::new(), warnings, moment: None };
         match opening.put_in(inventory, machine, wanted, past).await {
             Ok(()) => Ok(opening),
             Err(error) => Err(opening.abandon(error).await),
@@ -110,19 +86,19 @@ impl Opening {
         wanted: &Wanted,
         past: &impl Past,
     ) -> Result<()> {
-        let session = self.held.number;
-        let path = self.path.clone();
+        let session = self.placed.held.number;
+        let path = self.placed.path.clone();
         let about = |error: QmpError| error.about(&path);
         let plan =
             Plan { repository: wanted.repository, wish: wanted.wish, session, monitor: &path, world: &machine.world };
         let folder = machine.scratch.clone().unwrap_or_else(usual_folder);
-        let process = self.monitor.process();
+        let process = self.placed.monitor.process();
         for (at, disk) in inventory.disks.into_iter().enumerate() {
             let name = disk.name.clone();
             let then = past.disk(&name).await?;
             let checkpoint = then.as_ref().and_then(|it| it.tracking.checkpoint);
             let witness = then.and_then(|it| Evidence::read(&it.format_options).ok()).and_then(|it| it.witness);
-            let bitmaps = Bitmaps::plan(&mut self.monitor, &disk, (checkpoint, witness), &plan, past).await;
+            let bitmaps = Bitmaps::plan(&mut self.placed.monitor, &disk, (checkpoint, witness), &plan, past).await;
             let bitmaps = bitmaps.map_err(|error| error.on_disk(&name))?;
             let (place, size) = (folder.clone(), disk.image.layer.virtual_size);
             let scratch = blocking(move || Scratch::make(&place, size)).await.map_err(|error| {
@@ -130,10 +106,10 @@ impl Opening {
                     "give a folder on a local disk with --scratch, with room for what the guest overwrites meanwhile",
                 )
             })?;
-            scratch.hand_over(&mut self.monitor, session, at).await.map_err(about)?;
+            scratch.hand_over(&mut self.placed.monitor, session, at).await.map_err(about)?;
             let looked = disk.clone();
             let files = blocking(move || Files::look(&looked, process)).await;
-            self.disks.push(Planned { disk, files, bitmaps, scratch });
+            self.placed.disks.push(Planned { disk, files, bitmaps, scratch });
         }
         self.start_server().await?;
         self.make_witnesses().await
@@ -146,42 +122,50 @@ impl Opening {
         let place = folder.path().join("nbd");
         let listener = UnixListener::bind(&place).map_err(failed)?;
         // One more for each witness to be made.
-        let marks = self.disks.iter().filter(|it| it.bitmaps.witness_to_make().is_some()).count();
-        let each = connections_for(self.disks.len());
-        for _ in 0..self.disks.len() * each + marks {
+        let marks = self.placed.disks.iter().filter(|it| it.bitmaps.witness_to_make().is_some()).count();
+        let each = connections_for(self.placed.disks.len());
+        for _ in 0..self.placed.disks.len() * each + marks {
             self.sockets.push(StdStream::connect(&place).map_err(failed)?);
         }
-        let name = self.held.number.to_string();
-        let got = self.monitor.hand_over("getfd", json!({"fdname": name}), listener.as_fd()).await;
-        got.map_err(|error| error.about(&self.path))?;
+        let name = self.placed.held.number.to_string();
+        let got = self.placed.monitor.hand_over("getfd", json!({"fdname": name}), listener.as_fd()).await;
+        got.map_err(|error| error.about(&self.placed.path))?;
         let server = json!({"addr": {"type": "fd", "data": {"str": name}}, "max-connections": 0});
-        let started = self.monitor.execute("nbd-server-start", server).await;
+        let mark = json!({"opaque": self.placed.held.number.part(Part::Server, 0)});
+        let marked = self.placed.monitor.hand_over("add-fd", mark, listener.as_fd()).await;
+        let marked = marked.map_err(|error| self.placed.about(error))?;
+        let started = self.placed.monitor.execute("nbd-server-start", server).await;
+        if started.as_ref().is_err_and(QmpError::is_refusal) {
+            // It is not ours, so nobody may stop it for us.
+            let unmark = json!({"fdset-id": marked["fdset-id"]});
+            told(&mut self.placed.monitor, "remove-fd", unmark).await.map_err(|error| self.placed.about(error))?;
+        }
         started.map(drop).map_err(|error| match error {
             QmpError::Refused { why, .. } if why.contains("already running") => {
-                Error::busy("this QEMU runs an NBD server of somebody else").context(self.path.display()).hint(
+                Error::busy("this QEMU runs an NBD server of somebody else").context(self.placed.path.display()).hint(
                     "another product may be backing the machine up; `nbd-server-stop` in the monitor ends one that was \
                      forgotten",
                 )
             }
-            error => error.about(&self.path),
+            error => error.about(&self.placed.path),
         })
     }
 
     /// Makes the witnesses that are missing. The mark is made on a node without content, because no bitmap can be marked
     /// without writing to its node.
     async fn make_witnesses(&mut self) -> Result<()> {
-        let (session, path) = (self.held.number, self.path.clone());
+        let (session, path) = (self.placed.held.number, self.placed.path.clone());
         let about = |error: QmpError| error.about(&path);
-        for at in 0..self.disks.len() {
-            let Some(witness) = self.disks[at].bitmaps.witness_to_make() else { continue };
+        for at in 0..self.placed.disks.len() {
+            let Some(witness) = self.placed.disks[at].bitmaps.witness_to_make() else { continue };
             let (marker, export) = (session.part(Part::Marker, at), session.part(Part::Export, MARKER_EXPORTS + at));
             let mark = session.part(Part::Marks, at);
             let node = json!({"driver": "null-co", "node-name": marker, "size": witness.size});
-            told(&mut self.monitor, "blockdev-add", node).await.map_err(about)?;
+            told(&mut self.placed.monitor, "blockdev-add", node).await.map_err(about)?;
             let bitmap = json!({"node": marker, "name": mark, "granularity": GRID_BYTES});
-            told(&mut self.monitor, "block-dirty-bitmap-add", bitmap).await.map_err(about)?;
+            told(&mut self.placed.monitor, "block-dirty-bitmap-add", bitmap).await.map_err(about)?;
             let add = json!({"type": "nbd", "id": export, "node-name": marker, "name": export, "writable": true});
-            told(&mut self.monitor, "block-export-add", add).await.map_err(about)?;
+            told(&mut self.placed.monitor, "block-export-add", add).await.map_err(about)?;
             let disk = self.connection(&export, &[], 1).await?;
             for extent in witness.mark(GRID_BYTES).iter() {
                 let zeroes = Bytes::from(vec![0; extent.length as usize]);
@@ -190,8 +174,14 @@ impl Opening {
                     .map_err(|error| Error::source("a mark cannot be made").because(error).context(path.display()))?;
             }
             drop(disk);
-            told(&mut self.monitor, "block-export-del", json!({"id": export, "mode": "hard"})).await.map_err(about)?;
-            self.disks[at].bitmaps.make_witness(&mut self.monitor, &marker, &mark).await.map_err(about)?;
+            told(&mut self.placed.monitor, "block-export-del", json!({"id": export, "mode": "hard"}))
+                .await
+                .map_err(about)?;
+            self.placed.disks[at]
+                .bitmaps
+                .make_witness(&mut self.placed.monitor, &marker, &mark)
+                .await
+                .map_err(about)?;
         }
         Ok(())
     }
@@ -201,7 +191,7 @@ impl Opening {
         let sockets = self.sockets.drain(..count.min(self.sockets.len())).collect();
         open_export(sockets, export.to_owned(), bitmaps.to_vec())
             .await
-            .map_err(|error| error.context(self.path.display()))
+            .map_err(|error| error.context(self.placed.path.display()))
     }
 
     /// Freezes the guest, puts the snapshot below its disks, and thaws it.
@@ -209,26 +199,26 @@ impl Opening {
     /// # Errors
     /// `Quiesce`, `Source`. The guest is thawed and goes on; what was put in is for [`Self::abandon`] to take out.
     pub async fn switch(&mut self) -> Result<()> {
-        let rest = self.guest.freeze(&mut self.watchdog, FREEZE_LIMIT - FREEZE_MARGIN).await?;
+        let rest = self.guest.freeze(&mut self.placed.watchdog, FREEZE_LIMIT - FREEZE_MARGIN).await?;
         let switched = self.stop_and_switch().await;
-        let rested = self.guest.thaw(rest, &mut self.watchdog).await;
+        let rested = self.guest.thaw(rest, &mut self.placed.watchdog).await;
         let ((time, paused), rested) = (switched?, rested?);
         self.moment = Some(Moment { time, paused, rested });
         Ok(())
     }
 
     async fn stop_and_switch(&mut self) -> Result<(Timestamp, Duration)> {
-        self.watchdog.tell(Word::Stopping).await?;
-        let about = |error: QmpError| error.about(&self.path);
-        let pause = Pause::begin(&mut self.monitor).await.map_err(about)?;
+        self.placed.watchdog.tell(Word::Stopping).await?;
+        let about = |error: QmpError| error.about(&self.placed.path);
+        let pause = Pause::begin(&mut self.placed.monitor).await.map_err(about)?;
         let (since, time) = (pause.since, self.world.now());
-        let switched = put_below(&mut self.monitor, self.held.number, &self.disks).await;
-        let going = pause.end(&mut self.monitor).await;
+        let switched = put_below(&mut self.placed.monitor, self.placed.held.number, &self.placed.disks).await;
+        let going = pause.end(&mut self.placed.monitor).await;
         let paused = since.elapsed();
         if going.is_ok() {
-            self.watchdog.tell(Word::Going).await?;
+            self.placed.watchdog.tell(Word::Going).await?;
         }
-        switched.and_then(|()| going.map_err(|error| error.about(&self.path)))?;
+        switched.and_then(|()| going.map_err(|error| error.about(&self.placed.path)))?;
         Ok((time, paused))
     }
 
@@ -247,22 +237,24 @@ impl Opening {
                 snapshot.guest_clock_offset_ns = self.guest.clock_offset_ns;
                 snapshot.warnings = std::mem::take(&mut self.warnings);
                 snapshot.warnings.extend(rested.warning.map(|why| format!("the point is crash consistent: {why}")));
-                Ok(LiveSession::new(self, disks, snapshot))
+                Ok(LiveSession::new(self.placed, disks, snapshot))
             }
             Err(error) => Err(self.abandon(error).await),
         }
     }
 
-    async fn connections(&mut self) -> Result<Vec<OpenDisk>> {
-        let (session, each) = (self.held.number, connections_for(self.disks.len()));
+    async fn connections(&mut self) -> Result<Vec<NbdDisk>> {
+        let (session, each) = (self.placed.held.number, connections_for(self.placed.disks.len()));
         let mut opened = Vec::new();
-        for (at, planned) in self.disks.iter().enumerate() {
+        for (at, planned) in self.placed.disks.iter().enumerate() {
             let export = session.part(Part::Export, at);
             let add = json!({
                 "type": "nbd", "id": export, "node-name": session.part(Part::View, at), "name": export,
                 "writable": true, "bitmaps": planned.bitmaps.exported(),
             });
-            told(&mut self.monitor, "block-export-add", add).await.map_err(|error| error.about(&self.path))?;
+            told(&mut self.placed.monitor, "block-export-add", add)
+                .await
+                .map_err(|error| error.about(&self.placed.path))?;
             let copies = (0..planned.bitmaps.copied.len()).map(|at| planned.bitmaps.copy(at)).collect();
             let sockets = self.sockets.drain(..each.min(self.sockets.len())).collect();
             opened.push(open_export(sockets, export, copies));
@@ -270,31 +262,17 @@ impl Opening {
         // All at once: QEMU closes connections that say nothing for long.
         let opened = join_all(opened).await;
         self.sockets.clear();
-        let disks = opened.into_iter().zip(&self.disks).map(|(disk, planned)| match disk {
-            Ok(disk) => Ok(OpenDisk::new(disk)),
-            Err(error) => Err(error.on_disk(&planned.disk.name)),
-        });
-        disks.collect()
+        let named = opened.into_iter().zip(&self.placed.disks);
+        named.map(|(disk, planned)| disk.map_err(|error| error.on_disk(&planned.disk.name))).collect()
     }
 
     /// Takes out again what was put in, and gives `error`, the reason.
     pub async fn abandon(mut self, error: Error) -> Error {
         self.sockets.clear();
-        match self.take_out().await {
-            Ok(()) => self.watchdog.end().await,
-            // The watchdog tries once more when it sees that we are gone.
-            Err(second) => tracing::warn!(error = %second, "the snapshot could not be taken out of QEMU"),
+        if let Err(second) = self.placed.abandon().await {
+            tracing::warn!(error = %second, "the snapshot could not be taken out of QEMU");
         }
         error
-    }
-
-    async fn take_out(&mut self) -> Result<(), QmpError> {
-        let traces = Traces::look(&mut self.monitor, Some(self.held.number)).await?;
-        undo(&mut self.monitor, &traces).await?;
-        for planned in &self.disks {
-            planned.bitmaps.abandon(&mut self.monitor).await?;
-        }
-        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::watchdog::{Watchdog, Word};
 use crate::agent::{Agent, AgentError, FreezeStatus};
-use mover::{Consistency, Error, ErrorKind, Quiesce, Result};
+use mover::{Consistency, Error, ErrorKind, Quiesce, Result, World};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -42,14 +42,14 @@ impl Guest {
     ///
     /// # Errors
     /// `Quiesce` when it does not answer and quiescing is required.
-    pub async fn meet(path: Option<&Path>, wish: Quiesce, now: impl Fn() -> i64) -> Result<Self> {
+    pub async fn meet(path: Option<&Path>, wish: Quiesce, world: &World) -> Result<Self> {
         let mut guest = Self { wish, agent: Err("not wanted".into()), clock_offset_ns: None };
         if wish == Quiesce::Off {
             return Ok(guest);
         }
         guest.agent = match path {
             None => Err("the machine has no channel to a guest agent".to_owned()),
-            Some(path) => match Agent::connect(path).await {
+            Some(path) => match Agent::connect(path, world).await {
                 Err(error) => {
                     Err(format!("the socket of the guest agent, {}, cannot be used: {error}", path.display()))
                 }
@@ -60,10 +60,10 @@ impl Guest {
             },
         };
         if let Ok(agent) = &mut guest.agent {
-            let before = now();
+            let before = world.now().0;
             // Half of the time that the answer took belongs to each direction.
             let clock = agent.clock().await.ok();
-            guest.clock_offset_ns = clock.map(|clock| clock - before.midpoint(now()));
+            guest.clock_offset_ns = clock.map(|clock| clock - before.midpoint(world.now().0));
         }
         if let Err(why) = &guest.agent {
             guest.lowered(why.clone())?;

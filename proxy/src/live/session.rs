@@ -1,8 +1,8 @@
 //! A snapshot of a running machine, open for reading.
 
 use super::bitmaps::bitmaps_of;
-use super::graph::{Traces, run_state, undo};
-use super::opening::{Opening, Planned};
+use super::graph::{Traces, run_state};
+use super::placed::{Judged, Placed, Planned};
 use crate::nbd::{NbdDisk, NbdError};
 use crate::qemu::TrackingName;
 use crate::qmp::QmpError;
@@ -10,60 +10,35 @@ use crate::source::{Doubt, Evidence, Seen, SeenBitmap, proven_change};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use mover::{Changed, DiskDescription, Error, Outcome, ParentDisk, Result, Snapshot, Source, TrackingWish};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::sync::Mutex;
 
 /// All disks of a running machine at one moment.
 #[derive(Debug)]
 pub struct LiveSession {
-    opening: Mutex<Opening>,
-    planned: Vec<Facts>,
-    disks: Vec<OpenDisk>,
+    placed: Mutex<Placed>,
+    /// What each image is, as the point records it.
+    evidence: Vec<Evidence>,
+    /// The views of the disks.
+    views: Vec<NbdDisk>,
     descriptions: Vec<DiskDescription>,
     pub(crate) snapshot: Snapshot,
     judged: std::sync::Mutex<Judged>,
     scratch_bytes_max: AtomicU64,
 }
 
-/// What was found out about bitmaps, by disk.
-#[derive(Debug, Default)]
-struct Judged {
-    /// The repository's bitmap that proved the changes.
-    proven: BTreeMap<usize, TrackingName>,
-    /// Disks whose witness lost its mark.
-    spoilt: BTreeSet<usize>,
-}
-
-/// The view of one disk.
-#[derive(Debug)]
-pub struct OpenDisk {
-    nbd: NbdDisk,
-}
-
-/// What proofs need of a disk.
-#[derive(Debug)]
-struct Facts {
-    evidence: Evidence,
-}
-
-impl OpenDisk {
-    pub const fn new(nbd: NbdDisk) -> Self {
-        Self { nbd }
-    }
-}
-
 impl LiveSession {
-    pub(super) fn new(opening: Opening, disks: Vec<OpenDisk>, snapshot: Snapshot) -> Self {
-        let facts = |it: &Planned| Facts { evidence: it.files.evidence(&it.disk, it.bitmaps.witness) };
-        let planned: Vec<Facts> = opening.disks.iter().map(facts).collect();
-        let described = opening.disks.iter().zip(&planned).map(|(it, facts)| described(it, &facts.evidence));
+    pub(super) fn new(placed: Placed, views: Vec<NbdDisk>, snapshot: Snapshot) -> Self {
+        let evidence = |it: &Planned| it.files.evidence(&it.disk, it.bitmaps.witness);
+        let evidence: Vec<Evidence> = placed.disks.iter().map(evidence).collect();
+        let descriptions = placed.disks.iter().zip(&evidence).map(|(it, evidence)| described(it, evidence)).collect();
         Self {
-            descriptions: described.collect(),
-            planned,
-            disks,
+            descriptions,
+            evidence,
+            views,
             snapshot,
-            opening: Mutex::new(opening),
+            placed: Mutex::new(placed),
             judged: std::sync::Mutex::default(),
             scratch_bytes_max: AtomicU64::new(0),
         }
@@ -71,9 +46,9 @@ impl LiveSession {
 
     /// The answer for one disk, from what its view and its node tell now.
     async fn judge(&self, disk: usize, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
-        let extents = self.disks[disk].nbd.extents().await.map_err(|error| self.failed(disk, error))?;
-        let mut opening = self.opening.lock().await;
-        let Opening { monitor, disks, path, .. } = &mut *opening;
+        let extents = self.views[disk].extents().await.map_err(|error| self.failed(disk, error))?;
+        let mut placed = self.placed.lock().await;
+        let Placed { monitor, disks, path, .. } = &mut *placed;
         let planned = &disks[disk];
         let now = bitmaps_of(monitor, &planned.disk.node).await.map_err(|error| error.about(path))?;
         let copies: BTreeMap<&str, &ExtentSet> = planned
@@ -92,9 +67,9 @@ impl LiveSession {
             };
             (it.name.as_str(), seen)
         });
-        let facts = &self.planned[disk];
         let size = self.descriptions[disk].size;
-        let seen = Seen { size, chain: &planned.files.chain, evidence: &facts.evidence, bitmaps: bitmaps.collect() };
+        let seen =
+            Seen { size, chain: &planned.files.chain, evidence: &self.evidence[disk], bitmaps: bitmaps.collect() };
         let candidates: Vec<TrackingName> = planned.bitmaps.candidate.into_iter().collect();
         let mut changed = match seen.proven(&candidates, parent, wish) {
             Ok((name, dirty)) => {
@@ -146,7 +121,7 @@ impl LiveSession {
     }
 
     async fn note_scratch(&self) {
-        let bytes = self.opening.lock().await.disks.iter().map(|it| it.scratch.bytes()).sum();
+        let bytes = self.placed.lock().await.disks.iter().map(|it| it.scratch.bytes()).sum();
         self.scratch_bytes_max.fetch_max(bytes, Relaxed);
     }
 }
@@ -165,15 +140,15 @@ impl Source for LiveSession {
     }
 
     async fn read(&self, disk: usize, extent: Extent) -> Result<Bytes> {
-        self.disks[disk].nbd.read(extent).await.map_err(|error| self.failed(disk, error))
+        self.views[disk].read(extent).await.map_err(|error| self.failed(disk, error))
     }
 
     /// The views must still stand where they were put, and the machine must still run here: after a migration another
     /// QEMU writes to the disks, and no copier knows of that.
     async fn check(&self) -> Result<()> {
         self.note_scratch().await;
-        let mut opening = self.opening.lock().await;
-        let Opening { monitor, disks, path, held, .. } = &mut *opening;
+        let mut placed = self.placed.lock().await;
+        let Placed { monitor, disks, path, held, .. } = &mut *placed;
         let about = |error: QmpError| error.about(path);
         let state = run_state(monitor).await.map_err(about)?;
         if MIGRATED.contains(&state.as_str()) {
@@ -196,30 +171,12 @@ impl Source for LiveSession {
 
     async fn finish(self, outcome: Outcome) -> Result<()> {
         // Connections first, or the exports wait for them.
-        drop(self.disks);
-        let Judged { proven, spoilt } = self.judged.into_inner().expect("no panic while held");
-        let Opening { mut monitor, disks, path, held, watchdog, .. } = self.opening.into_inner();
-        let about = |error: QmpError| error.about(&path);
-        let ended = async {
-            let traces = Traces::look(&mut monitor, Some(held.number)).await?;
-            undo(&mut monitor, &traces).await?;
-            for (at, planned) in disks.iter().enumerate() {
-                match outcome {
-                    Outcome::Committed => {
-                        planned.bitmaps.commit(&mut monitor, proven.get(&at), spoilt.contains(&at)).await?;
-                    }
-                    Outcome::Abandoned => planned.bitmaps.abandon(&mut monitor).await?,
-                }
-            }
-            Ok(())
-        };
-        match ended.await {
-            Ok(()) => {
-                watchdog.end().await;
-                Ok(())
-            }
-            // Without a word the watchdog tries the same once more.
-            Err(error) => Err(about(error)),
+        drop(self.views);
+        let judged = self.judged.into_inner().expect("no panic while held");
+        let placed = self.placed.into_inner();
+        match outcome {
+            Outcome::Committed => placed.commit(&judged).await,
+            Outcome::Abandoned => placed.abandon().await,
         }
     }
 }

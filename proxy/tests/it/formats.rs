@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 async fn open_under(source: &str, roots: &[PathBuf]) -> Result<SnapshotSession, Error> {
     let (wish, committed) = (TrackingWish::Auto, BTreeSet::new());
     let options = SourceOptions {
-        wanted: mover::Wanted { repository: repository(), wish },
+        wanted: mover::Wanted { repository: repository(), wish, quiesce: mover::Quiesce::Auto },
         image_roots: roots.to_vec(),
         world: World::system(),
     };

@@ -126,7 +126,7 @@ async fn two_disks_and_one_that_fails_leaves_nothing_behind() {
     let raw = place.raw("b.img", MIB);
     let wish = TrackingWish::Auto;
     let options = SourceOptions {
-        wanted: mover::Wanted { repository: repository(), wish },
+        wanted: mover::Wanted { repository: repository(), wish, quiesce: mover::Quiesce::Auto },
         image_roots: Vec::new(),
         world: World::system(),
     };

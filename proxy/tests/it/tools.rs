@@ -164,7 +164,7 @@ pub async fn open(source: &str, wish: TrackingWish, committed: &BTreeSet<Checkpo
 /// Opens a session on one disk that was backed up before.
 pub async fn open_after(source: &str, wish: TrackingWish, past: &Remembered<'_>) -> Result<SnapshotSession> {
     let options = SourceOptions {
-        wanted: mover::Wanted { repository: repository(), wish },
+        wanted: mover::Wanted { repository: repository(), wish, quiesce: mover::Quiesce::Auto },
         image_roots: Vec::new(),
         world: World::system(),
     };

@@ -25,7 +25,7 @@ impl Walk {
     async fn backup(&self, image: &Path) -> BackupReport {
         let wish = TrackingWish::Auto;
         let of = SourceOptions {
-            wanted: mover::Wanted { repository: self.repository.config().id, wish },
+            wanted: mover::Wanted { repository: self.repository.config().id, wish, quiesce: mover::Quiesce::Auto },
             image_roots: Vec::new(),
             world: self.world.clone(),
         };
@@ -42,6 +42,7 @@ impl Walk {
             rate: None,
             audit: Audit::Percent(0),
             allow: mover::Allow::default(),
+            quiesce: mover::Quiesce::Auto,
         };
         let past = PastOf { repository: &self.repository, options: &options };
         let source = SnapshotSession::open(vec![source], &of, &past).await.unwrap();

@@ -265,6 +265,7 @@ pub fn options(name: &str) -> BackupOptions {
         rate: None,
         audit: Audit::Percent(0),
         allow: mover::Allow { shrink: true, format_change: false },
+        quiesce: mover::Quiesce::Auto,
     }
 }
 

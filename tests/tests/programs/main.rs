@@ -5,6 +5,7 @@ mod errors;
 mod file_systems;
 mod giving_back;
 mod joining;
+mod live;
 mod names;
 mod node;
 mod places;

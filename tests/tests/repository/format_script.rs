@@ -197,6 +197,7 @@ fn options() -> BackupOptions {
         rate: None,
         audit: Audit::Percent(0),
         allow: mover::Allow { shrink: true, format_change: false },
+        quiesce: mover::Quiesce::Auto,
     }
 }
 

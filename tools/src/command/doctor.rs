@@ -8,16 +8,9 @@ use crate::open::{self, Access, Local};
 use crate::output::table;
 use crate::text::{counted, escaped};
 use mover::{PointFilter, Repository as _, Result};
-use serde::Serialize;
+use proxy::Finding;
 use std::collections::BTreeMap;
 use tokio::process::Command;
-
-#[derive(Serialize)]
-struct Finding {
-    subject: String,
-    sound: bool,
-    remark: String,
-}
 
 pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
     if let Some(address) = arguments.repository.as_ref().filter(|_| arguments.accept_rollback) {
@@ -36,6 +29,9 @@ pub async fn run(context: &Context, arguments: &Doctor) -> Result<Exit> {
             Err(error) => (false, error.message()),
         };
         findings.push(Finding { subject: address.to_string(), sound, remark });
+    }
+    if let Some(machine) = &arguments.machine {
+        findings.extend(proxy::examine(machine, arguments.scratch.clone(), arguments.undo).await);
     }
     context.out.document(&BTreeMap::from([("findings", &findings)]));
     let mut rows = table(&["WHAT", "STATE", "REMARK"], &[]);

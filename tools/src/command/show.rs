@@ -44,6 +44,12 @@ struct Disk<'a> {
     bytes_changed: u64,
     bytes_audited: u64,
     chain: Vec<&'a str>,
+    bus: &'a str,
+    serial: &'a str,
+    boot_order: u32,
+    logical_sector_bytes: u32,
+    physical_sector_bytes: u32,
+    discard_bytes: u32,
 }
 
 #[derive(Serialize)]
@@ -109,6 +115,12 @@ fn disk_fields(disk: &DiskRecord) -> Disk<'_> {
         bytes_changed: disk.tracking.bytes_changed,
         bytes_audited: disk.tracking.bytes_audited,
         chain: disk.chain.iter().map(|layer| layer.path.as_str()).collect(),
+        bus: &disk.bus,
+        serial: &disk.serial,
+        boot_order: disk.boot_order,
+        logical_sector_bytes: disk.logical_sector_bytes,
+        physical_sector_bytes: disk.physical_sector_bytes,
+        discard_bytes: disk.discard_bytes,
     }
 }
 
