@@ -30,6 +30,8 @@ pub struct Monitor {
     next: u64,
     /// True while a command is being sent: if that is broken off, nobody knows how much of it arrived.
     torn: bool,
+    /// True until a whole line was seen: another process may have read the beginning of the first.
+    resuming: bool,
 }
 
 /// Why a command was not carried out, or is not known to have been.
@@ -124,7 +126,7 @@ impl Monitor {
             Error::new(kind, "QEMU cannot be reached").because(error).context(path.display()).hint(hint)
         };
         let stream = UnixStream::connect(path).await.map_err(failed)?;
-        let mut monitor = Self { stream, lines: Lines::new(LINE_BYTES_MAX), next: 1, torn: false };
+        let mut monitor = Self { stream, lines: Lines::new(LINE_BYTES_MAX), next: 1, torn: false, resuming: false };
         let deadline = Instant::now() + GREETING_TIMEOUT;
         let line = match timeout_at(deadline, monitor.lines.next(&mut monitor.stream)).await {
             Ok(Ok(Some(line))) => line,
@@ -161,7 +163,7 @@ impl Monitor {
         // Numbers of commands that the other process did not use.
         let next = 1 << 32;
         let lines = Lines::new(LINE_BYTES_MAX);
-        Ok(Self { stream, lines, next, torn: false })
+        Ok(Self { stream, lines, next, torn: false, resuming: true })
     }
 
     /// Process number of QEMU, where the system tells it.
@@ -244,7 +246,12 @@ impl Monitor {
         let wrong = |what: String| QmpError::Answer { command: command.into(), what };
         loop {
             let line = self.lines.next(&mut self.stream).await?.ok_or(QmpError::Closed)?;
-            let mut answer: Value = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+            let mut answer: Value = match serde_json::from_slice(&line) {
+                Ok(answer) => answer,
+                Err(_) if std::mem::take(&mut self.resuming) => continue,
+                Err(error) => return Err(wrong(error.to_string())),
+            };
+            self.resuming = false;
             if answer.get("event").is_some() {
                 continue;
             }

@@ -265,6 +265,7 @@ fn hand_on(from: &UnixStream, to: &UnixStream, before: impl Fn(&str) -> bool) {
 ///
 /// # Panics
 /// When that takes too long.
+#[track_caller]
 pub fn until_some<T>(mut found: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {

@@ -1,8 +1,9 @@
 //! Looks at a machine that runs, and says what its backups will meet, each with its remedy.
 
 use super::agent_socket;
-use super::graph::{Traces, run_state, undo};
+use super::graph::{Traces, run_state};
 use super::inventory::Inventory;
+use super::placed::undo_leftovers;
 use super::quiesce::Guest;
 use super::scratch::usual_folder;
 use super::watchdog::is_held;
@@ -43,7 +44,7 @@ pub async fn examine(address: &QmpAddress, scratch: Option<PathBuf>, undo: bool)
 async fn look(
     monitor: &mut Monitor,
     address: &QmpAddress,
-    undo_leftovers: bool,
+    undo: bool,
     findings: &mut Vec<Finding>,
 ) -> Result<(), QmpError> {
     let mut find = |subject: &str, sound, remark: String| {
@@ -55,9 +56,11 @@ async fn look(
         find("leftovers", true, "none".into());
     } else if traces.sessions().any(is_held) {
         find("leftovers", true, "a backup of this machine is running".into());
-    } else if undo_leftovers {
-        undo(monitor, &traces).await?;
-        find("leftovers", true, "the snapshot of a killed backup was removed".into());
+    } else if undo {
+        match undo_leftovers(monitor, &address.socket, &traces, &World::system()).await {
+            Ok(()) => find("leftovers", true, "the snapshot of a killed backup was removed".into()),
+            Err(error) => find("leftovers", false, error.message()),
+        }
     } else {
         let remark = "a killed backup left its snapshot; the next backup removes it, and so does --undo";
         find("leftovers", false, remark.into());

@@ -164,6 +164,7 @@ impl Traces {
 
 /// Takes everything out that `traces` lists: the exports, the nodes below the devices while the machine stands still,
 /// scratch space, and bitmaps that only belonged to a session. Goes on after a failure, so that as much as possible goes.
+/// A watchdog must know that the machine may stand still meanwhile.
 ///
 /// # Errors
 /// The first failure.
@@ -185,7 +186,11 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
     if traces.devices.is_empty() {
         note(remove_copiers(monitor, traces).await);
     } else {
-        match Pause::begin(monitor).await {
+        let pause = match is_running(monitor).await {
+            Ok(running) => Pause::begin(monitor, running).await,
+            Err(error) => Err(error),
+        };
+        match pause {
             Ok(pause) => {
                 note(remove_copiers(monitor, traces).await);
                 note(pause.end(monitor).await);
@@ -256,12 +261,11 @@ struct Status {
 }
 
 impl Pause {
-    /// Stops the machine.
+    /// Stops the machine, if `running` says that it runs.
     ///
     /// # Errors
     /// See [`QmpError`].
-    pub async fn begin(monitor: &mut Monitor) -> Result<Self, QmpError> {
-        let Status { running, .. } = monitor.ask("query-status", json!({})).await?;
+    pub async fn begin(monitor: &mut Monitor, running: bool) -> Result<Self, QmpError> {
         let since = Instant::now();
         if running {
             told(monitor, "stop", json!({})).await?;
@@ -276,6 +280,14 @@ impl Pause {
     pub async fn end(self, monitor: &mut Monitor) -> Result<(), QmpError> {
         if self.ours { told(monitor, "cont", json!({})).await } else { Ok(()) }
     }
+}
+
+/// Whether the machine's processors run. One that somebody paused is not to be set going.
+///
+/// # Errors
+/// See [`QmpError`].
+pub async fn is_running(monitor: &mut Monitor) -> Result<bool, QmpError> {
+    Ok(monitor.ask::<Status>("query-status", json!({})).await?.running)
 }
 
 /// The state in which the machine is, as QEMU calls it.

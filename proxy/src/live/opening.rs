@@ -2,10 +2,10 @@
 
 use super::bitmaps::{Bitmaps, Plan};
 use super::found::Files;
-use super::graph::{Pause, Traces, told, undo};
+use super::graph::{Pause, Traces, is_running, told};
 use super::inventory::{Inventory, LiveDisk};
 use super::names::{Part, SessionNumber};
-use super::placed::{Placed, Planned};
+use super::placed::{Placed, Planned, undo_leftovers};
 use super::quiesce::{Guest, Rested};
 use super::scratch::{Scratch, usual_folder};
 use super::session::LiveSession;
@@ -66,8 +66,7 @@ impl Opening {
             None => agent_socket(&mut monitor).await.map_err(about)?,
         };
         let guest = Guest::meet(agent.as_deref(), wanted.quiesce, &machine.world).await?;
-        let held = Held::take(SessionNumber::random(&machine.world));
-        let held = held.map_err(|error| Error::internal("no session can be begun").because(error))?;
+        let held = Held::begin(&machine.world)?;
         let watchdog = Watchdog::start(&held, &monitor, guest.agent(), FREEZE_LIMIT).await?;
         let placed = Placed { path: path.clone(), monitor, held, watchdog, disks: Vec::new() };
         let world = machine.world.clone();
@@ -208,17 +207,20 @@ impl Opening {
     }
 
     async fn stop_and_switch(&mut self) -> Result<(Timestamp, Duration)> {
-        self.placed.watchdog.tell(Word::Stopping).await?;
-        let about = |error: QmpError| error.about(&self.placed.path);
-        let pause = Pause::begin(&mut self.placed.monitor).await.map_err(about)?;
+        let running = is_running(&mut self.placed.monitor).await.map_err(|error| self.placed.about(error))?;
+        if running {
+            self.placed.watchdog.tell(Word::Stopping).await?;
+        }
+        let pause = Pause::begin(&mut self.placed.monitor, running).await;
+        let pause = pause.map_err(|error| self.placed.about(error))?;
         let (since, time) = (pause.since, self.world.now());
         let switched = put_below(&mut self.placed.monitor, self.placed.held.number, &self.placed.disks).await;
         let going = pause.end(&mut self.placed.monitor).await;
-        let paused = since.elapsed();
+        let paused = if running { since.elapsed() } else { Duration::ZERO };
         if going.is_ok() {
             self.placed.watchdog.tell(Word::Going).await?;
         }
-        switched.and_then(|()| going.map_err(|error| error.about(&self.placed.path)))?;
+        switched.and_then(|()| going.map_err(|error| self.placed.about(error)))?;
         Ok((time, paused))
     }
 
@@ -320,7 +322,7 @@ async fn settle_leftovers(monitor: &mut Monitor, machine: &QemuMachine, warnings
     if traces.sessions().any(is_held) {
         return Err(Error::busy("another backup of this machine is running").context(path.display()));
     }
-    undo(monitor, &traces).await.map_err(|error| error.about(path))?;
+    undo_leftovers(monitor, path, &traces, &machine.world).await?;
     warnings.push("an earlier backup was killed and had left its snapshot in QEMU; it is removed now".to_owned());
     Ok(())
 }

@@ -2,15 +2,42 @@
 
 use super::bitmaps::Bitmaps;
 use super::found::Files;
-use super::graph::{Traces, undo};
+use super::graph::{Traces, is_running, undo};
 use super::inventory::LiveDisk;
 use super::scratch::Scratch;
-use super::watchdog::{Held, Watchdog};
+use super::watchdog::{Held, Watchdog, Word};
 use crate::qemu::TrackingName;
 use crate::qmp::{Monitor, QmpError};
-use mover::{Error, Result};
+use mover::{Error, Result, World};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Takes out what `traces` lists, with a watchdog that sets the machine going if this process is killed meanwhile.
+///
+/// # Errors
+/// See [`QmpError`].
+pub async fn undo_watched(monitor: &mut Monitor, watchdog: &mut Watchdog, traces: &Traces) -> Result<(), QmpError> {
+    // A watchdog that is gone is no reason to leave the snapshot there.
+    let stops = is_running(monitor).await? && watchdog.tell(Word::Stopping).await.is_ok();
+    let undone = undo(monitor, traces).await;
+    if stops {
+        let _ = watchdog.tell(Word::Going).await;
+    }
+    undone
+}
+
+/// Takes out what a backup left that was killed together with its watchdog.
+///
+/// # Errors
+/// `Source`; `Internal` when no watchdog can be started.
+pub async fn undo_leftovers(monitor: &mut Monitor, path: &Path, traces: &Traces, world: &World) -> Result<()> {
+    let held = Held::begin(world)?;
+    let mut watchdog = Watchdog::start(&held, monitor, None, Duration::ZERO).await?;
+    undo_watched(monitor, &mut watchdog, traces).await.map_err(|error| error.about(path))?;
+    watchdog.end().await;
+    Ok(())
+}
 
 /// A session's parts in QEMU, and who watches over them.
 #[derive(Debug)]
@@ -90,7 +117,7 @@ impl Placed {
 
     async fn take_out(&mut self) -> Result<(), QmpError> {
         let traces = Traces::look(&mut self.monitor, Some(self.held.number)).await?;
-        undo(&mut self.monitor, &traces).await
+        undo_watched(&mut self.monitor, &mut self.watchdog, &traces).await
     }
 
     /// Without a word the watchdog sees that we are gone, and tries the same once more.

@@ -8,7 +8,7 @@ use super::names::SessionNumber;
 use crate::agent::Agent;
 use crate::lines::Lines;
 use crate::qmp::{Monitor, receive_with_descriptors, send_with_descriptors};
-use mover::{Error, Result, Signals};
+use mover::{Error, Result, Signals, World};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io;
@@ -118,12 +118,15 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes a number.
+    /// Takes a new number.
     ///
     /// # Errors
-    /// Of the system.
-    pub fn take(number: SessionNumber) -> io::Result<Self> {
-        Ok(Self { number, holder: UnixListener::bind_addr(&address(number)?)? })
+    /// `Internal`.
+    pub fn begin(world: &World) -> Result<Self> {
+        let number = SessionNumber::random(world);
+        let holder = address(number).and_then(|address| UnixListener::bind_addr(&address));
+        let holder = holder.map_err(|error| Error::internal("no session can be begun").because(error))?;
+        Ok(Self { number, holder })
     }
 }
 
