@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::lines::Lines;
 
@@ -28,6 +28,7 @@ pub struct Monitor {
     stream: UnixStream,
     lines: Lines,
     next: u64,
+    version: (u32, u32),
     /// True while a command is being sent: if that is broken off, nobody knows how much of it arrived.
     torn: bool,
     /// True until a whole line was seen: another process may have read the beginning of the first.
@@ -126,11 +127,13 @@ impl Monitor {
             Error::new(kind, "QEMU cannot be reached").because(error).context(path.display()).hint(hint)
         };
         let stream = UnixStream::connect(path).await.map_err(failed)?;
-        let mut monitor = Self { stream, lines: Lines::new(LINE_BYTES_MAX), next: 1, torn: false, resuming: false };
-        let deadline = Instant::now() + GREETING_TIMEOUT;
-        let line = match timeout_at(deadline, monitor.lines.next(&mut monitor.stream)).await {
-            Ok(Ok(Some(line))) => line,
-            Ok(Ok(None)) => return Err(QmpError::Closed.about(path)),
+        let mut monitor =
+            Self { stream, lines: Lines::new(LINE_BYTES_MAX), next: 1, version: (0, 0), torn: false, resuming: false };
+        let greeting = match timeout(GREETING_TIMEOUT, monitor.greeting()).await {
+            Ok(Ok(greeting)) => greeting,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Error::usage("this is not the QMP socket of a QEMU").context(path.display()));
+            }
             Ok(Err(error)) => return Err(QmpError::from(error).about(path)),
             Err(_) => {
                 return Err(Error::busy("another program is connected to this QMP socket")
@@ -141,16 +144,33 @@ impl Monitor {
                     ));
             }
         };
-        let greeting: Greeting = serde_json::from_slice(&line)
-            .map_err(|_| Error::usage("this is not the QMP socket of a QEMU").context(path.display()))?;
         let Numbers { major, minor } = greeting.qmp.version.qemu;
         if (major, minor) < OLDEST {
             return Err(Error::usage(format!("QEMU {major}.{minor} is older than {}.{}", OLDEST.0, OLDEST.1))
                 .context(path.display())
                 .hint("shut the machine down and back up its images, or run it on a newer QEMU"));
         }
+        monitor.version = (major, minor);
         monitor.execute("qmp_capabilities", json!({})).await.map_err(|error| error.about(path))?;
         Ok(monitor)
+    }
+
+    /// What QEMU says first. Answers may stand before it that were meant for a client that is gone.
+    async fn greeting(&mut self) -> io::Result<Greeting> {
+        let strange = || io::Error::from(io::ErrorKind::InvalidData);
+        for _ in 0..STALE_LINES_MAX {
+            let line = self.lines.next(&mut self.stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let value: Value = serde_json::from_slice(&line).map_err(|_| strange())?;
+            if value.get("QMP").is_some() {
+                return serde_json::from_value(value).map_err(|_| strange());
+            }
+        }
+        Err(strange())
+    }
+
+    /// Version of QEMU: major and minor number.
+    pub const fn version(&self) -> (u32, u32) {
+        self.version
     }
 
     /// The monitor behind a socket on which another process has begun to talk.
@@ -163,7 +183,7 @@ impl Monitor {
         // Numbers of commands that the other process did not use.
         let next = 1 << 32;
         let lines = Lines::new(LINE_BYTES_MAX);
-        Ok(Self { stream, lines, next, torn: false, resuming: true })
+        Ok(Self { stream, lines, next, version: (0, 0), torn: false, resuming: true })
     }
 
     /// Process number of QEMU, where the system tells it.
@@ -278,3 +298,5 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest line: descriptions of all block nodes.
 const LINE_BYTES_MAX: usize = 16 << 20;
 const WHY_CHARS_MAX: usize = 500;
+/// Lines before the greeting.
+const STALE_LINES_MAX: usize = 1000;

@@ -41,6 +41,14 @@ impl Qemu {
         Self::start(bench, &[(image, "qcow2", "virtio-blk-pci,drive=DRIVE,id=vda")], &[])
     }
 
+    /// Whether disks may be in iothreads: older QEMUs end with their clients then, and are refused.
+    pub fn has_sound_iothreads() -> bool {
+        let said = Command::new(program()).arg("--version").output().expect("qemu-system-x86 is installed");
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let major = said.split("version ").nth(1).and_then(|it| it.split('.').next()?.parse::<u32>().ok());
+        major.is_some_and(|major| major >= 10)
+    }
+
     /// Starts one with these disks, whose nodes are called node0, node1 and so on, and more arguments.
     pub fn start(bench: &Bench, disks: &[Disk<'_>], more: &[&str]) -> Self {
         let (socket, own, said) = (bench.path("qmp"), bench.path("own.qmp"), bench.path("qemu.out"));
@@ -48,8 +56,7 @@ impl Qemu {
             let _ = std::fs::remove_file(path);
         }
         let words = File::options().create(true).append(true).open(&said).unwrap();
-        let program = std::env::var("WINDLASS_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command.args([
             "-machine",
             "q35",
@@ -180,6 +187,11 @@ impl Qemu {
         let _ = monitor.lock().unwrap().get_mut().write_all(b"{\"execute\":\"quit\"}\n");
         process.0.wait().unwrap();
     }
+}
+
+/// The QEMU to test with: `WINDLASS_QEMU` names another.
+fn program() -> String {
+    std::env::var("WINDLASS_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".into())
 }
 
 /// Stands between `windlass` and a QEMU, and sees each command before QEMU does.

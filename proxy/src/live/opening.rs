@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
+use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
@@ -55,6 +56,7 @@ impl Opening {
         let mut monitor = Monitor::connect(&path).await?;
         let about = |error: QmpError| error.about(&path);
         let mut warnings = Vec::new();
+        refuse_what_harms(&mut monitor, &path).await?;
         settle_leftovers(&mut monitor, machine, &mut warnings).await?;
         let inventory = Inventory::take(&mut monitor).await.map_err(about)?;
         if inventory.disks.is_empty() {
@@ -312,6 +314,22 @@ async fn put_one_below(
     told(monitor, "blockdev-add", json!({"driver": "snapshot-access", "node-name": view, "file": copier})).await
 }
 
+/// Refuses a QEMU that the end of an NBD connection can end: 7.2.22 aborts (`nbd_blockdev_client_closed`) when the client
+/// of a disk in an iothread goes, and nobody can keep a killed backup's connections open.
+async fn refuse_what_harms(monitor: &mut Monitor, path: &Path) -> Result<()> {
+    let (major, minor) = monitor.version();
+    if major >= SOUND_WITH_IOTHREADS {
+        return Ok(());
+    }
+    let threads: Vec<Value> = monitor.ask("query-iothreads", json!({})).await.map_err(|error| error.about(path))?;
+    if threads.is_empty() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("QEMU {major}.{minor} with iothreads may end when a backup ends"))
+        .context(path.display())
+        .hint("run the machine on QEMU 10 or without iothreads, or back it up when it is shut down"))
+}
+
 /// Takes out what a run left that was killed together with its watchdog.
 async fn settle_leftovers(monitor: &mut Monitor, machine: &QemuMachine, warnings: &mut Vec<String>) -> Result<()> {
     let path = &machine.address.socket;
@@ -341,6 +359,8 @@ const fn connections_for(disks: usize) -> usize {
     if disks * CONNECTIONS_MAX <= CONNECTIONS_ALL { CONNECTIONS_MAX } else { 1 }
 }
 
+/// Major version of the first QEMU that was tried with iothreads and is sound.
+const SOUND_WITH_IOTHREADS: u32 = 10;
 /// How long the guest may stand still. The watchdog enforces it.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// What is left of that for the switch and for thawing.

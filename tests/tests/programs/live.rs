@@ -35,7 +35,10 @@ impl Guest {
             (image.as_path(), "qcow2", "virtio-blk-pci,drive=DRIVE,id=vda,serial=first,bootindex=1"),
             (raw.as_path(), "raw", "scsi-hd,drive=DRIVE,id=sda,bus=scsi0.0"),
         ];
-        let more = ["-object", "iothread,id=io0", "-device", "virtio-scsi-pci,id=scsi0,iothread=io0"];
+        let more = match Qemu::has_sound_iothreads() {
+            true => ["-object", "iothread,id=io0", "-device", "virtio-scsi-pci,id=scsi0,iothread=io0"],
+            false => ["-name", "without-iothread", "-device", "virtio-scsi-pci,id=scsi0"],
+        };
         let qemu = Qemu::start(&bench, &disks, &more);
         let disks = ["vda", "sda"].map(|name| (name, vec![0; SIZE as usize])).into();
         Self { bench, qemu, disks }
