@@ -84,5 +84,7 @@ fn what_is_no_disk_is_left_out() {
     assert!(run.stdout.contains("not backed up: cd is a removable medium"), "{}", run.stdout);
     assert_eq!(super::summary(&run)["disks"].as_array().unwrap().len(), 1);
     assert_eq!(qemu.state(), "prelaunch");
-    assert_eq!(qemu.traces(), [""; 0]);
+    // QEMU before 8 keeps open files until the machine runs, whatever it is told.
+    let left = qemu.traces().into_iter().filter(|it| Qemu::has_sound_iothreads() || !it.contains("fdset-id"));
+    assert_eq!(left.collect::<Vec<_>>(), [""; 0]);
 }
