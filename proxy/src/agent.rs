@@ -5,7 +5,7 @@
 //! numbers. So each conversation begins with a number that only we know, and after a command that was not answered in
 //! time nothing counts before such a number came back.
 
-use crate::lines::Lines;
+use crate::lines::{Lines, printable};
 use mover::World;
 use serde_json::{Value, json};
 use std::io;
@@ -143,12 +143,7 @@ impl Agent {
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn call(
-        &mut self,
-        command: &'static str,
-        arguments: Value,
-        limit: Duration,
-    ) -> Result<Value, AgentError> {
+    async fn call(&mut self, command: &'static str, arguments: Value, limit: Duration) -> Result<Value, AgentError> {
         let deadline = Instant::now() + limit;
         if !self.in_step {
             self.synchronise(limit).await?;
@@ -165,8 +160,7 @@ impl Agent {
             return Ok(value.take());
         }
         let why = answer.pointer("/error/desc").and_then(Value::as_str).ok_or(AgentError::Answer(command))?;
-        let why = why.chars().filter(|it| !it.is_control()).take(WHY_CHARS_MAX).collect();
-        Err(AgentError::Refused { command, why })
+        Err(AgentError::Refused { command, why: printable(why, WHY_CHARS_MAX) })
     }
 
     /// Whether file systems stand still; this is answered also while they do.
@@ -215,7 +209,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For one try to get an answer at all.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 /// For commands that do nothing.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An agent says little.
 const LINE_BYTES_MAX: usize = 1 << 20;
 const WHY_CHARS_MAX: usize = 200;

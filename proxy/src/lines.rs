@@ -48,6 +48,11 @@ impl Lines {
     }
 }
 
+/// Words of a peer for a message: at most `chars_max` characters, and none that would do something to a terminal.
+pub fn printable(words: &str, chars_max: usize) -> String {
+    words.chars().filter(|it| !it.is_control()).take(chars_max).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

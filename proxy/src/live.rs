@@ -24,9 +24,11 @@ mod watchdog;
 
 use crate::address::QmpAddress;
 use crate::hooks::Hooks;
+use crate::qmp::{Monitor, QmpError};
 pub use doctor::{Finding, examine};
 use mover::{MachineSource, Name, Past, Result, Stop, Wanted, World};
 use opening::Opening;
+use serde::Deserialize;
 use serde_json::{Value, json};
 pub use session::LiveSession;
 use std::path::PathBuf;
@@ -78,17 +80,23 @@ impl MachineSource for QemuMachine {
     }
 }
 
-/// Where the guest agent's socket is, according to QEMU: the channel of that name, and the socket behind it.
-async fn agent_socket(monitor: &mut crate::qmp::Monitor) -> Result<Option<PathBuf>, crate::qmp::QmpError> {
-    #[derive(serde::Deserialize)]
-    struct Child {
-        name: String,
-        r#type: String,
-    }
-    #[derive(serde::Deserialize)]
-    struct Channel {
-        label: String,
-        filename: String,
+#[derive(Deserialize)]
+struct Child {
+    name: String,
+    r#type: String,
+}
+
+#[derive(Deserialize)]
+struct Channel {
+    label: String,
+    filename: String,
+}
+
+/// Where the guest agent's socket is: as the address says, otherwise according to QEMU, which knows the channel of that
+/// name and the socket behind it.
+async fn agent_socket(monitor: &mut Monitor, address: &QmpAddress) -> Result<Option<PathBuf>, QmpError> {
+    if address.agent.is_some() {
+        return Ok(address.agent.clone());
     }
     for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
         let children: Vec<Child> = monitor.ask("qom-list", json!({"path": folder})).await?;

@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::lines::Lines;
+use crate::lines::{Lines, printable};
 
 /// A connection to the monitor of a QEMU.
 #[derive(Debug)]
@@ -102,6 +102,18 @@ struct Version {
 struct Numbers {
     major: u32,
     minor: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Added {
+    fdset_id: u64,
+}
+
+/// What the answer to a command means.
+fn meant<T: DeserializeOwned>(command: &str, answer: Value) -> Result<T, QmpError> {
+    let wrong = |error: serde_json::Error| QmpError::Answer { command: command.into(), what: error.to_string() };
+    serde_json::from_value(answer).map_err(wrong)
 }
 
 #[derive(Deserialize)]
@@ -212,9 +224,25 @@ impl Monitor {
     /// # Errors
     /// See [`QmpError`].
     pub async fn ask<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T, QmpError> {
-        let answer = self.run(command, arguments, None).await?;
-        let wrong = |error: serde_json::Error| QmpError::Answer { command: command.into(), what: error.to_string() };
-        serde_json::from_value(answer).map_err(wrong)
+        meant(command, self.run(command, arguments, None).await?)
+    }
+
+    /// Carries out a command whose answer says nothing.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub async fn tell(&mut self, command: &str, arguments: Value) -> Result<(), QmpError> {
+        self.run(command, arguments, None).await.map(drop)
+    }
+
+    /// Gives QEMU an open file or socket under a word of ours; gives the number of the set that it is in.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub async fn add_file(&mut self, opaque: &str, file: BorrowedFd<'_>) -> Result<u64, QmpError> {
+        const COMMAND: &str = "add-fd";
+        let added: Added = meant(COMMAND, self.hand_over(COMMAND, json!({"opaque": opaque}), file).await?)?;
+        Ok(added.fdset_id)
     }
 
     /// [`Self::execute`], with a file or socket for QEMU.
@@ -283,7 +311,7 @@ impl Monitor {
             }
             let refusal: Option<Refusal> = answer.get("error").and_then(|it| Refusal::deserialize(it).ok());
             let refusal = refusal.ok_or_else(|| wrong("neither a result nor an error".into()))?;
-            let why: String = refusal.desc.chars().filter(|it| !it.is_control()).take(WHY_CHARS_MAX).collect();
+            let why = printable(&refusal.desc, WHY_CHARS_MAX);
             return Err(QmpError::Refused { command: command.into(), why });
         }
     }

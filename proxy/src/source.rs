@@ -22,11 +22,11 @@ use mover::{
 };
 use nbd::NbdExport;
 pub(crate) use nbd::nbd_error;
-pub(crate) use proof::{Doubt, Seen, SeenBitmap, proven_change};
+pub(crate) use proof::{Doubt, Seen, SeenBitmap, note_no_checkpoint, proven_change};
 use qcow2::Qcow2Disk;
 use raw::RawDisk;
 pub(crate) use raw::{holes, read_extent};
-pub(crate) use settle::told_apart;
+pub(crate) use settle::{Sorted, sorted};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;

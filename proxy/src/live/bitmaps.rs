@@ -5,12 +5,11 @@
 //! bitmap of the session, in the same transaction that begins the next one. So to abandon a backup is to remove what it
 //! began, as with an offline image, and a bitmap of another repository can be read without being touched.
 
-use super::graph::told;
-use super::inventory::{LiveDisk, NodeBitmap};
+use super::inventory::{LiveDisk, Node, NodeBitmap};
 use super::names::{Part, SessionNumber};
-use crate::qemu::{TrackingName, TwinName, WitnessName};
+use crate::qemu::{TrackingName, WitnessName};
 use crate::qmp::{Monitor, QmpError};
-use crate::source::told_apart;
+use crate::source::{Sorted, sorted};
 use chunker::GRID_BYTES;
 use mover::{CheckpointId, Past, RepositoryId, Result, TrackingWish, World};
 use serde_json::{Value, json};
@@ -70,7 +69,8 @@ impl Bitmaps {
         let is_own = |name: &TrackingName| name.is_of(plan.repository);
         let failed = |error: QmpError| error.about(plan.monitor);
         let mut unusable = untrackable(disk);
-        let (own, gone) = settled(&disk.bitmaps, plan.repository, past).await?;
+        let there = disk.bitmaps.iter().map(|it| (it.name.as_str(), it.inconsistent));
+        let Sorted { own, gone } = sorted(there, plan.repository, past).await?;
         for name in &gone {
             tracing::info!(disk = %disk.name, bitmap = name, "removing a bitmap that an earlier run left");
             if let Err(error) = remove(monitor, &disk.node, name).await {
@@ -126,8 +126,7 @@ impl Bitmaps {
             if !name.is_of(plan.repository) {
                 continue;
             }
-            let still = !bitmap.recording && !bitmap.inconsistent && bitmap.granularity == u64::from(GRID_BYTES);
-            if name.size == size && still && self.witness.is_none() {
+            if name.size == size && bitmap.seen(None).is_still() && self.witness.is_none() {
                 self.witness = Some(name);
             } else {
                 remove(monitor, &disk.node, &bitmap.name).await?;
@@ -140,7 +139,7 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// The witness that is to be made, with a mark that bears the number of the disk.
+    /// The witness that is to be made, where none fits.
     pub fn witness_to_make(&self) -> Option<WitnessName> {
         self.witness.filter(|_| self.new_witness)
     }
@@ -154,14 +153,14 @@ impl Bitmaps {
         let name = name.to_string();
         let actions =
             [self.add(&name, self.persistent, Recording::No), self.merge(&name, json!({"node": marker, "name": mark}))];
-        told(monitor, "transaction", json!({"actions": actions})).await
+        monitor.tell("transaction", json!({"actions": actions})).await
     }
 
     /// What happens to the bitmaps of the disk at the moment of the snapshot: parts of one transaction over all disks.
     pub fn actions(&self) -> Vec<Value> {
         let mut actions = Vec::new();
         for (at, name) in self.copied.iter().enumerate() {
-            let copy = self.session.part(Part::Marks, at);
+            let copy = self.copy(at);
             actions.push(self.add(&copy, false, Recording::No));
             actions.push(self.merge(&copy, json!(name)));
         }
@@ -177,9 +176,7 @@ impl Bitmaps {
 
     /// The bitmaps to export with the disk, as `block-export-add` names them.
     pub fn exported(&self) -> Vec<Value> {
-        (0..self.copied.len())
-            .map(|at| json!({"node": self.node, "name": self.session.part(Part::Marks, at)}))
-            .collect()
+        (0..self.copied.len()).map(|at| json!({"node": self.node, "name": self.copy(at)})).collect()
     }
 
     /// Name of the copy of the bitmap at `at` in [`Self::copied`].
@@ -251,41 +248,12 @@ enum Recording {
 /// # Errors
 /// See [`QmpError`].
 pub async fn bitmaps_of(monitor: &mut Monitor, node: &str) -> Result<Vec<NodeBitmap>, QmpError> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "kebab-case")]
-    struct Node {
-        node_name: Option<String>,
-        #[serde(default)]
-        dirty_bitmaps: Vec<NodeBitmap>,
-    }
-    let nodes: Vec<Node> = monitor.ask("query-named-block-nodes", json!({"flat": true})).await?;
-    let found = nodes.into_iter().find(|it| it.node_name.as_deref() == Some(node));
+    let found = Node::all(monitor).await?.into_iter().find(|it| it.node_name.as_deref() == Some(node));
     Ok(found.map(|it| it.dirty_bitmaps).unwrap_or_default())
 }
 
 async fn remove(monitor: &mut Monitor, node: &str, name: &str) -> Result<(), QmpError> {
-    told(monitor, "block-dirty-bitmap-remove", json!({"node": node, "name": name})).await
-}
-
-/// The repository's bitmaps that count, and the names of those that are to be removed: begun by runs that made no point,
-/// taken over by a later one, spoilt by a crash, or a twin alone.
-async fn settled(
-    bitmaps: &[NodeBitmap],
-    repository: RepositoryId,
-    past: &impl Past,
-) -> Result<(Vec<TrackingName>, Vec<String>)> {
-    let tracking = bitmaps.iter().filter_map(|it| Some((it.name.parse::<TrackingName>().ok()?, it)));
-    let (spoilt, whole): (Vec<_>, Vec<_>) =
-        tracking.filter(|(name, _)| name.is_of(repository)).partition(|(_, bitmap)| bitmap.inconsistent);
-    let own: Vec<TrackingName> = whole.into_iter().map(|(name, _)| name).collect();
-    let (keep, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, past).await? };
-    let twins = bitmaps.iter().filter_map(|it| Some((it.name.parse::<TwinName>().ok()?, it)));
-    let lonely = twins.filter(|(twin, bitmap)| {
-        twin.is_of(repository) && (bitmap.inconsistent || !keep.iter().any(|name| name.twin() == *twin))
-    });
-    let gone = gone.iter().map(ToString::to_string).chain(spoilt.iter().map(|(name, _)| name.to_string()));
-    let gone = gone.chain(lonely.map(|(twin, _)| twin.to_string())).collect();
-    Ok((keep, gone))
+    monitor.tell("block-dirty-bitmap-remove", json!({"node": node, "name": name})).await
 }
 
 /// Why the changes of a disk cannot be tracked, where that is so.

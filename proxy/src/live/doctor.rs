@@ -86,10 +86,7 @@ async fn look(
     for left_out in &inventory.left_out {
         find("drive", true, format!("not backed up: {left_out}"));
     }
-    let agent = match &address.agent {
-        Some(agent) => Some(agent.clone()),
-        None => agent_socket(monitor).await?,
-    };
+    let agent = agent_socket(monitor, address).await?;
     match Guest::meet(agent.as_deref(), Quiesce::Require, &World::system()).await {
         Ok(_) => find("guest agent", true, "answers".into()),
         Err(error) => {

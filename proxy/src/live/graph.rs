@@ -3,10 +3,11 @@
 //! What is to be taken out is read from QEMU itself, so it does not matter who put it there, or how far that came: the
 //! end of a session, the watchdog of one that was killed, the next start and `doctor` all call [`undo`].
 
+use super::inventory::{Node, object_place};
 use super::names::{Part, SessionNumber};
 use crate::qmp::{Monitor, QmpError};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -33,14 +34,6 @@ pub struct Traces {
 #[derive(Deserialize)]
 struct Export {
     id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Node {
-    node_name: Option<String>,
-    #[serde(default)]
-    dirty_bitmaps: Vec<super::inventory::NodeBitmap>,
 }
 
 #[derive(Deserialize)]
@@ -99,8 +92,7 @@ impl Traces {
                 None => traces.foreign_exports = true,
             }
         }
-        let nodes: Vec<Node> = monitor.ask("query-named-block-nodes", json!({"flat": true})).await?;
-        for Node { node_name, dirty_bitmaps } in nodes {
+        for Node { node_name, dirty_bitmaps } in Node::all(monitor).await? {
             let Some(node) = node_name else { continue };
             for bitmap in dirty_bitmaps.iter().filter(|it| counts(&it.name).is_some() && counts(&node).is_none()) {
                 traces.bitmaps.push((node.clone(), bitmap.name.clone()));
@@ -127,8 +119,7 @@ impl Traces {
         for Drive { qdev, inserted } in drives {
             let node = inserted.and_then(|it| it.node_name);
             if let (Some(qdev), Some(node)) = (qdev, node.filter(|it| traces.nodes.contains(it))) {
-                let place = if qdev.starts_with('/') { qdev } else { format!("/machine/peripheral/{qdev}") };
-                traces.devices.push((place, node));
+                traces.devices.push((object_place(&qdev), node));
             }
         }
         let graph: Graph = monitor.ask("x-debug-query-block-graph", json!({})).await?;
@@ -164,11 +155,11 @@ impl Traces {
 
 /// Takes everything out that `traces` lists: the exports, the nodes below the devices while the machine stands still,
 /// scratch space, and bitmaps that only belonged to a session. Goes on after a failure, so that as much as possible goes.
-/// A watchdog must know that the machine may stand still meanwhile.
+/// If the machine is `running`, a watchdog must know that it may stand still meanwhile.
 ///
 /// # Errors
 /// The first failure.
-pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError> {
+pub async fn undo(monitor: &mut Monitor, traces: &Traces, running: bool) -> Result<(), QmpError> {
     let mut failed = None;
     let mut note = |done: Result<(), QmpError>| {
         if let Err(error) = done {
@@ -178,7 +169,7 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
     note(end_exports(monitor, &traces.exports).await);
     if traces.server && !traces.foreign_exports {
         // Refused when it was killed before it had started.
-        note(match told(monitor, "nbd-server-stop", json!({})).await {
+        note(match monitor.tell("nbd-server-stop", json!({})).await {
             Err(error) if error.is_refusal() => Ok(()),
             done => done,
         });
@@ -186,11 +177,7 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
     if traces.devices.is_empty() {
         note(remove_copiers(monitor, traces).await);
     } else {
-        let pause = match is_running(monitor).await {
-            Ok(running) => Pause::begin(monitor, running).await,
-            Err(error) => Err(error),
-        };
-        match pause {
+        match Pause::begin(monitor, running).await {
             Ok(pause) => {
                 note(remove_copiers(monitor, traces).await);
                 note(pause.end(monitor).await);
@@ -199,13 +186,13 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
         }
     }
     for node in traces.parts(Part::Scratch).chain(traces.parts(Part::Marker)) {
-        note(told(monitor, "blockdev-del", json!({"node-name": node})).await);
+        note(monitor.tell("blockdev-del", json!({"node-name": node})).await);
     }
     for set in &traces.files {
-        note(told(monitor, "remove-fd", json!({"fdset-id": set})).await);
+        note(monitor.tell("remove-fd", json!({"fdset-id": set})).await);
     }
     for (node, name) in &traces.bitmaps {
-        note(told(monitor, "block-dirty-bitmap-remove", json!({"node": node, "name": name})).await);
+        note(monitor.tell("block-dirty-bitmap-remove", json!({"node": node, "name": name})).await);
     }
     failed.map_or(Ok(()), Err)
 }
@@ -213,7 +200,7 @@ pub async fn undo(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError
 async fn end_exports(monitor: &mut Monitor, exports: &[String]) -> Result<(), QmpError> {
     for id in exports {
         // Gone already, or going.
-        match told(monitor, "block-export-del", json!({"id": id, "mode": "hard"})).await {
+        match monitor.tell("block-export-del", json!({"id": id, "mode": "hard"})).await {
             Err(error) if !error.is_refusal() => return Err(error),
             _ => {}
         }
@@ -233,15 +220,15 @@ async fn end_exports(monitor: &mut Monitor, exports: &[String]) -> Result<(), Qm
 
 async fn remove_copiers(monitor: &mut Monitor, traces: &Traces) -> Result<(), QmpError> {
     for node in traces.parts(Part::View) {
-        told(monitor, "blockdev-del", json!({"node-name": node})).await?;
+        monitor.tell("blockdev-del", json!({"node-name": node})).await?;
     }
     for (device, copier) in &traces.devices {
         if let Some(below) = traces.below.get(copier) {
-            told(monitor, "qom-set", json!({"path": device, "property": "drive", "value": below})).await?;
+            monitor.tell("qom-set", json!({"path": device, "property": "drive", "value": below})).await?;
         }
     }
     for node in traces.parts(Part::Copier) {
-        told(monitor, "blockdev-del", json!({"node-name": node})).await?;
+        monitor.tell("blockdev-del", json!({"node-name": node})).await?;
     }
     Ok(())
 }
@@ -268,7 +255,7 @@ impl Pause {
     pub async fn begin(monitor: &mut Monitor, running: bool) -> Result<Self, QmpError> {
         let since = Instant::now();
         if running {
-            told(monitor, "stop", json!({})).await?;
+            monitor.tell("stop", json!({})).await?;
         }
         Ok(Self { ours: running, since })
     }
@@ -278,7 +265,7 @@ impl Pause {
     /// # Errors
     /// See [`QmpError`].
     pub async fn end(self, monitor: &mut Monitor) -> Result<(), QmpError> {
-        if self.ours { told(monitor, "cont", json!({})).await } else { Ok(()) }
+        if self.ours { monitor.tell("cont", json!({})).await } else { Ok(()) }
     }
 }
 
@@ -296,11 +283,6 @@ pub async fn is_running(monitor: &mut Monitor) -> Result<bool, QmpError> {
 /// See [`QmpError`].
 pub async fn run_state(monitor: &mut Monitor) -> Result<String, QmpError> {
     Ok(monitor.ask::<Status>("query-status", json!({})).await?.status)
-}
-
-/// Carries out a command whose answer says nothing.
-pub async fn told(monitor: &mut Monitor, command: &str, arguments: Value) -> Result<(), QmpError> {
-    monitor.execute(command, arguments).await.map(drop)
 }
 
 /// For exports to end: their connections are closed, and requests under way are waited for.

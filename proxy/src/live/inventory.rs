@@ -1,7 +1,10 @@
 //! What a running QEMU has: its disks, and what each of them is made of, as the monitor tells it.
 
+use crate::lines::printable;
 use crate::qemu::ImageLayer;
 use crate::qmp::{Monitor, QmpError};
+use crate::source::SeenBitmap;
+use chunker::ExtentSet;
 use mover::Name;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -61,10 +64,6 @@ pub struct NodeBitmap {
     pub granularity: u64,
     /// True when writes are recorded in it.
     pub recording: bool,
-    /// True when a job or an export uses it.
-    pub busy: bool,
-    /// True when it is stored in the image at the end.
-    pub persistent: bool,
     /// True when it was not saved cleanly and says nothing.
     #[serde(default)]
     pub inconsistent: bool,
@@ -77,8 +76,34 @@ pub struct Inventory {
     pub disks: Vec<LiveDisk>,
     /// Drives that are not backed up, and why, for people.
     pub left_out: Vec<String>,
-    /// Files of firmware variables: devices of type pflash that can be written.
-    pub firmware: Vec<String>,
+}
+
+/// A block node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Node {
+    /// Its name.
+    pub node_name: Option<String>,
+    /// Its dirty bitmaps.
+    #[serde(default)]
+    pub dirty_bitmaps: Vec<NodeBitmap>,
+}
+
+impl Node {
+    /// All nodes of a QEMU.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub async fn all(monitor: &mut Monitor) -> Result<Vec<Self>, QmpError> {
+        monitor.ask("query-named-block-nodes", json!({"flat": true})).await
+    }
+}
+
+impl NodeBitmap {
+    /// The bitmap for a proof, with what it marks.
+    pub const fn seen<'a>(&self, marks: Option<&'a ExtentSet>) -> SeenBitmap<'a> {
+        SeenBitmap { granularity: self.granularity, recording: self.recording, consistent: !self.inconsistent, marks }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,7 +133,7 @@ impl Inventory {
     /// See [`QmpError`].
     pub async fn take(monitor: &mut Monitor) -> Result<Self, QmpError> {
         let drives: Vec<Drive> = monitor.ask("query-block", json!({})).await?;
-        let mut made = Self { disks: Vec::new(), left_out: Vec::new(), firmware: Vec::new() };
+        let mut made = Self { disks: Vec::new(), left_out: Vec::new() };
         let mut names = BTreeSet::new();
         for (at, drive) in drives.into_iter().enumerate() {
             let Some(place) = drive.qdev.as_deref().map(object_place) else {
@@ -118,7 +143,6 @@ impl Inventory {
             let Some(inserted) = drive.inserted else { continue };
             let shown = if drive.device.is_empty() { place.clone() } else { drive.device.clone() };
             if is_firmware(&place) {
-                made.firmware.extend((!inserted.ro).then_some(inserted.image.filename));
                 continue;
             }
             if drive.removable || inserted.ro {
@@ -147,9 +171,8 @@ async fn described(
         }
     };
     let kind = property("type").await?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let number = |value: &Value| value.as_u64().and_then(|it| u32::try_from(it).ok()).unwrap_or(0);
-    let serial = text(&property("serial").await?);
+    let serial = property("serial").await?;
     // -1: not in the boot order. Ours begins at 1.
     let boot_order = property("bootindex").await?.as_i64().and_then(|it| u32::try_from(it + 1).ok()).unwrap_or(0);
     let logical_sector_bytes = number(&property("logical_block_size").await?);
@@ -163,7 +186,7 @@ async fn described(
         driver: inserted.drv,
         image: inserted.image,
         bitmaps: inserted.dirty_bitmaps,
-        serial: serial.chars().filter(|it| !it.is_control()).take(SERIAL_CHARS_MAX).collect(),
+        serial: printable(serial.as_str().unwrap_or_default(), SERIAL_CHARS_MAX),
         boot_order,
         logical_sector_bytes,
         physical_sector_bytes,
@@ -172,7 +195,7 @@ async fn described(
 }
 
 /// `query-block` calls a device by its id, or by its place in the tree of objects.
-fn object_place(qdev: &str) -> String {
+pub fn object_place(qdev: &str) -> String {
     if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }
 }
 

@@ -2,7 +2,7 @@
 
 use super::bitmaps::{Bitmaps, Plan};
 use super::found::Files;
-use super::graph::{Pause, Traces, is_running, told};
+use super::graph::{Pause, Traces, is_running};
 use super::inventory::{Inventory, LiveDisk};
 use super::names::{Part, SessionNumber};
 use super::placed::{Placed, Planned, undo_leftovers};
@@ -63,10 +63,7 @@ impl Opening {
             return Err(Error::usage("the machine has no disk that can be backed up").context(path.display()));
         }
         warnings.extend(inventory.left_out.iter().map(|it| format!("not backed up: {it}")));
-        let agent = match &machine.address.agent {
-            Some(agent) => Some(agent.clone()),
-            None => agent_socket(&mut monitor).await.map_err(about)?,
-        };
+        let agent = agent_socket(&mut monitor, &machine.address).await.map_err(about)?;
         let guest = Guest::meet(agent.as_deref(), wanted.quiesce, &machine.world).await?;
         let held = Held::begin(&machine.world)?;
         let watchdog = Watchdog::start(&held, &monitor, guest.agent(), FREEZE_LIMIT).await?;
@@ -132,16 +129,16 @@ impl Opening {
         let got = self.placed.monitor.hand_over("getfd", json!({"fdname": name}), listener.as_fd()).await;
         got.map_err(|error| error.about(&self.placed.path))?;
         let server = json!({"addr": {"type": "fd", "data": {"str": name}}, "max-connections": 0});
-        let mark = json!({"opaque": self.placed.held.number.part(Part::Server, 0)});
-        let marked = self.placed.monitor.hand_over("add-fd", mark, listener.as_fd()).await;
+        let mark = self.placed.held.number.part(Part::Server, 0);
+        let marked = self.placed.monitor.add_file(&mark, listener.as_fd()).await;
         let marked = marked.map_err(|error| self.placed.about(error))?;
-        let started = self.placed.monitor.execute("nbd-server-start", server).await;
+        let started = self.placed.monitor.tell("nbd-server-start", server).await;
         if started.as_ref().is_err_and(QmpError::is_refusal) {
             // It is not ours, so nobody may stop it for us.
-            let unmark = json!({"fdset-id": marked["fdset-id"]});
-            told(&mut self.placed.monitor, "remove-fd", unmark).await.map_err(|error| self.placed.about(error))?;
+            let unmark = json!({"fdset-id": marked});
+            self.placed.monitor.tell("remove-fd", unmark).await.map_err(|error| self.placed.about(error))?;
         }
-        started.map(drop).map_err(|error| match error {
+        started.map_err(|error| match error {
             QmpError::Refused { why, .. } if why.contains("already running") => {
                 Error::busy("this QEMU runs an NBD server of somebody else").context(self.placed.path.display()).hint(
                     "another product may be backing the machine up; `nbd-server-stop` in the monitor ends one that was \
@@ -159,15 +156,17 @@ impl Opening {
         let about = |error: QmpError| error.about(&path);
         for at in 0..self.placed.disks.len() {
             let Some(witness) = self.placed.disks[at].bitmaps.witness_to_make() else { continue };
-            let (marker, export) = (session.part(Part::Marker, at), session.part(Part::Export, MARKER_EXPORTS + at));
+            let marker = session.part(Part::Marker, at);
             let mark = session.part(Part::Marks, at);
             let node = json!({"driver": "null-co", "node-name": marker, "size": witness.size});
-            told(&mut self.placed.monitor, "blockdev-add", node).await.map_err(about)?;
+            self.placed.monitor.tell("blockdev-add", node).await.map_err(about)?;
             let bitmap = json!({"node": marker, "name": mark, "granularity": GRID_BYTES});
-            told(&mut self.placed.monitor, "block-dirty-bitmap-add", bitmap).await.map_err(about)?;
-            let add = json!({"type": "nbd", "id": export, "node-name": marker, "name": export, "writable": true});
-            told(&mut self.placed.monitor, "block-export-add", add).await.map_err(about)?;
-            let disk = self.connection(&export, &[], 1).await?;
+            self.placed.monitor.tell("block-dirty-bitmap-add", bitmap).await.map_err(about)?;
+            let add = json!({"type": "nbd", "id": marker, "node-name": marker, "name": marker, "writable": true});
+            self.placed.monitor.tell("block-export-add", add).await.map_err(about)?;
+            let socket = self.sockets.pop().into_iter().collect();
+            let disk = open_export(socket, marker.clone(), Vec::new()).await;
+            let disk = disk.map_err(|error| error.context(path.display()))?;
             for extent in witness.mark(GRID_BYTES).iter() {
                 let zeroes = Bytes::from(vec![0; extent.length as usize]);
                 let written = disk.write(extent.offset, zeroes).await;
@@ -175,9 +174,7 @@ impl Opening {
                     .map_err(|error| Error::source("a mark cannot be made").because(error).context(path.display()))?;
             }
             drop(disk);
-            told(&mut self.placed.monitor, "block-export-del", json!({"id": export, "mode": "hard"}))
-                .await
-                .map_err(about)?;
+            self.placed.monitor.tell("block-export-del", json!({"id": marker, "mode": "hard"})).await.map_err(about)?;
             self.placed.disks[at]
                 .bitmaps
                 .make_witness(&mut self.placed.monitor, &marker, &mark)
@@ -185,14 +182,6 @@ impl Opening {
                 .map_err(about)?;
         }
         Ok(())
-    }
-
-    /// Some of the connections that wait, for one export.
-    async fn connection(&mut self, export: &str, bitmaps: &[String], count: usize) -> Result<NbdDisk> {
-        let sockets = self.sockets.drain(..count.min(self.sockets.len())).collect();
-        open_export(sockets, export.to_owned(), bitmaps.to_vec())
-            .await
-            .map_err(|error| error.context(self.placed.path.display()))
     }
 
     /// Freezes the guest, puts the snapshot below its disks, and thaws it.
@@ -256,9 +245,7 @@ impl Opening {
                 "type": "nbd", "id": export, "node-name": session.part(Part::View, at), "name": export,
                 "writable": true, "bitmaps": planned.bitmaps.exported(),
             });
-            told(&mut self.placed.monitor, "block-export-add", add)
-                .await
-                .map_err(|error| error.about(&self.placed.path))?;
+            self.placed.monitor.tell("block-export-add", add).await.map_err(|error| error.about(&self.placed.path))?;
             let copies = (0..planned.bitmaps.copied.len()).map(|at| planned.bitmaps.copy(at)).collect();
             let sockets = self.sockets.drain(..each.min(self.sockets.len())).collect();
             opened.push(open_export(sockets, export, copies));
@@ -294,7 +281,7 @@ async fn put_below(monitor: &mut Monitor, session: SessionNumber, disks: &[Plann
     if actions.is_empty() {
         return Ok(());
     }
-    told(monitor, "transaction", json!({"actions": actions})).await.map_err(|error| Error::source(error.to_string()))
+    monitor.tell("transaction", json!({"actions": actions})).await.map_err(|error| Error::source(error.to_string()))
 }
 
 async fn put_one_below(
@@ -309,9 +296,9 @@ async fn put_one_below(
         "target": session.part(Part::Scratch, at), "on-cbw-error": "break-snapshot",
         "cbw-timeout": COPY_LIMIT.as_secs(),
     });
-    told(monitor, "blockdev-add", node).await?;
-    told(monitor, "qom-set", json!({"path": disk.device, "property": "drive", "value": copier})).await?;
-    told(monitor, "blockdev-add", json!({"driver": "snapshot-access", "node-name": view, "file": copier})).await
+    monitor.tell("blockdev-add", node).await?;
+    monitor.tell("qom-set", json!({"path": disk.device, "property": "drive", "value": copier})).await?;
+    monitor.tell("blockdev-add", json!({"driver": "snapshot-access", "node-name": view, "file": copier})).await
 }
 
 /// Refuses a QEMU that the end of an NBD connection can end: 7.2.22 aborts (`nbd_blockdev_client_closed`) when the client
@@ -369,5 +356,3 @@ const FREEZE_MARGIN: Duration = Duration::from_secs(3);
 const COPY_LIMIT: Duration = Duration::from_secs(45);
 /// Connections that wait at once.
 const CONNECTIONS_ALL: usize = 96;
-/// Exports of markers have numbers of their own.
-const MARKER_EXPORTS: usize = 100_000;

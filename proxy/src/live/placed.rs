@@ -19,8 +19,9 @@ use std::time::Duration;
 /// See [`QmpError`].
 pub async fn undo_watched(monitor: &mut Monitor, watchdog: &mut Watchdog, traces: &Traces) -> Result<(), QmpError> {
     // A watchdog that is gone is no reason to leave the snapshot there.
-    let stops = is_running(monitor).await? && watchdog.tell(Word::Stopping).await.is_ok();
-    let undone = undo(monitor, traces).await;
+    let running = is_running(monitor).await?;
+    let stops = running && watchdog.tell(Word::Stopping).await.is_ok();
+    let undone = undo(monitor, traces, running).await;
     if stops {
         let _ = watchdog.tell(Word::Going).await;
     }

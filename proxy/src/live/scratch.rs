@@ -4,7 +4,6 @@
 use super::names::{Part, SessionNumber};
 use crate::qmp::{Monitor, QmpError};
 use rustix::fs::{Mode, OFlags};
-use serde::Deserialize;
 use serde_json::json;
 use std::fs::File;
 use std::io;
@@ -16,12 +15,6 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Scratch {
     file: File,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Added {
-    fdset_id: u64,
 }
 
 impl Scratch {
@@ -46,15 +39,12 @@ impl Scratch {
     /// # Errors
     /// See [`QmpError`].
     pub async fn hand_over(&self, monitor: &mut Monitor, session: SessionNumber, disk: usize) -> Result<(), QmpError> {
-        let opaque = json!({"opaque": session.to_string()});
-        let added = monitor.hand_over("add-fd", opaque, self.file.as_fd()).await?;
-        let wrong = |error: serde_json::Error| QmpError::Answer { command: "add-fd".into(), what: error.to_string() };
-        let Added { fdset_id } = serde_json::from_value(added).map_err(wrong)?;
+        let set = monitor.add_file(&session.to_string(), self.file.as_fd()).await?;
         let node = json!({
             "driver": "raw", "node-name": session.part(Part::Scratch, disk), "discard": "unmap",
-            "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset_id}"), "discard": "unmap"},
+            "file": {"driver": "file", "filename": format!("/dev/fdset/{set}"), "discard": "unmap"},
         });
-        monitor.execute("blockdev-add", node).await.map(drop)
+        monitor.tell("blockdev-add", node).await
     }
 
     /// Bytes that it takes now.

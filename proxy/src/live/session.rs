@@ -6,7 +6,7 @@ use super::placed::{Judged, Placed, Planned};
 use crate::nbd::{NbdDisk, NbdError};
 use crate::qemu::TrackingName;
 use crate::qmp::QmpError;
-use crate::source::{Doubt, Evidence, Seen, SeenBitmap, proven_change};
+use crate::source::{Doubt, Evidence, Seen, note_no_checkpoint, proven_change};
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use mover::{Changed, DiskDescription, Error, Outcome, ParentDisk, Result, Snapshot, Source, TrackingWish};
@@ -58,18 +58,15 @@ impl LiveSession {
             .enumerate()
             .filter_map(|(at, name)| extents.bitmap(&planned.bitmaps.copy(at)).map(|marks| (name.as_str(), marks)))
             .collect();
-        let bitmaps = now.iter().map(|it| {
-            let seen = SeenBitmap {
-                granularity: it.granularity,
-                recording: it.recording,
-                consistent: !it.inconsistent,
-                marks: copies.get(it.name.as_str()).copied(),
-            };
-            (it.name.as_str(), seen)
-        });
+        let bitmaps = now.iter().map(|it| (it.name.as_str(), it.seen(copies.get(it.name.as_str()).copied())));
         let size = self.descriptions[disk].size;
-        let seen =
-            Seen { size, chain: &planned.files.chain, evidence: &self.evidence[disk], bitmaps: bitmaps.collect() };
+        let seen = Seen {
+            size,
+            chain: &planned.files.chain,
+            evidence: &self.evidence[disk],
+            unusable: None,
+            bitmaps: bitmaps.collect(),
+        };
         let candidates: Vec<TrackingName> = planned.bitmaps.candidate.into_iter().collect();
         let mut changed = match seen.proven(&candidates, parent, wish) {
             Ok((name, dirty)) => {
@@ -94,11 +91,7 @@ impl LiveSession {
         let begun = begun.and_then(|next| seen.will_prove(&next, witness.as_ref()).map(|()| next));
         match begun {
             Ok(next) => changed.checkpoint = Some((next.checkpoint, GRID_BYTES)),
-            Err(why_not) if wish != TrackingWish::Fingerprint && changed.reason != why_not => {
-                changed.reason.push_str("; no checkpoint was begun: ");
-                changed.reason.push_str(&why_not);
-            }
-            Err(_) => {}
+            Err(why_not) => note_no_checkpoint(&mut changed, wish, &why_not),
         }
         Ok(changed)
     }

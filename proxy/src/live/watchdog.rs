@@ -3,7 +3,7 @@
 //! is killed by a signal that no process can catch it sets the machine going, thaws the guest, and takes the snapshot out
 //! of QEMU.
 
-use super::graph::{Traces, undo};
+use super::graph::{Traces, is_running, undo};
 use super::names::SessionNumber;
 use crate::agent::Agent;
 use crate::lines::Lines;
@@ -189,7 +189,8 @@ async fn watch() -> io::Result<()> {
     watched.release().await?;
     let mut monitor = watched.monitor()?;
     let traces = Traces::look(&mut monitor, Some(watched.session)).await.map_err(io::Error::other)?;
-    undo(&mut monitor, &traces).await.map_err(io::Error::other)
+    let running = is_running(&mut monitor).await.map_err(io::Error::other)?;
+    undo(&mut monitor, &traces, running).await.map_err(io::Error::other)
 }
 
 /// Receives the sockets. Blocks until they are there.
@@ -216,9 +217,10 @@ impl Watched {
 
     /// Sets the machine going and thaws the guest. An agent in a stopped machine answers nothing, so this is the order.
     async fn release(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.stopped) {
-            let going = self.monitor()?.execute("cont", json!({})).await;
-            say_failure("the machine cannot be set going", going.map(drop));
+        if std::mem::take(&mut self.stopped)
+            && let Err(error) = self.monitor()?.tell("cont", json!({})).await
+        {
+            say(&format!("the machine cannot be set going: {error}"));
         }
         if self.frozen.take().is_some()
             && let Some(agent) = &self.agent
@@ -238,12 +240,6 @@ impl Watched {
             }
         }
         Ok(())
-    }
-}
-
-fn say_failure<T, E: std::fmt::Display>(what: &str, done: std::result::Result<T, E>) {
-    if let Err(error) = done {
-        say(&format!("{what}: {error}"));
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Seen<'a> {
     pub chain: &'a [LayerIdentity],
     /// What else tells that it is the same image.
     pub evidence: &'a Evidence,
+    /// Why none of its bitmaps counts, where that is known already.
+    pub unusable: Option<&'a str>,
     /// Its bitmaps by name.
     pub bitmaps: BTreeMap<&'a str, SeenBitmap<'a>>,
 }
@@ -69,10 +71,10 @@ impl Seen<'_> {
         parent: Option<ParentDisk<'_>>,
         wish: TrackingWish,
     ) -> Result<(TrackingName, &ExtentSet), Doubt> {
-        if !wish.asks_for_bitmap() {
-            return Err("requested".into());
+        let parent = asked(parent, wish)?;
+        if let Some(why_not) = self.unusable {
+            return Err(why_not.into());
         }
-        let parent = parent.ok_or("the first backup of this disk")?.record;
         let checkpoint = parent.tracking.checkpoint.ok_or("the parent began no checkpoint")?;
         let name = candidates.iter().find(|name| name.checkpoint == checkpoint);
         let name = *name.ok_or_else(|| format!("there is no sound bitmap of the parent's checkpoint {checkpoint}"))?;
@@ -135,9 +137,7 @@ impl Seen<'_> {
 
     /// Size, backing files and data files must be what the parent recorded. Of the image itself the evidence tells.
     fn same_disk(&self, parent: &DiskRecord) -> Result<(), String> {
-        if parent.size != self.size {
-            return Err(format!("the disk has {} bytes and had {} in the parent", self.size, parent.size));
-        }
+        same_size(parent, self.size)?;
         let (now, then) = (self.chain.get(1..).unwrap_or(&[]), parent.chain.get(1..).unwrap_or(&[]));
         if now.len() != then.len() {
             return Err(format!("the image has {} files below it and had {} in the parent", now.len(), then.len()));
@@ -164,10 +164,7 @@ impl Served<'_> {
         parent: Option<ParentDisk<'_>>,
         wish: TrackingWish,
     ) -> Result<(TrackingName, &ExtentSet), Doubt> {
-        if !wish.asks_for_bitmap() {
-            return Err("requested".into());
-        }
-        let parent = parent.ok_or("the first backup of this disk")?.record;
+        let parent = asked(parent, wish)?;
         let bitmap = self.bitmap.ok_or("the address names no bitmap")?;
         if let Some(error) = &self.extents.failed {
             return Err(format!("the server cannot tell what bitmap {bitmap} marks: {error}").into());
@@ -178,9 +175,7 @@ impl Served<'_> {
         if parent.tracking.checkpoint != Some(name.checkpoint) {
             return Err(format!("bitmap {bitmap} was not begun at the parent's checkpoint").into());
         }
-        if parent.size != self.size {
-            return Err(format!("the disk has {} bytes and had {} in the parent", self.size, parent.size).into());
-        }
+        same_size(parent, self.size)?;
         let marks = |what: &str, name: String| {
             let marks = self.extents.bitmap(&name);
             marks.ok_or_else(|| format!("the server does not export bitmap {name}, {what}"))
@@ -189,6 +184,29 @@ impl Served<'_> {
         let witness = Evidence::read(&parent.format_options)?.witness.ok_or(NO_WITNESS)?;
         believable(&name, dirty, twin, &witness, marks("the witness", witness.to_string())?)?;
         Ok((name, dirty))
+    }
+}
+
+/// The parent's record of the disk, where a bitmap may be used at all.
+fn asked(parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<&DiskRecord, Doubt> {
+    if !wish.asks_for_bitmap() {
+        return Err("requested".into());
+    }
+    Ok(parent.ok_or("the first backup of this disk")?.record)
+}
+
+fn same_size(parent: &DiskRecord, size: u64) -> Result<(), String> {
+    if parent.size == size {
+        return Ok(());
+    }
+    Err(format!("the disk has {size} bytes and had {} in the parent", parent.size))
+}
+
+/// Adds to the reason why the next backup will have no bitmap, where one was wanted.
+pub fn note_no_checkpoint(changed: &mut Changed, wish: TrackingWish, why_not: &str) {
+    if wish != TrackingWish::Fingerprint && changed.reason != why_not {
+        changed.reason.push_str("; no checkpoint was begun: ");
+        changed.reason.push_str(why_not);
     }
 }
 

@@ -14,7 +14,7 @@ use super::chain::{Chain, Place};
 use super::evidence::{Evidence, file_identity};
 use super::identity::{ImageFile, Stamp, identity, untold_identity};
 use super::nbd::nbd_error;
-use super::proof::{Doubt, Seen, SeenBitmap, proven_change};
+use super::proof::{Doubt, Seen, SeenBitmap, note_no_checkpoint, proven_change};
 use super::raw::read_extents;
 use super::settle::{Settled, settle};
 use super::{Described, SourceOptions};
@@ -24,7 +24,7 @@ use crate::qemu::{
     TrackingName, TwinName, WitnessName, add_bitmap, add_witness, cluster_map, image_info, remove_bitmap,
 };
 use bytes::Bytes;
-use chunker::{Extent, GRID_BYTES};
+use chunker::{Extent, ExtentSet, GRID_BYTES};
 use mover::{
     Changed, CheckpointId, Error, ErrorKind, LayerIdentity, Outcome, ParentDisk, Past, Result, TrackingWish, blocking,
 };
@@ -158,10 +158,7 @@ impl Qcow2Disk {
     pub async fn changed(&self, parent: Option<ParentDisk<'_>>, wish: TrackingWish) -> Result<Changed> {
         let survey = self.surveyed().await?;
         let seen = self.seen(&survey);
-        // Why no bitmap counts is known before any is looked at; without a parent or a wish for one, that is told first.
-        let unusable = self.unusable.clone().filter(|_| parent.is_some() && wish.asks_for_bitmap());
-        let proven = unusable.map_or_else(|| seen.proven(&self.candidates, parent, wish), |why| Err(why.into()));
-        let mut changed = match proven {
+        let mut changed = match seen.proven(&self.candidates, parent, wish) {
             Ok((name, dirty)) => {
                 // Those of other repositories are not ours to remove.
                 if parent.is_some_and(|parent| name.is_of(parent.repository)) {
@@ -178,11 +175,8 @@ impl Qcow2Disk {
         };
         changed.zeroes.clone_from(&survey.extents.zeroes);
         changed.checkpoint = self.begun(&seen).map(|name| (name.checkpoint, GRID_BYTES));
-        if let (Err(why_not), TrackingWish::Auto | TrackingWish::Bitmap | TrackingWish::Full) = (&self.next, wish)
-            && changed.reason != *why_not
-        {
-            changed.reason.push_str("; no checkpoint was begun: ");
-            changed.reason.push_str(why_not);
+        if let Err(why_not) = &self.next {
+            note_no_checkpoint(&mut changed, wish, why_not);
         }
         Ok(changed)
     }
@@ -281,17 +275,10 @@ impl Qcow2Disk {
 
     /// The image and its bitmaps, as they are under the image's lock.
     fn seen<'a>(&'a self, survey: &'a Surveyed) -> Seen<'a> {
-        let bitmap = |it: &'a Bitmap| {
-            let seen = SeenBitmap {
-                granularity: it.granularity,
-                recording: it.is_recording(),
-                consistent: it.is_consistent(),
-                marks: survey.extents.bitmap(&it.name),
-            };
-            (it.name.as_str(), seen)
-        };
+        let bitmap = |it: &'a Bitmap| (it.name.as_str(), seen(it, survey.extents.bitmap(&it.name)));
         let bitmaps = survey.top.bitmaps().iter().map(bitmap).collect();
-        Seen { size: self.disk.export().size, chain: &self.chain, evidence: &self.evidence, bitmaps }
+        let unusable = self.unusable.as_deref();
+        Seen { size: self.disk.export().size, chain: &self.chain, evidence: &self.evidence, unusable, bitmaps }
     }
 
     /// The bitmap that this session began, if a look under the image's lock shows that it works.
@@ -375,10 +362,15 @@ fn candidates(bitmaps: &[Bitmap], own: &[TrackingName], options: &SourceOptions)
     names
 }
 
+/// A bitmap for a proof, with what it marks.
+fn seen<'a>(bitmap: &Bitmap, marks: Option<&'a ExtentSet>) -> SeenBitmap<'a> {
+    let (recording, consistent) = (bitmap.is_recording(), bitmap.is_consistent());
+    SeenBitmap { granularity: bitmap.granularity, recording, consistent, marks }
+}
+
 /// Witnesses of any repository that could show that the disk kept its size.
 fn witnesses(top: &ImageLayer) -> Vec<WitnessName> {
-    let grain = u64::from(GRID_BYTES);
-    let still = top.bitmaps().iter().filter(|it| !it.is_recording() && it.is_consistent() && it.granularity == grain);
+    let still = top.bitmaps().iter().filter(|it| seen(it, None).is_still());
     still.filter_map(|bitmap| bitmap.name.parse().ok()).filter(|it: &WitnessName| it.size == top.virtual_size).collect()
 }
 

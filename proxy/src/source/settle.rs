@@ -26,26 +26,52 @@ pub async fn settle(
     repository: RepositoryId,
     past: &impl Past,
 ) -> Result<Settled> {
-    let own = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TrackingName>().ok());
-    let own: Vec<TrackingName> = own.filter(|name| name.is_of(repository)).collect();
-    let (keep, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, past).await? };
-    let twins = bitmaps.iter().filter_map(|bitmap| bitmap.name.parse::<TwinName>().ok());
-    let lonely = twins.filter(|twin| twin.is_of(repository) && !keep.iter().any(|name| name.twin() == *twin));
-    for name in gone.iter().map(ToString::to_string).chain(lonely.map(|twin| twin.to_string())) {
+    // One that was not saved cleanly is no candidate, and stays where it is.
+    let there = bitmaps.iter().map(|bitmap| (bitmap.name.as_str(), false));
+    let Sorted { own, gone } = sorted(there, repository, past).await?;
+    for name in gone {
         tracing::info!(path = %path.display(), bitmap = %name, "removing a bitmap that an earlier run left");
         if let Err(error) = remove_bitmap(image, &name).await {
             let unusable = format!("bitmap {name} of an earlier run cannot be removed: {error}");
-            return Ok(Settled { own: keep, unusable: Some(unusable) });
+            return Ok(Settled { own, unusable: Some(unusable) });
         }
     }
-    Ok(Settled { own: keep, unusable: None })
+    Ok(Settled { own, unusable: None })
 }
 
-/// Divides several bitmaps into those that count and those that are to be removed.
+/// The repository's bitmaps of an image.
+#[derive(Debug)]
+pub struct Sorted {
+    /// Those that count.
+    pub own: Vec<TrackingName>,
+    /// Names of those to be removed: begun by runs that made no point, taken over by a later one, spoilt, or a twin alone.
+    pub gone: Vec<String>,
+}
+
+/// Sorts them; `there` are names of all bitmaps, and whether each is spoilt and may not even stay.
 ///
 /// # Errors
 /// Those of `past`.
-pub async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
+pub async fn sorted(
+    there: impl Iterator<Item = (&str, bool)> + Clone,
+    repository: RepositoryId,
+    past: &impl Past,
+) -> Result<Sorted> {
+    let tracking = there.clone().filter_map(|(name, spoilt)| Some((name.parse::<TrackingName>().ok()?, spoilt)));
+    let (spoilt, whole): (Vec<_>, Vec<_>) =
+        tracking.filter(|(name, _)| name.is_of(repository)).partition(|(_, spoilt)| *spoilt);
+    let own: Vec<TrackingName> = whole.into_iter().map(|(name, _)| name).collect();
+    let (own, gone) = if own.len() < 2 { (own, Vec::new()) } else { told_apart(own, past).await? };
+    let twins = there.filter_map(|(name, spoilt)| Some((name.parse::<TwinName>().ok()?, spoilt)));
+    let lonely = twins
+        .filter(|(twin, spoilt)| twin.is_of(repository) && (*spoilt || !own.iter().any(|name| name.twin() == *twin)));
+    let gone = gone.iter().map(ToString::to_string).chain(spoilt.iter().map(|(name, _)| name.to_string()));
+    let gone = gone.chain(lonely.map(|(twin, _)| twin.to_string())).collect();
+    Ok(Sorted { own, gone })
+}
+
+/// Divides several bitmaps into those that count and those that are to be removed.
+async fn told_apart(own: Vec<TrackingName>, past: &impl Past) -> Result<(Vec<TrackingName>, Vec<TrackingName>)> {
     let mut committed = Vec::new();
     for name in &own {
         if past.is_committed(name.checkpoint).await? {

@@ -25,12 +25,13 @@ pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
+    let machine = machine(context, arguments);
     let attempt = async || match &arguments.proxy {
         Some(proxy) => through::attempt(context, arguments, proxy, &options).await,
-        None => attempt(context, arguments, &options).await,
+        None => attempt(context, arguments, &machine, &options).await,
     };
-    let report = match arguments.proxy.is_none() && machine(context, arguments).stands_still() {
-        true => at_rest(context, arguments, &options).await?,
+    let report = match arguments.proxy.is_none() && machine.stands_still() {
+        true => at_rest(context, arguments, &machine, &options).await?,
         false => wait.retry(&context.stop, |busy| context.out.waits_for(busy), attempt).await?,
     };
     for warning in &report.warnings {
@@ -112,20 +113,29 @@ fn machine(context: &Context, arguments: &Backup) -> AnyMachine {
 
 /// A machine is made to stand still once, and only when all else is there: the repository is waited for before. What is
 /// busy while it stands still is not waited for.
-async fn at_rest(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
+async fn at_rest(
+    context: &Context,
+    arguments: &Backup,
+    machine: &AnyMachine,
+    options: &BackupOptions,
+) -> Result<BackupReport> {
     let (address, patience) = (&arguments.place.repository, &arguments.place.patience);
     let repository = open::patiently(context, address, Access::Write, patience).await?;
-    let (machine, progress) = (machine(context, arguments), Progress::default());
+    let progress = Progress::default();
     let means = (&context.pool, &context.world);
-    let job = backup_machine(&repository, &machine, options, &context.stop, means, &progress);
+    let job = backup_machine(&repository, machine, options, &context.stop, means, &progress);
     let made = watched(&context.out, &progress, job).await;
     closed(repository, made).await
 }
 
 /// One try: everything that was opened is closed again, whatever happens.
-async fn attempt(context: &Context, arguments: &Backup, options: &BackupOptions) -> Result<BackupReport> {
-    let (address, machine) = (&arguments.place.repository, machine(context, arguments));
-    match open::repository_and_machine(context, address, &machine, options).await {
+async fn attempt(
+    context: &Context,
+    arguments: &Backup,
+    machine: &AnyMachine,
+    options: &BackupOptions,
+) -> Result<BackupReport> {
+    match open::repository_and_machine(context, &arguments.place.repository, machine, options).await {
         (Ok(repository), Ok(source)) => carry_out(context, options, repository, source).await,
         (Ok(repository), Err(error)) => closed(repository, Err(error)).await,
         (Err(error), Ok(source)) => {

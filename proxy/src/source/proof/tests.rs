@@ -1,6 +1,7 @@
 use super::*;
+use crate::source::Described;
 use chunker::Extent;
-use mover::{CheckpointId, DiskDescription, DiskId, MapRoot, RepositoryId, Timestamp, TrackingRecord};
+use mover::{CheckpointId, DiskId, MapRoot, RepositoryId, Timestamp, TrackingRecord};
 
 const SIZE: u64 = 10 << 20;
 const REPOSITORY: RepositoryId = RepositoryId([1; 16]);
@@ -17,6 +18,7 @@ struct Case {
     evidence: Evidence,
     /// Name, granularity, recording, consistent, marks.
     bitmaps: Vec<(String, u64, bool, bool, ExtentSet)>,
+    unusable: Option<&'static str>,
     wish: TrackingWish,
 }
 
@@ -47,20 +49,14 @@ impl Case {
             ctime: Timestamp(1),
         };
         let chain = vec![layer("/top", 7), layer("/base", 8)];
-        let description = DiskDescription {
-            name: "vda".parse().unwrap(),
+        let described = Described {
             size: SIZE,
-            logical_sector_bytes: 0,
-            physical_sector_bytes: 0,
-            discard_bytes: 0,
-            boot_order: 0,
-            bus: String::new(),
-            serial: String::new(),
-            format: "qcow2".into(),
+            format: "qcow2",
             format_options: evidence().to_string(),
             chain: chain.clone(),
-            warning: None,
+            ..Described::default()
         };
+        let description = described.named("vda".parse().unwrap());
         Self {
             parent: description.record(DiskId([1; 16]), MapRoot::default(), tracking),
             candidates: vec![name],
@@ -72,6 +68,7 @@ impl Case {
                 (name.twin().to_string(), grain, true, true, dirty),
                 (witness.to_string(), grain, false, true, witness.mark(GRID_BYTES)),
             ],
+            unusable: None,
             wish: TrackingWish::Auto,
         }
     }
@@ -86,7 +83,9 @@ impl Case {
             };
             (name.as_str(), seen)
         });
-        let seen = Seen { size: self.size, chain: &self.chain, evidence: &self.evidence, bitmaps: bitmaps.collect() };
+        let bitmaps = bitmaps.collect();
+        let seen =
+            Seen { size: self.size, chain: &self.chain, evidence: &self.evidence, unusable: self.unusable, bitmaps };
         let parent = ParentDisk { repository: REPOSITORY, record: &self.parent };
         seen.proven(&self.candidates, Some(parent), self.wish).map(|(_, dirty)| dirty.clone())
     }
@@ -102,9 +101,10 @@ fn a_sound_bitmap_is_believed() {
 /// and say something false, of which the administrator must hear.
 #[test]
 fn each_fact_that_does_not_fit_is_a_doubt() {
-    let absent: [Change; 15] = [
+    let absent: [Change; 16] = [
         ("requested", |it| it.wish = TrackingWish::Fingerprint),
         ("requested", |it| it.wish = TrackingWish::Full),
+        ("its data is elsewhere", |it| it.unusable = Some("its data is elsewhere")),
         ("began no checkpoint", |it| it.parent.tracking.checkpoint = None),
         ("no sound bitmap", |it| it.parent.tracking.checkpoint = Some(CheckpointId([8; 16]))),
         ("no sound bitmap", |it| it.candidates.clear()),
@@ -155,6 +155,6 @@ fn each_fact_that_does_not_fit_is_a_doubt() {
 #[test]
 fn the_first_backup_proves_nothing() {
     let evidence = Evidence::seen("qcow2", "7@1.0", None);
-    let seen = Seen { size: 1, chain: &[], evidence: &evidence, bitmaps: BTreeMap::new() };
+    let seen = Seen { size: 1, chain: &[], evidence: &evidence, unusable: None, bitmaps: BTreeMap::new() };
     assert!(matches!(seen.proven(&[], None, TrackingWish::Auto), Err(Doubt::Absent(_))));
 }
