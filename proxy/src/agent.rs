@@ -202,6 +202,28 @@ impl Agent {
         const COMMAND: &str = "guest-get-time";
         self.call(COMMAND, json!({}), ANSWER_TIMEOUT).await?.as_i64().ok_or(AgentError::Answer(COMMAND))
     }
+
+    /// The name that the guest calls itself by.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn host_name(&mut self) -> Result<String, AgentError> {
+        self.word("guest-get-host-name", "host-name").await
+    }
+
+    /// The guest's operating system, for people: `Debian GNU/Linux 12 (bookworm)`.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn system(&mut self) -> Result<String, AgentError> {
+        self.word("guest-get-osinfo", "pretty-name").await
+    }
+
+    async fn word(&mut self, command: &'static str, key: &str) -> Result<String, AgentError> {
+        let answer = self.call(command, json!({}), ANSWER_TIMEOUT).await?;
+        let word = answer.get(key).and_then(Value::as_str).ok_or(AgentError::Answer(command))?;
+        Ok(printable(word, WHY_CHARS_MAX))
+    }
 }
 
 const SYNC: &str = "guest-sync-delimited";

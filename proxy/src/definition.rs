@@ -8,7 +8,7 @@ mod start;
 use bytes::Bytes;
 use mover::{Error, Name, NewAttachment, Result};
 use serde::{Deserialize, Serialize};
-pub use start::{Identity, RestoredFiles, start_script};
+pub use start::{Identity, RUN_FOLDER, RestoredFiles, start_script};
 
 /// How a machine was started. In a point it is the attachment `domain`, file [`DEFINITION_FILE`], as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

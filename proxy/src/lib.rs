@@ -5,12 +5,14 @@
 mod address;
 mod agent;
 mod allocator;
+pub mod definition;
 mod hooks;
 mod lines;
 mod live;
 mod lock;
 mod machine;
 pub mod nbd;
+mod nvram;
 pub mod qemu;
 mod qmp;
 mod scratch;
@@ -22,6 +24,7 @@ pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, So
 pub use allocator::tune_allocator;
 pub use hooks::Hooks;
 pub use live::{Finding, LiveSession, QemuMachine, examine};
+pub use nvram::NVRAM_KIND;
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
 pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};

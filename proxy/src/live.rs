@@ -9,6 +9,7 @@
 //! bitmaps and begins the next ones; the processors go on. No target, proxy or network is in the guest's way: when
 //! scratch space is full or slow, the snapshot is given up, and not the guest's write.
 
+mod belongings;
 mod bitmaps;
 mod doctor;
 mod found;

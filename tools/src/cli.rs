@@ -278,6 +278,7 @@ pub struct Diff {
 Examples:
   windlass restore web@latest --to /images/web.qcow2 -r /backup/main
   windlass restore db@latest~1 --disk b --to /dev/vg0/b --overwrite -r /backup/main
+  windlass restore web@latest --machine --to /images/web-restored -r /backup/main
   windlass restore web@latest --attachment domain --to - --copy /mnt/usb/second")]
 pub struct Restore {
     /// MACHINE@latest, MACHINE@latest~2, MACHINE@TIME, or the first digits of an id
@@ -289,7 +290,18 @@ pub struct Restore {
     /// Restore an attached file instead of a disk: its kind, and its name if there are several (`show` lists them)
     #[arg(long, value_parser = parsed::<Attachment>, value_name = "KIND[/NAME]", conflicts_with_all = ["disk", "delta", "overwrite"])]
     pub attachment: Option<Attachment>,
-    /// PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, an NBD URI, or - for stdout (a raw disk)
+    /// Restore the whole machine into a folder: its disks, what is attached to it, and a script that starts it
+    ///
+    /// Disks become NAME.raw. The script `start` is made from the command line of the QEMU that ran the machine: it uses the
+    /// restored disks, and has its own sockets. The machine gets a new UUID and new network addresses, so that it can run
+    /// beside the old one. Read the script before you run it.
+    #[arg(long, conflicts_with_all = ["disk", "attachment"])]
+    pub machine: bool,
+    /// With --machine: keep UUID and network addresses, because the restored machine takes the place of the old one
+    #[arg(long, requires = "machine")]
+    pub same_identity: bool,
+    /// PATH.raw, PATH.qcow2, PATH?format=raw|qcow2, a block device, an NBD URI, or - for stdout (a raw disk); with
+    /// --machine a folder
     #[arg(long, value_name = "TARGET", allow_hyphen_values = true)]
     pub to: String,
     /// Repository: /path, file:///path, or quic://host[:port]/name on a storage node

@@ -366,7 +366,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             guest_clock_offset_ns: snapshot.guest_clock_offset_ns,
             consistency: snapshot.consistency,
             tags: self.options.tags.clone(),
-            labels: BTreeMap::new(),
+            labels: snapshot.labels.clone(),
             producer: concat!("windlass ", env!("CARGO_PKG_VERSION")).into(),
             disks: disks.records,
             attachments,

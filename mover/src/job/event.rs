@@ -4,7 +4,7 @@
 mod summary;
 
 pub use summary::{
-    AttachmentSummary, BackupSummary, CopySummary, DiskSummary, FindingSummary, JobSummary, RestoreSummary,
+    AttachmentSummary, BackupSummary, CopySummary, DiskSummary, FindingSummary, JobSummary, MachineSummary, RestoreSummary,
     SweepSummary, VerifySummary,
 };
 

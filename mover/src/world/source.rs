@@ -7,6 +7,7 @@ use crate::{
 use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ pub struct Snapshot {
     pub paused: Duration,
     /// Guest clock minus the clock here, in nanoseconds; none when nobody asked the guest.
     pub guest_clock_offset_ns: Option<i64>,
+    /// What the guest says of itself, such as its host name; nobody vouches for it.
+    pub labels: BTreeMap<String, String>,
     /// Files that belong to the machine in addition to its disks, as the source found them.
     pub attachments: Vec<NewAttachment>,
     /// What the administrator should know.
@@ -100,6 +103,7 @@ impl Snapshot {
             frozen: Duration::ZERO,
             paused: Duration::ZERO,
             guest_clock_offset_ns: None,
+            labels: BTreeMap::new(),
             attachments: Vec::new(),
             warnings: Vec::new(),
         }

@@ -19,6 +19,8 @@ pub struct LiveDisk {
     pub device: String,
     /// The node that the device uses.
     pub node: String,
+    /// Its name as a drive; empty when it has none.
+    pub drive: String,
     /// The driver of that node: `qcow2`, `raw` or another.
     pub driver: String,
     /// What the node is made of.
@@ -76,6 +78,15 @@ pub struct Inventory {
     pub disks: Vec<LiveDisk>,
     /// Drives that are not backed up, and why, for people.
     pub left_out: Vec<String>,
+    /// The variables of the firmware, when it has some.
+    pub firmware: Option<Firmware>,
+}
+
+/// A file with the variables of a machine's firmware.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// Its file, as QEMU calls it.
+    pub file: String,
 }
 
 /// A block node.
@@ -133,7 +144,7 @@ impl Inventory {
     /// See [`QmpError`].
     pub async fn take(monitor: &mut Monitor) -> Result<Self, QmpError> {
         let drives: Vec<Drive> = monitor.ask("query-block", json!({})).await?;
-        let mut made = Self { disks: Vec::new(), left_out: Vec::new() };
+        let mut made = Self { disks: Vec::new(), left_out: Vec::new(), firmware: None };
         let mut names = BTreeSet::new();
         for (at, drive) in drives.into_iter().enumerate() {
             let Some(place) = drive.qdev.as_deref().map(object_place) else {
@@ -143,6 +154,8 @@ impl Inventory {
             let Some(inserted) = drive.inserted else { continue };
             let shown = if drive.device.is_empty() { place.clone() } else { drive.device.clone() };
             if is_firmware(&place) {
+                let variables = Firmware { file: inserted.image.filename };
+                made.firmware = made.firmware.or((!inserted.ro).then_some(variables));
                 continue;
             }
             if drive.removable || inserted.ro {
@@ -151,7 +164,7 @@ impl Inventory {
                 continue;
             }
             let name = name_of(drive.qdev.as_deref(), &drive.device, at, &mut names);
-            made.disks.push(described(monitor, name, place, inserted).await?);
+            made.disks.push(described(monitor, name, (place, drive.device), inserted).await?);
         }
         Ok(made)
     }
@@ -161,7 +174,7 @@ impl Inventory {
 async fn described(
     monitor: &mut Monitor,
     name: Name,
-    device: String,
+    (device, drive): (String, String),
     inserted: Inserted,
 ) -> Result<LiveDisk, QmpError> {
     let mut property = async |name: &str| -> Result<Value, QmpError> {
@@ -183,6 +196,7 @@ async fn described(
         name,
         device,
         node: inserted.node_name,
+        drive,
         driver: inserted.drv,
         image: inserted.image,
         bitmaps: inserted.dirty_bitmaps,

@@ -1,5 +1,6 @@
 //! From a machine that runs to a snapshot of it: see the text of the module above.
 
+use super::belongings::Belongings;
 use super::bitmaps::{Bitmaps, Plan};
 use super::found::Files;
 use super::graph::{Pause, Traces, is_running};
@@ -37,6 +38,7 @@ pub struct Opening {
     sockets: Vec<StdStream>,
     warnings: Vec<String>,
     moment: Option<Moment>,
+    belongings: Belongings,
 }
 
 /// The moment of the snapshot.
@@ -65,12 +67,13 @@ impl Opening {
         }
         warnings.extend(inventory.left_out.iter().map(|it| format!("not backed up: {it}")));
         let agent = agent_socket(&mut monitor, &machine.address).await.map_err(about)?;
+        let belongings = Belongings::look(&mut monitor, &inventory).await.map_err(about)?;
         let guest = Guest::meet(agent.as_deref(), wanted.quiesce, &machine.world).await?;
         let held = Held::begin(&machine.world)?;
         let watchdog = Watchdog::start(&held, &monitor, guest.agent(), FREEZE_LIMIT).await?;
         let placed = Placed { path: path.clone(), monitor, held, watchdog, disks: Vec::new() };
         let world = machine.world.clone();
-        let mut opening = Self { placed, world, guest, sockets: Vec::new(), warnings, moment: None };
+        let mut opening = Self { placed, world, guest, sockets: Vec::new(), warnings, moment: None, belongings };
         match opening.put_in(inventory, machine, wanted, past).await {
             Ok(()) => Ok(opening),
             Err(error) => Err(opening.abandon(error).await),
@@ -229,7 +232,11 @@ impl Opening {
                 snapshot.frozen = rested.duration;
                 snapshot.paused = paused;
                 snapshot.guest_clock_offset_ns = self.guest.clock_offset_ns;
+                snapshot.labels = self.guest.labels();
                 snapshot.warnings = std::mem::take(&mut self.warnings);
+                let (attachments, warnings) = std::mem::take(&mut self.belongings).settle().await;
+                snapshot.attachments = attachments;
+                snapshot.warnings.extend(warnings);
                 snapshot.warnings.extend(rested.warning.map(|why| format!("the point is crash consistent: {why}")));
                 Ok(LiveSession::new(self.placed, disks, snapshot))
             }

@@ -3,6 +3,7 @@
 use super::watchdog::{Watchdog, Word};
 use crate::agent::{Agent, AgentError, FreezeStatus};
 use mover::{Consistency, Error, ErrorKind, Quiesce, Result, World};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -14,6 +15,8 @@ pub struct Guest {
     agent: Result<Agent, String>,
     /// Guest clock minus the clock here, in nanoseconds.
     pub clock_offset_ns: Option<i64>,
+    host_name: Option<String>,
+    system: Option<String>,
 }
 
 /// A guest at the moment of the snapshot.
@@ -43,7 +46,7 @@ impl Guest {
     /// # Errors
     /// `Quiesce` when it does not answer and quiescing is required.
     pub async fn meet(path: Option<&Path>, wish: Quiesce, world: &World) -> Result<Self> {
-        let mut guest = Self { wish, agent: Err("not wanted".into()), clock_offset_ns: None };
+        let mut guest = Self { wish, agent: Err("not wanted".into()), clock_offset_ns: None, host_name: None, system: None };
         if wish == Quiesce::Off {
             return Ok(guest);
         }
@@ -64,11 +67,20 @@ impl Guest {
             // Half of the time that the answer took belongs to each direction.
             let clock = agent.clock().await.ok();
             guest.clock_offset_ns = clock.map(|clock| clock - before.midpoint(world.now().0));
+            guest.host_name = agent.host_name().await.ok();
+            guest.system = agent.system().await.ok();
         }
         if let Err(why) = &guest.agent {
             guest.lowered(why.clone())?;
         }
         Ok(guest)
+    }
+
+    /// What the guest says of itself, as labels of the point. Nothing but its own word vouches for it.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let said = [("guest.hostname", &self.host_name), ("guest.os", &self.system)];
+        let said = said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+        said.filter(|(_, value)| !value.is_empty()).collect()
     }
 
     /// The agent, for whoever watches.

@@ -11,6 +11,7 @@ use crate::qmp::{Monitor, QmpError, receive_with_descriptors, send_with_descript
 use mover::{Error, Result, Signals, World};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -192,6 +193,7 @@ async fn watch() -> io::Result<()> {
         match watched.undo().await {
             Err(QmpError::Hangs { folder }) if Instant::now() < deadline => {
                 say(&format!("waiting for {}, which does not answer", folder.display()));
+                leave_stderr()?;
                 sleep(HANG_PAUSE).await;
             }
             undone => return undone.map_err(io::Error::other),
@@ -261,6 +263,11 @@ impl Watched {
 fn say(what: &str) {
     use std::io::Write;
     let _ = writeln!(io::stderr(), "windlass watchdog: {what}");
+}
+
+/// Lets go of the pipe or terminal of the backup: whoever reads it to its end would wait for us as long as we wait.
+fn leave_stderr() -> io::Result<()> {
+    Ok(rustix::stdio::dup2_stderr(File::options().write(true).open("/dev/null")?)?)
 }
 
 /// The argument that makes this program a watchdog. No command for people: it talks to the backup that starts it.

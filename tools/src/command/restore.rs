@@ -1,6 +1,7 @@
 //! `windlass restore`
 
 mod attachment;
+mod machine;
 mod stdout;
 
 use crate::address::RepositoryAddress;
@@ -31,6 +32,9 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
     if let Some(wanted) = &arguments.attachment {
         return attachment::run(context, arguments, wanted).await;
     }
+    if arguments.machine {
+        return machine::run(context, arguments).await;
+    }
     let began = Instant::now();
     let to = Place::of(arguments)?;
     let copies = open_copies(context, arguments).await?;
@@ -41,14 +45,7 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
             tracing::warn!(%error, "a repository could not be closed cleanly");
         }
     }
-    let (manifest, disk, report, bytes_from) = made.map_err(|error| match error.kind() {
-        // Each copy was asked for what the one before could not serve.
-        ErrorKind::Integrity | ErrorKind::StoreIo if many => {
-            Error::new(ErrorKind::NoCopy, format!("no copy can serve the disk: {}", error.message()))
-                .hint("`windlass verify` shows what is damaged in a copy")
-        }
-        _ => error,
-    })?;
+    let (manifest, disk, report, bytes_from) = made.map_err(|error| no_copy(error, many))?;
     if matches!(to, Place::Stdout) {
         // What is on stdout is the disk.
         context.out.note(&format!("restored {} of {} to stdout", disk.name, manifest.machine_name));
@@ -69,6 +66,17 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
         }
     });
     Ok(Exit::Done)
+}
+
+/// Each of several copies was asked for what the one before could not serve.
+fn no_copy(error: Error, many: bool) -> Error {
+    match error.kind() {
+        ErrorKind::Integrity | ErrorKind::StoreIo if many => {
+            Error::new(ErrorKind::NoCopy, format!("no copy can serve the disk: {}", error.message()))
+                .hint("`windlass verify` shows what is damaged in a copy")
+        }
+        _ => error,
+    }
 }
 
 /// Where the disk goes.
@@ -164,7 +172,10 @@ async fn add_copy(
 
 type Made = (Manifest, DiskRecord, RestoreReport, BTreeMap<String, u64>);
 
-async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies: &Copies) -> Result<Made> {
+type Session = Failover<<Opened as Repository>::Reader>;
+
+/// What reads from the copies, one for what another cannot serve.
+async fn sessions(context: &Context, copies: &Copies) -> Result<Session> {
     let mut sessions = Vec::new();
     for (address, repository) in &copies.repositories {
         match repository.read(&[copies.point]).await {
@@ -175,12 +186,16 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
             Err(error) => return Err(error),
         }
     }
-    let session = Failover::new(sessions);
+    Ok(Failover::new(sessions))
+}
+
+async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies: &Copies) -> Result<Made> {
+    let session = sessions(context, copies).await?;
     let manifest = session.manifest(copies.point).await?;
     let disk = choose_disk(&manifest, arguments)?.clone();
     let keys = DomainKeys::new(&copies.repositories[0].1.config().domain);
-    let (progress, pool) = (Progress::default(), &context.pool);
     let Place::Target(to) = to else {
+        let (progress, pool) = (Progress::default(), &context.pool);
         let session = Arc::new(session);
         let view = DiskView::new(session.clone(), &keys, &disk, pool, ViewOptions::default());
         let job = restore_stream(&view, stdout::Stdout, &progress);
@@ -188,24 +203,35 @@ async fn from_copies(context: &Context, arguments: &Restore, to: &Place, copies:
         view.close().await;
         return Ok((manifest, disk, report?, session.bytes_from()));
     };
+    let report = restore_disk(context, arguments, (&session, &keys), &disk, (to, existing(arguments))).await?;
+    Ok((manifest, disk, report, session.bytes_from()))
+}
+
+async fn restore_disk(
+    context: &Context,
+    arguments: &Restore,
+    (session, keys): (&Session, &DomainKeys),
+    disk: &DiskRecord,
+    (to, existing): (&TargetAddress, Existing),
+) -> Result<RestoreReport> {
+    let (progress, pool) = (Progress::default(), &context.pool);
     let target = arguments.patience.wait().retry(
         &context.stop,
         |busy| context.out.waits_for(busy),
-        async || open::target(to, &disk, existing(arguments)).await,
+        async || open::target(to, disk, existing).await,
     );
     let target = target.await?;
     let job = async {
-        if arguments.delta {
+        if existing == Existing::Keep {
             // What is there is not left half written without a word: the job itself ends, and tells how far it came.
             let target = Stoppable { inner: target, stop: context.stop.clone() };
-            let made = restore_delta(&session, &keys, &disk, target, pool, &progress).await;
+            let made = restore_delta(session, keys, disk, target, pool, &progress).await;
             return made.map_err(|error| error.context(to));
         }
         // A new target that is dropped tidies up after itself.
-        context.stop.race(restore(&session, &keys, &disk, target, pool, &progress)).await
+        context.stop.race(restore(session, keys, disk, target, pool, &progress)).await
     };
-    let report = watched(&context.out, &progress, job).await?;
-    Ok((manifest, disk, report, session.bytes_from()))
+    watched(&context.out, &progress, job).await
 }
 
 /// An update in place loses nothing but what differs: it is consent enough, with --overwrite or without.

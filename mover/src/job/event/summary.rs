@@ -19,6 +19,8 @@ pub enum JobSummary {
     Copy(CopySummary),
     /// Of the restore of a disk.
     Restore(RestoreSummary),
+    /// Of the restore of a whole machine.
+    Machine(MachineSummary),
     /// Of the restore of an attachment.
     Attachment(AttachmentSummary),
     /// Of a verification, and of the repair after it.
@@ -83,6 +85,24 @@ pub struct RestoreSummary {
     pub machine: String,
     pub disk: String,
     pub target: String,
+    pub bytes_restored: u64,
+    pub bytes_written: u64,
+    /// Bytes of blobs that came from each copy, by address.
+    pub bytes_from: BTreeMap<String, u64>,
+    pub duration_ms: u64,
+}
+
+/// What the restore of a whole machine did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the restores")]
+pub struct MachineSummary {
+    pub point: String,
+    pub machine: String,
+    pub folder: String,
+    pub disks: Vec<RestoreSummary>,
+    pub attachments: Vec<AttachmentSummary>,
+    /// The script that starts it; null when the point does not tell enough.
+    pub start: Option<String>,
     pub bytes_restored: u64,
     pub bytes_written: u64,
     /// Bytes of blobs that came from each copy, by address.
@@ -219,6 +239,31 @@ impl RestoreSummary {
             bytes_from,
             duration_ms: milliseconds(duration),
         }
+    }
+}
+
+impl MachineSummary {
+    /// The summary of a restore of the point to `folder` that has not done anything yet.
+    pub fn of(manifest: &Manifest, folder: String) -> Self {
+        Self {
+            point: manifest.point.to_string(),
+            machine: manifest.machine_name.to_string(),
+            folder,
+            disks: Vec::new(),
+            attachments: Vec::new(),
+            start: None,
+            bytes_restored: 0,
+            bytes_written: 0,
+            bytes_from: BTreeMap::new(),
+            duration_ms: 0,
+        }
+    }
+
+    /// Adds a disk.
+    pub fn add_disk(&mut self, disk: RestoreSummary) {
+        self.bytes_restored += disk.bytes_restored;
+        self.bytes_written += disk.bytes_written;
+        self.disks.push(disk);
     }
 }
 

@@ -81,13 +81,13 @@ fn choose<'a>(manifest: &'a Manifest, wanted: &Wanted) -> Result<&'a Attachment>
 }
 
 /// A file that was not there, for its owner alone: NVRAM and TPM state are secrets. It goes again unless it is finished.
-struct Made {
+pub struct Made {
     path: PathBuf,
     file: Option<File>,
 }
 
 impl Made {
-    async fn new(path: PathBuf) -> Result<Self> {
+    pub async fn new(path: PathBuf) -> Result<Self> {
         let at = path.clone();
         let file = blocking(move || File::options().write(true).create_new(true).mode(0o600).open(at)).await;
         let file = file.map_err(|error| match error.kind() {
@@ -99,7 +99,7 @@ impl Made {
         Ok(Self { path, file: Some(file) })
     }
 
-    async fn finish(mut self) -> Result<()> {
+    pub async fn finish(mut self) -> Result<()> {
         let Some(file) = self.file.take() else { return Ok(()) };
         let synced = blocking(move || file.sync_all()).await;
         synced.map_err(|error| Error::target(format!("cannot write {}", self.path.display())).because(error))
