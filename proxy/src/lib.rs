@@ -24,8 +24,8 @@ pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, So
 pub use allocator::tune_allocator;
 pub use hooks::Hooks;
 pub use live::{Finding, LiveSession, QemuMachine, examine};
-pub use nvram::NVRAM_KIND;
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
+pub use nvram::NVRAM_KIND;
 pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};
 pub use tracking::{TrackedBitmap, TrackedKind, list_tracking, remove_tracking};

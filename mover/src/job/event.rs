@@ -4,8 +4,8 @@
 mod summary;
 
 pub use summary::{
-    AttachmentSummary, BackupSummary, CopySummary, DiskSummary, FindingSummary, JobSummary, MachineSummary, RestoreSummary,
-    SweepSummary, VerifySummary,
+    AttachmentSummary, BackupSummary, CopySummary, DiskSummary, FindingSummary, JobSummary, MachineSummary,
+    RestoreSummary, SweepSummary, VerifySummary,
 };
 
 use crate::{Error, Phase, Progress, Subject};

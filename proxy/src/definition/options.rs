@@ -166,10 +166,42 @@ fn change_value(key: &str, value: &mut Value, change: &mut dyn FnMut(&str, &str)
 
 /// Options of QEMU that take no value.
 const TAKE_NOTHING: [&str; 37] = [
-    "S", "alt-grab", "ctrl-grab", "daemonize", "enable-fips", "enable-kvm", "full-screen", "g3", "h", "help",
-    "mem-prealloc", "no-acpi", "no-fd-bootchk", "no-hpet", "no-kvm", "no-quit", "no-reboot", "no-shutdown",
-    "no-user-config", "nodefaults", "nodefconfig", "nographic", "old-param", "only-migratable", "portrait", "preconfig",
-    "rtc-td-hack", "s", "semihosting", "singlestep", "snapshot", "usb", "version", "win2k-hack", "xen-attach", "curses",
+    "S",
+    "alt-grab",
+    "ctrl-grab",
+    "daemonize",
+    "enable-fips",
+    "enable-kvm",
+    "full-screen",
+    "g3",
+    "h",
+    "help",
+    "mem-prealloc",
+    "no-acpi",
+    "no-fd-bootchk",
+    "no-hpet",
+    "no-kvm",
+    "no-quit",
+    "no-reboot",
+    "no-shutdown",
+    "no-user-config",
+    "nodefaults",
+    "nodefconfig",
+    "nographic",
+    "old-param",
+    "only-migratable",
+    "portrait",
+    "preconfig",
+    "rtc-td-hack",
+    "s",
+    "semihosting",
+    "singlestep",
+    "snapshot",
+    "usb",
+    "version",
+    "win2k-hack",
+    "xen-attach",
+    "curses",
     "sdl-quit",
 ];
 /// Options whose value is one word, in which a comma is a comma.
@@ -189,9 +221,19 @@ mod tests {
     #[test]
     fn a_command_line_and_back() {
         let line = words(&[
-            "-S", "-name", "guest=a,,b,process=x", "-drive", "file=/a,,b.raw,if=virtio", "-append", "console=ttyS0,115200 x",
-            "-blockdev", r#"{"driver":"raw","file":{"driver":"file","filename":"/d,e"},"node-name":"n"}"#, "-nographic",
-            "/image,with.raw", "-kernel", "/boot/a,b",
+            "-S",
+            "-name",
+            "guest=a,,b,process=x",
+            "-drive",
+            "file=/a,,b.raw,if=virtio",
+            "-append",
+            "console=ttyS0,115200 x",
+            "-blockdev",
+            r#"{"driver":"raw","file":{"driver":"file","filename":"/d,e"},"node-name":"n"}"#,
+            "-nographic",
+            "/image,with.raw",
+            "-kernel",
+            "/boot/a,b",
         ]);
         let read = read(&line);
         assert_eq!(write(&read), line);
@@ -211,7 +253,12 @@ mod tests {
     #[test]
     fn values_change_however_deep_they_lie() {
         let mut all = read(&words(&[
-            "-drive", "file.filename=/a,if=none", "-blockdev", r#"{"file":{"filename":"/a"},"x":["/a"]}"#, "-cdrom", "/a",
+            "-drive",
+            "file.filename=/a,if=none",
+            "-blockdev",
+            r#"{"file":{"filename":"/a"},"x":["/a"]}"#,
+            "-cdrom",
+            "/a",
         ]));
         for argument in &mut all {
             argument.change(&mut |key, value| (key != "x" && value == "/a").then(|| "/b".to_owned()));

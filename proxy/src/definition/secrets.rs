@@ -25,7 +25,9 @@ fn remove_from(argument: &mut Argument, left_out: &mut Vec<String>) {
     argument.change(&mut |key, value| {
         let whole = match key {
             "data" => is_secret,
-            "password" | "passwd" | "proxy-password" => !matches!(value, "on" | "off" | "yes" | "no" | "true" | "false"),
+            "password" | "passwd" | "proxy-password" => {
+                !matches!(value, "on" | "off" | "yes" | "no" | "true" | "false")
+            }
             _ => false,
         };
         let cut = if whole { Some(String::new()) } else { without_login(value) };
@@ -67,7 +69,10 @@ mod tests {
     fn passwords_and_keys_go() {
         for (with, without) in [
             ("-object secret,id=a,data=abc", "-object secret,id=a,data="),
-            (r#"-object {"data":"abc","id":"a","qom-type":"secret"}"#, r#"-object {"data":"","id":"a","qom-type":"secret"}"#),
+            (
+                r#"-object {"data":"abc","id":"a","qom-type":"secret"}"#,
+                r#"-object {"data":"","id":"a","qom-type":"secret"}"#,
+            ),
             ("-spice port=1,password=abc", "-spice port=1,password="),
             ("-drive file=https://me:abc@host/x,if=none", "-drive file=https://me@host/x,if=none"),
             ("-iscsi user=me,password=abc", "-iscsi user=me,password="),
@@ -82,8 +87,17 @@ mod tests {
     #[test]
     fn what_is_none_stays() {
         let words = [
-            "qemu", "-vnc", ":1,password=on", "-object", "rng-random,id=a,filename=/dev/urandom", "-object",
-            "secret,id=s,file=/k", "-device", "x,data=1", "-drive", "file=nbd://host:10809/x",
+            "qemu",
+            "-vnc",
+            ":1,password=on",
+            "-object",
+            "rng-random,id=a,filename=/dev/urandom",
+            "-object",
+            "secret,id=s,file=/k",
+            "-device",
+            "x,data=1",
+            "-drive",
+            "file=nbd://host:10809/x",
         ];
         assert_eq!(removed(&words), (words.iter().map(|it| (*it).to_owned()).collect(), 0));
         assert_eq!(removed(&[]), (Vec::new(), 0));

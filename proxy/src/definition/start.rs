@@ -120,8 +120,7 @@ impl Line {
 
     /// Drops the nodes that only `top` used.
     fn drop_below(&mut self, top: &Argument) {
-        let mut below: Vec<String> =
-            NODE_KEYS.iter().filter_map(|key| top.get(key)).map(str::to_owned).collect();
+        let mut below: Vec<String> = NODE_KEYS.iter().filter_map(|key| top.get(key)).map(str::to_owned).collect();
         while let Some(name) = below.pop() {
             let uses = |it: &Argument| {
                 NODE_KEYS.iter().chain(&["drive"]).any(|key| it.get(key) == Some(name.as_str()))
@@ -141,10 +140,7 @@ impl Line {
     fn plug_in(&mut self, disk: &DefinedDisk, file: &str) {
         let id = format!("restored-{}", disk.name);
         self.arguments.push(Argument::of("drive", &[("file", file), ("format", "raw"), ("if", "none"), ("id", &id)]));
-        let device = Setting::List(vec![
-            (None, "virtio-blk-pci".to_owned()),
-            (Some("drive".to_owned()), id),
-        ]);
+        let device = Setting::List(vec![(None, "virtio-blk-pci".to_owned()), (Some("drive".to_owned()), id)]);
         self.arguments.push(Argument { name: Some("device".to_owned()), value: Some(device) });
         let bus = if disk.bus.is_empty() { "another kind of device" } else { &disk.bus };
         self.notes.push(format!(
@@ -193,7 +189,8 @@ impl Line {
         }
         if foreign {
             self.notes.push(
-                "the old process was handed open files (fd=, /dev/fdset): replace them by what this host has".to_owned(),
+                "the old process was handed open files (fd=, /dev/fdset): replace them by what this host has"
+                    .to_owned(),
             );
         }
     }
@@ -297,10 +294,7 @@ fn text(program: &str, about: &str, qemu: &str, line: &Line) -> String {
     for note in &line.notes {
         let _ = writeln!(made, "# Note: {}", comment(note));
     }
-    let _ = write!(
-        made,
-        "set -e\ncd \"$(dirname \"$0\")\"\nmkdir -p {RUN_FOLDER}\nexec \"${{QEMU:-{program}}}\""
-    );
+    let _ = write!(made, "set -e\ncd \"$(dirname \"$0\")\"\nmkdir -p {RUN_FOLDER}\nexec \"${{QEMU:-{program}}}\"");
     let mut begins = true;
     for word in write(&line.arguments) {
         let is_option = begins || word.starts_with('-');
@@ -314,7 +308,8 @@ fn text(program: &str, about: &str, qemu: &str, line: &Line) -> String {
 
 /// A word as a shell takes it, whatever is in it.
 fn quoted(word: &str) -> String {
-    let plain = |it: char| it.is_ascii_alphanumeric() || matches!(it, '-' | '_' | '.' | '/' | ',' | '=' | ':' | '+' | '@');
+    let plain =
+        |it: char| it.is_ascii_alphanumeric() || matches!(it, '-' | '_' | '.' | '/' | ',' | '=' | ':' | '+' | '@');
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
@@ -323,7 +318,19 @@ fn quoted(word: &str) -> String {
 
 /// Options of a drive that a restored disk keeps.
 const DRIVE_KEYS: [&str; 14] = [
-    "if", "bus", "unit", "index", "id", "media", "cache", "aio", "discard", "detect-zeroes", "werror", "rerror", "serial",
+    "if",
+    "bus",
+    "unit",
+    "index",
+    "id",
+    "media",
+    "cache",
+    "aio",
+    "discard",
+    "detect-zeroes",
+    "werror",
+    "rerror",
+    "serial",
     "throttling.iops-total",
 ];
 /// Keys under which a node names another.

@@ -46,7 +46,8 @@ impl Guest {
     /// # Errors
     /// `Quiesce` when it does not answer and quiescing is required.
     pub async fn meet(path: Option<&Path>, wish: Quiesce, world: &World) -> Result<Self> {
-        let mut guest = Self { wish, agent: Err("not wanted".into()), clock_offset_ns: None, host_name: None, system: None };
+        let mut guest =
+            Self { wish, agent: Err("not wanted".into()), clock_offset_ns: None, host_name: None, system: None };
         if wish == Quiesce::Off {
             return Ok(guest);
         }

@@ -6,6 +6,7 @@ mod harm;
 mod increments;
 mod kills;
 mod scratch;
+mod whole;
 
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -33,9 +33,14 @@ fn script(words: &[&str], disks: Vec<DefinedDisk>, nvram: bool, identity: Identi
 #[test]
 fn a_graph_of_nodes_becomes_one() {
     let words = [
-        "-blockdev", "driver=file,filename=/a.qcow2,node-name=file0", "-blockdev",
-        r#"{"driver":"qcow2","file":"file0","node-name":"fmt0","backing":"base"}"#, "-blockdev",
-        "driver=raw,node-name=base,file.driver=file,file.filename=/base", "-device", "virtio-blk-pci,id=vda,drive=fmt0",
+        "-blockdev",
+        "driver=file,filename=/a.qcow2,node-name=file0",
+        "-blockdev",
+        r#"{"driver":"qcow2","file":"file0","node-name":"fmt0","backing":"base"}"#,
+        "-blockdev",
+        "driver=raw,node-name=base,file.driver=file,file.filename=/base",
+        "-device",
+        "virtio-blk-pci,id=vda,drive=fmt0",
     ];
     // The node of the device is another since a snapshot was taken while it ran.
     let disks = vec![disk("vda", "/machine/peripheral/vda/virtio-backend", "#block999", "", "/overlay.qcow2")];
@@ -50,8 +55,14 @@ fn a_graph_of_nodes_becomes_one() {
 #[test]
 fn a_base_that_others_use_stays() {
     let words = [
-        "-blockdev", "driver=file,filename=/base,node-name=base", "-blockdev", "driver=qcow2,node-name=a,file.driver=file,file.filename=/a,backing=base",
-        "-blockdev", "driver=qcow2,node-name=b,file.driver=file,file.filename=/b,backing=base", "-device", "virtio-blk-pci,id=x,drive=a",
+        "-blockdev",
+        "driver=file,filename=/base,node-name=base",
+        "-blockdev",
+        "driver=qcow2,node-name=a,file.driver=file,file.filename=/a,backing=base",
+        "-blockdev",
+        "driver=qcow2,node-name=b,file.driver=file,file.filename=/b,backing=base",
+        "-device",
+        "virtio-blk-pci,id=x,drive=a",
     ];
     let (options, _) = script(&words, vec![disk("x", "/machine/peripheral/x", "a", "", "/a")], false, Identity::New);
     assert_eq!(options[0], "-blockdev driver=file,filename=/base,node-name=base");
@@ -62,8 +73,15 @@ fn a_base_that_others_use_stays() {
 #[test]
 fn drives_by_id_by_file_and_by_letter() {
     let words = [
-        "-drive", "file=/a.qcow2,if=none,id=d0,format=qcow2,cache=none", "-device", "scsi-hd,drive=d0", "-drive",
-        "file=b.raw,if=virtio,format=raw,snapshot=on", "-hdb", "/c.raw", "plain image.raw",
+        "-drive",
+        "file=/a.qcow2,if=none,id=d0,format=qcow2,cache=none",
+        "-device",
+        "scsi-hd,drive=d0",
+        "-drive",
+        "file=b.raw,if=virtio,format=raw,snapshot=on",
+        "-hdb",
+        "/c.raw",
+        "plain image.raw",
     ];
     let disks = vec![
         disk("a", "/machine/peripheral-anon/device[0]", "#block1", "d0", "/a.qcow2"),
@@ -84,7 +102,8 @@ fn drives_by_id_by_file_and_by_letter() {
 
 #[test]
 fn a_disk_that_was_plugged_in_later() {
-    let (options, notes) = script(&["-S"], vec![disk("x", "/machine/peripheral/x", "n", "", "/x")], false, Identity::New);
+    let (options, notes) =
+        script(&["-S"], vec![disk("x", "/machine/peripheral/x", "n", "", "/x")], false, Identity::New);
     let expected = ["-drive file=x.raw,format=raw,if=none,id=restored-x", "-device virtio-blk-pci,drive=restored-x"];
     assert_eq!(options, expected);
     assert!(notes[0].contains("plugged in after the start (scsi)"), "{notes:?}");
@@ -93,9 +112,25 @@ fn a_disk_that_was_plugged_in_later() {
 #[test]
 fn sockets_and_logs_come_along_and_the_start_does_not() {
     let words = [
-        "-qmp", "unix:/run/web.qmp,server=on,wait=off", "-chardev", "socket,path=/run/ga,server=on,id=ga", "-pidfile",
-        "/run/web.pid", "-D", "/log/a,b", "-incoming", "defer", "-S", "-chardev", "serial,id=s,path=/dev/ttyS0", "-kernel",
-        "vmlinuz", "-add-fd", "fd=3,set=1", "-netdev", "tap,id=n,fd=4",
+        "-qmp",
+        "unix:/run/web.qmp,server=on,wait=off",
+        "-chardev",
+        "socket,path=/run/ga,server=on,id=ga",
+        "-pidfile",
+        "/run/web.pid",
+        "-D",
+        "/log/a,b",
+        "-incoming",
+        "defer",
+        "-S",
+        "-chardev",
+        "serial,id=s,path=/dev/ttyS0",
+        "-kernel",
+        "vmlinuz",
+        "-add-fd",
+        "fd=3,set=1",
+        "-netdev",
+        "tap,id=n,fd=4",
     ];
     let (options, notes) = script(&words, Vec::new(), false, Identity::Same);
     let expected = [
@@ -125,8 +160,15 @@ fn firmware_keeps_its_variables() {
 #[test]
 fn another_machine_has_another_identity() {
     let words = [
-        "-uuid", "11111111-1111-1111-1111-111111111111", "-device", "e1000,mac=52:54:00:00:00:01,netdev=n", "-nic",
-        "user,macaddr=52:54:00:00:00:02", "-device", "vmgenid,guid=22222222-2222-2222-2222-222222222222", "-smbios",
+        "-uuid",
+        "11111111-1111-1111-1111-111111111111",
+        "-device",
+        "e1000,mac=52:54:00:00:00:01,netdev=n",
+        "-nic",
+        "user,macaddr=52:54:00:00:00:02",
+        "-device",
+        "vmgenid,guid=22222222-2222-2222-2222-222222222222",
+        "-smbios",
         "type=1,uuid=11111111-1111-1111-1111-111111111111",
     ];
     let (same, _) = script(&words, Vec::new(), false, Identity::Same);

@@ -95,6 +95,7 @@ fn serve(mut client: UnixStream, manner: Manner, frozen: &AtomicBool, heard: &Mu
                     client.write_all(&[0xFF]).unwrap();
                     json!({"return": asked["arguments"]["id"]})
                 }
+                "guest-get-host-name" => json!({"return": {"host-name": "web01\u{1b}[31m"}}),
                 "guest-get-time" => json!({"return": 1_000_000_000_u64}),
                 "guest-fsfreeze-status" => {
                     json!({"return": if frozen.load(SeqCst) { "frozen" } else { "thawed" }})
@@ -136,6 +137,9 @@ fn a_guest_that_freezes_gives_a_consistent_point() {
         assert_eq!(made["consistency"], "filesystem", "{made}");
         assert!(made["freeze_ms"].as_u64().unwrap() < 7_000, "{made}");
         assert!(!agent.frozen.load(SeqCst));
+        let shown = guest.bench.run(&["show", "web@latest", "-r", "REPO"]);
+        let shown: Value = serde_json::from_str(shown.stdout.trim()).unwrap();
+        assert_eq!(shown["labels"], json!({"guest.hostname": "web01[31m"}));
         assert_eq!((agent.heard("guest-fsfreeze-freeze"), agent.heard("guest-fsfreeze-thaw")), (1, 1));
     }
     let off = FakeAgent::start(&guest, Manner::Good);

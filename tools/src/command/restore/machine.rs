@@ -68,12 +68,7 @@ async fn make_folder(folder: &Path, existing: Existing) -> Result<()> {
     }
 }
 
-async fn from_copies(
-    context: &Context,
-    arguments: &Restore,
-    folder: &Path,
-    copies: &Copies,
-) -> Result<MachineSummary> {
+async fn from_copies(context: &Context, arguments: &Restore, folder: &Path, copies: &Copies) -> Result<MachineSummary> {
     let session = sessions(context, copies).await?;
     let manifest = session.manifest(copies.point).await?;
     let keys = DomainKeys::new(&copies.repositories[0].1.config().domain);
@@ -154,12 +149,18 @@ async fn write_script(
     }
     let (described, script) = (PathBuf::from(&summary.attachments[at].target), folder.join(SCRIPT));
     let identity = if arguments.same_identity { Identity::Same } else { Identity::New };
-    let about = format!("{}, point {} of {}", manifest.machine_name, manifest.point, crate::text::utc_time(manifest.snapshot_time));
+    let about = format!(
+        "{}, point {} of {}",
+        manifest.machine_name,
+        manifest.point,
+        crate::text::utc_time(manifest.snapshot_time)
+    );
     let (files, world, at) = (files.clone(), context.world.clone(), script.clone());
     let written = blocking(move || {
         let read = std::fs::read(&described).map_err(|error| Error::target("cannot be read again").because(error))?;
         let text = start_script(&Definition::read(&read)?, &about, &files, identity, &world)?;
-        let written = std::fs::write(&at, text).and_then(|()| std::fs::set_permissions(&at, Permissions::from_mode(0o700)));
+        let written =
+            std::fs::write(&at, text).and_then(|()| std::fs::set_permissions(&at, Permissions::from_mode(0o700)));
         written.map_err(|error| Error::target(format!("cannot write {}", at.display())).because(error))
     });
     match written.await {
@@ -178,7 +179,8 @@ fn file_name(attachment: &Attachment, at: usize, taken: &mut BTreeSet<String>) -
     let plain = |it: char| it.is_ascii_alphanumeric() || matches!(it, '.' | '_' | '-');
     let own = &attachment.name;
     let harmless = own.chars().all(plain) && own.starts_with(|it: char| it.is_ascii_alphanumeric()) && own.len() <= 128;
-    let name = if harmless && !taken.contains(own) { own.clone() } else { format!("{}-{at}.attached", attachment.kind) };
+    let name =
+        if harmless && !taken.contains(own) { own.clone() } else { format!("{}-{at}.attached", attachment.kind) };
     taken.insert(name.clone());
     name
 }
