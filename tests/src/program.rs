@@ -196,7 +196,8 @@ impl Bench {
         finish(child)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// The same as a command that is not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let here = self.folder.path().to_str().unwrap().to_owned();
         let place = |argument: &&str| match *argument {
             "REPO" => format!("{here}/repo"),

@@ -158,7 +158,7 @@ fn what_a_point_says_of_its_machine_is_not_trusted() {
         let all = format!("{}{}", restored.stdout, restored.stderr);
         assert!(restored.code == 4 && all.contains(told), "{} {all}", restored.code);
         let folder = bench.path("restored");
-        assert!(!folder.join("start").exists() && folder.join("disk.raw").exists());
+        assert!(!folder.join("start").exists() && folder.join("disk0.raw").exists());
     }
 }
 

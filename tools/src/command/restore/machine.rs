@@ -47,7 +47,8 @@ pub async fn run(context: &Context, arguments: &Restore) -> Result<Exit> {
             context.out.line(&format!("to start it, read and run {}", escaped(script)));
         }
     });
-    Ok(Exit::Done)
+    // Without a script the machine is not whole.
+    Ok(if summary.start.is_some() { Exit::Done } else { Exit::Warnings })
 }
 
 /// Makes the folder, for its owner alone. One that holds something is used only when what is there may change.
@@ -87,11 +88,11 @@ async fn from_copies(context: &Context, arguments: &Restore, folder: &Path, copi
         let report = restore_disk(context, arguments, (&session, &keys), disk, (&to, how)).await;
         let report = report.map_err(|error| told(error.on_disk(&disk.name), copies, &summary))?;
         let made = (&manifest, disk);
-        let from = BTreeMap::new();
+        let from = since(&summary.bytes_from, session.bytes_from());
         summary.add_disk(RestoreSummary::of(made, path.display().to_string(), &report, from, began.elapsed()));
+        summary.bytes_from = session.bytes_from();
         files.disks.insert(disk.name.clone(), file);
     }
-    summary.bytes_from = session.bytes_from();
     let mut taken = BTreeSet::from([SCRIPT.to_owned(), RUN_FOLDER.to_owned()]);
     taken.extend(files.disks.values().cloned());
     for (at, attachment) in manifest.attachments.iter().enumerate() {
@@ -106,6 +107,12 @@ async fn from_copies(context: &Context, arguments: &Restore, folder: &Path, copi
     }
     summary.start = write_script(context, arguments, folder, &manifest, &files, &summary).await?;
     Ok(summary)
+}
+
+/// What came from each copy after `before`.
+fn since(before: &BTreeMap<String, u64>, mut now: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    now.iter_mut().for_each(|(copy, bytes)| *bytes -= before.get(copy).copied().unwrap_or(0));
+    now
 }
 
 async fn write_attachment<R: ReadSession>(
