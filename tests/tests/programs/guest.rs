@@ -142,7 +142,7 @@ fn expect(bench: &Bench, point: &Point) {
 fn restore(bench: &Bench, point: &str, name: &str) -> PathBuf {
     let target = bench.path(&format!("{name}.raw"));
     let to = target.to_str().unwrap();
-    let run = bench.run(&["restore", &format!("web@{point}"), "--disk", name, "--to", to, "-r", "REPO"]);
+    let run = bench.run(&["restore", point, "--disk", name, "--to", to, "-r", "REPO"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&target).output().expect("e2fsprogs is installed");
     let said = String::from_utf8_lossy(&checked.stdout);
