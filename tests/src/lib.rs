@@ -4,6 +4,7 @@ pub mod around;
 pub mod conformance;
 pub mod draw;
 pub mod fake;
+pub mod guest;
 pub mod holding;
 pub mod kept;
 pub mod meddle;

@@ -4,6 +4,7 @@ mod crates;
 mod errors;
 mod file_systems;
 mod giving_back;
+mod guest;
 mod joining;
 mod live;
 mod names;
