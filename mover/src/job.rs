@@ -18,7 +18,7 @@ pub use backup::{
     Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, backup_machine, parent_of,
 };
 pub use copy::{CopyReport, copy, still_wanted};
-pub use examination::{ExaminedDisk, Examination, LastPoint, Power};
+pub use examination::{Examination, ExaminedDisk, LastPoint, Power};
 pub use forget::{ForgetWhich, forget};
 pub use kind::JobKind;
 pub use many::{CopyTally, copy_points, ends_all, in_copy_order};

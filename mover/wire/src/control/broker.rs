@@ -108,13 +108,7 @@ impl JobBroker {
         }
     }
 
-    async fn run(
-        &self,
-        by: &Name,
-        run: Run,
-        to: &mut Answer,
-        allowed: impl Fn() -> Result<()> + Send + Sync,
-    ) -> Done {
+    async fn run(&self, by: &Name, run: Run, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
         let mut changes = self.changes.subscribe();
         run.job.check()?;
         let proxy = loop {

@@ -72,9 +72,9 @@ requests! {
         /// A proxy tells of a job.
         0x0043 Report(Report), EVENT_BYTES_MAX, 0 => PROXIES, Small, Short;
         /// Which proxies there are, and what they offer.
-        0x0044 Proxies(()), 0, 0 => ADMINS, Waiting, Short;
+        0x0044 Proxies(()), 8, 0 => ADMINS, Waiting, Short;
         /// Which jobs there are.
-        0x0045 Jobs(()), 0, 0 => ADMINS, Waiting, Short;
+        0x0045 Jobs(()), 8, 0 => ADMINS, Waiting, Short;
         /// What happens to a job from now on.
         0x0046 Follow(JobOf), 64, 0 => ADMINS, Waiting, Long;
         /// Copies points from another node.

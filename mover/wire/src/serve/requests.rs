@@ -102,9 +102,7 @@ impl<R: Repository + 'static> Node<R> {
             | Request::Report(_)
             | Request::Proxies(())
             | Request::Jobs(())
-            | Request::Follow(_) => {
-                self.broker.request(holder, request, to, || self.not_denied(holder)).await
-            }
+            | Request::Follow(_) => self.broker.request(holder, request, to, || self.not_denied(holder)).await,
         }
     }
 

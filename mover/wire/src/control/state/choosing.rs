@@ -69,7 +69,8 @@ impl State {
     pub(super) fn refuse_second(&self, machine: Option<&Machine>, called: &Name) -> Result<()> {
         let Some(machine) = machine else { return Ok(()) };
         let looks = JobKind::Examine.code();
-        let open = self.jobs.iter().filter(|(_, it)| !it.is_over() && it.about.as_ref().is_none_or(|it| it.kind != looks));
+        let open =
+            self.jobs.iter().filter(|(_, it)| !it.is_over() && it.about.as_ref().is_none_or(|it| it.kind != looks));
         let mut same = open.filter(|(_, it)| it.machine.as_ref().is_some_and(|other| other.is(machine)));
         let Some((id, entry)) = same.next() else { return Ok(()) };
         let what = format!("proxy {} already has job {id} of machine {called}", entry.proxy);
