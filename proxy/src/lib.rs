@@ -5,6 +5,7 @@
 mod address;
 mod agent;
 mod allocator;
+mod forecast;
 mod hooks;
 mod lines;
 mod live;
@@ -20,8 +21,9 @@ mod tracking;
 
 pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
+pub use forecast::Before;
 pub use hooks::Hooks;
-pub use live::{Finding, LiveSession, QemuMachine, examine};
+pub use live::{Finding, LiveSession, QemuIdentity, QemuMachine, examine};
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
 pub use source::{SnapshotSession, SourceOptions};
 pub use target::{DiskTarget, Existing};

@@ -23,5 +23,5 @@ pub use job::{
 };
 pub use site::{
     JobStage, JobStatus, LABELS_MAX, MACHINES_MAX, MachinePlace, OfferedDisk, OfferedMachine, ProxyChoice, ProxyStatus,
-    TAGS_MAX, machine_places, parse_id,
+    TAGS_MAX, machine_places,
 };

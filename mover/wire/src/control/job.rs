@@ -383,7 +383,9 @@ const BODY_BYTES_MAX: usize = 48 << 10;
 /// Extensions of one job.
 const EXTENSIONS_MAX: usize = 16;
 /// Body of `Attend`.
-pub const ATTEND_BYTES_MAX: usize = 64 << 10;
+pub const ATTEND_BYTES_MAX: usize = 128 << 10;
+/// What of that is for machines.
+pub const MACHINES_BYTES_MAX: usize = 96 << 10;
 /// Jobs that a proxy holds, with those that ended lately.
 pub const HELD_MAX: usize = 64;
 /// Body of `Run`, and of the job that is given on.

@@ -118,7 +118,7 @@ pub struct MachinePlace {
 impl OfferedMachine {
     /// Whether somebody who writes `text` means this machine: by its name, or by its id as hypervisors write it.
     pub fn is_called(&self, text: &Name) -> bool {
-        self.name == *text || self.id.is_some_and(|id| parse_id(text.as_str()) == Some(id))
+        self.name == *text || self.id.is_some_and(|id| MachineId::of_uuid(text.as_str()) == Some(id))
     }
 
     /// Whether both are the same machine, when their proxies have the same owner. An id says more than a name. A machine of
@@ -189,12 +189,6 @@ pub fn machine_places(proxies: &[ProxyStatus]) -> Vec<MachinePlace> {
     }
     places.sort_by(|a, b| (&a.machine.name, &a.owner).cmp(&(&b.machine.name, &b.owner)));
     places
-}
-
-/// An id as hypervisors write it: 32 hexadecimal digits, with hyphens between them or without. All zero is none.
-pub fn parse_id(text: &str) -> Option<MachineId> {
-    let digits: String = text.chars().filter(|it| *it != '-').collect();
-    digits.parse().ok().filter(|id| *id != MachineId::default())
 }
 
 /// Machines that a proxy offers.

@@ -2,7 +2,7 @@
 
 use super::super::message::{Failed, Reply, error_kind};
 use super::job::{Attend, Event, HeldJob, Job, Made, Report, Run, WARNINGS_MAX};
-use super::site::{JobStage, OfferedMachine, ProxyChoice, machine_places, parse_id};
+use super::site::{JobStage, OfferedMachine, ProxyChoice, machine_places};
 use super::state::{
     ABSENCE_MAX, Asked, Cursor, JOBS_MAX, News, Next, RESULT_KEPT, RESULTS_BYTES_MAX, RESULTS_MAX, State, YOUTH,
 };
@@ -385,7 +385,7 @@ fn proxies_take_turns_and_the_least_loaded_comes_first_where_that_is_wished() {
     // By its id, as hypervisors write it.
     let mut at = pair([web(), machine("db", 5, Power::Running)]);
     assert_eq!(at.chosen(&run_of(1, "05050505-0505-0505-0505-050505050505")), "host8");
-    assert_eq!(parse_id("00000000-0000-0000-0000-000000000000"), None);
+    assert_eq!(MachineId::of_uuid("00000000-0000-0000-0000-000000000000"), None);
 }
 
 #[test]
