@@ -4,7 +4,7 @@
 
 use crate::address::{ImageFormat, NamedSource, SourceAddress};
 use crate::machine::{AnyMachine, OfflineMachine};
-use crate::qemu::{FileKind, TrackingName, image_info};
+use crate::qemu::{FileKind, Qcow2Header, TrackingName, image_info};
 use crate::source::{
     Chain, Doubt, Evidence, ImageFile, Looked, Seen, SeenBitmap, file_identity, identity, untold_identity,
 };
@@ -122,6 +122,15 @@ async fn look(disk: &NamedSource, roots: &[PathBuf], before: Before<'_>) -> Resu
             Ok((Some(size), "raw".into(), Forecast::whole("raw images have no change tracking")))
         }
         ImageFormat::Qcow2 => look_at_qcow2(image, bitmap, roots.to_owned(), parent).await,
+    }
+}
+
+/// Size of the disk in a file or device, without running any tool; none when it cannot be told so.
+pub fn disk_size(address: &SourceAddress) -> Option<u64> {
+    let SourceAddress::File { path, format, .. } = address else { return None };
+    match ImageFile::look(path, *format).ok()? {
+        Looked::Known(image) if image.format == ImageFormat::Raw => size_of(path).ok(),
+        _ => Some(Qcow2Header::read(&std::fs::File::open(path).ok()?).ok()?.ok()?.size),
     }
 }
 

@@ -21,7 +21,7 @@ mod tracking;
 
 pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
-pub use forecast::Before;
+pub use forecast::{Before, disk_size};
 pub use hooks::Hooks;
 pub use live::{Finding, LiveSession, QemuIdentity, QemuMachine, examine};
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};

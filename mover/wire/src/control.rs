@@ -19,7 +19,7 @@ mod tests;
 pub use client::{Jobs, Order, Orders, Told};
 pub use job::{
     ATTEND_BYTES_MAX, Attend, BackupJob, DISKS_MAX, Event, Given, HELD_MAX, HeldJob, Job, JobExtension, JobOf,
-    JobReport, Made, Report, Run, Work,
+    JobReport, MACHINES_BYTES_MAX, Made, Report, Run, Work,
 };
 pub use site::{
     JobStage, JobStatus, LABELS_MAX, MACHINES_MAX, MachinePlace, OfferedDisk, OfferedMachine, ProxyChoice, ProxyStatus,

@@ -143,6 +143,13 @@ impl OfferedMachine {
         3 * WORD_BYTES + of(&self.name) + disks + self.tags.iter().map(of).sum::<usize>()
     }
 
+    /// Bytes that it takes in a message.
+    pub fn bytes(&self) -> usize {
+        let of = |name: &Name| name.as_str().len() + 8;
+        let disks: usize = self.disks.iter().map(|disk| of(&disk.name) + 9).sum();
+        of(&self.name) + 17 + 4 + 8 + disks + 8 + self.tags.iter().map(of).sum::<usize>()
+    }
+
     /// Refuses one with too many disks or words.
     ///
     /// # Errors
