@@ -59,7 +59,7 @@ pub struct Discover {
     /// Machines whose name has one of these forms are left out.
     #[serde(default)]
     pub exclude: Vec<Glob>,
-    /// Images of disks whose name has one of these forms are left out.
+    /// Images whose name, without its ending, has one of these forms are left out.
     #[serde(default)]
     pub exclude_disks: Vec<Glob>,
     /// Words that each of these machines gets.
@@ -265,8 +265,8 @@ mod tests {
         assert_eq!((config.discover_seconds.get(), config.labels.len()), (60, 0));
         let found = "labels = [\"ssd\"]\ndiscover_seconds = 5\n[[discover]]\nqmp = \"run/*.qmp\"\nexclude = [\"test-*\"]\n\
                      [[discover]]\nimages = \"/vms/*/*.qcow2\"\nname_from = \"file\"\nexclude_disks = [\"*-swap\"]\ntags = [\"x\"]\n";
-        let config = Config::parse(&format!("{GOOD}{found}")).unwrap();
-        let [running, images] = &config.discover[..] else { panic!("two") };
+        let more = Config::parse(&format!("{GOOD}{found}")).unwrap();
+        let [running, images] = &more.discover[..] else { panic!("two") };
         assert!(running.exclude[0].fits("test-1") && !running.exclude[0].fits("web"));
         assert_eq!((images.name_from, images.tags.len()), (Some(NameFrom::File), 1));
         assert_eq!(running.qmp.as_ref().unwrap().below(Path::new("/a[b")).unwrap().as_str(), "/a[[]b/run/*.qmp");

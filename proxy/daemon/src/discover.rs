@@ -42,7 +42,8 @@ pub async fn images(
             warn.push(format!("{}: no machine and disk can be called after it", path.display()));
             continue;
         };
-        if it.exclude_disks.iter().any(|pattern| pattern.fits(disk.as_str())) {
+        let file = path.file_stem().unwrap_or_default().to_string_lossy();
+        if it.exclude_disks.iter().any(|pattern| pattern.fits(&file)) {
             continue;
         }
         let disks = machines.entry(machine.clone()).or_default();
