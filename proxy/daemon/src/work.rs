@@ -126,7 +126,7 @@ impl Host {
     /// What the next backup of a machine will do.
     async fn examine(&self, job: &Job, machine: &Machine, node: Peer, stop: &Stop) -> Result<Examination> {
         let turn = machine.turn.clone();
-        let Ok(_turn) = tokio::time::timeout(SOON, turn.lock_owned()).await else {
+        let Ok(_turn) = tokio::time::timeout(GLANCE, turn.lock_owned()).await else {
             return Ok(unseen(
                 machine,
                 "a backup of this machine is under way, so its disks cannot be examined now".into(),
@@ -227,7 +227,9 @@ fn unseen(machine: &Machine, why: String) -> Examination {
     }
 }
 
-/// For a look at a machine to end.
+/// For a look at a machine to end, before a backup says that it waits.
 const SOON: Duration = Duration::from_secs(12);
+/// How long a look waits for another.
+const GLANCE: Duration = Duration::from_secs(2);
 /// Machines that an error names.
 const NAMED_MAX: usize = 20;

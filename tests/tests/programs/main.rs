@@ -6,6 +6,7 @@ mod file_systems;
 mod giving_back;
 mod joining;
 mod live;
+mod machines;
 mod names;
 mod node;
 mod places;
