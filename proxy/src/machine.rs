@@ -2,7 +2,7 @@
 //! opening; and either that or one that runs.
 
 use crate::hooks::{Hooks, keep_hooks};
-use crate::live::{LiveSession, QemuMachine, watch_machine};
+use crate::live::{LiveSession, QemuMachine, try_folder, watch_machine};
 use crate::{NamedSource, SnapshotSession, SourceOptions};
 use bytes::Bytes;
 use chunker::Extent;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Runs the helper process of a backup, when this program was started as one. To be called first.
 pub fn helper_if_asked() -> Option<ExitCode> {
-    keep_hooks().or_else(watch_machine)
+    keep_hooks().or_else(watch_machine).or_else(try_folder)
 }
 
 /// A machine that runs, or one that does not.
@@ -82,6 +82,14 @@ impl Source for AnySession {
 
     async fn check(&self) -> Result<()> {
         each!(self, it => it.check().await)
+    }
+
+    fn keeps_for_reader(&self) -> bool {
+        each!(self, it => it.keeps_for_reader())
+    }
+
+    async fn release(&self, disk: usize, extent: Extent) {
+        each!(self, it => it.release(disk, extent).await);
     }
 
     fn scratch_bytes_max(&self) -> u64 {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -67,6 +67,16 @@ pub enum QmpError {
         command: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// QEMU was not asked, because it would wait, and its guest too.
+    #[error(
+        "the snapshot stays below the disks, because its scratch space in {} does not answer; the guest is not disturbed, and \
+         the snapshot is taken out when that folder answers again",
+        folder.display()
+    )]
+    Hangs {
+        /// The folder.
+        folder: PathBuf,
     },
 }
 

@@ -95,6 +95,49 @@ impl Drop for SmallFileSystem {
     }
 }
 
+/// A file system on a loop device that can be made to hang: writes wait until it is let go. It is unmounted with the test.
+pub struct HangingFileSystem {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    _device: LoopDevice,
+}
+
+impl HangingFileSystem {
+    /// Makes it, of 64 MiB, in a folder that is made. Needs root.
+    ///
+    /// # Panics
+    /// When that fails, as all of these.
+    pub fn at(path: PathBuf) -> Self {
+        let image = path.with_extension("ext4");
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        fs::create_dir(&path).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F", "-O", "^has_journal"]).arg(&image).status().unwrap();
+        assert!(made.success());
+        let device = LoopDevice::new(&image).expect("loop devices need root");
+        let mounted = Command::new("mount").arg(&device.path).arg(&path).status().unwrap();
+        assert!(mounted.success());
+        Self { path, _device: device }
+    }
+
+    /// From now on writes hang.
+    pub fn hang(&self) {
+        assert!(Command::new("fsfreeze").arg("--freeze").arg(&self.path).status().unwrap().success());
+    }
+
+    /// They go on.
+    pub fn let_go(&self) {
+        assert!(Command::new("fsfreeze").arg("--unfreeze").arg(&self.path).status().unwrap().success());
+    }
+}
+
+impl Drop for HangingFileSystem {
+    fn drop(&mut self) {
+        // Refused when it does not hang.
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.path).stderr(Stdio::null()).status();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
+    }
+}
+
 impl Default for Bench {
     fn default() -> Self {
         Self::new()
@@ -226,6 +269,11 @@ impl Bench {
             std::thread::yield_now();
         }
         ended
+    }
+
+    /// A file system that can be made to hang.
+    pub fn hanging_file_system(&self) -> HangingFileSystem {
+        HangingFileSystem::at(self.path("hanging"))
     }
 
     /// A tmpfs of so many MiB.

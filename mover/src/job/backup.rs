@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod contradiction;
 mod disk;
+mod giving_back;
 mod machine;
 mod past;
 mod repair;
@@ -19,6 +20,7 @@ use crate::{
 };
 use chunker::{Blob, ChunkId, ChunkKind, Compression, DomainKeys, StreamCutter};
 use disk::DiskPass;
+use giving_back::GivenBack;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -165,7 +167,8 @@ async fn run<R: Repository, S: Source>(
     progress: &Progress,
 ) -> Result<BackupReport> {
     check::check_request(options, source.disks(), &source.snapshot().attachments)?;
-    Ready::begin(repository, options, means.1).await?.make(source, means, progress).await
+    let given = GivenBack::from(source, None);
+    Ready::begin(repository, options, means.1).await?.make(source, means, progress, &given).await
 }
 
 /// A repository that waits for the disks of a machine: the session is open, and the parent is read.
@@ -227,10 +230,11 @@ impl<'a, R: Repository> Ready<'a, R> {
         source: &S,
         (pool, world): (&Pool, &World),
         progress: &Progress,
+        given: &GivenBack,
     ) -> Result<BackupReport> {
         let Self { repository, options, session, new, parent, before, begin_time, warnings } = self;
         let keys = DomainKeys::new(&repository.config().domain);
-        let job = Job { repository, session: &session, source, options, pool, keys: &keys, progress };
+        let job = Job { repository, session: &session, source, options, pool, keys: &keys, progress, given };
         let mut made = job.run(new, parent, warnings, begin_time, world).await;
         if let (Ok(report), Some(before)) = (&mut made, before) {
             report.warnings.extend(wrong_clock(&before, &report.point));
@@ -324,6 +328,7 @@ struct Job<'a, R: Repository, S> {
     pool: &'a Pool,
     keys: &'a DomainKeys,
     progress: &'a Progress,
+    given: &'a GivenBack,
 }
 
 impl<R: Repository, S: Source> Job<'_, R, S> {
@@ -386,7 +391,8 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
         })
     }
 
-    /// Brings all disks into the repository, one after the other.
+    /// Brings all disks into the repository, one after the other. What is not going to be read is given back of all
+    /// of them before the first is read.
     async fn disks(
         &self,
         parent: Option<&Manifest>,
@@ -396,25 +402,45 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     ) -> Result<Disks> {
         let reader = MapReader::new(self.session, self.keys);
         let positions = parent.map(audit::positions).unwrap_or_default();
-        let (mut made, mut since) = (Disks::default(), Instant::now());
+        let mut passes = Vec::new();
         for (index, description) in self.source.disks().iter().enumerate() {
             let before = parent.and_then(|parent| parent.disk(&description.name));
             let id = before.map_or_else(|| DiskId::random(world), |disk| disk.id);
-            let of_disk = |changed: Error| changed.on_disk(&description.name);
-            let changed = self.changed(index, description, before, warnings).await.map_err(of_disk)?;
             let suspects = suspects.iter().filter(|it| it.disk == id).map(|it| it.offset).collect();
-            let begun = disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since };
+            let begun =
+                disk::Begun { position: positions.get(&id).copied().unwrap_or_default(), since: Instant::now() };
             let pass = DiskPass { job: self, index, description, before, reader: &reader, suspects, begun };
-            let (root, tracking, audit) = self.until_stopped(pass.run(changed, warnings)).await.map_err(of_disk)?;
-            since = Instant::now();
+            let settled = self.until_stopped(self.settled(&pass, warnings)).await;
+            passes.push((id, settled.map_err(|error| error.on_disk(&description.name))?, pass));
+        }
+        let mut made = Disks::default();
+        for (id, changed, mut pass) in passes {
+            let description = pass.description;
+            pass.begun.since = Instant::now();
+            let position = pass.begun.position;
+            let ran = self.until_stopped(pass.run(changed, warnings)).await;
+            let (root, tracking, audit) = ran.map_err(|error| error.on_disk(&description.name))?;
             // Passes that read everything begin a new turn; without an audit its place is kept.
-            let kept = if tracking.mode == ChangeTracking::Bitmap { begun.position } else { 0 };
+            let kept = if tracking.mode == ChangeTracking::Bitmap { position } else { 0 };
             made.positions.insert(id, audit.map_or(kept, |audit| audit.position));
             made.audits.push(audit);
             warnings.extend(description.warning.iter().map(|warning| format!("disk {}: {warning}", description.name)));
             made.records.push(description.record(id, root, tracking));
         }
         Ok(made)
+    }
+
+    /// How a disk is read; what need not be read is given back.
+    async fn settled(&self, pass: &DiskPass<'_, R, S>, warnings: &mut Vec<String>) -> Result<Changed> {
+        let changed = self.changed(pass.index, pass.description, pass.before, warnings).await?;
+        let settled = match pass.settle(changed.clone(), warnings).await {
+            Err(error) if pass.before.is_some() && self.may_read_all(&error) => {
+                pass.of_damaged(changed, &error, warnings)?
+            }
+            settled => settled?,
+        };
+        pass.give_back_unread(&settled).await;
+        Ok(settled)
     }
 
     /// What the source says of the changes of a disk.

@@ -131,6 +131,14 @@ impl<S: Source> Source for Stoppable<S> {
         self.stop.race(self.inner.check()).await
     }
 
+    fn keeps_for_reader(&self) -> bool {
+        self.inner.keeps_for_reader()
+    }
+
+    async fn release(&self, disk: usize, extent: Extent) {
+        self.inner.release(disk, extent).await;
+    }
+
     fn scratch_bytes_max(&self) -> u64 {
         self.inner.scratch_bytes_max()
     }

@@ -43,6 +43,17 @@ pub trait Source: Send + Sync {
     /// before commit.
     fn check(&self) -> impl Future<Output = Result<()>> + Send;
 
+    /// True when what the machine overwrites is kept for the reader, in space that [`Self::release`] makes free again.
+    fn keeps_for_reader(&self) -> bool {
+        false
+    }
+
+    /// Tells that `extent` will not be read again, or not at all. Afterwards reads there fail. A source that cannot use
+    /// that does nothing.
+    fn release(&self, _disk: usize, _extent: Extent) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+
     /// The most space that was taken, so far, by what the machine overwrote while it was read; in bytes.
     fn scratch_bytes_max(&self) -> u64 {
         0

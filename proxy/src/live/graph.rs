@@ -3,6 +3,7 @@
 //! What is to be taken out is read from QEMU itself, so it does not matter who put it there, or how far that came: the
 //! end of a session, the watchdog of one that was killed, the next start and `doctor` all call [`undo`].
 
+use super::hanging::hanging_folder;
 use super::inventory::{Node, object_place};
 use super::names::{Part, SessionNumber};
 use crate::qmp::{Monitor, QmpError};
@@ -158,8 +159,14 @@ impl Traces {
 /// If the machine is `running`, a watchdog must know that it may stand still meanwhile.
 ///
 /// # Errors
-/// The first failure.
+/// The first failure; `Hangs` before anything is begun.
 pub async fn undo(monitor: &mut Monitor, traces: &Traces, running: bool) -> Result<(), QmpError> {
+    if !traces.devices.is_empty()
+        && let Some(process) = monitor.process()
+        && let Some(folder) = hanging_folder(process).await
+    {
+        return Err(QmpError::Hangs { folder });
+    }
     let mut failed = None;
     let mut note = |done: Result<(), QmpError>| {
         if let Err(error) = done {
@@ -254,8 +261,12 @@ impl Pause {
     /// See [`QmpError`].
     pub async fn begin(monitor: &mut Monitor, running: bool) -> Result<Self, QmpError> {
         let since = Instant::now();
-        if running {
-            monitor.tell("stop", json!({})).await?;
+        if running && let Err(error) = monitor.tell("stop", json!({})).await {
+            // It may stand still all the same, later: QEMU carries out what it was told, one after the other.
+            if !error.is_refusal() {
+                let _ = monitor.tell("cont", json!({})).await;
+            }
+            return Err(error);
         }
         Ok(Self { ours: running, since })
     }

@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
@@ -105,7 +106,7 @@ impl Opening {
                 )
             })?;
             scratch.hand_over(&mut self.placed.monitor, session, at).await.map_err(about)?;
-            let looked = disk.clone();
+            let (looked, scratch) = (disk.clone(), Arc::new(scratch));
             let files = blocking(move || Files::look(&looked, process)).await;
             self.placed.disks.push(Planned { disk, files, bitmaps, scratch });
         }
@@ -298,7 +299,9 @@ async fn put_one_below(
     });
     monitor.tell("blockdev-add", node).await?;
     monitor.tell("qom-set", json!({"path": disk.device, "property": "drive", "value": copier})).await?;
-    monitor.tell("blockdev-add", json!({"driver": "snapshot-access", "node-name": view, "file": copier})).await
+    // Without `discard` QEMU takes what is given back, and keeps it.
+    let view = json!({"driver": "snapshot-access", "node-name": view, "file": copier, "discard": "unmap"});
+    monitor.tell("blockdev-add", view).await
 }
 
 /// Refuses a QEMU that the end of an NBD connection can end: 7.2.22 aborts (`nbd_blockdev_client_closed`) when the client
@@ -352,7 +355,8 @@ const SOUND_WITH_IOTHREADS: u32 = 10;
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// What is left of that for the switch and for thawing.
 const FREEZE_MARGIN: Duration = Duration::from_secs(3);
-/// How long a guest's write may wait for scratch space, once: then the snapshot is given up.
-const COPY_LIMIT: Duration = Duration::from_secs(45);
+/// How long a guest's write may wait for scratch space, once: then the snapshot is given up. Linux gives a disk up after
+/// 30 s.
+const COPY_LIMIT: Duration = Duration::from_secs(15);
 /// Connections that wait at once.
 const CONNECTIONS_ALL: usize = 96;

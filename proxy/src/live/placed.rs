@@ -11,6 +11,7 @@ use crate::qmp::{Monitor, QmpError};
 use mover::{Error, Result, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Takes out what `traces` lists, with a watchdog that sets the machine going if this process is killed meanwhile.
@@ -22,7 +23,8 @@ pub async fn undo_watched(monitor: &mut Monitor, watchdog: &mut Watchdog, traces
     let running = is_running(monitor).await?;
     let stops = running && watchdog.tell(Word::Stopping).await.is_ok();
     let undone = undo(monitor, traces, running).await;
-    if stops {
+    // Otherwise the watchdog sets it going when we are gone.
+    if stops && (undone.is_ok() || is_running(monitor).await.unwrap_or(false)) {
         let _ = watchdog.tell(Word::Going).await;
     }
     undone
@@ -65,7 +67,7 @@ pub struct Planned {
     /// Its bitmaps.
     pub bitmaps: Bitmaps,
     /// Where what the guest overwrites goes.
-    pub scratch: Scratch,
+    pub scratch: Arc<Scratch>,
 }
 
 /// What was found out about bitmaps while the disks were read, by disk.

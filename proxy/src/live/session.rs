@@ -3,6 +3,7 @@
 use super::bitmaps::bitmaps_of;
 use super::graph::{Traces, run_state};
 use super::placed::{Judged, Placed, Planned};
+use super::scratch::Scratch;
 use crate::nbd::{NbdDisk, NbdError};
 use crate::qemu::TrackingName;
 use crate::qmp::QmpError;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use chunker::{Extent, ExtentSet, GRID_BYTES};
 use mover::{Changed, DiskDescription, Error, Outcome, ParentDisk, Result, Snapshot, Source, TrackingWish};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::sync::Mutex;
 
@@ -25,6 +27,7 @@ pub struct LiveSession {
     descriptions: Vec<DiskDescription>,
     pub(crate) snapshot: Snapshot,
     judged: std::sync::Mutex<Judged>,
+    scratch: Vec<Arc<Scratch>>,
     scratch_bytes_max: AtomicU64,
 }
 
@@ -33,6 +36,7 @@ impl LiveSession {
         let evidence = |it: &Planned| it.files.evidence(&it.disk, it.bitmaps.witness);
         let evidence: Vec<Evidence> = placed.disks.iter().map(evidence).collect();
         let descriptions = placed.disks.iter().zip(&evidence).map(|(it, evidence)| described(it, evidence)).collect();
+        let scratch = placed.disks.iter().map(|it| it.scratch.clone()).collect();
         Self {
             descriptions,
             evidence,
@@ -40,6 +44,7 @@ impl LiveSession {
             snapshot,
             placed: Mutex::new(placed),
             judged: std::sync::Mutex::default(),
+            scratch,
             scratch_bytes_max: AtomicU64::new(0),
         }
     }
@@ -113,8 +118,8 @@ impl LiveSession {
         }
     }
 
-    async fn note_scratch(&self) {
-        let bytes = self.placed.lock().await.disks.iter().map(|it| it.scratch.bytes()).sum();
+    fn note_scratch(&self) {
+        let bytes = self.scratch.iter().map(|it| it.bytes()).sum();
         self.scratch_bytes_max.fetch_max(bytes, Relaxed);
     }
 }
@@ -139,7 +144,7 @@ impl Source for LiveSession {
     /// The views must still stand where they were put, and the machine must still run here: after a migration another
     /// QEMU writes to the disks, and no copier knows of that.
     async fn check(&self) -> Result<()> {
-        self.note_scratch().await;
+        self.note_scratch();
         let mut placed = self.placed.lock().await;
         let Placed { monitor, disks, path, held, .. } = &mut *placed;
         let about = |error: QmpError| error.about(path);
@@ -156,6 +161,19 @@ impl Source for LiveSession {
             );
         }
         Ok(())
+    }
+
+    fn keeps_for_reader(&self) -> bool {
+        true
+    }
+
+    /// QEMU stops keeping what the guest overwrites there, and frees what was kept.
+    async fn release(&self, disk: usize, extent: Extent) {
+        self.note_scratch();
+        if let Err(error) = self.views[disk].trim(extent).await {
+            // Whatever it is, the next read tells it.
+            tracing::debug!(disk = %self.descriptions[disk].name, %error, "scratch space is kept longer than needed");
+        }
     }
 
     fn scratch_bytes_max(&self) -> u64 {

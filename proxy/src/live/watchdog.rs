@@ -7,7 +7,7 @@ use super::graph::{Traces, is_running, undo};
 use super::names::SessionNumber;
 use crate::agent::Agent;
 use crate::lines::Lines;
-use crate::qmp::{Monitor, receive_with_descriptors, send_with_descriptors};
+use crate::qmp::{Monitor, QmpError, receive_with_descriptors, send_with_descriptors};
 use mover::{Error, Result, Signals, World};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -187,10 +187,16 @@ async fn watch() -> io::Result<()> {
     }
     say("the backup is gone: the machine is set going, and the snapshot removed");
     watched.release().await?;
-    let mut monitor = watched.monitor()?;
-    let traces = Traces::look(&mut monitor, Some(watched.session)).await.map_err(io::Error::other)?;
-    let running = is_running(&mut monitor).await.map_err(io::Error::other)?;
-    undo(&mut monitor, &traces, running).await.map_err(io::Error::other)
+    let deadline = Instant::now() + HANG_TIMEOUT;
+    loop {
+        match watched.undo().await {
+            Err(QmpError::Hangs { folder }) if Instant::now() < deadline => {
+                say(&format!("waiting for {}, which does not answer", folder.display()));
+                sleep(HANG_PAUSE).await;
+            }
+            undone => return undone.map_err(io::Error::other),
+        }
+    }
 }
 
 /// Receives the sockets. Blocks until they are there.
@@ -213,6 +219,14 @@ fn begin() -> io::Result<(Watched, UnixStream, Lines)> {
 impl Watched {
     fn monitor(&self) -> io::Result<Monitor> {
         Monitor::taken_over(StdStream::from(self.monitor.try_clone()?))
+    }
+
+    /// Takes the snapshot out.
+    async fn undo(&self) -> Result<(), QmpError> {
+        let mut monitor = self.monitor()?;
+        let traces = Traces::look(&mut monitor, Some(self.session)).await?;
+        let running = is_running(&mut monitor).await?;
+        undo(&mut monitor, &traces, running).await
     }
 
     /// Sets the machine going and thaws the guest. An agent in a stopped machine answers nothing, so this is the order.
@@ -257,3 +271,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 const THAW_ATTEMPT: Duration = Duration::from_secs(5);
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
 const THAW_PAUSE: Duration = Duration::from_millis(200);
+/// For scratch space that hangs to answer again, and between two tries. Later the next backup, or `doctor`, takes the
+/// snapshot out.
+const HANG_TIMEOUT: Duration = Duration::from_secs(3600);
+const HANG_PAUSE: Duration = Duration::from_secs(5);

@@ -193,6 +193,17 @@ impl NbdDisk {
         Ok(())
     }
 
+    /// Tells the server that `extent` is not needed any more; nothing where it does not take that.
+    pub async fn trim(&self, extent: Extent) -> Result<(), NbdError> {
+        if !self.export().flags.can_trim() {
+            return Ok(());
+        }
+        for Extent { offset, length } in ExtentSet::from_iter([extent]).split(ZERO_BYTES_MAX) {
+            self.done(Request::Trim { offset, length }).await?;
+        }
+        Ok(())
+    }
+
     /// Makes what was written durable, where the server knows that.
     pub async fn flush(&self) -> Result<(), NbdError> {
         if self.export().flags.can_flush() { self.done(Request::Flush).await } else { Ok(()) }

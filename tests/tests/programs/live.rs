@@ -5,11 +5,12 @@ mod devices;
 mod harm;
 mod increments;
 mod kills;
+mod scratch;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use windlass_tests::program::{Bench, Run, beside};
@@ -69,8 +70,8 @@ impl Guest {
         let mut command = Command::new(beside("windlass"));
         command.arg("--json").args(usual).arg(self.bench.path("repo")).arg(self.qemu.address()).args(more);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut first = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+        // Read byte by byte, so that nothing of what follows is lost.
+        let first = line_of(child.stdout.as_mut().unwrap());
         assert!(first.contains("progress"), "{first}");
         child
     }
@@ -79,6 +80,16 @@ impl Guest {
     fn expect(&self, disks: &BTreeMap<&'static str, Vec<u8>>) {
         expect(&self.bench, disks);
     }
+}
+
+/// The next line, and not a byte more.
+fn line_of(from: &mut impl Read) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0; 1];
+    while from.read(&mut byte).unwrap() > 0 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
 }
 
 /// An empty image of [`SIZE`].

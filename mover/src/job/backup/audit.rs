@@ -52,18 +52,25 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         changed: Changed,
         warnings: &mut Vec<String>,
     ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
-        match self.audited(changed.clone(), warnings).await {
+        let made = match self.audited(changed.clone(), warnings).await {
             Err(error) if self.before.is_some() && self.job.may_read_all(&error) => {
-                let name = &self.description.name;
-                tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
-                warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
-                let reason = "the parent's map is damaged".into();
-                let (root, tracking) =
-                    self.attempt(Changed { mode: ChangeTracking::Full, reason, ..changed }, warnings).await?;
-                Ok((root, tracking, None))
+                let changed = self.of_damaged(changed, &error, warnings)?;
+                self.attempt(changed).await.map(|(root, tracking)| (root, tracking, None))
             }
             made => made,
-        }
+        }?;
+        self.give_back(Extent::new(0, self.description.size)).await;
+        Ok(made)
+    }
+
+    /// Reads everything instead, because the parent's map is damaged.
+    pub(super) fn of_damaged(&self, changed: Changed, error: &Error, warnings: &mut Vec<String>) -> Result<Changed> {
+        let name = &self.description.name;
+        self.job.given.needs_again(&format!("disk {name}: the parent's map cannot be read: {error}"), None)?;
+        tracing::warn!(disk = %name, %error, "the parent's map cannot be read; everything is read instead");
+        warnings.push(format!("disk {name}: everything was read, because the parent's map cannot be: {error}"));
+        let reason = "the parent's map is damaged".into();
+        Ok(Changed { mode: ChangeTracking::Full, reason, ..changed })
     }
 
     /// One pass over the disk, audited. If the audit shows that the bitmap is wrong, the bitmap is not used any more,
@@ -73,7 +80,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         changed: Changed,
         warnings: &mut Vec<String>,
     ) -> Result<(MapRoot, TrackingRecord, Option<AuditReport>)> {
-        let (root, mut tracking) = self.attempt(changed.clone(), warnings).await?;
+        let (root, mut tracking) = self.attempt(changed.clone()).await?;
         if tracking.mode != ChangeTracking::Bitmap {
             return Ok((root, tracking, None));
         }
@@ -89,28 +96,34 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         if self.job.options.wish == TrackingWish::Bitmap {
             return Err(Error::tracking(lie).hint("leave out --change-tracking bitmap to read everything once"));
         }
+        self.job.given.needs_again(&lie, Some((&self.description.name, &lie)))?;
         self.tell_lie(&lie, warnings);
         let read_before = tracking.bytes_read;
         let (root, mut tracking) =
-            self.attempt(Changed { mode: ChangeTracking::Fingerprint, reason: lie, ..changed }, warnings).await?;
+            self.attempt(Changed { mode: ChangeTracking::Fingerprint, reason: lie, ..changed }).await?;
         tracking.bytes_read += read_before;
         tracking.bytes_audited = bytes;
         Ok((root, tracking, None))
     }
 
-    async fn audit(&self, changed: &Changed) -> Result<Found> {
+    /// What the audit of this increment may read, at most; none when nothing is audited.
+    pub(super) fn sample(&self, changed: &Changed) -> Option<Sample> {
         let (size, grid) = (self.description.size, u64::from(GRID_BYTES));
         // What is zero by allocation was compared with the parent already, all of it.
         let known =
             changed.dirty.align(grid, size).union(&self.suspect_blocks()).union(&whole_blocks(&changed.zeroes, size));
         let clean = ExtentSet::whole(size).subtract(&known);
+        let share = Share::of(self.job.options.audit, size, clean.bytes())?;
+        let ring = Ring::new(size, self.begun.position);
+        Some(Sample { share, ring, parts: ring.parts(&clean, share.blocks) })
+    }
+
+    async fn audit(&self, changed: &Changed) -> Result<Found> {
         let options = self.job.options;
-        let Some(share) = Share::of(options.audit, size, clean.bytes()) else { return Ok(Found::Nothing) };
+        let Some(Sample { share, ring, parts }) = self.sample(changed) else { return Ok(Found::Nothing) };
         let (began, pacer) = (Instant::now(), &RateLimiter::new(options.rate));
         let limit = share.limit(began.duration_since(self.begun.since), options.rate);
-        let ring = Ring::new(size, self.begun.position);
         let (mut planned, mut stopped) = (0, false);
-        let parts = ring.parts(&clean, share.blocks);
         let pieces = parts.iter().flat_map(Part::pieces).take_while(|piece| {
             // At least one, so that every turn ends.
             let room = planned == 0 || planned < limit.bytes && began.elapsed() < limit.time;
@@ -136,7 +149,7 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             reached = ring.from + share.blocks;
         }
         let report = AuditReport {
-            position: reached % ring.blocks * grid,
+            position: reached % ring.blocks * u64::from(GRID_BYTES),
             turn_completed: reached >= ring.blocks,
             cut_short: stopped && planned < share.bytes,
         };
@@ -182,6 +195,28 @@ struct Share {
     /// Clean bytes to read, at most.
     bytes: u64,
     capped: bool,
+}
+
+/// What the audit of one increment is about.
+pub(super) struct Sample {
+    share: Share,
+    ring: Ring,
+    parts: [Part; 2],
+}
+
+impl Sample {
+    /// All that the audit may read. It reads pieces from the first on, and may stop early.
+    pub fn extents(&self) -> ExtentSet {
+        let bytes_max = if self.share.capped { self.share.bytes.min(BYTES_MAX) } else { u64::MAX };
+        let mut planned = 0;
+        let pieces = self.parts.iter().flat_map(Part::pieces).map(|piece| piece.extent);
+        let within = pieces.take_while(|extent| {
+            let room = planned == 0 || planned < bytes_max;
+            planned += extent.length;
+            room
+        });
+        within.collect()
+    }
 }
 
 /// Limits at which an increment stops even if it has not done its share.

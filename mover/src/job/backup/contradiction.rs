@@ -28,7 +28,12 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             return Ok(changed);
         }
         let unfit = self.unfit();
-        let lie = if unfit.is_none() { self.lie(&changed).await? } else { None };
+        let told = self.job.given.lie_of(&self.description.name).map(str::to_owned);
+        let lie = match (&unfit, told) {
+            (Some(_), _) => None,
+            (None, Some(told)) => Some(told),
+            (None, None) => self.lie(&changed).await?,
+        };
         let wanted = self.job.options.wish == TrackingWish::Bitmap;
         if let Some(lie) = lie.as_ref().filter(|_| !wanted) {
             self.tell_lie(lie, warnings);

@@ -50,23 +50,13 @@ struct Piece {
 }
 
 impl<R: Repository, S: Source> DiskPass<'_, R, S> {
-    /// One pass over the disk.
-    pub(super) async fn attempt(
-        &mut self,
-        changed: Changed,
-        warnings: &mut Vec<String>,
-    ) -> Result<(MapRoot, TrackingRecord)> {
-        let (size, changed) = (self.description.size, self.settle(changed, warnings).await?);
+    /// One pass over the disk, as [`DiskPass::settle`] decided.
+    pub(super) async fn attempt(&mut self, changed: Changed) -> Result<(MapRoot, TrackingRecord)> {
+        let size = self.description.size;
         if changed.mode == ChangeTracking::Full {
             self.before = None;
         }
-        let grid = u64::from(GRID_BYTES);
-        let mut candidates = match changed.mode {
-            ChangeTracking::Bitmap => changed.dirty.align(grid, size),
-            ChangeTracking::Fingerprint | ChangeTracking::Full => ExtentSet::whole(size),
-        };
-        candidates = candidates.union(&self.suspect_blocks());
-        let zeroes = whole_blocks(&changed.zeroes, size);
+        let (candidates, zeroes) = (self.candidates(&changed), whole_blocks(&changed.zeroes, size));
         let (read, zero) = (candidates.subtract(&zeroes), candidates.intersect(&zeroes));
         self.job.progress.expect(read.bytes());
 
@@ -122,6 +112,16 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
         work.storing.push(store(None, pages));
         work.stored().await?;
         Ok((root, tracking))
+    }
+
+    /// What may differ from the parent, in whole blocks.
+    pub(super) fn candidates(&self, changed: &Changed) -> ExtentSet {
+        let size = self.description.size;
+        let candidates = match changed.mode {
+            ChangeTracking::Bitmap => changed.dirty.align(u64::from(GRID_BYTES), size),
+            ChangeTracking::Fingerprint | ChangeTracking::Full => ExtentSet::whole(size),
+        };
+        candidates.union(&self.suspect_blocks())
     }
 
     /// Exactly the bytes of `extent`, at the pace that was asked for.
@@ -181,6 +181,9 @@ impl<R: Repository, S: Source> DiskPass<'_, R, S> {
             }
             self.put_missing(cut.changed, present).await?;
             drop(turn);
+        }
+        if bytes_read > 0 {
+            self.give_back(extent).await;
         }
         self.job.progress.advance(bytes_read);
         Ok(())

@@ -82,6 +82,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     /// Makes the map of a disk again after a page of it was lost. Only the source can tell what the page referred to,
     /// so the whole disk is read. Chunks that are there already are not sent.
     async fn map_again(&self, index: usize, disk: &DiskRecord) -> Result<()> {
+        self.given.needs_again("the repository lost a part of a map", None)?;
         let reader = MapReader::new(self.session, self.keys);
         let description = &self.source.disks()[index];
         let (suspects, begun) = (BTreeSet::new(), Begun { position: 0, since: Instant::now() });
@@ -94,7 +95,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
             zeroes: ExtentSet::new(),
             checkpoint: None,
         };
-        let (root, _) = pass.attempt(everything, &mut Vec::new()).await?;
+        let (root, _) = pass.attempt(everything).await?;
         if root == disk.root {
             return Ok(());
         }
@@ -103,6 +104,7 @@ impl<R: Repository, S: Source> Job<'_, R, S> {
     }
 
     async fn read_again(&self, disk: usize, id: ChunkId, within: Extent, size: u64) -> Result<()> {
+        self.given.needs_again("the repository lost chunks", None)?;
         let block = grid_blocks(within, size).next().ok_or_else(|| Error::internal("a block past the disk's end"))?;
         let plain = self.source.read(disk, block).await?;
         if self.keys.id(ChunkKind::Data, &plain) != id {
