@@ -92,8 +92,8 @@ fn lines(output: &Output) -> Vec<Value> {
 }
 
 /// A backup that goes on for long, and the id of its job.
-fn slow_backup(site: &Site, more: &[&str]) -> (Child, String) {
-    let arguments = [&BACKUP[..], &["--rate", "512KiB", "--change-tracking", "full"], more].concat();
+fn slow_backup(site: &Site, rate: &str, more: &[&str]) -> (Child, String) {
+    let arguments = [&BACKUP[..], &["--rate", rate, "--change-tracking", "full"], more].concat();
     let mut child = site.place.windlass(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut reader = BufReader::new(child.stdout.take().unwrap());
     let mut job = None;
@@ -169,7 +169,7 @@ fn jobs_are_followed_and_cancelled_from_anywhere_and_a_machine_has_one_at_a_time
     let _qemu = site.qemu("web");
     let _proxies = ["host7", "host8"].map(|name| site.place.proxy(&site.proxy(name, &site.by_socket())));
     site.wait_for_machine("web", 2);
-    let (mut backup, job) = slow_backup(&site, &["--proxy", "host7"]);
+    let (mut backup, job) = slow_backup(&site, "512KiB", &["--proxy", "host7"]);
     let (code, said) = site.place.fails(&BACKUP);
     assert!(code == 11 && said.contains(&job) && said.contains("host7"), "{said}");
     let (code, _) = site.place.fails(&[&BACKUP[..], &["--proxy", "host8"]].concat());
@@ -219,6 +219,41 @@ fn jobs_are_followed_and_cancelled_from_anywhere_and_a_machine_has_one_at_a_time
         let output = asked.env("WINDLASS_IDENTITY", site.place.path("host8")).output().unwrap();
         assert_eq!(output.status.code(), Some(12), "{asks:?}");
     }
+}
+
+/// Who follows a job learns its end although the node was killed meanwhile, and the new one knows that the machine is busy.
+#[test]
+fn a_job_is_followed_and_cancelled_over_a_restart_of_the_node() {
+    let site = Site::new();
+    let mut node = site.place.node();
+    let _qemu = site.qemu("web");
+    let _proxies = ["host7", "host8"].map(|name| site.place.proxy(&site.proxy(name, &site.by_socket())));
+    site.wait_for_machine("web", 2);
+    let (mut backup, job) = slow_backup(&site, "128KiB", &["--proxy", "host7"]);
+    signal(&backup, Signal::KILL);
+    backup.wait().unwrap();
+    let follow = ["job", "follow", &job, "-r", "NODE"];
+    let mut follower = site.place.windlass(&follow).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    let mut reader = BufReader::new(follower.stdout.take().unwrap());
+    reader.read_line(&mut first).unwrap();
+    assert!(first.contains("\"given\""), "{first}");
+    signal(&node.0, Signal::KILL);
+    node.0.wait().unwrap();
+    let _node = site.place.node();
+    let is_listed = || {
+        let listed = site.asked(&["job", "list", "-r", "NODE"]);
+        listed["jobs"].as_array().unwrap().iter().any(|it| it["job"] == job && it["machine"] == "web")
+    };
+    wait_until("the new node knows the job", is_listed);
+    site.wait_for_machine("web", 2);
+    let (code, said) = site.place.fails(&BACKUP);
+    assert!(code == 11 && said.contains(&job), "{said}");
+    site.place.done(&["job", "cancel", &job, "-r", "NODE"]);
+    let rest: Vec<Value> = reader.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert_eq!(follower.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert_eq!(rest.last().unwrap()["code"], "cancelled", "{rest:?}");
+    site.backed_up(&[]);
 }
 
 /// Machines that do not run are found by their images, and one that runs is backed up live although its image is found too.

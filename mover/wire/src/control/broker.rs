@@ -126,8 +126,14 @@ impl JobBroker {
     }
 
     async fn follow(&self, job: JobId, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
-        let changes = self.changes.subscribe();
-        let status = self.look(|state| state.job(job, Instant::now()))?;
+        let mut changes = self.changes.subscribe();
+        let status = loop {
+            self.go_on(&mut changes, &allowed)?;
+            match self.look(|state| state.followed(job, Instant::now()))? {
+                Some(status) => break status,
+                None => wait(&mut changes, to, Some(self.look(|state| state.young_until()))).await?,
+            }
+        };
         send(to, &Reply::Job(status), Vec::new(), true).await?;
         self.tell_news(job, changes, to, allowed).await
     }

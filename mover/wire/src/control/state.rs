@@ -354,8 +354,13 @@ impl State {
     fn gone_at(&self, proxy: &Name) -> Option<Instant> {
         match self.proxies.get(proxy) {
             Some(attendee) => attendee.away.map(|away| away + ABSENCE_MAX),
-            None => Some(self.began + YOUTH),
+            None => Some(self.young_until()),
         }
+    }
+
+    /// Until when proxies may still come that the node has not seen since its start.
+    pub fn young_until(&self) -> Instant {
+        self.began + YOUTH
     }
 
     fn open_jobs(&self, proxy: &Name) -> usize {

@@ -33,6 +33,18 @@ impl State {
         jobs.into_iter().map(|(_, id)| id).collect()
     }
 
+    /// A job that somebody wants to follow; none while the node is young and the job's proxy may still tell of it: whoever
+    /// followed it before the node was restarted is often back before the proxy.
+    ///
+    /// # Errors
+    /// Those of [`Self::job`].
+    pub fn followed(&self, id: JobId, now: Instant) -> Result<Option<JobStatus>> {
+        match self.job(id, now) {
+            Err(_) if now < self.young_until() => Ok(None),
+            told => told.map(Some),
+        }
+    }
+
     /// A job.
     ///
     /// # Errors
