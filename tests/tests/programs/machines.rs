@@ -12,6 +12,8 @@ use windlass_tests::qemu::Qemu;
 
 const UUID: &str = "5ca1ab1e-0000-4000-8000-00000000beef";
 const BACKUP: [&str; 7] = ["backup", "--machine", "web", "-r", "NODE", "--quiesce", "off"];
+/// A machine that does not run, with the disk of the place.
+const DB: &str = "[[machine]]\nname = \"db\"\n[[machine.disk]]\nname = \"vda\"\nsource = \"disk.raw\"\n";
 
 /// A site with two proxies of one owner, which look for machines every second.
 struct Site {
@@ -53,6 +55,13 @@ impl Site {
     /// The socket that the tests' QEMU has, as a pattern.
     fn by_socket(&self) -> String {
         format!("[[discover]]\nqmp = \"{}/q?p\"\ntags = [\"prod\"]\n", self.bench.path("").display()).replace("//", "/")
+    }
+
+    /// How the node is to choose among proxies.
+    fn choose(&self, how: &str) {
+        let config = self.place.path("site/windlass-store.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, format!("proxy_choice = {how:?}\n{text}")).unwrap();
     }
 
     fn asked(&self, arguments: &[&str]) -> Value {
@@ -225,11 +234,18 @@ fn jobs_are_followed_and_cancelled_from_anywhere_and_a_machine_has_one_at_a_time
 #[test]
 fn a_job_is_followed_and_cancelled_over_a_restart_of_the_node() {
     let site = Site::new();
+    site.choose("least-loaded");
     let mut node = site.place.node();
     let _qemu = site.qemu("web");
-    let _proxies = ["host7", "host8"].map(|name| site.place.proxy(&site.proxy(name, &site.by_socket())));
+    let found = DB.to_owned() + &site.by_socket();
+    let _proxies = ["host7", "host8"].map(|name| site.place.proxy(&site.proxy(name, &found)));
     site.wait_for_machine("web", 2);
     let (mut backup, job) = slow_backup(&site, "128KiB", &["--proxy", "host7"]);
+    // Meanwhile host7 is not taken for another machine, not even in its turn.
+    for _ in 0..2 {
+        let events = lines(&site.place.done(&["backup", "--machine", "db", "-r", "NODE"]));
+        assert!(events.iter().any(|it| it["event"] == "given" && it["proxy"] == "host8"), "{events:?}");
+    }
     signal(&backup, Signal::KILL);
     backup.wait().unwrap();
     let follow = ["job", "follow", &job, "-r", "NODE"];
