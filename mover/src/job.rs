@@ -3,6 +3,7 @@
 mod backup;
 pub(crate) mod copy;
 pub mod event;
+mod examination;
 mod forget;
 mod kind;
 mod many;
@@ -17,6 +18,7 @@ pub use backup::{
     Allow, Audit, AuditReport, BackupOptions, BackupReport, DiskReport, PastOf, backup, backup_machine, parent_of,
 };
 pub use copy::{CopyReport, copy, still_wanted};
+pub use examination::{Examination, ExaminedDisk, LastPoint, Power};
 pub use forget::{ForgetWhich, forget};
 pub use kind::JobKind;
 pub use many::{CopyTally, copy_points, ends_all, in_copy_order};

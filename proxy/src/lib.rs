@@ -6,6 +6,7 @@ mod address;
 mod agent;
 mod allocator;
 pub mod definition;
+mod forecast;
 mod hooks;
 mod lines;
 mod live;
@@ -22,8 +23,9 @@ mod tracking;
 
 pub use address::{BackupAddress, ImageFormat, Named, NamedSource, QmpAddress, SourceAddress, TargetAddress};
 pub use allocator::tune_allocator;
+pub use forecast::{Before, disk_size};
 pub use hooks::Hooks;
-pub use live::{Finding, LiveSession, QemuMachine, examine};
+pub use live::{Finding, LiveSession, QemuIdentity, QemuMachine, examine};
 pub use machine::{AnyMachine, AnySession, OfflineMachine, helper_if_asked};
 pub use nvram::NVRAM_KIND;
 pub use source::{SnapshotSession, SourceOptions};

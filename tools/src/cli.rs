@@ -1,4 +1,6 @@
-//! The arguments of `windlass`.
+//! The arguments of `windlass`; `site` has those of commands about proxies, their machines and their jobs.
+
+mod site;
 
 use crate::address::{Attach, Attachment, RepositoryAddress};
 use crate::output::Style;
@@ -11,6 +13,8 @@ use proxy::{BackupAddress, NamedSource, QmpAddress, SourceAddress};
 use std::path::PathBuf;
 use std::time::Duration;
 use wire::NodeAddress;
+
+pub use site::{AtNode, JobAction, MachineAction, OfJob, OfMachine, OfProxy, ProxyAction, Through};
 
 /// Backs up disks of virtual machines into deduplicating repositories, and gives them back.
 #[derive(Debug, Parser)]
@@ -50,6 +54,8 @@ pub enum Command {
     Annotate(Annotate),
     Sweep(Sweep),
     Machine(OfMachine),
+    Proxy(OfProxy),
+    Job(OfJob),
     Tracking(Tracking),
     Stats(Stats),
     RebuildIndex(RebuildIndex),
@@ -68,6 +74,7 @@ impl Command {
             Self::Copy(_) => Some(JobKind::Copy),
             Self::Verify(_) => Some(JobKind::Verify),
             Self::Sweep(_) => Some(JobKind::Sweep),
+            Self::Job(OfJob { action: JobAction::Follow { .. } }) => Some(JobKind::Backup),
             _ => None,
         }
     }
@@ -118,17 +125,19 @@ Examples:
   windlass backup --machine web /images/web.qcow2 -r /backup/main
   windlass backup --machine web qmp+unix:///run/web.qmp -r /backup/main
   windlass backup --machine db --disk a=/images/db.qcow2 --disk b=nbd://host/b -r /backup
-  windlass backup --machine web --proxy host7 --tag before-upgrade --json -r quic://store1/main")]
+  windlass backup --machine web --tag before-upgrade -r quic://store1/main
+  windlass backup --machine web --proxy host7 --json -r quic://store1/main")]
 pub struct Backup {
-    /// The machine's name
+    /// The machine's name; without a source, the name or the hypervisor's id of a machine that proxies offer
     #[arg(long, value_parser = parsed::<Name>, value_name = "NAME")]
     pub machine: Name,
     /// A disk and where to read it: PATH (raw or qcow2), nbd://host/export, nbd+unix:///export?socket=PATH
     #[arg(long, value_parser = parsed::<NamedSource>, value_name = "NAME=SOURCE")]
     pub disk: Vec<NamedSource>,
     /// A machine that runs, with all its disks: qmp+unix:///PATH of its QMP socket, perhaps with ?agent=PATH of the guest
-    /// agent's socket; or the only disk, which is called disk0
-    #[arg(value_name = "SOURCE", conflicts_with = "disk", required_unless_present_any = ["disk", "proxy"], value_parser = parsed::<BackupAddress>)]
+    /// agent's socket; or the only disk, which is called disk0. Without a source, a proxy makes the backup that offers the
+    /// machine to the repository's node
+    #[arg(value_name = "SOURCE", conflicts_with = "disk", value_parser = parsed::<BackupAddress>)]
     pub source: Option<BackupAddress>,
     /// Allow backing and data files of an image in this folder too; an image's own folder is always allowed
     #[arg(long, value_name = "DIR")]
@@ -179,10 +188,15 @@ pub struct Backup {
     /// Accept a disk that has another format than in the last point
     #[arg(long)]
     pub allow_format_change: bool,
-    /// Let this proxy make the backup, of the disks that its configuration names; it must attend the repository's node
-    #[arg(long, value_name = "NAME", value_parser = parsed::<Name>,
-          conflicts_with_all = ["source", "disk", "image_root", "scratch", "pre_freeze", "post_thaw", "attach"])]
-    pub proxy: Option<Name>,
+    #[command(flatten)]
+    pub through: Through,
+}
+
+impl Backup {
+    /// Whether a proxy makes the backup.
+    pub const fn is_through_proxy(&self) -> bool {
+        self.source.is_none() && self.disk.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -711,43 +725,6 @@ Examples:
         /// New folder for the identity; WINDLASS_IDENTITY or ~/.config/windlass/identity by default
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
-    },
-}
-
-/// Move machines between owners
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  windlass machine move web --to-owner cluster1 -r quic://store1/main
-  windlass machine move host7/web --to-owner host8 -r quic://store1/main
-  windlass machine move host7/web --to-site -r /backup/main")]
-pub struct OfMachine {
-    #[command(subcommand)]
-    pub action: MachineAction,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum MachineAction {
-    /// Give a machine to another owner, with its points
-    ///
-    /// The new owner sees and restores all its points. The next backup reads everything once, but stores nothing twice.
-    #[command(after_help = "\
-Examples:
-  windlass machine move web --to-owner cluster1 -r quic://store1/main
-  windlass machine move host7/web --to-owner host8 -r quic://store1/main
-  windlass machine move host7/web --to-site -r /backup/main")]
-    Move {
-        /// The machine: NAME, or OWNER/NAME where several have that name
-        #[arg(value_parser = parsed::<Machine>)]
-        machine: Machine,
-        /// The new owner: the name of a proxy, or the name that the proxy was given with --owner
-        #[arg(long, value_parser = parsed::<Name>, value_name = "NAME", required_unless_present = "to_site")]
-        to_owner: Option<Name>,
-        /// Give it to the site: only administrators see it then
-        #[arg(long, conflicts_with = "to_owner")]
-        to_site: bool,
-        #[command(flatten)]
-        place: Place,
     },
 }
 

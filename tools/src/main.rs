@@ -14,6 +14,7 @@ mod job;
 mod open;
 mod output;
 mod program;
+mod site;
 mod stop;
 mod text;
 

@@ -93,6 +93,8 @@ impl Ending {
             | Command::Stats(_)
             | Command::Doctor(_)
             | Command::Token(_)
+            | Command::Proxy(_)
+            | Command::Job(_)
             | Command::Completion(_)
             | Command::Man(_) => Self::AtOnce,
             Command::Backup(_) | Command::Tracking(_) => Self::InOrder,
@@ -136,6 +138,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
         Command::Unpin(it) => command::change_points::run(context, &it.of, PointChange::Unpin).await,
         Command::Annotate(arguments) => command::annotate::run(context, &arguments).await,
         Command::Sweep(arguments) => command::sweep::run(context, &arguments).await,
+        Command::Proxy(arguments) => command::proxy::run(context, &arguments.action).await,
+        Command::Job(arguments) => command::job::run(context, &arguments.action).await,
         Command::Machine(arguments) => command::machine::run(context, &arguments.action).await,
         Command::Tracking(arguments) => command::tracking::run(context, &arguments.action).await,
         Command::Stats(arguments) => command::stats::run(context, &arguments).await,

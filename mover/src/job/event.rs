@@ -16,6 +16,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum JobEvent {
+    /// A proxy has the job.
+    Given(GivenEvent),
     /// How far it is.
     Progress(ProgressEvent),
     /// The job goes on, but the administrator should know something.
@@ -24,6 +26,15 @@ pub enum JobEvent {
     Error(FailureEvent),
     /// The job has ended; the summary says what it did.
     Summary(JobSummary),
+}
+
+/// A proxy has the job. From then on it can be followed and cancelled by its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GivenEvent {
+    /// Id of the job.
+    pub job: String,
+    /// Name of the proxy.
+    pub proxy: String,
 }
 
 /// How far a job is.

@@ -19,11 +19,13 @@ pub enum JobKind {
     Sweep,
     /// The index of a repository is made again.
     RebuildIndex,
+    /// A machine is looked at, and nothing is changed.
+    Examine,
 }
 
 impl JobKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Backup,
         Self::Copy,
         Self::Restore,
@@ -32,6 +34,7 @@ impl JobKind {
         Self::Forget,
         Self::Sweep,
         Self::RebuildIndex,
+        Self::Examine,
     ];
 
     /// Code of the kind in records and messages.
@@ -45,6 +48,7 @@ impl JobKind {
             Self::Forget => 6,
             Self::Sweep => 7,
             Self::RebuildIndex => 8,
+            Self::Examine => 9,
         }
     }
 
@@ -64,6 +68,7 @@ impl JobKind {
             Self::Forget => "forget",
             Self::Sweep => "sweep",
             Self::RebuildIndex => "rebuild-index",
+            Self::Examine => "examine",
         }
     }
 }
@@ -77,6 +82,6 @@ mod tests {
         for kind in JobKind::ALL {
             assert_eq!(JobKind::of_code(kind.code()), Some(kind), "{}", kind.as_str());
         }
-        assert_eq!((JobKind::of_code(0), JobKind::of_code(9)), (None, None));
+        assert_eq!((JobKind::of_code(0), JobKind::of_code(10)), (None, None));
     }
 }

@@ -66,6 +66,14 @@ ids! {
     OwnerId
 }
 
+impl MachineId {
+    /// A UUID as hypervisors write it: 32 hexadecimal digits, with hyphens between them or without. All zero is none.
+    pub fn of_uuid(text: &str) -> Option<Self> {
+        let digits: String = text.chars().filter(|it| *it != '-').take(33).collect();
+        digits.parse().ok().filter(|id| *id != Self::default())
+    }
+}
+
 impl OwnerId {
     /// The owner that has this name in a site.
     pub fn of(name: &Name) -> Self {

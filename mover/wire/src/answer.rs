@@ -113,7 +113,7 @@ impl Replies {
             all: None,
             messages: 0,
             worked: 0,
-            endless: matches!(asked, Request::Attend(_) | Request::Run(_)),
+            endless: matches!(asked, Request::Attend(_) | Request::Run(_) | Request::Follow(_)),
             has_it: Arc::default(),
             silence,
             what: asked.name(),

@@ -3,6 +3,7 @@
 //! | file | half | what it is about |
 //! |---|---|---|
 //! | `job` | all | what is asked for, and what is told of it |
+//! | `site` | all | proxies, machines and jobs, as a node tells of them |
 //! | `state` | node | who attends, and which jobs there are: no clock, no I/O |
 //! | `broker` | node | streams over that state |
 //! | `client` | proxy, administrator | [`Jobs`] |
@@ -10,9 +11,17 @@
 pub(super) mod broker;
 mod client;
 pub(super) mod job;
+pub(super) mod site;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Jobs, Order, Orders};
-pub use job::{Attend, BackupJob, DISKS_MAX, Event, Job, JobExtension, JobOf, JobReport, Report, Run};
+pub use client::{Jobs, Order, Orders, Told};
+pub use job::{
+    ATTEND_BYTES_MAX, Attend, BackupJob, DISKS_MAX, Event, Given, HELD_MAX, HeldJob, Job, JobExtension, JobOf,
+    JobReport, MACHINES_BYTES_MAX, Made, Report, Run, Work,
+};
+pub use site::{
+    JobStage, JobStatus, LABELS_MAX, MACHINES_MAX, MachinePlace, OfferedDisk, OfferedMachine, ProxyChoice, ProxyStatus,
+    TAGS_MAX, machine_places,
+};

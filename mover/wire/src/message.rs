@@ -16,7 +16,8 @@ use verifying::DAMAGES_BYTES_MAX;
 pub use verifying::{DAMAGES_MAX, Damage, VERIFIED_POINTS_MAX, Verified, VerifyIn};
 
 use super::control::job::{ATTEND_BYTES_MAX, EVENT_BYTES_MAX, JOB_BYTES_MAX};
-pub use super::control::job::{Attend, Event, Job, JobOf, Report, Run};
+pub use super::control::job::{Attend, Event, Given, HeldJob, Job, JobOf, Report, Run};
+pub use super::control::site::{JobStage, JobStatus, OfferedDisk, OfferedMachine, ProxyStatus};
 use chunker::ChunkId;
 use mover::{
     Begin, ChunkError, CopyReport, Counters, Error, GivenUp, IndexTotals, LogEntry, LogHead, MachineId, Name, Origin,

@@ -13,6 +13,7 @@ mod served;
 
 use super::access;
 use super::allowance::{Allowance, NodeBudgets, Paces};
+use super::control::ProxyChoice;
 use super::control::broker::JobBroker;
 use super::frame::{Frame, FrameError, receive};
 use super::message::{Reply, Request};
@@ -66,7 +67,7 @@ impl<R: Repository + 'static> Node<R> {
             budgets: Arc::default(),
             puller: None,
             maintenance: Semaphore::new(1),
-            broker: JobBroker::new(),
+            broker: JobBroker::new(ProxyChoice::default()),
         }
     }
 
@@ -81,6 +82,13 @@ impl<R: Repository + 'static> Node<R> {
     #[must_use]
     pub const fn forgetting_after(mut self, unused: Duration) -> Self {
         self.lease_age_max = unused;
+        self
+    }
+
+    /// Chooses among the proxies that offer the same machine in this way.
+    #[must_use]
+    pub fn choosing(mut self, choice: ProxyChoice) -> Self {
+        self.broker = JobBroker::new(choice);
         self
     }
 

@@ -10,7 +10,7 @@ use mover::{JobId, JobKind};
 use proptest::prelude::*;
 use std::fmt::Write;
 use std::path::Path;
-use wire::control::{BackupJob, DISKS_MAX, JobExtension};
+use wire::control::{BackupJob, DISKS_MAX, JobExtension, Made, Work};
 use wire::identity::{KeyClaim, Wanted};
 use wire::message::*;
 use wire::{access, decode, encode};
@@ -67,10 +67,23 @@ fn requests() -> Vec<Request> {
         Request::Get(SessionRef { session }),
         Request::GetVerified(SessionRef { session }),
         Request::Close(SessionRef { session }),
-        Request::Attend(Attend { instance: [10; 16], jobs: vec![JobId([2; 16])] }),
-        Request::Run(Run { proxy: "host7".parse().unwrap(), job: job() }),
+        Request::Attend(Attend {
+            instance: [10; 16],
+            jobs: vec![HeldJob::from(&job())],
+            labels: vec!["ssd".parse().unwrap()],
+            machines: vec![offered()],
+        }),
+        Request::Run(Run {
+            proxy: Some("host7".parse().unwrap()),
+            label: Some("ssd".parse().unwrap()),
+            again: true,
+            job: job(),
+        }),
         Request::Cancel(JobOf { job: JobId([2; 16]) }),
         Request::Report(Report { job: JobId([2; 16]), event: Event::Progress(counters()) }),
+        Request::Proxies(()),
+        Request::Jobs(()),
+        Request::Follow(JobOf { job: JobId([2; 16]) }),
         Request::Pull(PullIn { repository, from, points: vec![PointId([3; 16])], verification: Verification::Decode }),
         Request::Verify(VerifyIn {
             repository,
@@ -150,7 +163,18 @@ fn replies() -> Vec<Reply> {
         Reply::Taken(()),
         Reply::Assigned(job()),
         Reply::CalledOff(JobOf { job: JobId([2; 16]) }),
-        Reply::Event(Event::of(Ok(report()))),
+        Reply::Event(Event::of(Ok(Made::Backup(Box::new(report()))))),
+        Reply::Given(Given { proxy: "host7".parse().unwrap() }),
+        Reply::Proxy(ProxyStatus {
+            name: "host7".parse().unwrap(),
+            owner: "cluster1".parse().unwrap(),
+            labels: vec!["ssd".parse().unwrap()],
+            attends: true,
+            since_ms: 1,
+            jobs: 2,
+            machines: vec![offered()],
+        }),
+        Reply::Job(status()),
         Reply::Pulling(4),
         Reply::Pulled(Pulled {
             point: PointId([1; 16]),
@@ -170,6 +194,54 @@ fn replies() -> Vec<Reply> {
         Reply::Rebuilt(IndexTotals { packs: 1, chunks: 2 }),
         Reply::Swept(SweepReport { points_final: 1, packs_deleted: 2, ..SweepReport::default() }),
     ]
+}
+
+fn offered() -> OfferedMachine {
+    OfferedMachine {
+        name: "web".parse().unwrap(),
+        id: Some(mover::MachineId([4; 16])),
+        power: mover::Power::Paused,
+        disks: vec![OfferedDisk { name: "vda".parse().unwrap(), size: Some(5) }],
+        tags: vec!["prod".parse().unwrap()],
+    }
+}
+
+fn status() -> JobStatus {
+    let failed = Failed { code: 2, message: "no".into(), hint: "try".into(), subject: Box::new(subject()) };
+    JobStatus {
+        id: JobId([2; 16]),
+        proxy: "host7".parse().unwrap(),
+        machine: Some("web".parse().unwrap()),
+        repository: Some("main".parse().unwrap()),
+        kind: 1,
+        by: Some("anna".parse().unwrap()),
+        stage: JobStage::Failed(failed),
+        counters: counters(),
+        warnings: 3,
+        asked_ms: 4,
+        given_ms: Some(5),
+        ended_ms: Some(6),
+    }
+}
+
+fn found() -> mover::Examination {
+    let disk = mover::ExaminedDisk {
+        name: "vda".parse().unwrap(),
+        size: Some(5),
+        format: "qcow2".into(),
+        incremental: true,
+        reason: "proven".into(),
+    };
+    mover::Examination {
+        name: "web".parse().unwrap(),
+        id: Some(mover::MachineId([4; 16])),
+        power: mover::Power::Running,
+        agent_answers: true,
+        agent: "answers".into(),
+        disks: vec![disk],
+        remarks: vec!["look".into()],
+        last: Some(mover::LastPoint { point: PointId([1; 16]), time: Timestamp(6) }),
+    }
 }
 
 fn subject() -> FailedSubject {
@@ -199,6 +271,13 @@ fn job_of(body: &BackupJob) -> Job {
         kind: JobKind::Backup.code(),
         body: mover::codec::encode::<_, 1000>(body).unwrap(),
         extensions: vec![JobExtension { tag: 9, critical: false, bytes: vec![1, 2, 3] }],
+    }
+}
+
+fn options_of(job: &Job) -> mover::Result<mover::BackupOptions> {
+    match job.work()? {
+        Work::Backup(options) => Ok(*options),
+        Work::Examine => panic!("no backup"),
     }
 }
 
@@ -382,6 +461,9 @@ fn roles() {
             request,
             Request::Run(_)
                 | Request::Cancel(_)
+                | Request::Proxies(())
+                | Request::Jobs(())
+                | Request::Follow(_)
                 | Request::Pull(_)
                 | Request::Verify(_)
                 | Request::RebuildIndex(_)
@@ -426,14 +508,24 @@ fn every_event_of_a_job_and_the_longest() {
     report.disks[0].tracking.reason.clone_from(&long);
     report.disks = vec![report.disks[0].clone(); DISKS_MAX];
     report.warnings = vec![long; 1000];
-    round(Event::of(Ok(report)));
+    round(Event::of(Ok(Made::Backup(Box::new(report)))));
+    let examined = Event::of(Ok(Made::Examination(Box::new(found()))));
+    let Event::Ended(made) = &examined else { panic!("{examined:?}") };
+    assert_eq!(made.examination().unwrap(), found());
+    assert_eq!(made.backup().unwrap_err().kind(), ErrorKind::Transport);
+    round(examined);
+    let mut wordy = found();
+    wordy.disks[0].reason = "\u{10ffff}".repeat(65_535 / 4);
+    wordy.disks = vec![wordy.disks[0].clone(); 2 * DISKS_MAX];
+    wordy.remarks = vec![wordy.disks[0].reason.clone(); 1000];
+    round(Event::of(Ok(Made::Examination(Box::new(wordy)))));
     let Event::Failed(failed) = Event::of(Err(Error::source("no"))) else { panic!("not told as it is") };
     assert_eq!(Error::from(failed).kind(), ErrorKind::Source);
 }
 
 #[test]
 fn a_job_says_what_its_options_say() {
-    let options = job().backup_options().unwrap();
+    let options = options_of(&job()).unwrap();
     let made = Job::backup(job().id, backup().point, job().repository, &options).unwrap();
     assert_eq!(made, Job { extensions: Vec::new(), ..job() });
     for wrong in [
@@ -442,7 +534,7 @@ fn a_job_says_what_its_options_say() {
         BackupJob { rate: Some(0), ..backup() },
         BackupJob { audit: Some(101), ..backup() },
     ] {
-        assert_eq!(job_of(&wrong).backup_options().unwrap_err().kind(), ErrorKind::Usage);
+        assert_eq!(options_of(&job_of(&wrong)).unwrap_err().kind(), ErrorKind::Usage);
     }
     let many = mover::BackupOptions { tags: vec!["t".repeat(40 << 10)], ..options };
     let made = Job::backup(job().id, backup().point, job().repository, &many);
@@ -454,18 +546,36 @@ fn a_job_says_what_its_options_say() {
 fn what_later_versions_add_to_jobs_is_passed_over_or_refused_by_rule() {
     let with = |critical| {
         let extensions = vec![JobExtension { tag: 700, critical, bytes: vec![4] }];
-        Job { extensions, ..job() }.backup_options()
+        options_of(&Job { extensions, ..job() })
     };
     assert_eq!(with(false).unwrap().point, Some(backup().point));
     let refused = with(true).unwrap_err();
     assert!(refused.kind() == ErrorKind::Version && refused.message().contains("700"), "{refused}");
-    let other = Job { kind: 900, ..job() }.backup_options().unwrap_err();
+    let other = options_of(&Job { kind: 900, ..job() }).unwrap_err();
     assert!(other.kind() == ErrorKind::Version && other.message().contains("900"), "{other}");
     let extension = JobExtension { tag: 1, critical: false, bytes: Vec::new() };
     let many = |number| Job { extensions: vec![extension.clone(); number], ..job() }.check().is_ok();
     assert!(many(16) && !many(17));
     let longer = Job { body: [job().body, vec![0]].concat(), ..job() };
-    assert_eq!(longer.backup_options().unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(options_of(&longer).unwrap_err().kind(), ErrorKind::Usage);
+}
+
+#[test]
+fn an_examination_has_no_body_and_what_a_proxy_offers_is_bounded() {
+    let look = Job::examine(JobId([2; 16]), "web".parse().unwrap(), "main".parse().unwrap());
+    assert!(matches!(look.work().unwrap(), Work::Examine));
+    assert_eq!(Job { body: vec![0], ..look }.work().unwrap_err().kind(), ErrorKind::Usage);
+    let good = Attend { instance: [1; 16], jobs: Vec::new(), labels: Vec::new(), machines: vec![offered()] };
+    good.check().unwrap();
+    let disks = OfferedMachine { disks: vec![offered().disks[0].clone(); DISKS_MAX + 1], ..offered() };
+    let tags = OfferedMachine { tags: vec![offered().tags[0].clone(); 17], ..offered() };
+    for machines in [vec![offered(); 513], vec![disks], vec![tags]] {
+        assert_eq!(Attend { machines, ..good.clone() }.check().unwrap_err().kind(), ErrorKind::Usage);
+    }
+    let jobs = vec![HeldJob::from(&job()); 65];
+    assert_eq!(Attend { jobs, ..good.clone() }.check().unwrap_err().kind(), ErrorKind::Usage);
+    let labels = vec!["ssd".parse().unwrap(); 17];
+    assert_eq!(Attend { labels, ..good }.check().unwrap_err().kind(), ErrorKind::Usage);
 }
 
 proptest! {

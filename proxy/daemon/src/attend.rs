@@ -1,17 +1,19 @@
 //! Attending one node: jobs come, and are told about.
 
+use super::machines::Machine;
 use super::work::Host;
-use mover::{BackupReport, Counters, Error, ErrorKind, JobId, Name, Progress, Result, Stop, StopReason, Stopper};
+use mover::{Counters, Error, ErrorKind, JobId, Name, Progress, Result, Stop, StopReason, Stopper};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep};
 use wire::Peer;
-use wire::control::{Attend, Event, Job, Jobs, Order, Report};
+use wire::control::{Attend, Event, HELD_MAX, HeldJob, Job, Jobs, Made, Order, Report};
 
 /// A node, and its jobs.
 pub struct Attendance {
@@ -35,6 +37,7 @@ struct Held {
 
 /// A job, for as long as it can be asked for again.
 struct Holding {
+    about: HeldJob,
     stopper: Stopper,
     /// Its end, and when that was.
     end: Option<(Event, Instant)>,
@@ -67,14 +70,24 @@ impl Attendance {
 
     /// One attendance, until its connection is lost.
     async fn attend(self: &Arc<Self>, attended: &mut bool) -> Result<()> {
-        let mut orders = self.jobs.attend(Attend { instance: self.host.instance, jobs: self.untold() }).await?;
+        let mut machines = self.host.machines.watch();
+        let mut orders = self.jobs.attend(self.present(&mut machines)).await?;
         tracing::info!(node = self.node, "attending");
         if !*attended {
             // For who started this, if anybody reads it: from here on it can be asked.
             let _ = writeln!(std::io::stdout(), "attending {}", self.node);
             *attended = true;
         }
-        while let Some(order) = orders.next().await? {
+        loop {
+            let order = tokio::select! {
+                order = orders.next() => order?,
+                Ok(()) = machines.changed() => {
+                    // The node gives again on the new stream what was on its way on the old one.
+                    orders = self.jobs.attend(self.present(&mut machines)).await?;
+                    continue;
+                }
+            };
+            let Some(order) = order else { return Ok(()) };
             match order {
                 Order::Job(job) => self.take(job),
                 Order::Cancel(id) => {
@@ -85,13 +98,14 @@ impl Attendance {
                 }
             }
         }
-        Ok(())
     }
 
-    /// Jobs whose end the node does not know.
-    fn untold(&self) -> Vec<JobId> {
+    /// What the node is told: the jobs whose end it does not know, and what can be backed up here.
+    fn present(&self, machines: &mut watch::Receiver<Arc<Vec<Arc<Machine>>>>) -> Attend {
         let held = self.held.lock().expect("no holder panics");
-        held.jobs.iter().filter(|(_, holding)| !holding.told).map(|(id, _)| *id).collect()
+        let jobs = held.jobs.values().filter(|holding| !holding.told).map(|holding| holding.about.clone()).collect();
+        let machines = machines.borrow_and_update().iter().map(|it| it.offered.clone()).collect();
+        Attend { instance: self.host.instance, jobs, labels: self.host.labels.clone(), machines }
     }
 
     /// Begins a job. If a job with this id ended before, tells its end again.
@@ -116,7 +130,7 @@ impl Attendance {
                 if let Some(reason) = held.stopping {
                     stopper.stop(reason);
                 }
-                held.jobs.insert(id, Holding { stopper, end: None, told: false });
+                held.jobs.insert(id, Holding { about: HeldJob::from(&job), stopper, end: None, told: false });
                 held.tasks.spawn(self.clone().job(job, stop));
             }
         }
@@ -144,7 +158,7 @@ impl Attendance {
         self.ended(id, made).await;
     }
 
-    async fn ended(self: Arc<Self>, id: JobId, made: Result<BackupReport>) {
+    async fn ended(self: Arc<Self>, id: JobId, made: Result<Made>) {
         match &made {
             Ok(_) => tracing::info!(job = %id, "done"),
             Err(error) => tracing::warn!(job = %id, %error, "failed"),
@@ -233,8 +247,6 @@ impl Held {
     }
 }
 
-/// Jobs of one node that are held, with those that have ended.
-const HELD_MAX: usize = 64;
 /// How long the end of a job is told, and known.
 const END_KEPT: Duration = Duration::from_secs(600);
 /// Between two reports of progress.

@@ -55,8 +55,16 @@ Configuration:
   nodes = [\"quic://store1.example\"]             # quic://host[:port][?congestion=bbr]
   jobs = 2                                      # at the same time; others wait
   image_roots = [\"/templates\"]                # more folders in which backing files may lie
-
   scratch = \"/var/tmp\"                         # for what running machines overwrite meanwhile
+
+  labels = [\"ssd\"]                              # for `windlass backup --proxy-label`
+
+  [[discover]]                                  # machines that run are found by their QMP sockets
+  qmp = \"/run/qemu/*.qmp\"
+  exclude = [\"test-*\"]
+
+  [[discover]]                                  # others by their images, a folder for each
+  images = \"/images/*/*.qcow2\"
 
   [[machine]]
   name = \"web\"                                 # it runs: all its disks are backed up

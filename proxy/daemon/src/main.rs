@@ -4,12 +4,15 @@
 mod attend;
 mod cli;
 mod config;
+mod discover;
+mod machines;
 mod work;
 
 use attend::Attendance;
 use clap::Parser;
 use cli::{Cli, Command, Doctor, Serve};
 use config::Config;
+use machines::{Machines, Place};
 use mover::Signals;
 use mover::{Error, Pool, Result, Role, StopReason, World};
 use std::io::IsTerminal as _;
@@ -50,8 +53,12 @@ fn doctor(arguments: &Doctor) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::internal("cannot start").because(error))?;
     let mut all = true;
-    for (name, address) in config.machine.iter().filter_map(|it| Some((&it.name, it.source.as_ref()?))) {
-        let findings = runtime.block_on(proxy::examine(address, config.scratch.clone(), arguments.undo));
+    let scratch = config.scratch.clone();
+    let machines = Machines::new(config);
+    runtime.block_on(machines.look());
+    for machine in machines.all().iter() {
+        let (name, Place::Qemu(address)) = (&machine.offered.name, &machine.place) else { continue };
+        let findings = runtime.block_on(proxy::examine(address, scratch.clone(), arguments.undo));
         for finding in findings {
             all &= finding.sound;
             println!("{} {name}: {}: {}", if finding.sound { "ok  " } else { "look" }, finding.subject, finding.remark);
@@ -83,9 +90,25 @@ async fn run(config: Config) -> Result<()> {
         .hint("`windlass token create --role proxy --name NAME` and `windlass token join` create one of a proxy"));
     }
     let endpoint = client()?;
-    let host = Arc::new(Host::new(&config, endpoint.clone(), Pool::new(0)?, world));
+    let machines = Arc::new(Machines::new(config.clone()));
+    let host = Arc::new(Host::new(&config, machines.clone(), endpoint.clone(), Pool::new(0)?, world));
     let mut signals = Signals::listen()?;
-    let (keeping, alive) = (tokio::spawn(keeper.run()), tokio::spawn(service::alive()));
+    // They end with this.
+    let mut beside = JoinSet::new();
+    beside.spawn(async move {
+        let _ = keeper.run().await;
+    });
+    beside.spawn(service::alive());
+    // Before any node is told of them. One that hangs is told of later.
+    let looked = tokio::spawn({
+        let machines = machines.clone();
+        async move { machines.look().await }
+    });
+    tokio::select! {
+        _ = timeout(LOOK_TIMEOUT, looked) => {}
+        _ = signals.next() => return Ok(()),
+    }
+    beside.spawn(machines.keep());
     let (mut attending, mut attendances) = (JoinSet::new(), Vec::new());
     for node in &config.nodes {
         let peer = Peer::new(node.at.host.as_str(), node.at.port, client_config_of(&current, node.congestion)?)
@@ -121,8 +144,7 @@ async fn run(config: Config) -> Result<()> {
         }
         _ = signals.next() => tracing::warn!("stopping at once"),
     }
-    keeping.abort();
-    alive.abort();
+    beside.shutdown().await;
     attending.shutdown().await;
     for attendance in &attendances {
         attendance.close().await;
@@ -130,5 +152,7 @@ async fn run(config: Config) -> Result<()> {
     made
 }
 
+/// For the first look for machines.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
 /// For jobs to end and nodes to be told so.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);

@@ -71,6 +71,42 @@ impl Seen<'_> {
         parent: Option<ParentDisk<'_>>,
         wish: TrackingWish,
     ) -> Result<(TrackingName, &ExtentSet), Doubt> {
+        let (name, granularity, witness) = self.named(candidates, parent, wish)?;
+        let marked = self.witness_marks(&witness)?;
+        self.sound(&name.twin().to_string(), granularity)?;
+        let (dirty, twin) = (self.marks(&name.to_string())?, self.marks(&name.twin().to_string())?);
+        believable(&name, dirty, twin, &witness, marked)?;
+        Ok((name, dirty))
+    }
+
+    /// As [`Self::proven`], where nobody has looked at the marks: the bitmap that will prove the changes unless these
+    /// contradict it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn foreseen(
+        &self,
+        candidates: &[TrackingName],
+        parent: Option<ParentDisk<'_>>,
+        wish: TrackingWish,
+    ) -> Result<TrackingName, Doubt> {
+        let (name, granularity, witness) = self.named(candidates, parent, wish)?;
+        self.sound(&name.twin().to_string(), granularity)?;
+        match self.bitmaps.get(witness.to_string().as_str()) {
+            None => Err(format!("witness {witness} is gone").into()),
+            Some(bitmap) if bitmap.is_still() => Ok(name),
+            Some(_) => Err(format!("witness {witness} is not sound").into()),
+        }
+    }
+
+    /// The bitmap that was begun at the parent's checkpoint, if the image is what it was; with its granularity and the
+    /// witness that the parent recorded.
+    fn named(
+        &self,
+        candidates: &[TrackingName],
+        parent: Option<ParentDisk<'_>>,
+        wish: TrackingWish,
+    ) -> Result<(TrackingName, u32, WitnessName), Doubt> {
         let parent = asked(parent, wish)?;
         if let Some(why_not) = self.unusable {
             return Err(why_not.into());
@@ -83,12 +119,7 @@ impl Seen<'_> {
         self.same_disk(parent)?;
         let then = Evidence::read(&parent.format_options)?;
         self.evidence.continues(&then)?;
-        let witness = then.witness.ok_or(NO_WITNESS)?;
-        let marked = self.witness_marks(&witness)?;
-        self.sound(&name.twin().to_string(), granularity)?;
-        let (dirty, twin) = (self.marks(&name.to_string())?, self.marks(&name.twin().to_string())?);
-        believable(&name, dirty, twin, &witness, marked)?;
-        Ok((name, dirty))
+        Ok((name, granularity, then.witness.ok_or(NO_WITNESS)?))
     }
 
     /// Whether the next backup can use the bitmap `next`, which was begun under the witness `witness`.

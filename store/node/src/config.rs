@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use wire::control::ProxyChoice;
 use wire::identity::LIFE;
 use wire::service::{configured, twice};
 use wire::{Congestion, Quota, Quotas};
@@ -37,6 +38,9 @@ pub struct Config {
     /// Most bytes of chunks that this node sends in a second.
     #[serde(default)]
     pub send_rate: Option<Rate>,
+    /// How to choose among proxies that offer the same machine: `round-robin` or `least-loaded`.
+    #[serde(default)]
+    pub proxy_choice: ProxyChoice,
     /// Seconds after which a verified pack is read again, chunk by chunk. 30 days by default; with 0 packs are never
     /// read again.
     #[serde(default = "scrub_seconds")]
@@ -187,6 +191,9 @@ mod tests {
         assert_eq!(of.of(&holder("other")), Quota { bytes: 1 << 30, ..Quota::NONE });
         let other = Config::parse(&format!("scrub_seconds = 0\nscrub_rate = \"1MiB\"\n{text}")).unwrap();
         assert_eq!((other.scrub_seconds, other.scrub_rate), (0, Rate(1 << 20)));
+        assert_eq!(other.proxy_choice, ProxyChoice::RoundRobin);
+        let other = Config::parse(&format!("proxy_choice = \"least-loaded\"\n{text}")).unwrap();
+        assert_eq!(other.proxy_choice, ProxyChoice::LeastLoaded);
     }
 
     #[test]
@@ -203,6 +210,7 @@ mod tests {
                 "two quotas of repository main are for a",
             ),
             (format!("{good}send_rate = \"fast\"\n"), "line 3, column 13"),
+            (format!("{good}proxy_choice = \"best\"\n"), "line 3, column 16"),
             (good.replace("identity", "identify"), "identify"),
             (format!("{good}certificate_seconds = 9\n"), "certificate_seconds must be 10 to 31536000"),
         ] {

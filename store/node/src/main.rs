@@ -51,7 +51,7 @@ fn serve(arguments: &Serve, world: &World) -> Result<()> {
 async fn run(config: Config, world: &World) -> Result<()> {
     let pool = Pool::new(0)?;
     let (receive, send) = (config.receive_rate.map(|it| it.0), config.send_rate.map(|it| it.0));
-    let mut node = Node::new(world.clone()).paced(receive, send);
+    let mut node = Node::new(world.clone()).paced(receive, send).choosing(config.proxy_choice);
     let mut signer = Signer::There;
     if let Some(folder) = &config.authority {
         let life = Duration::from_secs(config.certificate_seconds);

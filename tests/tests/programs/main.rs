@@ -7,6 +7,7 @@ mod giving_back;
 mod guest;
 mod joining;
 mod live;
+mod machines;
 mod names;
 mod node;
 mod places;

@@ -187,10 +187,9 @@ fn backups_of_one_machine_take_turns() {
     let _node = place.node();
     let _proxy = place.proxy(&place.make_proxy("host7", WEB));
     let first = in_the_middle(&place);
-    let second = place.done(&BACKUP);
-    let warning =
-        |event: &Value| event["event"] == "warning" && event["message"].as_str().unwrap().contains("waits until");
-    assert!(events(&second).iter().any(warning), "{}", String::from_utf8_lossy(&second.stdout));
+    let (code, said) = place.fails(&BACKUP);
+    assert!(code == 11 && said.contains("proxy host7 already has job") && said.contains("job follow"), "{said}");
+    place.done(&[&BACKUP[..], &["--wait=1m"]].concat());
     assert!(first.wait_with_output().unwrap().status.success());
     assert_eq!(points(&place), 2);
     place.assert_restores("NODE");
@@ -212,7 +211,7 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
     options.allow = mover::Allow::default();
     let point = PointId::random(&world);
     let job = Job::backup(JobId::random(&world), point, repository, &options).unwrap();
-    let run = Run { proxy: "host7".parse().unwrap(), job };
+    let run = Run { proxy: Some("host7".parse().unwrap()), label: None, again: false, job };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let progress = Progress::default();
@@ -230,15 +229,20 @@ fn an_administrator_that_comes_back_gets_the_same_job() {
         drop(first);
         let again = Jobs::new(client().unwrap(), peer.0.clone());
         let report = again.run(&run, &progress, |_| {}).await.unwrap();
-        assert_eq!((report.point.id, report.disks[0].size), (point, 128 << 20));
+        let made = report.backup().unwrap();
+        assert_eq!((made.point.id, made.disks[0].size), (point, 128 << 20));
         // Also when it is over.
         assert_eq!(again.run(&run, &progress, |_| {}).await.unwrap(), report);
+        assert_eq!(again.follow(run.job.id, &progress, |_| {}).await.unwrap(), report);
         // Each for itself.
         let refused = ErrorKind::NotAuthorised;
         let proxy = Jobs::new(client().unwrap(), peer.1.clone());
         assert_eq!(proxy.run(&run, &progress, |_| {}).await.unwrap_err().kind(), refused);
         assert_eq!(proxy.cancel(run.job.id).await.unwrap_err().kind(), refused);
-        let attend = Attend { instance: [1; 16], jobs: Vec::new() };
+        assert_eq!(proxy.follow(run.job.id, &progress, |_| {}).await.unwrap_err().kind(), refused);
+        assert_eq!(proxy.jobs().await.unwrap_err().kind(), refused);
+        assert_eq!(proxy.proxies().await.unwrap_err().kind(), refused);
+        let attend = Attend { instance: [1; 16], jobs: Vec::new(), labels: Vec::new(), machines: Vec::new() };
         assert_eq!(again.attend(attend).await.err().map(|error| error.kind()), Some(refused));
         let event = Event::Warning("no".into());
         assert_eq!(again.report(Report { job: run.job.id, event }).await.unwrap_err().kind(), refused);
@@ -258,7 +262,7 @@ fn who_and_what_is_not_there_is_told() {
         place.fails(&arguments)
     };
     let (code, said) = fails(&[(2, "db")]);
-    assert!(code == 10 && said.contains("proxy host7: its configuration has no machine db (it has: web)"), "{said}");
+    assert!(code == 10 && said.contains("proxy host7: it has no machine db (it has: web)"), "{said}");
     let other = format!("quic://127.0.0.1:{}/other", place.port);
     let (code, said) = fails(&[(6, &other)]);
     assert!(code == 10 && said.contains("no repository"), "{said}");

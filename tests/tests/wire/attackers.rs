@@ -181,10 +181,18 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0032 => (Request::Get(of), ids),
         0x0033 => (Request::GetVerified(of), ids),
         0x0034 => bare(Request::Close(of)),
-        0x0040 => bare(Request::Attend(Attend { instance: [7; 16], jobs: Vec::new() })),
-        0x0041 => bare(Request::Run(Run { proxy: "host7".parse().unwrap(), job: job(JobId([3; 16])) })),
+        0x0040 => bare(Request::Attend(attend())),
+        0x0041 => bare(Request::Run(Run {
+            proxy: Some("host7".parse().unwrap()),
+            label: None,
+            again: false,
+            job: job(JobId([3; 16])),
+        })),
         0x0042 => bare(Request::Cancel(JobOf { job: JobId([3; 16]) })),
         0x0043 => bare(Request::Report(Report { job: JobId([3; 16]), event: Event::Warning("it lies".into()) })),
+        0x0044 => bare(Request::Proxies(())),
+        0x0045 => bare(Request::Jobs(())),
+        0x0046 => bare(Request::Follow(JobOf { job: JobId([3; 16]) })),
         0x0050 => {
             let from = Place { host: "localhost".into(), port: 1, name: "repo".into(), congestion: 0 };
             bare(Request::Pull(PullIn { repository, from, points: vec![id], verification: Verification::Decode }))
@@ -201,6 +209,10 @@ fn sample(code: u16, repository: RepositoryId, session: SessionId, world: &World
         0x0053 => bare(Request::Sweep(SweepIn { repository, options: SweepOptions::default() })),
         _ => panic!("request {code:#06x} has no sample here"),
     }
+}
+
+fn attend() -> Attend {
+    Attend { instance: [7; 16], jobs: Vec::new(), labels: Vec::new(), machines: Vec::new() }
 }
 
 fn job(id: JobId) -> Job {
@@ -578,6 +590,54 @@ async fn the_longest_manifest_passes() {
     let reader = remote.read(&[point.id]).await.unwrap();
     let manifest = mover::ReadSession::manifest(&reader, point.id).await.unwrap();
     assert!(manifest.attachments.len() == 65 && manifest.encode().len() > 3_900_000);
+}
+
+/// What proxies offer is bounded, each by itself and all together, and only administrators are told of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_without_end() {
+    const USAGE: u16 = 1;
+    let field = Field::new().await;
+    let machine = |number: usize| OfferedMachine {
+        name: format!("m{number}").parse().unwrap(),
+        id: None,
+        power: mover::Power::Running,
+        disks: Vec::new(),
+        tags: Vec::new(),
+    };
+    let liar = field.raw(Role::Proxy, "liar").await;
+    let many = Attend { machines: (0..600).map(machine).collect(), ..attend() };
+    assert_eq!(code(liar.ask(&Request::Attend(many), &[]).await.unwrap()), Some(USAGE));
+    let disk = OfferedDisk { name: "d".parse().unwrap(), size: Some(u64::MAX) };
+    let wide = OfferedMachine { disks: vec![disk.clone(); 65], ..machine(0) };
+    let wide = Attend { machines: vec![wide], ..attend() };
+    assert_eq!(code(liar.ask(&Request::Attend(wide), &[]).await.unwrap()), Some(USAGE));
+    // A name that would be harmful on a terminal or in a path is none, and the message means nothing.
+    let mut bytes =
+        encode(&Request::Attend(Attend { machines: vec![machine(7)], ..attend() }), 0, false).unwrap().to_vec();
+    let at = bytes.windows(2).position(|it| it == b"m7").unwrap();
+    bytes[at] = 0x1b;
+    assert_eq!(code(liar.tell(&bytes).await.unwrap()), Some(TRANSPORT));
+    for at in [16 + 16, 16 + 24, 16 + 32] {
+        let mut bytes = encode(&Request::Attend(attend()), 0, false).unwrap().to_vec();
+        bytes[at..at + 8].fill(0xff);
+        assert_eq!(code(liar.tell(&bytes).await.unwrap()), Some(TRANSPORT));
+    }
+    // As much as one may offer, by as many as it takes.
+    let full: Vec<_> = (0..90).map(|at| OfferedMachine { disks: vec![disk.clone(); 32], ..machine(at) }).collect();
+    let mut open = Vec::new();
+    let refused = loop {
+        let raw = field.raw(Role::Proxy, &format!("host{}", open.len())).await;
+        let request = encode(&Request::Attend(Attend { machines: full.clone(), ..attend() }), 0, false).unwrap();
+        let (mut to, mut from) = raw.open(&request).await.unwrap();
+        to.finish().unwrap();
+        match first_reply(&mut from).await.unwrap() {
+            (Reply::Taken(()), _) => open.push((raw, to, from)),
+            other => break code(other),
+        }
+        assert!(open.len() < 200, "there is a limit");
+    };
+    assert!(refused == Some(TRANSPORT) && open.len() > 10, "{refused:?} after {}", open.len());
+    field.somebody_works().await;
 }
 
 /// Words that mean nothing inside a connection that does.

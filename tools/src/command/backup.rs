@@ -22,24 +22,37 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
 pub async fn run(context: &Context, arguments: &Backup) -> Result<Exit> {
+    let through = arguments.is_through_proxy();
+    if through {
+        through::refuse_what_proxies_decide(arguments)?;
+    } else if arguments.through.proxy.is_some() || arguments.through.proxy_label.is_some() {
+        return Err(Error::usage(
+            "a proxy reads the disks that its configuration names, and no source can be given to it",
+        )
+        .hint("leave out the source, or --proxy and --proxy-label"));
+    }
     let options = options(arguments).await?;
     let began = Instant::now();
     let wait = arguments.place.patience.wait();
     let machine = machine(context, arguments);
-    let attempt = async || match &arguments.proxy {
-        Some(proxy) => through::attempt(context, arguments, proxy, &options).await,
-        None => attempt(context, arguments, &machine, &options).await,
+    let attempt = async || match through {
+        true => through::attempt(context, arguments, &options).await,
+        false => attempt(context, arguments, &machine, &options).await,
     };
-    let report = match arguments.proxy.is_none() && machine.stands_still() {
+    let report = match !through && machine.stands_still() {
         true => at_rest(context, arguments, &machine, &options).await?,
         false => wait.retry(&context.stop, |busy| context.out.waits_for(busy), attempt).await?,
     };
+    Ok(made(context, &report, began.elapsed()))
+}
+
+/// Prints what a backup made.
+pub fn made(context: &Context, report: &BackupReport, took: Duration) -> Exit {
     for warning in &report.warnings {
         context.out.warn(warning);
     }
-    let took = began.elapsed();
-    context.out.summary(JobSummary::Backup(BackupSummary::of(&report, took)), || print(context, &report, took));
-    Ok(if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings })
+    context.out.summary(JobSummary::Backup(BackupSummary::of(report, took)), || print(context, report, took));
+    if report.warnings.is_empty() { Exit::Done } else { Exit::Warnings }
 }
 
 async fn options(arguments: &Backup) -> Result<BackupOptions> {

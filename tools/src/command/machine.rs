@@ -1,10 +1,13 @@
 //! `windlass machine`
 
-use crate::cli::MachineAction;
+mod offered;
+
+use crate::cli::{MachineAction, Place};
 use crate::context::{Context, Exit};
 use crate::open::{self, Access, Opened};
 use crate::text::counted;
 use mover::{Machine, Name, PointFilter, RecoveryPoint, Repository as _, Result};
+pub use offered::{MachineFields, joined, machine_rows, print_examination};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -18,9 +21,18 @@ struct Moved {
 }
 
 pub async fn run(context: &Context, action: &MachineAction) -> Result<Exit> {
-    let MachineAction::Move { machine, to_owner, place, .. } = action;
+    match action {
+        MachineAction::List { tag, at } => offered::list(context, at, tag.as_ref()).await,
+        MachineAction::Show { name, through, place } => offered::show(context, name, through, place).await,
+        MachineAction::Move { machine, to_owner, place, .. } => {
+            move_to(context, machine, to_owner.as_ref(), place).await
+        }
+    }
+}
+
+async fn move_to(context: &Context, machine: &Machine, to_owner: Option<&Name>, place: &Place) -> Result<Exit> {
     let repository = open::patiently(context, &place.repository, Access::Write, &place.patience).await?;
-    let made = hand_over(&repository, machine, to_owner.as_ref()).await;
+    let made = hand_over(&repository, machine, to_owner).await;
     let closed = open::close(repository).await;
     let moved = made?;
     closed?;

@@ -2,9 +2,10 @@
 
 use super::super::message::{Reply, Request};
 use super::super::serve::{Answer, Done, Refused, send};
-use super::job::{Attend, Event, Run};
-use super::state::{Cursor, News, Next, State};
-use mover::{Error, Holder, Name, Result};
+use super::job::{Attend, Event, Given, Run};
+use super::site::ProxyChoice;
+use super::state::{Asked, Cursor, News, Next, State};
+use mover::{Error, Holder, JobId, Name, Result};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 /// Where jobs are handed over.
 pub struct JobBroker {
     state: Mutex<State>,
+    choice: ProxyChoice,
     /// Counts changes of it.
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
@@ -32,10 +34,10 @@ impl Drop for Attendance<'_> {
 }
 
 impl JobBroker {
-    /// A broker without proxies and jobs.
-    pub fn new() -> Self {
+    /// A broker without proxies and jobs, which chooses proxies in this way.
+    pub fn new(choice: ProxyChoice) -> Self {
         let (changes, _) = watch::channel(0);
-        Self { state: Mutex::new(State::new(Instant::now())), changes, stopping: AtomicBool::new(false) }
+        Self { state: Mutex::new(State::new(Instant::now())), choice, changes, stopping: AtomicBool::new(false) }
     }
 
     /// Ends the streams of all proxies and administrators that wait. They ask again when the node is there again.
@@ -60,8 +62,11 @@ impl JobBroker {
     ) -> Done {
         let now = Instant::now();
         match request {
-            Request::Attend(attend) => return self.attend(&holder.name, attend, to, allowed).await,
-            Request::Run(run) => return self.run(run, to, allowed).await,
+            Request::Attend(attend) => return self.attend(holder, attend, to, allowed).await,
+            Request::Run(run) => return self.run(&holder.name, run, to, allowed).await,
+            Request::Follow(it) => return self.follow(it.job, to, allowed).await,
+            Request::Proxies(()) => self.tell_proxies(to).await?,
+            Request::Jobs(()) => self.tell_jobs(to).await?,
             Request::Cancel(it) => self.change(|state| state.cancel(it.job, now))?,
             Request::Report(report) => self.change(|state| state.report(&holder.name, &report, now))?,
             _ => return Err(Error::internal("not a request about jobs").into()),
@@ -71,20 +76,25 @@ impl JobBroker {
 
     async fn attend(
         &self,
-        proxy: &Name,
+        holder: &Holder,
         attend: Attend,
         to: &mut Answer,
         allowed: impl Fn() -> Result<()> + Send + Sync,
     ) -> Done {
+        let proxy = &holder.name;
         let mut changes = self.changes.subscribe();
-        let turn = self.change(|state| state.attend(proxy, &attend, Instant::now()))?;
+        attend.check()?;
+        let turn = self.change(|state| state.attend(holder, &attend, Instant::now()))?;
         let _attendance = Attendance { broker: self, proxy, turn };
-        tracing::info!(%proxy, jobs = attend.jobs.len(), "attends");
+        tracing::info!(%proxy, jobs = attend.jobs.len(), machines = attend.machines.len(), "attends");
+        // What it offers is in the state, and need not be kept twice for as long as it attends.
+        let instance = attend.instance;
+        drop(attend);
         send(to, &Reply::Taken(()), Vec::new(), true).await?;
         loop {
             self.go_on(&mut changes, &allowed)?;
             loop {
-                let next = self.state.lock().expect("no holder panics").next(proxy, turn, attend.instance)?;
+                let next = self.look(|state| state.next(proxy, turn, instance, Instant::now()))?;
                 match next {
                     Next::Say(reply) => send(to, &reply, Vec::new(), true).await?,
                     Next::Wait => break,
@@ -98,19 +108,49 @@ impl JobBroker {
         }
     }
 
-    async fn run(&self, run: Run, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
+    async fn run(&self, by: &Name, run: Run, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
         let mut changes = self.changes.subscribe();
         run.job.check()?;
-        self.change(|state| state.run(&run, Instant::now()))?;
-        tracing::info!(job = %run.job.id, proxy = %run.proxy, machine = %run.job.machine, "asked for");
-        send(to, &Reply::Taken(()), Vec::new(), true).await?;
+        let proxy = loop {
+            self.go_on(&mut changes, &allowed)?;
+            // Only what changes something wakes others.
+            match self.look(|state| state.run(&run, by, self.choice, Instant::now()))? {
+                Asked::Taken(proxy) => break proxy,
+                Asked::Wait(until) => wait(&mut changes, to, Some(until)).await?,
+            }
+        };
+        self.changes.send_modify(|count| *count += 1);
+        tracing::info!(job = %run.job.id, %proxy, machine = %run.job.machine, "asked for");
+        send(to, &Reply::Given(Given { proxy }), Vec::new(), true).await?;
+        self.tell_news(run.job.id, changes, to, allowed).await
+    }
+
+    async fn follow(&self, job: JobId, to: &mut Answer, allowed: impl Fn() -> Result<()> + Send + Sync) -> Done {
+        let mut changes = self.changes.subscribe();
+        let status = loop {
+            self.go_on(&mut changes, &allowed)?;
+            match self.look(|state| state.followed(job, Instant::now()))? {
+                Some(status) => break status,
+                None => wait(&mut changes, to, Some(self.look(|state| state.young_until()))).await?,
+            }
+        };
+        send(to, &Reply::Job(status), Vec::new(), true).await?;
+        self.tell_news(job, changes, to, allowed).await
+    }
+
+    /// Tells what happens to a job, until its end.
+    async fn tell_news(
+        &self,
+        job: JobId,
+        mut changes: watch::Receiver<u64>,
+        to: &mut Answer,
+        allowed: impl Fn() -> Result<()> + Send + Sync,
+    ) -> Done {
         let mut cursor = Cursor::default();
         loop {
             self.go_on(&mut changes, &allowed)?;
             let until = loop {
-                let news =
-                    self.state.lock().expect("no holder panics").news(run.job.id, &mut cursor, Instant::now())?;
-                match news {
+                match self.look(|state| state.news(job, &mut cursor, Instant::now()))? {
                     News::Event(Event::Failed(failed)) => return Err(Refused::Told(failed)),
                     News::Event(end @ Event::Ended(_)) => {
                         return Ok(send(to, &Reply::Event(end), Vec::new(), false).await?);
@@ -119,18 +159,27 @@ impl JobBroker {
                     News::Wait(until) => break until,
                 }
             };
-            let absent = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = changes.changed() => {}
-                () = to.unwanted() => return Err(Refused::Gone),
-                () = absent => {}
+            wait(&mut changes, to, until).await?;
+        }
+    }
+
+    async fn tell_proxies(&self, to: &mut Answer) -> Done {
+        // One after another: what all of them offer is much.
+        for name in self.look(|state| state.proxies()) {
+            if let Some(proxy) = self.look(|state| state.proxy(&name, Instant::now())) {
+                send(to, &Reply::Proxy(proxy), Vec::new(), true).await?;
             }
         }
+        Ok(())
+    }
+
+    async fn tell_jobs(&self, to: &mut Answer) -> Done {
+        for id in self.look(|state| state.jobs()) {
+            if let Ok(job) = self.look(|state| state.job(id, Instant::now())) {
+                send(to, &Reply::Job(job), Vec::new(), true).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a stream is still served; changes from here on are heard.
@@ -142,9 +191,29 @@ impl JobBroker {
         Ok(allowed()?)
     }
 
+    /// As [`Self::change`], and nobody is woken.
+    fn look<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().expect("no holder panics"))
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let made = change(&mut self.state.lock().expect("no holder panics"));
+        let made = self.look(change);
         self.changes.send_modify(|count| *count += 1);
         made
+    }
+}
+
+/// Waits until something changes, or until this time.
+async fn wait(changes: &mut watch::Receiver<u64>, to: &Answer, until: Option<Instant>) -> Done {
+    let absent = async {
+        match until {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = changes.changed() => Ok(()),
+        () = to.unwanted() => Err(Refused::Gone),
+        () = absent => Ok(()),
     }
 }

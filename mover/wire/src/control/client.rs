@@ -4,8 +4,10 @@ use super::super::answer::Replies;
 use super::super::frame::{Frame, FrameError};
 use super::super::link::{Link, Peer, unexpected};
 use super::super::message::{Reply, Request};
-use super::job::{Attend, Event, Job, JobOf, Report, Run};
-use mover::{BackupReport, JobId, Progress, Result};
+use super::job::{Attend, Event, Job, JobOf, JobReport, Report, Run};
+use super::site::{JobStatus, ProxyStatus};
+use super::state::{JOBS_ALL_MAX, PROXIES_MAX};
+use mover::{JobId, Name, Progress, Result};
 use quinn::Endpoint;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,15 @@ pub enum Order {
     Cancel(JobId),
 }
 
+/// What is told of a job before its end, beside its progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// This proxy has it.
+    Given(&'a Name),
+    /// It goes on, but somebody should know this.
+    Warning(&'a str),
+}
+
 /// Orders as they come.
 pub struct Orders {
     replies: Replies,
@@ -41,37 +52,106 @@ impl Jobs {
     /// goes on in any case.
     ///
     /// # Errors
-    /// Those of the job; `NotFound` for an unknown proxy, `Busy`, `NotAuthorised`, `Transport`.
-    pub async fn run(&self, run: &Run, progress: &Progress, mut warn: impl FnMut(&str)) -> Result<BackupReport> {
-        let (mut told, mut again) = (0, self.link.again());
+    /// Those of the job; `NotFound` when no proxy can do it, `Usage` when it is not clear which machine is meant, `Busy`,
+    /// `NotAuthorised`, `Transport`.
+    pub async fn run(&self, run: &Run, progress: &Progress, tell: impl FnMut(Told<'_>)) -> Result<JobReport> {
+        let again = |given: Option<&Name>| {
+            let proxy = given.or(run.proxy.as_ref()).cloned();
+            Request::Run(Run { proxy, again: true, ..run.clone() })
+        };
+        self.watch(Request::Run(run.clone()), again, progress, tell).await
+    }
+
+    /// What happens to a job from now on, until its end; also its end when that was not long ago.
+    ///
+    /// # Errors
+    /// Those of the job; `NotFound` for one that the node does not know (any more), `NotAuthorised`, `Transport`.
+    pub async fn follow(&self, job: JobId, progress: &Progress, tell: impl FnMut(Told<'_>)) -> Result<JobReport> {
+        let follow = Request::Follow(JobOf { job });
+        self.watch(follow.clone(), |_| follow.clone(), progress, tell).await
+    }
+
+    /// Waits for the end of a job that `first` asks for. When the connection is lost, `again` makes the next request, for the
+    /// proxy that has the job, if that is known.
+    async fn watch(
+        &self,
+        first: Request,
+        again: impl Fn(Option<&Name>) -> Request,
+        progress: &Progress,
+        mut tell: impl FnMut(Told<'_>),
+    ) -> Result<JobReport> {
+        let (mut told, mut patience) = (0, self.link.again());
+        let (mut request, mut given) = (first, None::<Name>);
         loop {
             let asked = Instant::now();
-            again.asked();
-            let (first, mut rest) = self.link.calls(&Request::Run(run.clone()), &[]).await?;
+            patience.asked();
+            let (first, mut rest) = self.link.calls(&request, &[]).await?;
             let (mut frame, mut warnings) = (Some(first), 0);
             while let Some(Frame { message, .. }) = frame {
-                match message {
-                    Reply::Taken(()) => {}
-                    Reply::Event(Event::Progress(counters)) => progress.show(&counters),
+                let proxy = match message {
+                    Reply::Given(it) => Some(it.proxy),
+                    Reply::Job(it) => Some(it.proxy),
+                    Reply::Event(Event::Progress(counters)) => {
+                        progress.show(&counters);
+                        None
+                    }
                     Reply::Event(Event::Warning(warning)) => {
                         warnings += 1;
                         // They come from the beginning each time.
                         if warnings > told {
                             told = warnings;
-                            warn(&warning);
+                            tell(Told::Warning(&warning));
                         }
+                        None
                     }
-                    Reply::Event(Event::Ended(report)) => return report.backup(),
+                    Reply::Event(Event::Ended(report)) => return Ok(report),
                     _ => return Err(unexpected()),
+                };
+                if let (Some(proxy), None) = (proxy, &given) {
+                    tell(Told::Given(&proxy));
+                    given = Some(proxy);
                 }
                 frame = following(&mut rest).await?;
             }
             if asked.elapsed() > AT_WORK {
-                again.came();
+                patience.came();
             }
-            again.broke_off()?;
+            patience.broke_off()?;
             sleep(PAUSE).await;
+            request = again(given.as_ref());
         }
+    }
+
+    /// All proxies of the node.
+    ///
+    /// # Errors
+    /// `NotAuthorised`, `Transport`.
+    pub async fn proxies(&self) -> Result<Vec<ProxyStatus>> {
+        let take = |proxies: &mut Vec<ProxyStatus>, frame: Frame<Reply>| match frame.message {
+            Reply::Proxy(proxy) if proxies.len() < PROXIES_MAX => {
+                proxies.push(proxy);
+                Ok(())
+            }
+            Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        };
+        Ok(self.link.gather(&Request::Proxies(()), &[], take).await?)
+    }
+
+    /// All jobs that the node knows, in the order in which it heard of them.
+    ///
+    /// # Errors
+    /// `NotAuthorised`, `Transport`.
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>> {
+        let take = |jobs: &mut Vec<JobStatus>, frame: Frame<Reply>| match frame.message {
+            Reply::Job(job) if jobs.len() < JOBS_ALL_MAX => {
+                jobs.push(job);
+                Ok(())
+            }
+            Reply::Done(()) => Ok(()),
+            _ => Err(unexpected()),
+        };
+        Ok(self.link.gather(&Request::Jobs(()), &[], take).await?)
     }
 
     /// Has a job end.

@@ -1,11 +1,13 @@
 //! What an administrator asks of a proxy, and what the proxy reports.
 
 use super::super::message::Failed;
+use super::site::{LABELS_MAX, MACHINES_MAX, OfferedMachine};
 use chunker::Compression;
 use mover::{
-    Allow, Audit, BackupOptions, BackupReport, Counters, Error, JobId, JobKind, Name, PointId, Quiesce, Result,
-    TrackingWish, Verification, codec,
+    Allow, Audit, BackupOptions, BackupReport, Counters, Error, Examination, JobId, JobKind, Name, PointId, Quiesce,
+    Result, TrackingWish, Verification, codec,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// What a proxy is to do. A node passes a job on unchanged. The proxy that carries it out must understand its kind, its
@@ -78,6 +80,12 @@ impl Job {
         })
     }
 
+    /// A look at a machine: what its next backup into `repository` will do.
+    pub fn examine(id: JobId, machine: Name, repository: Name) -> Self {
+        let kind = JobKind::Examine.code();
+        Self { id, machine, repository, kind, body: Vec::new(), extensions: Vec::new() }
+    }
+
     /// Refuses a job with too many extensions, because a node keeps jobs in memory.
     ///
     /// # Errors
@@ -89,34 +97,56 @@ impl Job {
         Ok(())
     }
 
-    /// What to make of the machine's disks.
+    /// What is to be done.
     ///
     /// # Errors
     /// `Version` for a kind or a critical extension that this program does not know; `Usage` for values that mean nothing.
-    pub fn backup_options(&self) -> Result<BackupOptions> {
+    pub fn work(&self) -> Result<Work> {
         let newer =
             |what: String| Err(Error::version(what).hint("update the proxy to the version of the administrator"));
-        match JobKind::of_code(self.kind) {
-            Some(JobKind::Backup) => {}
+        let kind = match JobKind::of_code(self.kind) {
+            Some(kind @ (JobKind::Backup | JobKind::Examine)) => kind,
             Some(kind) => return newer(format!("this proxy does not carry out a {}", kind.as_str())),
             None => return newer(format!("this proxy does not know jobs of kind {}", self.kind)),
-        }
+        };
         if let Some(unknown) = self.extensions.iter().find(|extension| extension.critical) {
             return newer(format!(
                 "this proxy does not know extension {} of jobs, which must be understood",
                 unknown.tag
             ));
         }
+        let wrong = || Error::usage("the job is not one that can be carried out");
+        if kind == JobKind::Examine {
+            return if self.body.is_empty() { Ok(Work::Examine) } else { Err(wrong()) };
+        }
         let body = codec::decode::<BackupJob, BODY_BYTES_MAX>(&self.body);
-        let body = body.map_err(|error| Error::usage("the job is not one that can be carried out").because(error))?;
-        body.options(&self.machine)
+        let body = body.map_err(|error| wrong().because(error))?;
+        body.options(&self.machine).map(|options| Work::Backup(Box::new(options)))
     }
+}
+
+/// What a proxy does for a job.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// It backs the machine up.
+    Backup(Box<BackupOptions>),
+    /// It looks at the machine.
+    Examine,
+}
+
+/// What a proxy made of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// A point.
+    Backup(Box<BackupReport>),
+    /// What there is to know of a machine.
+    Examination(Box<Examination>),
 }
 
 impl BackupJob {
     fn new(point: PointId, options: &BackupOptions) -> Result<Self> {
         if !options.attachments.is_empty() {
-            return Err(Error::usage("--attach cannot be used with --proxy")
+            return Err(Error::usage("--attach cannot be used when a proxy makes the backup")
                 .hint("leave out --attach, or run the backup on the host of the disks"));
         }
         let tags = options.tags.iter().map(String::len).sum::<usize>();
@@ -177,16 +207,66 @@ pub struct Attend {
     /// Random for each process: tells one that lost its connection from one that was started again.
     pub instance: [u8; 16],
     /// Jobs that it was given, and whose end it has not told.
-    pub jobs: Vec<JobId>,
+    pub jobs: Vec<HeldJob>,
+    /// Words that an administrator gave the proxy.
+    pub labels: Vec<Name>,
+    /// What it can back up. When that changes the proxy attends again.
+    pub machines: Vec<OfferedMachine>,
+}
+
+/// A job that a proxy has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldJob {
+    /// Its id.
+    pub id: JobId,
+    /// The machine, as the job names it.
+    pub machine: Name,
+    /// The repository.
+    pub repository: Name,
+    /// Code of its kind.
+    pub kind: u16,
+}
+
+impl Attend {
+    /// Refuses more than a node keeps in memory.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check(&self) -> Result<()> {
+        if self.jobs.len() > HELD_MAX || self.labels.len() > LABELS_MAX || self.machines.len() > MACHINES_MAX {
+            return Err(Error::usage(format!(
+                "a proxy can have at most {HELD_MAX} jobs, {LABELS_MAX} labels and {MACHINES_MAX} machines"
+            )));
+        }
+        self.machines.iter().try_for_each(OfferedMachine::check)
+    }
+}
+
+impl From<&Job> for HeldJob {
+    fn from(job: &Job) -> Self {
+        let (machine, repository) = (job.machine.clone(), job.repository.clone());
+        Self { id: job.id, machine, repository, kind: job.kind }
+    }
 }
 
 /// Has a proxy carry a job out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Name of the proxy.
-    pub proxy: Name,
+    /// Name of the proxy; without it, the node chooses one that offers the machine.
+    pub proxy: Option<Name>,
+    /// Choose among proxies with this label only.
+    pub label: Option<Name>,
+    /// True when the job was asked for before, over a connection that was lost: a proxy may have it.
+    pub again: bool,
     /// What it is to do.
     pub job: Job,
+}
+
+/// Which proxy a job was given to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its name.
+    pub proxy: Name,
 }
 
 /// Names a job.
@@ -210,7 +290,7 @@ pub struct Report {
 pub struct JobReport {
     /// Code of the job's kind.
     pub kind: u16,
-    /// What was made, as the kind says: [`BackupReport`].
+    /// What was made, as the kind says: [`BackupReport`] or [`Examination`].
     pub body: Vec<u8>,
 }
 
@@ -229,11 +309,15 @@ pub enum Event {
 
 impl Event {
     /// The end of a job, short enough to be sent.
-    pub fn of(made: Result<BackupReport>) -> Self {
-        let mut report = match made {
-            Ok(report) => report,
-            Err(error) => return Self::Failed((&error).into()),
-        };
+    pub fn of(made: Result<Made>) -> Self {
+        match made {
+            Ok(Made::Backup(report)) => Self::backup(*report),
+            Ok(Made::Examination(found)) => Self::examination(*found),
+            Err(error) => Self::Failed((&error).into()),
+        }
+    }
+
+    fn backup(mut report: BackupReport) -> Self {
         let left = report.warnings.len().saturating_sub(WARNINGS_MAX);
         if left > 0 {
             report.warnings.truncate(WARNINGS_MAX);
@@ -241,8 +325,21 @@ impl Event {
         }
         report.warnings.iter_mut().for_each(cut);
         report.disks.iter_mut().for_each(|disk| cut(&mut disk.tracking.reason));
-        match codec::encode::<_, REPORT_BYTES_MAX>(&report) {
-            Ok(body) => Self::Ended(JobReport { kind: JobKind::Backup.code(), body }),
+        Self::ended(JobKind::Backup, &report)
+    }
+
+    fn examination(mut found: Examination) -> Self {
+        found.remarks.truncate(WARNINGS_MAX);
+        found.disks.truncate(DISKS_MAX);
+        found.remarks.iter_mut().for_each(cut);
+        found.disks.iter_mut().for_each(|disk| cut(&mut disk.reason));
+        cut(&mut found.agent);
+        Self::ended(JobKind::Examine, &found)
+    }
+
+    fn ended(kind: JobKind, made: &impl Serialize) -> Self {
+        match codec::encode::<_, REPORT_BYTES_MAX>(made) {
+            Ok(body) => Self::Ended(JobReport { kind: kind.code(), body }),
             Err(error) => Self::Failed((&Error::internal("the report of the job is too long").because(error)).into()),
         }
     }
@@ -254,8 +351,21 @@ impl JobReport {
     /// # Errors
     /// `Transport` when it is not the report of a backup.
     pub fn backup(&self) -> Result<BackupReport> {
-        if JobKind::of_code(self.kind) != Some(JobKind::Backup) {
-            return Err(Error::transport(format!("the proxy reports a job of kind {}, not a backup", self.kind)));
+        self.of_kind(JobKind::Backup)
+    }
+
+    /// What was found of a machine.
+    ///
+    /// # Errors
+    /// `Transport` when it is not the report of an examination.
+    pub fn examination(&self) -> Result<Examination> {
+        self.of_kind(JobKind::Examine)
+    }
+
+    fn of_kind<T: DeserializeOwned>(&self, kind: JobKind) -> Result<T> {
+        if JobKind::of_code(self.kind) != Some(kind) {
+            let what = format!("the proxy reports a job of kind {}, not of kind {}", self.kind, kind.code());
+            return Err(Error::transport(what));
         }
         let report = codec::decode::<_, REPORT_BYTES_MAX>(&self.body);
         report.map_err(|error| Error::transport("what the proxy reports cannot be read").because(error))
@@ -273,7 +383,11 @@ const BODY_BYTES_MAX: usize = 48 << 10;
 /// Extensions of one job.
 const EXTENSIONS_MAX: usize = 16;
 /// Body of `Attend`.
-pub const ATTEND_BYTES_MAX: usize = 4 << 10;
+pub const ATTEND_BYTES_MAX: usize = 128 << 10;
+/// What of that is for machines.
+pub const MACHINES_BYTES_MAX: usize = 96 << 10;
+/// Jobs that a proxy holds, with those that ended lately.
+pub const HELD_MAX: usize = 64;
 /// Body of `Run`, and of the job that is given on.
 pub const JOB_BYTES_MAX: usize = 64 << 10;
 /// Body of `Report`, and of the event that is told on: a report of [`DISKS_MAX`] disks fits.

@@ -1,9 +1,14 @@
 //! What a node knows of proxies and their jobs: no clock, no I/O. Nothing of it is durable. After a restart of the
 //! node, proxies tell it which jobs they have, and administrators ask for their jobs again.
 
+mod choosing;
+mod history;
+mod telling;
+
 use super::super::message::{Failed, Reply};
-use super::job::{Attend, Event, Job, JobOf, Report, Run, WARNINGS_MAX};
-use mover::{Counters, Error, ErrorKind, JobId, Name, Result};
+use super::job::{Attend, Event, HeldJob, Job, JobOf, Report, Run, WARNINGS_MAX};
+use super::site::{MACHINES_WEIGHT_MAX, OfferedMachine, ProxyChoice};
+use mover::{Counters, Error, ErrorKind, Holder, JobId, JobKind, MachineId, Name, OwnerId, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -22,21 +27,44 @@ struct Attendee {
     /// The attendance that counts: the newest.
     turn: u64,
     instance: [u8; 16],
+    holder: Holder,
+    /// Since when it attends, over lost connections.
+    since: Instant,
     /// Since when nobody attends under this name.
     away: Option<Instant>,
+    labels: Vec<Name>,
+    machines: Vec<OfferedMachine>,
+    /// When it was given its last job, by the count of [`State::last`].
+    given: u64,
 }
 
 struct Entry {
     /// Jobs of a proxy are given in this order.
     number: u64,
     proxy: Name,
-    /// None when the node knows the job only from its proxy.
+    /// What it is about; none when the node knows only that its proxy has it.
+    about: Option<HeldJob>,
+    /// The machine.
+    machine: Option<Machine>,
+    /// Who asked for it.
+    by: Option<Name>,
+    /// None when the node knows the job only from its proxy, or when it is over.
     job: Option<Job>,
     stage: Stage,
+    asked: Instant,
+    given: Option<Instant>,
     /// Set when the job is cancelled: the last attendance to which the node said so.
     cancelled: Option<u64>,
     progress: (u64, Counters),
     warnings: Vec<String>,
+}
+
+/// Which machine a job is about.
+#[derive(Debug, Clone)]
+struct Machine {
+    owner: OwnerId,
+    id: Option<MachineId>,
+    name: Name,
 }
 
 enum Stage {
@@ -68,6 +96,16 @@ pub enum News {
     Wait(Option<Instant>),
 }
 
+/// What became of a request for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// This proxy has it, or will have it.
+    Taken(Name),
+    /// Ask again at this time, or when something has changed: the node was started a short time ago, and proxies that
+    /// could have the job may come back until then.
+    Wait(Instant),
+}
+
 /// How much of a job's news one administrator has got.
 #[derive(Debug, Default)]
 pub struct Cursor {
@@ -83,23 +121,34 @@ impl State {
 
     /// Notes that a proxy attends, and gives the number of this attendance. The newest attendance counts, because the
     /// node may not know yet that the process of an older one was killed.
-    pub fn attend(&mut self, proxy: &Name, attend: &Attend, now: Instant) -> Result<u64> {
-        if !self.proxies.contains_key(proxy) && self.proxies.len() >= PROXIES_MAX {
-            // Tried again, unlike a name that somebody else has.
-            return Err(Error::transport(format!("this node already has {PROXIES_MAX} proxies, which is the limit")));
-        }
+    pub fn attend(&mut self, holder: &Holder, attend: &Attend, now: Instant) -> Result<u64> {
+        let proxy = &holder.name;
+        self.make_room_for(proxy, attend)?;
         self.last += 1;
         let (turn, instance) = (self.last, attend.instance);
-        self.proxies.insert(proxy.clone(), Attendee { turn, instance, away: None });
+        let before = self.proxies.get(proxy);
+        let same = before.filter(|it| it.instance == instance);
+        let attendee = Attendee {
+            turn,
+            instance,
+            holder: holder.clone(),
+            since: same.map_or(now, |it| it.since),
+            away: None,
+            labels: attend.labels.clone(),
+            machines: attend.machines.clone(),
+            given: before.map_or(0, |it| it.given),
+        };
+        self.proxies.insert(proxy.clone(), attendee);
         let mut lost = Vec::new();
         for (id, entry) in self.jobs.iter_mut().filter(|(_, entry)| entry.proxy == *proxy) {
+            let has = attend.jobs.iter().any(|job| job.id == *id);
             let Stage::Given(to) = entry.stage else {
-                if matches!(entry.stage, Stage::Waiting) && attend.jobs.contains(id) {
-                    entry.stage = Stage::Given(instance);
+                if matches!(entry.stage, Stage::Waiting) && has {
+                    entry.give(instance, now);
                 }
                 continue;
             };
-            match (attend.jobs.contains(id), to == instance) {
+            match (has, to == instance) {
                 (true, _) => entry.stage = Stage::Given(instance),
                 // It was on its way when the connection was lost.
                 (false, true) if entry.job.is_some() => entry.stage = Stage::Waiting,
@@ -110,13 +159,35 @@ impl State {
             let error = Error::transport(format!("proxy {proxy} was started again during the job"));
             self.end(id, failed(&error.hint("run the backup again: what was stored already is not sent again")), now);
         }
-        for id in &attend.jobs {
-            // One of before this node was started.
-            if !self.jobs.contains_key(id) && self.room(proxy).is_ok() {
-                self.insert(*id, proxy, None, Stage::Given(instance));
+        self.learn(proxy, attend, now);
+        Ok(turn)
+    }
+
+    /// Refuses a proxy for which there is no room. It tries again, unlike one whose name somebody else has.
+    fn make_room_for(&self, proxy: &Name, attend: &Attend) -> Result<()> {
+        if !self.proxies.contains_key(proxy) && self.proxies.len() >= PROXIES_MAX {
+            return Err(Error::transport(format!("this node already has {PROXIES_MAX} proxies, which is the limit")));
+        }
+        let others = self.proxies.iter().filter(|(name, _)| *name != proxy).flat_map(|(_, it)| &it.machines);
+        let weight: usize = others.chain(&attend.machines).map(OfferedMachine::weight).sum();
+        if weight > MACHINES_WEIGHT_MAX {
+            return Err(Error::transport("all proxies together offer more machines than this node keeps in memory"));
+        }
+        Ok(())
+    }
+
+    /// Takes over jobs of before this node was started, and what a job is about of which only the id was known.
+    fn learn(&mut self, proxy: &Name, attend: &Attend, now: Instant) {
+        for job in &attend.jobs {
+            if !self.jobs.contains_key(&job.id) && self.room(proxy).is_ok() {
+                let given = Stage::Given(attend.instance);
+                self.insert(job.id, Entry::new(proxy, given, now));
+            }
+            let machine = self.machine_at(proxy, &job.machine);
+            if let Some(entry) = self.jobs.get_mut(&job.id).filter(|it| it.proxy == *proxy && it.about.is_none()) {
+                (entry.about, entry.machine) = (Some(job.clone()), machine);
             }
         }
-        Ok(turn)
     }
 
     /// Notes that an attendance has ended.
@@ -130,7 +201,7 @@ impl State {
     ///
     /// # Errors
     /// `Busy` when another process has begun to attend under this name.
-    pub fn next(&mut self, proxy: &Name, turn: u64, instance: [u8; 16]) -> Result<Next> {
+    pub fn next(&mut self, proxy: &Name, turn: u64, instance: [u8; 16], now: Instant) -> Result<Next> {
         match self.proxies.get(proxy) {
             Some(attendee) if attendee.turn == turn => {}
             Some(attendee) if attendee.instance != instance => {
@@ -148,8 +219,9 @@ impl State {
         let Some((id, entry)) = to_be_told.min_by_key(|(_, entry)| entry.number) else { return Ok(Next::Wait) };
         Ok(Next::Say(match (&entry.stage, &entry.job) {
             (Stage::Waiting, Some(job)) => {
-                entry.stage = Stage::Given(instance);
-                Reply::Assigned(job.clone())
+                let job = job.clone();
+                entry.give(instance, now);
+                Reply::Assigned(job)
             }
             _ => {
                 entry.cancelled = Some(turn);
@@ -159,19 +231,40 @@ impl State {
     }
 
     /// An administrator wants a job done. A second request with the same id means the same job.
-    pub fn run(&mut self, run: &Run, now: Instant) -> Result<()> {
+    ///
+    /// # Errors
+    /// `NotFound` when nobody is there who could do it, `Busy` when another job of the machine is under way, `Usage` when
+    /// it is not clear which machine is meant.
+    pub fn run(&mut self, run: &Run, by: &Name, choice: ProxyChoice, now: Instant) -> Result<Asked> {
         if let Some(entry) = self.jobs.get(&run.job.id) {
-            if entry.proxy == run.proxy {
-                return Ok(());
+            if run.proxy.as_ref().is_none_or(|proxy| entry.proxy == *proxy) {
+                return Ok(Asked::Taken(entry.proxy.clone()));
             }
             return Err(Error::usage(format!("job {} belongs to proxy {}", run.job.id, entry.proxy)));
         }
-        if self.gone_at(&run.proxy).is_some_and(|at| at <= now) {
-            return Err(self.unknown(&run.proxy));
+        let proxy = match &run.proxy {
+            Some(proxy) if self.gone_at(proxy).is_some_and(|at| at <= now) => return Err(self.unknown(proxy)),
+            Some(proxy) => proxy.clone(),
+            // Proxies that have not come back yet may have it.
+            None if run.again && now < self.began + YOUTH => return Ok(Asked::Wait(self.began + YOUTH)),
+            None => match self.choose(run, choice, now)? {
+                Some(proxy) => proxy,
+                None => return Ok(Asked::Wait(self.began + YOUTH)),
+            },
+        };
+        let machine = self.machine_at(&proxy, &run.job.machine);
+        if run.job.kind != JobKind::Examine.code() {
+            self.refuse_second(machine.as_ref(), &run.job.machine)?;
         }
-        self.room(&run.proxy)?;
-        self.insert(run.job.id, &run.proxy, Some(run.job.clone()), Stage::Waiting);
-        Ok(())
+        self.room(&proxy)?;
+        let job = run.job.clone();
+        let about = Some(HeldJob::from(&job));
+        let entry = Entry::new(&proxy, Stage::Waiting, now);
+        self.insert(job.id, Entry { about, machine, by: Some(by.clone()), job: Some(job), ..entry });
+        if let Some(attendee) = self.proxies.get_mut(&proxy) {
+            attendee.given = self.last;
+        }
+        Ok(Asked::Taken(proxy))
     }
 
     /// What there is to tell of a job.
@@ -225,12 +318,12 @@ impl State {
         if !self.jobs.contains_key(&id) {
             // Told before it attends a node that was started again.
             self.room(proxy)?;
-            self.insert(id, proxy, None, Stage::Given(instance));
+            self.insert(id, Entry::new(proxy, Stage::Given(instance), now));
         }
         let entry = self.jobs.get_mut(&id).filter(|entry| entry.proxy == *proxy);
         let entry = entry.ok_or_else(|| Error::not_found(format!("proxy {proxy} has no job {id}")))?;
         match entry.stage {
-            Stage::Waiting => entry.stage = Stage::Given(instance),
+            Stage::Waiting => entry.give(instance, now),
             Stage::Given(_) => {}
             Stage::Over(..) => return Ok(()),
         }
@@ -261,8 +354,17 @@ impl State {
     fn gone_at(&self, proxy: &Name) -> Option<Instant> {
         match self.proxies.get(proxy) {
             Some(attendee) => attendee.away.map(|away| away + ABSENCE_MAX),
-            None => Some(self.began + YOUTH),
+            None => Some(self.young_until()),
         }
+    }
+
+    /// Until when proxies may still come that the node has not seen since its start.
+    pub fn young_until(&self) -> Instant {
+        self.began + YOUTH
+    }
+
+    fn open_jobs(&self, proxy: &Name) -> usize {
+        self.jobs.values().filter(|entry| !entry.is_over() && entry.proxy == *proxy).count()
     }
 
     fn unknown(&self, proxy: &Name) -> Error {
@@ -274,8 +376,7 @@ impl State {
     }
 
     fn room(&self, proxy: &Name) -> Result<()> {
-        let open = self.jobs.values().filter(|entry| !matches!(entry.stage, Stage::Over(..)));
-        if open.filter(|entry| entry.proxy == *proxy).count() >= JOBS_MAX || self.jobs.len() >= JOBS_ALL_MAX {
+        if self.open_jobs(proxy) >= JOBS_MAX || self.jobs.len() >= JOBS_ALL_MAX {
             return Err(Error::busy(format!(
                 "too many jobs: proxy {proxy} has {JOBS_MAX}, or this node has {JOBS_ALL_MAX}"
             ))
@@ -284,18 +385,9 @@ impl State {
         Ok(())
     }
 
-    fn insert(&mut self, id: JobId, proxy: &Name, job: Option<Job>, stage: Stage) {
+    fn insert(&mut self, id: JobId, entry: Entry) {
         self.last += 1;
-        let entry = Entry {
-            number: self.last,
-            proxy: proxy.clone(),
-            job,
-            stage,
-            cancelled: None,
-            progress: (0, Counters::default()),
-            warnings: Vec::new(),
-        };
-        self.jobs.insert(id, entry);
+        self.jobs.insert(id, Entry { number: self.last, ..entry });
     }
 
     /// Ends a job when the node does not wait for its proxy any more.
@@ -315,20 +407,35 @@ impl State {
         };
         self.end(id, failed(&error), now);
     }
+}
 
-    fn end(&mut self, id: JobId, end: Event, now: Instant) {
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
-        entry.stage = Stage::Over(end, now);
-        let proxy = entry.proxy.clone();
-        let over = self.jobs.iter().filter_map(|(id, entry)| match entry.stage {
-            Stage::Over(_, at) if entry.proxy == proxy => Some((at, entry.number, *id)),
-            _ => None,
-        });
-        let mut over: Vec<_> = over.collect();
-        over.sort_unstable();
-        for (_, _, oldest) in &over[..over.len().saturating_sub(RESULTS_MAX)] {
-            self.jobs.remove(oldest);
+impl Entry {
+    fn new(proxy: &Name, stage: Stage, now: Instant) -> Self {
+        let given = matches!(stage, Stage::Given(_)).then_some(now);
+        Self {
+            number: 0,
+            proxy: proxy.clone(),
+            about: None,
+            machine: None,
+            by: None,
+            job: None,
+            stage,
+            asked: now,
+            given,
+            cancelled: None,
+            progress: (0, Counters::default()),
+            warnings: Vec::new(),
         }
+    }
+
+    /// This instance of its proxy has it from now on.
+    fn give(&mut self, instance: [u8; 16], now: Instant) {
+        self.stage = Stage::Given(instance);
+        self.given.get_or_insert(now);
+    }
+
+    const fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over(..))
     }
 }
 
@@ -342,10 +449,12 @@ pub const PROXIES_MAX: usize = 256;
 pub const JOBS_MAX: usize = 16;
 /// Jobs of all proxies, with those that are over.
 pub const JOBS_ALL_MAX: usize = 1024;
-/// Jobs of a proxy that are over, and still known.
-pub const RESULTS_MAX: usize = 16;
+/// Jobs that are over, and still known.
+pub const RESULTS_MAX: usize = 256;
+/// Bytes of what these made.
+pub const RESULTS_BYTES_MAX: usize = 8 << 20;
 /// How long the node knows a job after its end.
-pub const RESULT_KEPT: Duration = Duration::from_secs(600);
+pub const RESULT_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How long the node waits for a proxy that attended before.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(60);
 /// How long after its start the node waits for proxies that it has not seen yet. They try again every few seconds, and a try

@@ -71,6 +71,12 @@ requests! {
         0x0042 Cancel(JobOf), 64, 0 => ADMINS, Small, Short;
         /// A proxy tells of a job.
         0x0043 Report(Report), EVENT_BYTES_MAX, 0 => PROXIES, Small, Short;
+        /// Which proxies there are, and what they offer.
+        0x0044 Proxies(()), 8, 0 => ADMINS, Waiting, Short;
+        /// Which jobs there are.
+        0x0045 Jobs(()), 8, 0 => ADMINS, Waiting, Short;
+        /// What happens to a job from now on.
+        0x0046 Follow(JobOf), 64, 0 => ADMINS, Waiting, Long;
         /// Copies points from another node.
         0x0050 Pull(PullIn), 64 << 10, 0 => ADMINS, Waiting, Long;
         /// Looks whether everything is there and sound.
@@ -133,14 +139,20 @@ messages! {
         0x8032 Chunks(Chunks), CHUNKS_BODY_MAX, PUT_BYTES_MAX;
         /// The end of an answer to `Get`: so many `Chunks` came on streams of their own.
         0x8033 Parts(u32), 8, 0;
-        /// Answer to `Attend` and `Run`: taken. More follows.
+        /// Answer to `Attend`: taken. More follows.
         0x8040 Taken(()), 0, 0;
         /// Answer to `Attend`: a job.
         0x8041 Assigned(Job), JOB_BYTES_MAX, 0;
         /// Answer to `Attend`: a job is to end.
         0x8042 CalledOff(JobOf), 64, 0;
-        /// Answer to `Run`: what happens to it. The last one is its end.
+        /// Answer to `Run` and `Follow`: what happens to it. The last one is its end.
         0x8043 Event(Event), EVENT_BYTES_MAX, 0;
+        /// Answer to `Run`: who has the job. Events follow.
+        0x8044 Given(Given), 256, 0;
+        /// Answer to `Proxies`: one of them. `Done` follows the last.
+        0x8045 Proxy(ProxyStatus), ATTEND_BYTES_MAX + (2 << 10), 0;
+        /// Answer to `Jobs`: one of them; `Done` follows the last. Answer to `Follow`: the job; events follow.
+        0x8046 Job(JobStatus), 18 << 10, 0;
         /// Answer to `Pull`, now and then: plain bytes that came for it so far.
         0x8050 Pulling(u64), 8, 0;
         /// Answer to `Pull`, for each point; `Done` follows the last.

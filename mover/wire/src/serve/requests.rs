@@ -96,9 +96,13 @@ impl<R: Repository + 'static> Node<R> {
             }
             Request::Get(it) => self.get(holder, it, &beside, to).await,
             Request::GetVerified(it) => self.get_verified(holder, it, &beside, to).await,
-            Request::Attend(_) | Request::Run(_) | Request::Cancel(_) | Request::Report(_) => {
-                self.broker.request(holder, request, to, || self.not_denied(holder)).await
-            }
+            Request::Attend(_)
+            | Request::Run(_)
+            | Request::Cancel(_)
+            | Request::Report(_)
+            | Request::Proxies(())
+            | Request::Jobs(())
+            | Request::Follow(_) => self.broker.request(holder, request, to, || self.not_denied(holder)).await,
         }
     }
 
