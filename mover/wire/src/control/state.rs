@@ -78,6 +78,7 @@ enum Stage {
 
 /// What comes next for a proxy.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, for a moment")]
 pub enum Next {
     /// Send this reply.
     Say(Reply),
