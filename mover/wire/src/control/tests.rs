@@ -449,7 +449,11 @@ fn a_node_that_was_just_started_waits_for_those_who_may_have_a_job() {
     assert_eq!(at.ask(&run_of(1, "web")).unwrap(), Asked::Wait(ends), "nobody is there");
     at.state.attend(&proxy("host8", Some("cluster1")), &offering(8, &[web.clone()]), at.now).unwrap();
     assert_eq!(at.ask(&again).unwrap(), Asked::Wait(ends), "somebody else may have it");
-    assert_eq!(at.state.followed(JobId([1; 16]), at.now).unwrap(), None, "nor is who follows it told that there is none");
+    assert_eq!(
+        at.state.followed(JobId([1; 16]), at.now).unwrap(),
+        None,
+        "nor is who follows it told that there is none"
+    );
     let has = Attend { jobs: vec![HeldJob::from(&again.job)], ..offering(7, &[web]) };
     at.state.attend(&proxy("host7", Some("cluster1")), &has, at.now).unwrap();
     assert_eq!(at.chosen(&again), "host7");
