@@ -18,10 +18,10 @@ mod tests;
 
 pub use client::{Jobs, Order, Orders, Told};
 pub use job::{
-    ATTEND_BYTES_MAX, Attend, BackupJob, DISKS_MAX, Event, Given, HELD_MAX, HeldJob, Job, JobExtension, JobOf,
-    JobReport, MACHINES_BYTES_MAX, Made, Report, Run, Work,
+    ATTEND_BYTES_MAX, Attend, BackupJob, Event, Given, HELD_MAX, HeldJob, Job, JobExtension, JobOf, JobReport,
+    MACHINES_BYTES_MAX, Made, Report, Run, Work,
 };
 pub use site::{
-    JobStage, JobStatus, LABELS_MAX, MACHINES_MAX, MachinePlace, OfferedDisk, OfferedMachine, ProxyChoice, ProxyStatus,
-    TAGS_MAX, machine_places,
+    DISKS_MAX, JobStage, JobStatus, LABELS_MAX, MACHINES_MAX, MachinePlace, OfferedDisk, OfferedMachine, ProxyChoice,
+    ProxyStatus, TAGS_MAX, machine_places,
 };

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use windlass_tests::place::{Place, signal, wait_until};
 use windlass_tests::program::Bench;
 use windlass_tests::qemu::Qemu;
@@ -104,7 +104,13 @@ fn lines(output: &Output) -> Vec<Value> {
 fn slow_backup(site: &Site, rate: &str, more: &[&str]) -> (Child, String) {
     let arguments = [&BACKUP[..], &["--rate", rate, "--change-tracking", "full"], more].concat();
     let mut child = site.place.windlass(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let job = job_under_way(child.stdout.take().unwrap());
+    (child, job)
+}
+
+/// The id of the job whose events these are, when it has moved something.
+fn job_under_way(events: ChildStdout) -> String {
+    let mut reader = BufReader::new(events);
     let mut job = None;
     loop {
         let mut line = String::new();
@@ -114,7 +120,7 @@ fn slow_backup(site: &Site, rate: &str, more: &[&str]) -> (Child, String) {
         if event["event"] == "progress" && event["bytes_done"].as_u64() > Some(0) {
             // What else it says nobody reads.
             std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-            return (child, job.expect("the job is told before its progress"));
+            return job.expect("the job is told before its progress");
         }
     }
 }

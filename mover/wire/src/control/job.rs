@@ -1,7 +1,7 @@
 //! What an administrator asks of a proxy, and what the proxy reports.
 
 use super::super::message::Failed;
-use super::site::{LABELS_MAX, MACHINES_MAX, OfferedMachine};
+use super::site::{DISKS_MAX, LABELS_MAX, MACHINES_MAX, OfferedMachine};
 use chunker::Compression;
 use mover::{
     Allow, Audit, BackupOptions, BackupReport, Counters, Error, Examination, JobId, JobKind, Name, PointId, Quiesce,
@@ -394,8 +394,6 @@ pub const JOB_BYTES_MAX: usize = 64 << 10;
 pub const EVENT_BYTES_MAX: usize = 256 << 10;
 /// Longest body of a report: what is around it has room in [`EVENT_BYTES_MAX`].
 const REPORT_BYTES_MAX: usize = 255 << 10;
-/// Disks of a machine that a proxy backs up.
-pub const DISKS_MAX: usize = 64;
 /// Warnings of a job.
 pub const WARNINGS_MAX: usize = 32;
 const TAGS_MAX: usize = 256;

@@ -1,7 +1,6 @@
 //! The proxies of a site, the machines that they offer, and jobs, as a node tells of them.
 
 use super::super::message::Failed;
-use super::job::DISKS_MAX;
 use mover::{Counters, Error, JobId, MachineId, Name, Power, Result};
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +201,8 @@ pub fn machine_places(proxies: &[ProxyStatus]) -> Vec<MachinePlace> {
 pub const MACHINES_MAX: usize = 512;
 /// Memory for the machines of all proxies, on a node.
 pub const MACHINES_WEIGHT_MAX: usize = 8 << 20;
+/// Disks of a machine that a proxy backs up.
+pub const DISKS_MAX: usize = 64;
 /// Labels of a proxy.
 pub const LABELS_MAX: usize = 16;
 /// Tags of a machine.

@@ -14,7 +14,7 @@ fn disk(name: &str, device: &str, node: &str, drive: &str, file: &str) -> Define
 /// The options of the script of a machine, one line each, and its notes.
 fn script(words: &[&str], disks: Vec<DefinedDisk>, nvram: bool, identity: Identity) -> (Vec<String>, Vec<String>) {
     let words = ["/usr/bin/qemu-system-x86_64"].iter().chain(words).map(|it| (*it).to_owned()).collect();
-    let mut definition = Definition::new("10.0".into(), "/home/me".into(), words, disks);
+    let mut definition = Definition::new("10.0".into(), "/srv/me".into(), words, disks);
     let mut files = RestoredFiles::default();
     for disk in &definition.disks {
         files.disks.insert(disk.name.clone(), format!("{}.raw", disk.name));
@@ -85,7 +85,7 @@ fn drives_by_id_by_file_and_by_letter() {
     ];
     let disks = vec![
         disk("a", "/machine/peripheral-anon/device[0]", "#block1", "d0", "/a.qcow2"),
-        disk("b", "/machine/peripheral-anon/device[1]/virtio-backend", "#block2", "virtio0", "/home/me/b.raw"),
+        disk("b", "/machine/peripheral-anon/device[1]/virtio-backend", "#block2", "virtio0", "/srv/me/b.raw"),
         disk("c", "/machine/unattached/device[1]", "#block3", "ide0-hd1", "/c.raw"),
         disk("d", "/machine/unattached/device[2]", "#block4", "ide0-hd0", "plain image.raw"),
     ];
@@ -139,7 +139,7 @@ fn sockets_and_logs_come_along_and_the_start_does_not() {
         "-pidfile run/web.pid",
         "-D run/a,b",
         "-chardev serial,id=s,path=/dev/ttyS0",
-        "-kernel /home/me/vmlinuz",
+        "-kernel /srv/me/vmlinuz",
         "-netdev tap,id=n,fd=4",
     ];
     assert_eq!(options, expected);
