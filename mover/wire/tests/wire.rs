@@ -16,6 +16,7 @@ use wire::message::*;
 use wire::{access, decode, encode};
 
 /// One request of each type, with every optional field.
+#[expect(clippy::too_many_lines, reason = "one of each request")]
 fn requests() -> Vec<Request> {
     let (repository, session) = (RepositoryId([1; 16]), SessionId([2; 16]));
     let from = Place { host: "store1.example".into(), port: 7440, name: "main".into(), congestion: 1 };

@@ -447,7 +447,7 @@ fn a_node_that_was_just_started_waits_for_those_who_may_have_a_job() {
     let ends = at.now + YOUTH;
     let again = Run { again: true, ..run_of(1, "web") };
     assert_eq!(at.ask(&run_of(1, "web")).unwrap(), Asked::Wait(ends), "nobody is there");
-    at.state.attend(&proxy("host8", Some("cluster1")), &offering(8, &[web.clone()]), at.now).unwrap();
+    at.state.attend(&proxy("host8", Some("cluster1")), &offering(8, std::slice::from_ref(&web)), at.now).unwrap();
     assert_eq!(at.ask(&again).unwrap(), Asked::Wait(ends), "somebody else may have it");
     assert_eq!(
         at.state.followed(JobId([1; 16]), at.now).unwrap(),
